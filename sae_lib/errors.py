@@ -1,0 +1,25 @@
+"""The errors a user can cause. Each message says what, where, what was expected and what to do."""
+
+
+class UserError(Exception):
+    """Something the user can mend; the command line prints the message alone and exits with status 2."""
+
+
+class SettingsError(UserError):
+    """A setting that is unknown, impossible, or contradicts another."""
+
+
+class CorpusError(UserError):
+    """Text that is missing, unreadable, malformed or too small."""
+
+
+class ArtefactError(UserError):
+    """A run folder's file that is truncated, changed, or made by other settings."""
+
+
+class ModelError(UserError):
+    """A model, tokeniser or hook that cannot be loaded or does not exist."""
+
+
+class TrainingError(UserError):
+    """Training that cannot go on: a loss that is not finite, or that explodes."""

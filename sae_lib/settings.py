@@ -1,0 +1,189 @@
+"""One validated settings object; profiles are YAML files, overrides are `section.key=value`."""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from sae_lib.errors import SettingsError
+
+PROFILES_FOLDER = Path(__file__).parent / "profiles"
+PROFILES = ("smoke", "laptop", "runpod")
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CorpusSettings(Section):
+    source: str = "installation"  # installation, files:PATH_OR_GLOB or hub:DATASET
+    revision: str | None = None  # of a hub data set
+    train_tokens: PositiveInt = 12_500_000  # at most; fewer where the corpus is smaller
+    heldout_tokens: PositiveInt = 1_200_000
+    max_file_bytes: PositiveInt = 60_000  # installation: a longer file is cut at a line end
+    max_kind_bytes: dict[str, int] = {}  # installation: bytes per kind of file; a kind not named is left out
+    shuffle_buffer: PositiveInt = 10_000  # hub: documents held for the streamed shuffle
+
+
+class TokenizerSettings(Section):
+    source: str = "train"  # train, or a hub name or local folder such as gpt2
+    vocab_size: int = Field(4096, ge=257)  # of a trained one: 256 bytes, <|endoftext|>, merges
+    train_bytes: PositiveInt = 20_000_000  # of text that the merges are learned from
+
+
+class LanguageModelSettings(Section):
+    source: str = "train"  # train, or a hub name or local folder with a trained causal language model
+    architecture: Literal["gpt2", "llama"] = "gpt2"
+    n_layer: PositiveInt = 1
+    d_model: PositiveInt = 128
+    n_heads: PositiveInt = 8
+    d_mlp: PositiveInt = 512
+    context: int = Field(128, ge=2)  # tokens per row
+    train_tokens: PositiveInt = 9_000_000
+    batch: PositiveInt = 64  # rows per step
+    lr: float = Field(8e-4, gt=0)
+    final_lr: float = Field(0.1, ge=0, le=1)  # share of lr at the end of the cosine
+    warmup: float = Field(0.05, ge=0, le=1)  # share of the steps
+    weight_decay: float = Field(0.0, ge=0)
+    grad_clip: float = Field(1.0, gt=0)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    eval_every: PositiveInt = 100  # steps
+    checkpoint_every: PositiveInt = 250  # steps
+    eval_rows: PositiveInt = 512
+
+    @model_validator(mode="after")
+    def _heads_divide(self):
+        if self.d_model % self.n_heads:
+            raise ValueError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
+        return self
+
+
+class SAESettings(Section):
+    """What to train on what; None leaves a value to the recipe (see `sae_lib/recipes.py`)."""
+
+    recipe: str = "bricken_2023"
+    compare: tuple[str, ...] = ("ward_2024",)  # further recipes that notebook 03 trains beside it
+    hook_name: str = "blocks.0.mlp.hook_post"
+    d_sae: PositiveInt = 4096
+    activations: PositiveInt = 3_000_000
+    resampling: bool = True
+    dead_window: PositiveInt = 500_000  # activations that a feature must be silent to count as dead
+    batch: PositiveInt | None = None
+    lr: float | None = Field(None, gt=0)
+    l1: float | None = Field(None, ge=0)
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"  # of the encoder product
+    buffer_rows: PositiveInt = 1024  # rows of text harvested and shuffled together
+    log_every: PositiveInt = 50  # steps
+    checkpoint_every: PositiveInt = 500  # steps
+
+
+class EvaluationSettings(Section):
+    tokens: PositiveInt = 1_020_000  # held-out tokens for densities and dead features
+    loss_tokens: PositiveInt = 131_072  # held-out tokens for cross-entropy and KL
+
+
+class FeatureSettings(Section):
+    top_k: PositiveInt = 20
+    context: PositiveInt = 24  # tokens shown before the strongest one
+    after: PositiveInt = 12  # and after it
+    logits: PositiveInt = 10
+
+
+class PromptSettings(Section):
+    prompts: tuple[str, ...] = ("def __init__(self, ", "The licensee shall ", "import numpy as np\n", "## Installation\n")
+    new_tokens: PositiveInt = 48
+    temperature: float = Field(0.8, gt=0)
+
+
+class LastMLPSettings(Section):
+    """Notebook 05: the last layer's MLP of a deeper model."""
+
+    lm: LanguageModelSettings = LanguageModelSettings(architecture="llama", n_layer=4)
+    sae: SAESettings = SAESettings(compare=())
+    tokenizer: TokenizerSettings | None = None  # None: the run's own
+
+
+class ToySettings(Section):
+    preset: Literal["smoke", "laptop", "full"] = "laptop"
+
+
+class Settings(Section):
+    profile: Literal["smoke", "laptop", "runpod"] = "laptop"
+    seed: int = 0
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
+    corpus: CorpusSettings = CorpusSettings()
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    lm: LanguageModelSettings = LanguageModelSettings()
+    sae: SAESettings = SAESettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    features: FeatureSettings = FeatureSettings()
+    prompts: PromptSettings = PromptSettings()
+    last_mlp: LastMLPSettings = LastMLPSettings()
+    toy: ToySettings = ToySettings()
+
+
+def load(profile: str = "laptop", overrides: list[str] | tuple[str, ...] = ()) -> Settings:
+    """Settings of a profile with `section.key=value` overrides; raises `SettingsError` for anything unknown or impossible."""
+    if profile not in PROFILES:
+        raise SettingsError(f"profile {profile!r} does not exist; there are: {', '.join(PROFILES)}")
+    data = yaml.safe_load((PROFILES_FOLDER / f"{profile}.yaml").read_text())
+    data["profile"] = profile
+    for override in overrides:
+        _apply(data, override)
+    return validate(data)
+
+
+def validate(data: dict[str, Any]) -> Settings:
+    """A `Settings` from plain data; the first problem becomes a `SettingsError` that names the setting."""
+    try:
+        return Settings.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"]) or "settings"
+        raise SettingsError(f"{name}: {first['msg']} (found {first['input']!r})") from None
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise SettingsError(f"--set {override!r}: expected section.key=value, for example sae.d_sae=8192")
+    model: type[BaseModel] = Settings
+    path = key.split(".")
+    for depth, part in enumerate(path):
+        if part not in model.model_fields:
+            raise SettingsError(_unknown(".".join(path[: depth + 1]), ".".join(path[:depth]), part, list(model.model_fields)))
+        inner = _section(model.model_fields[part].annotation)
+        if inner is None and depth + 1 < len(path):
+            raise SettingsError(f"{key}: {'.'.join(path[: depth + 1])} is a single value, it has no setting {path[depth + 1]!r}")
+        model = inner or model
+    if inner is not None:
+        if "source" not in inner.model_fields:
+            raise SettingsError(f"{key} is a section; set one of its values: {', '.join(f'{key}.{f}' for f in inner.model_fields)}")
+        path.append("source")
+    target = data
+    for part in path[:-1]:
+        target[part] = dict(target.get(part) or {})
+        target = target[part]
+    target[path[-1]] = text if path[-1] in ("source", "recipe", "hook_name") else _number_or_yaml(key, text)
+
+
+def _number_or_yaml(key: str, text: str) -> Any:
+    try:
+        return float(text) if "e" in text.lower() else yaml.safe_load(text)  # YAML 1.1 reads 1e-4 as text
+    except ValueError:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise SettingsError(f"{key}: {text!r} is not a number, text or list, for example 8192, 1e-3 or [ward_2024]") from None
+
+
+def _section(annotation: Any) -> type[Section] | None:
+    options = getattr(annotation, "__args__", (annotation,))
+    return next((o for o in options if isinstance(o, type) and issubclass(o, Section)), None)
+
+
+def _unknown(full: str, parent: str, part: str, exist: list[str]) -> str:
+    near = difflib.get_close_matches(part, exist, 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"setting {full!r} does not exist{hint} {parent or 'the settings'} has: {', '.join(exist)}"
