@@ -1,0 +1,165 @@
+"""Activations at one hook point of a Hugging Face model, named as in TransformerLens."""
+
+import difflib
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from sae_lib.errors import CorpusError, ModelError
+
+# Where a hook lies in the plain model: the module, and whether the hook is its input or its output. The MLP's hook_post is
+# no module's output in a gated MLP, but always the input of the down projection (checked against TransformerBridge in the tests).
+BLOCKS = {"gpt2": "transformer.h.{layer}", "llama": "model.layers.{layer}"}
+HOOKS = {
+    "gpt2": {
+        "hook_resid_pre": ("", "input"),
+        "hook_resid_post": ("", "output"),
+        "hook_mlp_out": (".mlp", "output"),
+        "mlp.hook_pre": (".mlp.c_fc", "output"),
+        "mlp.hook_post": (".mlp.c_proj", "input"),
+    },
+    "llama": {
+        "hook_resid_pre": ("", "input"),
+        "hook_resid_post": ("", "output"),
+        "hook_mlp_out": (".mlp", "output"),
+        "mlp.hook_pre": (".mlp.gate_proj", "output"),
+        "mlp.hook_post": (".mlp.down_proj", "input"),
+    },
+}
+
+
+class _Stop(Exception):
+    """Ends a forward pass at the hook: what comes after it is not needed."""
+
+
+class HookPoint:
+    """One hook point of a model: read it, stop at it, or replace what passes through it."""
+
+    def __init__(self, model: PreTrainedModel, hook_name: str):
+        self.model, self.name = model, hook_name
+        family = "gpt2" if hasattr(model, "transformer") else "llama"
+        names = {f"blocks.{layer}.{h}": (layer, place) for layer in range(model.config.num_hidden_layers) for h, place in HOOKS[family].items()}
+        if hook_name not in names:
+            near = difflib.get_close_matches(hook_name, names, 4, 0.3) or list(names)[:4]
+            raise ModelError(f"hook name {hook_name!r} does not exist in this {family} model of {model.config.num_hidden_layers} layer(s); near ones: {', '.join(near)}")
+        self.layer, (suffix, self.side) = names[hook_name]
+        self.module: nn.Module = model.get_submodule(BLOCKS[family].format(layer=self.layer) + suffix)
+
+    @contextmanager
+    def capture(self) -> Iterator[list[Float[Tensor, "row position d_in"]]]:
+        """Collect what passes the hook while the block runs."""
+        captured: list[Tensor] = []
+        with self._registered(lambda x: captured.append(x.detach())):
+            yield captured
+
+    @contextmanager
+    def replaced(self, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Run the model with `change` applied to what passes the hook."""
+        with self._registered(change):
+            yield
+
+    @torch.no_grad()
+    def activations(self, tokens: Int[Tensor, "row position"]) -> Float[Tensor, "row position d_in"]:
+        """The hook's activations; the forward pass stops there."""
+        captured: list[Tensor] = []
+
+        def stop(x: Tensor) -> None:
+            captured.append(x)
+            raise _Stop
+
+        with self._registered(stop), suppress(_Stop):
+            self.model.base_model(input_ids=tokens, use_cache=False)
+        return captured[0]
+
+    @contextmanager
+    def _registered(self, function: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+        def pre_hook(module, args):
+            changed = function(args[0])
+            return None if changed is None else (changed, *args[1:])
+
+        def hook(module, args, output):
+            changed = function(output[0] if isinstance(output, tuple) else output)
+            return None if changed is None else (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+        handle = self.module.register_forward_pre_hook(pre_hook) if self.side == "input" else self.module.register_forward_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+class ActivationBuffer:
+    """Shuffled batches of activations from **all** positions of randomly drawn rows of text.
+
+    A chunk of `buffer_rows` random rows is harvested and all its positions are shuffled together. Order and content depend on
+    (seed, position) alone, so the whole state is the number of batches handed out: `start` refills the buffer from there.
+    """
+
+    def __init__(self, hook: HookPoint, rows: np.ndarray, batch: int, buffer_rows: int, seed: int, start: int = 0):
+        if len(rows) * rows.shape[1] < batch:
+            raise CorpusError(f"the corpus has {rows.size:,} tokens in whole rows, fewer than one batch of {batch} activations (sae.batch); give more text")
+        self.hook, self.rows, self.batch, self.seed = hook, rows, batch, seed
+        self.buffer_rows = min(buffer_rows, len(rows))
+        self.per_chunk = max(1, self.buffer_rows * rows.shape[1] // batch)
+        self.position = start
+        self.device = next(hook.model.parameters()).device
+
+    def __iter__(self) -> Iterator[Float[Tensor, "batch d_in"]]:
+        chunks_per_epoch = max(1, len(self.rows) // self.buffer_rows)
+        while True:
+            chunk, i = divmod(self.position, self.per_chunk)
+            epoch, part = divmod(chunk, chunks_per_epoch)
+            rng = np.random.default_rng((self.seed, epoch))
+            drawn = rng.permutation(len(self.rows))[part * self.buffer_rows : (part + 1) * self.buffer_rows]
+            acts = harvest(self.hook, self.rows[np.sort(drawn)])
+            order = torch.from_numpy(np.random.default_rng((self.seed, epoch, part)).permutation(len(acts))).to(self.device)
+            for j in range(i, self.per_chunk):
+                self.position += 1
+                yield acts[order[j * self.batch : (j + 1) * self.batch]]
+
+
+def harvest(hook: HookPoint, rows: np.ndarray, rows_at_once: int = 64) -> Float[Tensor, "n d_in"]:
+    """Activations of all positions of `rows` [row, position], in order, on the model's device."""
+    device = next(hook.model.parameters()).device
+    parts = []
+    for i in range(0, len(rows), rows_at_once):
+        tokens = torch.from_numpy(rows[i : i + rows_at_once].astype(np.int64)).to(device)
+        parts.append(rearrange(hook.activations(tokens), "row position d -> (row position) d"))
+    return torch.cat(parts)
+
+
+def of_token(hook: HookPoint, tokenizer, text: str, token: int | str) -> tuple[str, Float[Tensor, " d_in"]]:
+    """The activations of one token in a text, given by its index or by its string (its first occurrence): (token, activations)."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    strings = [tokenizer.decode([i]) for i in ids]
+    index = token
+    if isinstance(token, str):
+        index = next((i for i, s in enumerate(strings) if s == token), None) if token in strings else next((i for i, s in enumerate(strings) if s.strip() == token.strip()), None)
+    if index is None or not -len(ids) <= index < len(ids):
+        raise ModelError(f"token {token!r} is not in this text; its {len(ids)} tokens are: {strings}")
+    device = next(hook.model.parameters()).device
+    return strings[index], hook.activations(torch.tensor([ids], device=device))[0, index]
+
+
+@torch.no_grad()
+def generate(hook: HookPoint, tokenizer, prompt: str, new_tokens: int, temperature: float, seed: int) -> tuple[Int[Tensor, " n"], Float[Tensor, "n d_in"], int]:
+    """Sample a continuation: (token ids of prompt and continuation, the hook's activations of all of them, prompt length)."""
+    device = next(hook.model.parameters()).device
+    ids = torch.tensor([tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]], device=device)
+    limit = hook.model.config.max_position_embeddings
+    new_tokens = min(new_tokens, limit - ids.shape[1])
+    if new_tokens < 1:
+        raise ModelError(f"the prompt has {ids.shape[1]} tokens and the model's context is {limit}: nothing can be generated; shorten the prompt")
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        out = hook.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=True, temperature=temperature, top_k=0, pad_token_id=tokenizer.eos_token_id
+        )
+    return out[0], hook.activations(out)[0], ids.shape[1]

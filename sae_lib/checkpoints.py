@@ -1,0 +1,62 @@
+"""Checkpoints of a training loop: safetensors and JSON, written atomically, the last two kept, never unpickled."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from sae_lib.errors import ArtefactError
+from sae_lib.runs import check_same, write_atomically
+
+KEEP = 2
+
+
+def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], made_from: dict[str, Any]) -> None:
+    """Write `step-N.safetensors`, then the `step-N.json` that vouches for it; older ones than the last two go."""
+    blob = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    record = {"step": step, "sha256": hashlib.sha256(blob).hexdigest(), "state": state, "made_from": made_from}
+    write_atomically(folder / f"step-{step:08d}.safetensors", blob)
+    write_atomically(folder / f"step-{step:08d}.json", json.dumps(record))
+    for old in steps(folder)[:-KEEP]:
+        (folder / f"step-{old:08d}.json").unlink()
+        (folder / f"step-{old:08d}.safetensors").unlink()
+
+
+def load_checkpoint(folder: Path, made_from: dict[str, Any]) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
+    """The newest checkpoint as (step, tensors, state), or None; `ArtefactError` where it is damaged or of other settings."""
+    if not (found := steps(folder)):
+        return None
+    path = folder / f"step-{found[-1]:08d}.json"
+    try:
+        record = json.loads(path.read_text())
+        check_same(folder, record["made_from"], json.loads(json.dumps(made_from)))
+        blob = path.with_suffix(".safetensors").read_bytes()
+        intact = hashlib.sha256(blob).hexdigest() == record["sha256"]
+    except (OSError, ValueError, KeyError):
+        intact = False
+    if not intact:
+        raise ArtefactError(f"{path.with_suffix('.safetensors')} is damaged (its hash differs from the one in {path.name}); delete these two files to go on from the checkpoint before")
+    return record["step"], load(blob), record["state"]
+
+
+def steps(folder: Path) -> list[int]:
+    return sorted(int(m[1]) for p in folder.glob("step-*.json") if (m := re.fullmatch(r"step-(\d+)\.json", p.name)))
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Adam's state as named tensors, in the order of its parameters."""
+    return {f"adam.{i}.{k}": v for i, s in optimiser.state_dict()["state"].items() for k, v in s.items()}
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("adam."):
+            _, i, key = name.split(".")
+            state.setdefault(int(i), {})[key] = tensor
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
