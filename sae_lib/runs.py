@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -38,17 +39,29 @@ class Run:
     def results_folder(self) -> Path:
         return (self.parent or self).folder / "results"
 
-    def save_results(self, name: str, values: dict[str, Any]) -> Path:
+    def save_results(self, name: str, values: dict[str, Any], made_from: dict[str, Any] | None = None) -> Path:
         """Write `results/<name>.json`: the only place the report takes numbers from."""
         path = self.results_folder / f"{name}.json"
-        write_atomically(path, json.dumps(_plain(values), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        mark = {"made_from": _digest(made_from)} if made_from else {}
+        write_atomically(path, json.dumps(plain(values | mark), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         return path
+
+    def saved_results(self, name: str, made_from: dict[str, Any]) -> dict[str, Any] | None:
+        """The results of that name if they come from these settings, else None: they have to be made (again)."""
+        path = self.results_folder / f"{name}.json"
+        if not path.exists():
+            return None
+        values = self.load_results(name)
+        return values if values.pop("made_from", None) == _digest(made_from) else None
 
     def load_results(self, name: str) -> dict[str, Any]:
         path = self.results_folder / f"{name}.json"
         if not path.exists():
             raise ArtefactError(f"{path} is missing: run the notebook or stage that makes it first")
-        return json.loads(path.read_text())
+        try:
+            return json.loads(path.read_text())
+        except ValueError:
+            raise ArtefactError(f"{path} is damaged (not valid JSON); delete it and run again") from None
 
     def figure(self, fig, name: str, width: int = 900, height: int = 450):
         """Save a plotly figure to `figures/<name>` and return it for display."""
@@ -160,10 +173,16 @@ def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for key, value in data.items() for k, v in _flat(value, f"{prefix}.{key}" if prefix else str(key)).items()}
 
 
-def _plain(value: Any) -> Any:
-    """numpy and torch scalars and arrays as plain Python, for JSON."""
+def _digest(made_from: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(plain(made_from), sort_keys=True).encode()).hexdigest()
+
+
+def plain(value: Any) -> Any:
+    """numpy and torch scalars and arrays as plain Python with seven significant digits, for JSON; NaN becomes null."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return _plain(value.tolist()) if hasattr(value, "tolist") else value
+        return [plain(v) for v in value]
+    if isinstance(value, float):
+        return float(f"{value:.7g}") if math.isfinite(value) else None
+    return plain(value.tolist()) if hasattr(value, "tolist") else value

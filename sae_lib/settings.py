@@ -70,6 +70,7 @@ class SAESettings(Section):
     activations: PositiveInt = 3_000_000
     resampling: bool = True
     dead_window: PositiveInt = 500_000  # activations that a feature must be silent to count as dead
+    resampling_inputs: PositiveInt = 65_536  # activations scored when dead features are resampled
     batch: PositiveInt | None = None
     lr: float | None = Field(None, gt=0)
     l1: float | None = Field(None, ge=0)

@@ -1,0 +1,111 @@
+"""Named training recipes, as data. A recipe differs from another in its values; there is one training loop for all."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from sae_lib.errors import SettingsError
+from sae_lib.settings import SAESettings, Settings
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """When features count as dead, and how they are given a new start."""
+
+    at: tuple[float, ...] = ()  # shares of training …
+    every: int = 0  # … or every so many steps, to the end
+    fresh_sample: int = 0  # dead: silent on so many fresh activations; 0: silent on the training stream for `sae.dead_window`
+    encoder_scale: float = 0.2  # new encoder norm as a share of the alive features' mean norm
+    centred: bool = True  # the new direction is x − b_dec, else x
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an autoencoder is initialised, trained and kept in shape."""
+
+    name: str
+    source: str
+    differences: tuple[str, ...]  # to the source
+    batch: int
+    lr: float
+    l1: float  # weight of Σ_features f in the loss
+    mse: Literal["sum", "mean"]  # over the input's dimensions; the mean over the batch always
+    scale_activations: bool  # train on s·x with mean ‖s·x‖² = d_in, folded into the weights at the end
+    init: Literal["small_tied", "torch_linear"]
+    decoder_norm: Literal["features", "dimensions"]  # what has unit norm after every step
+    resampling: Resampling | None
+    encoder_init: float = 0.1  # small_tied: W_enc = encoder_init · W_decᵀ
+    lr_warmup: float = 0.0  # share of training
+    lr_decay: float = 0.0  # last share of training, linearly to zero
+    l1_warmup: float = 0.0
+
+
+BRICKEN_2023 = Recipe(
+    name="bricken_2023",
+    source="Bricken et al. 2023, Towards Monosemanticity, appendix on training",
+    differences=(
+        "activations are scaled so that their mean squared norm is d_in, so that λ carries over from model to model",
+        "b_dec starts at the mean of the data instead of its geometric median",
+        "the encoder starts at 0.1 times the transposed decoder, instead of independently: few features die and the reconstruction is better",
+        "batches of 1024 instead of 8192; learning rate and λ are warmed up over 5 % and the rate falls linearly over the last fifth",
+        "resampling at 20, 40 and 60 % of training instead of at four fixed steps; a feature is dead after `sae.dead_window` silent activations instead of 12 500 steps of 8192",
+        "`sae.resampling_inputs` inputs are scored instead of 819 200; the new directions are x − b_dec, so that the feature fires on the input it was drawn from",
+    ),
+    batch=1024,
+    lr=1e-3,
+    l1=3.5,
+    mse="sum",
+    scale_activations=True,
+    init="small_tied",
+    decoder_norm="features",
+    resampling=Resampling(at=(0.2, 0.4, 0.6)),
+    lr_warmup=0.05,
+    lr_decay=0.2,
+    l1_warmup=0.05,
+)
+
+WARD_2024 = Recipe(
+    name="ward_2024",
+    source="J. Ward, Monosemanticity at Home, 2024 (public notebook)",
+    differences=(
+        "kept: the decoder is normalised along the wrong axis (unit rows over features, not unit features)",
+        "kept: a feature is dead when it fires on none of 9 856 fresh activations, tested every 1000 steps to the end of training",
+        "kept: mean-over-dimensions squared error against a summed L1",
+        "kept: b_dec starts at random and nothing is normalised at the start; activations are not scaled",
+        "not kept: all positions of a row are used, not one in 128",
+        "not kept: the language model is ours (attention scaled by 1/√d_head, with an output projection)",
+        "not kept: top examples are the true top, and losses are measured on held-out text with one threshold, f > 0",
+    ),
+    batch=896,
+    lr=1e-4,
+    l1=0.003,
+    mse="mean",
+    scale_activations=False,
+    init="torch_linear",
+    decoder_norm="dimensions",
+    resampling=Resampling(every=1000, fresh_sample=9856, centred=False),
+)
+
+RECIPES = {recipe.name: recipe for recipe in (BRICKEN_2023, WARD_2024)}
+
+
+def resolve(sae: SAESettings) -> Recipe:
+    """The recipe that the settings ask for, with the values that they override."""
+    if sae.recipe not in RECIPES:
+        raise SettingsError(f"sae.recipe: {sae.recipe!r} does not exist; there are: {', '.join(RECIPES)}")
+    recipe = RECIPES[sae.recipe]
+    given = {key: value for key in ("batch", "lr", "l1") if (value := getattr(sae, key)) is not None}
+    return replace(recipe, **given, resampling=recipe.resampling if sae.resampling else None)
+
+
+def variants(settings: Settings) -> dict[str, SAESettings]:
+    """The autoencoders a run trains: its recipe, the same without resampling, and those it is compared with."""
+    main = settings.sae
+    own_values = {"batch": None, "lr": None, "l1": None}  # of another recipe: its units differ
+    chosen = {main.recipe: main}
+    if main.resampling and resolve(main).resampling and main.compare:
+        chosen[f"{main.recipe}-no_resampling"] = main.model_copy(update={"resampling": False})
+    for name in main.compare:
+        chosen.setdefault(name, main.model_copy(update={"recipe": name} | own_values))
+    for sae in chosen.values():
+        resolve(sae)
+    return chosen

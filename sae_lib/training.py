@@ -1,0 +1,169 @@
+"""One training loop for every recipe."""
+
+import json
+import math
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sae_lib import checkpoints, language_model
+from sae_lib.activations import ActivationBuffer, HookPoint, harvest
+from sae_lib.autoencoder import SparseAutoencoder
+from sae_lib.errors import ArtefactError, TrainingError
+from sae_lib.recipes import Recipe, resolve, variants
+from sae_lib.resampling import resample
+from sae_lib.runs import Run, is_made, writing
+from sae_lib.settings import SAESettings
+from sae_lib.sparse_step import gradients
+from sae_lib.tokens import open_tokens
+
+STATISTICS_ROWS = 256  # rows of text that the scale and the mean are taken from
+
+
+def sae_made_from(run: Run, sae: SAESettings) -> dict:
+    return language_model.lm_made_from(run) | {"sae": sae.model_dump(mode="json", exclude={"compare", "checkpoint_every"})}
+
+
+def make_autoencoder(run: Run, name: str = "") -> Path:
+    """The `sae` stage: train one of `recipes.variants(settings)`, by default the run's own recipe; returns its folder."""
+    name = name or run.settings.sae.recipe
+    sae = variants(run.settings)[name]
+    folder = run.folder / "saes" / name
+    if not is_made(folder, sae_made_from(run, sae)):
+        language_model.make_language_model(run)
+        hook = HookPoint(language_model.load(run), sae.hook_name)
+        train(run, hook, sae, folder)
+    return folder
+
+
+def load_autoencoder(run: Run, name: str = "") -> SparseAutoencoder:
+    name = name or run.settings.sae.recipe
+    folder = run.folder / "saes" / name
+    if not is_made(folder, sae_made_from(run, variants(run.settings)[name])):
+        raise ArtefactError(f"{folder} is missing: run the sae stage first")
+    return SparseAutoencoder.load(folder, language_model.device_of(run))
+
+
+def train(run: Run, hook: HookPoint, settings: SAESettings, folder: Path) -> None:
+    """Train on the hook's activations; goes on from the last checkpoint of an interrupted run."""
+    recipe, tokens, made_from = resolve(settings), open_tokens(run), sae_made_from(run, settings)
+    rows = tokens.rows("train", run.settings.lm.context)
+    n_steps = max(1, settings.activations // recipe.batch)
+    mean, scale = statistics(hook, rows, recipe)
+    sae = initialise(recipe, mean * scale, settings.d_sae, run.settings.seed).to(mean.device)
+    optimiser = torch.optim.Adam(sae.parameters(), lr=recipe.lr, fused=mean.device.type != "mps")
+    mse_weight = 1.0 if recipe.mse == "sum" else 1 / sae.d_in
+    encoder_dtype = language_model.precision(settings.precision, mean.device)
+    silent = torch.zeros(settings.d_sae, dtype=torch.int64, device=mean.device)  # activations since the feature last fired
+    start, curve, events, seconds = 0, [], [], 0.0
+    scratch = folder.with_name(f".{folder.name}.checkpoints")
+    if checkpoint := checkpoints.load_checkpoint(scratch, made_from):
+        start, tensors, state = checkpoint
+        sae.load_state_dict({k.removeprefix("sae."): v for k, v in tensors.items() if k.startswith("sae.")})
+        checkpoints.restore_optimiser(optimiser, tensors)
+        silent.copy_(tensors["silent"])
+        curve, events, seconds = state["curve"], state["events"], state["seconds"]
+    buffer = ActivationBuffer(hook, rows, recipe.batch, settings.buffer_rows, run.settings.seed, start)
+    began = time.perf_counter() - seconds
+    bar = tqdm(zip(range(start, n_steps), buffer, strict=False), desc=folder.name, initial=start, total=n_steps)
+    for step, x in bar:
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.lr * rate(step, n_steps, recipe.lr_warmup, recipe.lr_decay)
+        measured = gradients(sae, x * scale, mse_weight, recipe.l1 * rate(step, n_steps, recipe.l1_warmup, 0), encoder_dtype)
+        update(sae, optimiser, recipe)
+        silent = torch.where(measured.fired, 0, silent + len(x))
+        if is_resampling_step(recipe, step + 1, n_steps):
+            events.append(resample_dead(run, hook, rows, settings, recipe, sae, optimiser, silent, scale, step + 1))
+        if (step + 1) % settings.log_every == 0 or step + 1 == n_steps:
+            point = {"step": step + 1, "squared_error": measured.squared_error.item(), "l1": measured.l1.item(), "l0": measured.l0.item(),
+                     "silent": (silent >= settings.dead_window).float().mean().item()}  # fmt: skip
+            if not math.isfinite(point["squared_error"] + point["l1"]):
+                raise TrainingError(f"{folder.name}: the loss is not finite at step {step + 1}; likely sae.lr {recipe.lr} is too high; the last good checkpoint lies in {scratch}")
+            curve.append(point)
+            bar.set_postfix(error=f"{point['squared_error']:.3g}", L0=f"{point['l0']:.1f}")
+        if (step + 1) % settings.checkpoint_every == 0 and step + 1 < n_steps:
+            tensors = {f"sae.{k}": v for k, v in sae.state_dict().items()} | checkpoints.optimiser_tensors(optimiser) | {"silent": silent}
+            state = {"curve": curve, "events": events, "seconds": time.perf_counter() - began}
+            checkpoints.save_checkpoint(scratch, step + 1, tensors, state, made_from)
+    seconds = time.perf_counter() - began
+    sae.fold_scale(scale)
+    with writing(folder, made_from) as out:
+        s = run.settings
+        sae.save(out, {"model_name": s.lm.source, "hook_name": settings.hook_name, "context_size": s.lm.context, "prepend_bos": False, "dataset_path": s.corpus.source})
+        summary = {"curve": curve, "resampling": events, "seconds": seconds, "activations": n_steps * recipe.batch, "activations_per_second": n_steps * recipe.batch / seconds,
+                   "scale": scale, "recipe": asdict(recipe)}  # fmt: skip
+        (out / "training.json").write_text(json.dumps(summary, indent=1))
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def statistics(hook: HookPoint, rows: np.ndarray, recipe: Recipe) -> tuple[Float[Tensor, " d_in"], float]:
+    """The activations' mean, and the factor that makes their mean squared norm d_in (1 for recipes that keep their units)."""
+    acts = harvest(hook, rows[np.linspace(0, len(rows) - 1, min(STATISTICS_ROWS, len(rows))).astype(int)]).float()
+    scale = math.sqrt(acts.shape[1] / acts.pow(2).sum(1).mean().item()) if recipe.scale_activations else 1.0
+    return acts.mean(0), scale
+
+
+@torch.no_grad()
+def initialise(recipe: Recipe, mean: Float[Tensor, " d_in"], d_sae: int, seed: int) -> SparseAutoencoder:
+    """A fresh autoencoder: random unit features with a small tied encoder around the mean, or torch's `nn.Linear` defaults."""
+    sae, generator = SparseAutoencoder(len(mean), d_sae), torch.Generator().manual_seed(seed)
+    if recipe.init == "small_tied":
+        sae.W_dec.normal_(generator=generator)
+        sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
+        sae.W_enc.copy_(recipe.encoder_init * sae.W_dec.T)
+        sae.b_dec.copy_(mean)
+    else:
+        for parameter, fan_in in ((sae.W_enc, len(mean)), (sae.b_enc, len(mean)), (sae.W_dec, d_sae), (sae.b_dec, d_sae)):
+            parameter.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
+    return sae
+
+
+@torch.no_grad()
+def update(sae: SparseAutoencoder, optimiser: torch.optim.Optimizer, recipe: Recipe) -> None:
+    """One optimiser step that ends with the decoder's norm in place."""
+    if recipe.decoder_norm == "features":  # the part of the gradient along a unit feature would only change its norm
+        sae.W_dec.grad -= (sae.W_dec.grad * sae.W_dec).sum(1, keepdim=True) * sae.W_dec
+    optimiser.step()
+    normalise_decoder(sae, recipe)
+
+
+@torch.no_grad()
+def normalise_decoder(sae: SparseAutoencoder, recipe: Recipe) -> None:
+    """Unit features (rows of W_dec), or, faithful to the original's mistake, unit dimensions (columns of W_dec)."""
+    sae.W_dec /= sae.W_dec.norm(dim=1 if recipe.decoder_norm == "features" else 0, keepdim=True).clamp_min(1e-8)
+
+
+def rate(step: int, n_steps: int, warmup: float, decay: float) -> float:
+    """Share of the peak value: linear up over the first `warmup`, linear down to zero over the last `decay` of training."""
+    up = (step + 1) / max(1, round(warmup * n_steps))
+    down = (n_steps - step) / max(1, round(decay * n_steps)) if decay else 1.0
+    return min(1.0, up, down)
+
+
+def is_resampling_step(recipe: Recipe, step: int, n_steps: int) -> bool:
+    r = recipe.resampling
+    return bool(r) and (step in {round(share * n_steps) for share in r.at} or (r.every > 0 and step % r.every == 0))
+
+
+def resample_dead(run: Run, hook: HookPoint, rows: np.ndarray, settings: SAESettings, recipe: Recipe, sae, optimiser, silent, scale: float, step: int) -> dict:
+    """Find the dead features, resample them, count: {"step", "dead", "resampled"}. `silent` starts anew for those touched."""
+    r = recipe.resampling
+    rng = np.random.default_rng((run.settings.seed, step))
+    wanted = r.fresh_sample or settings.resampling_inputs
+    drawn = rng.choice(len(rows), min(len(rows), -(-wanted // rows.shape[1])), replace=False)
+    x = harvest(hook, rows[np.sort(drawn)])[:wanted] * scale
+    if r.fresh_sample:
+        dead = ~torch.stack([(sae.encode(part) > 0).any(0) for part in x.split(2048)]).any(0)
+    else:
+        dead = silent >= settings.dead_window
+    touched = resample(sae, optimiser, dead, x, r.encoder_scale, r.centred, torch.Generator().manual_seed(run.settings.seed + step))
+    silent[dead] = 0
+    normalise_decoder(sae, recipe)
+    return {"step": step, "dead": int(dead.sum()), "resampled": touched}
