@@ -1,0 +1,131 @@
+#!/usr/bin/env bash
+set -euo pipefail
+
+usage() {
+    cat <<'TEXT'
+Usage: ./runpod_setup.sh [--no-lab] [--port 8888]
+
+Makes a bare GPU pod (Debian or Ubuntu) ready, from inside a clone of this repository; safe to run again:
+  1. Python 3.11 or newer and a virtual environment in .venv. The pod's own torch is kept where it is the pinned version;
+     otherwise the pin is installed, in the build that the pod's driver can run.
+  2. The pinned packages, and a browser for static figures (Debian: chromium; Ubuntu: Google Chrome, for its chromium is an empty stub).
+  3. Hugging Face's cache on the volume (/workspace where there is one), unless HF_HOME says otherwise.
+  4. python -m sae_lib doctor --profile runpod: what is still off, with the mend.
+  5. JupyterLab in the background on 0.0.0.0, behind a fresh token that is printed here and nowhere else.
+
+  --no-lab      stop after step 4
+  --port N      JupyterLab's port, 8888 unless given; the pod must expose it
+Environment: PYTHON chooses the interpreter, VOLUME the volume, HF_TOKEN is passed on and never shown.
+As a pod's start command: bash -c './runpod_setup.sh && sleep infinity'
+TEXT
+}
+
+lab=yes
+port=8888
+while [ $# -gt 0 ]; do
+    case $1 in
+        --no-lab) lab=no ;;
+        --port) port=${2:?--port needs a number}; shift ;;
+        -h | --help) usage; exit 0 ;;
+        *) echo "unknown option $1" >&2; usage >&2; exit 2 ;;
+    esac
+    shift
+done
+[[ $port =~ ^[0-9]+$ ]] || { echo "--port $port: expected a number" >&2; exit 2; }
+
+cd "$(dirname "$0")"
+export VENV=.venv
+py=$VENV/bin/python
+pin=$(sed -n 's/^torch==\([^ ;]*\).*/\1/p' requirements.txt)
+say() { printf '\n== %s\n' "$*"; }
+apt_install() {
+    [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 1
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+has_pinned_torch() { "$1" -c 'import sys; from importlib.metadata import version; sys.exit(version("torch").split("+")[0] != sys.argv[1])' "$pin" 2>/dev/null; }
+
+# The interpreter that has the pinned torch, else the first that is new enough.
+find_python() {
+    local candidate first=
+    for candidate in ${PYTHON:-python python3 python3.13 python3.12 python3.11}; do
+        new_enough "$candidate" || continue
+        if has_pinned_torch "$candidate"; then echo "$candidate"; return; fi
+        first=${first:-$candidate}
+    done
+    echo "$first"
+}
+
+say "Python and virtual environment"
+if ! new_enough "$py"; then
+    python=$(find_python)
+    if [ -z "$python" ] && apt_install python3.11 python3.11-venv; then python=python3.11; fi
+    [ -n "$python" ] || { echo "Python 3.11 or newer is needed and apt-get has no python3.11 here; choose a pod image with it, or PYTHON=/path/to/python" >&2; exit 1; }
+    "$python" -c 'import ensurepip' 2>/dev/null || apt_install "$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')" || true
+    site=()
+    if has_pinned_torch "$python"; then site=(--system-site-packages); echo "keeping the pod's own torch $pin"; fi
+    "$python" -m venv --clear "${site[@]}" "$VENV"
+fi
+"$py" --version
+
+say "Packages"
+# PyPI's build of torch needs a driver for CUDA 13; an older driver runs a CUDA 12 build from PyTorch's own index.
+cuda=$(nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9]*\).*/\1/p' | head -1 || true)
+if ! has_pinned_torch "$py" && [ -n "$cuda" ] && [ "$cuda" -lt 13 ]; then
+    for build in cu126 cu128 cu129; do
+        if "$py" -m pip install --quiet --index-url "https://download.pytorch.org/whl/$build" "torch==$pin"; then break; fi
+    done
+fi
+scripts/install.sh requirements.txt
+"$py" -m ipykernel install --sys-prefix >/dev/null # the pod's own Jupyter may have registered another python3
+touch "$VENV/.installed"
+scripts/chromium.sh --download || true
+
+say "Hugging Face's cache"
+volume=${VOLUME:-/workspace}
+if [ -z "${HF_HOME:-}" ] && [ -d "$volume" ] && [ -w "$volume" ]; then
+    export HF_HOME=$volume/huggingface
+    grep -qsxF "export HF_HOME=$HF_HOME" ~/.bashrc || echo "export HF_HOME=$HF_HOME" >>~/.bashrc
+fi
+echo "${HF_HOME:-$HOME/.cache/huggingface}"
+
+say "Doctor"
+"$py" -m sae_lib doctor --profile runpod || echo "(mend what is marked FAIL; JupyterLab starts all the same)"
+[ "$lab" = yes ] || exit 0
+
+say "JupyterLab"
+state=$HOME/.local/state/sae_lib
+mkdir -p "$state"
+pid=$(cat "$state/jupyter.pid" 2>/dev/null || true)
+if [ -n "$pid" ] && grep -qs jupyterlab "/proc/$pid/cmdline"; then
+    kill "$pid"
+    for _ in $(seq 20); do kill -0 "$pid" 2>/dev/null || break; sleep 0.5; done
+fi
+answers() { "$py" -c 'import socket, sys; sys.exit(socket.socket().connect_ex(("127.0.0.1", int(sys.argv[1]))))' "$port"; }
+if answers; then
+    echo "port $port is taken, perhaps by the pod's own JupyterLab; stop that one, or use --port and expose the other port" >&2
+    exit 1
+fi
+# The token goes by a file that only this user can read: not on a command line, not in the environment of kernels.
+token=$("$py" -c 'import secrets; print(secrets.token_urlsafe(32))')
+(umask 077 && printf %s "$token" >"$state/token")
+options=(--no-browser --ServerApp.ip=0.0.0.0 --ServerApp.port="$port" --ServerApp.port_retries=0 --ServerApp.root_dir="$PWD")
+[ "$(id -u)" != 0 ] || options+=(--allow-root)
+url=http://$(hostname):$port
+if [ -n "${RUNPOD_POD_ID:-}" ]; then
+    url=https://$RUNPOD_POD_ID-$port.proxy.runpod.net
+    options+=(--ServerApp.allow_origin="$url")
+fi
+env -u JUPYTER_TOKEN -u JUPYTER_PASSWORD JUPYTER_TOKEN_FILE="$state/token" nohup setsid "$py" -m jupyterlab "${options[@]}" >"$state/jupyter.log" 2>&1 </dev/null &
+echo $! >"$state/jupyter.pid"
+for _ in $(seq 60); do
+    if answers; then
+        echo "$url/lab?token=$token"
+        echo "(log: $state/jupyter.log; stop: kill \$(cat $state/jupyter.pid); a new run makes a new token)"
+        exit 0
+    fi
+    sleep 0.5
+done
+echo "JupyterLab did not answer on port $port within 30 s; the end of $state/jupyter.log:" >&2
+tail -20 "$state/jupyter.log" >&2
+exit 1
