@@ -1,0 +1,184 @@
+"""Text of this Python installation: the corpus that every machine already has. Never a user's own files."""
+
+import csv
+import hashlib
+import heapq
+import importlib.metadata
+import io
+import json
+import platform
+import random
+import re
+import site
+import sysconfig
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+KINDS = {
+    ".py": "py", ".pyi": "pyi", ".h": "header", ".hpp": "header", ".cuh": "header", ".hh": "header", ".md": "markdown", ".rst": "rst",
+    ".txt": "text", ".html": "html", ".json": "json",
+}  # fmt: skip
+ALL_KINDS = tuple(dict.fromkeys([*KINDS.values(), "metadata", "licence"]))
+KIND_NAMES = {"py": "Python", "pyi": "type stubs", "header": "C and C++ headers", "rst": "reStructuredText", "text": "plain text"}
+LICENCE = re.compile(r"(licen[sc]e|copying|notice|third.?party)", re.IGNORECASE)
+NOT_LIBRARY = {"site-packages", "dist-packages", "lib-dynload", "__pycache__", "test", "tests", "idle_test", "ensurepip"}
+STANDARD_LIBRARY = "Python"
+GIANT = 5_000_000  # bytes of text; a larger distribution is never held out: training would lose a whole kind with it
+SMALLEST_FILE = 200  # bytes
+NEAR_DUPLICATE = 0.5  # share of a document's lines that were seen before
+LONGEST_LINE, MOST_DIGITS = 1000, 0.15  # beyond them a file is minified, or a table of data
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that an installed distribution lists; `path` is relative to `root`."""
+
+    distribution: str
+    version: str
+    root: Path
+    path: str
+    kind: str
+    size: int
+
+    @property
+    def origin(self) -> str:
+        return f"{self.distribution} {self.version}: {self.path}"
+
+
+def installed_files() -> Iterator[File]:
+    """Every text file of the standard library and of the installed distributions, in no particular order."""
+    root = Path(sysconfig.get_path("stdlib"))
+    for folder, folders, names in root.walk() if hasattr(root, "walk") else _walk(root):
+        folders[:] = [f for f in folders if f not in NOT_LIBRARY and not f.startswith("config-")]
+        for name in names:
+            path = (Path(folder) / name).relative_to(root).as_posix()
+            if kind := kind_of(path):
+                yield File(STANDARD_LIBRARY, platform.python_version(), root, path, kind, (root / path).stat().st_size)
+    seen = set()
+    places = dict.fromkeys([sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()])
+    for distribution in importlib.metadata.distributions(path=list(places)):
+        name = distribution.metadata["Name"]
+        if name and name not in seen and not _from_local_folder(distribution):
+            seen.add(name)
+            yield from _recorded_files(name, distribution)
+
+
+def _walk(root: Path):
+    import os
+
+    return os.walk(root)  # Path.walk came with Python 3.12
+
+
+def _from_local_folder(distribution: importlib.metadata.Distribution) -> bool:
+    """Whether pip installed it from a folder (editable or not): a user's own code."""
+    return "dir_info" in json.loads(distribution.read_text("direct_url.json") or "{}")
+
+
+def _recorded_files(name: str, distribution: importlib.metadata.Distribution) -> Iterator[File]:
+    # RECORD is read here, and the version once: `distribution.files` builds a path object per entry, ten times as slow
+    version, root = distribution.version, Path(distribution.locate_file(""))
+    for row in csv.reader(io.StringIO(distribution.read_text("RECORD") or "")):
+        path, size = row[0], int(row[2] or 0) if len(row) > 2 else 0
+        outside = path.startswith(("/", "..")) or "/../" in path or ":" in path or "\\" in path
+        if not outside and size >= SMALLEST_FILE and (kind := kind_of(path)):
+            yield File(name, version, root, path, kind, size)
+
+
+def kind_of(path: str) -> str | None:
+    """The kind of a file by its path, None for one that is no text to read."""
+    folder, _, name = path.rpartition("/")
+    in_metadata = folder.partition("/")[0].endswith((".dist-info", ".egg-info"))
+    suffix = Path(name).suffix.lower()
+    if LICENCE.match(name) and suffix in ("", ".txt", ".md", ".rst") or in_metadata and "licenses/" in path:
+        return "licence"
+    if in_metadata:
+        return "metadata" if name == "METADATA" else None
+    return KINDS.get(suffix)
+
+
+def read_text(file: File, limit: int) -> str | None:
+    """The file's text, cut at a line end where longer than `limit` bytes; None for binary, minified or data-like content."""
+    try:
+        with open(file.root / file.path, "rb") as f:
+            data = f.read(limit + 1)
+        if len(data) > limit:
+            data = data[: data.rfind(b"\n", 0, limit) + 1]
+        text = data.decode()
+    except (OSError, UnicodeDecodeError):
+        return None
+    digits = sum(text.count(d) for d in "0123456789")
+    if len(data) < SMALLEST_FILE or "\0" in text or digits > MOST_DIGITS * len(text) or max(map(len, text.split("\n"))) > LONGEST_LINE:
+        return None
+    return text
+
+
+class Seen:
+    """The lines of all documents kept so far: what finds exact and near copies (vendored packages, licences, generated code)."""
+
+    def __init__(self) -> None:
+        self.lines: set[int] = set()
+
+    def add(self, text: str) -> bool:
+        """Remember the document; False, and nothing remembered, where at least half of its lines were seen before."""
+        lines = {hash(line) for line in map(str.strip, text.split("\n")) if len(line) >= 20}
+        if len(lines) < 3 or len(lines & self.lines) >= NEAR_DUPLICATE * len(lines):
+            return False
+        self.lines |= lines
+        return True
+
+
+def held_out_distributions(files: Iterable[File], wanted_bytes: float, limit: int, seed: int) -> set[str]:
+    """Distributions in the order of a seeded hash of their names until they hold `wanted_bytes`, none counted for over an eighth."""
+    size: dict[str, int] = defaultdict(int)
+    for file in files:
+        size[file.distribution] += min(file.size, limit)
+    chosen, total = set(), 0.0
+    for name in sorted(size, key=lambda n: _hash(seed, n)):
+        if total < wanted_bytes and name != STANDARD_LIBRARY and size[name] <= GIANT:
+            chosen.add(name)
+            total += min(size[name], wanted_bytes / 8)
+    return chosen
+
+
+def choose(files: Iterable[File], budget: dict[str, int], limit: int, seen: Seen, seed: int) -> list[tuple[File, str]]:
+    """Files with their text up to `budget[kind]` bytes, always the next from the distribution that gave least so far.
+
+    So large distributions (torch, sympy) fill what the many small ones leave, in equal shares."""
+    waiting: dict[str, dict[str, list[File]]] = defaultdict(lambda: defaultdict(list))
+    for file in files:
+        waiting[file.kind][file.distribution].append(file)
+    chosen = []
+    for kind, bytes_left in budget.items():
+        queues = {name: sorted(group, key=lambda f: _hash(seed, f.path)) for name, group in waiting[kind].items()}
+        heap = [(0, name) for name in sorted(queues)]
+        heapq.heapify(heap)
+        while heap and bytes_left > 0:
+            given, name = heapq.heappop(heap)
+            file = queues[name].pop()
+            text = read_text(file, limit)
+            if text is not None and seen.add(text):
+                chosen.append((file, text))
+                size = len(text.encode())
+                given, bytes_left = given + size, bytes_left - size
+            if queues[name]:
+                heapq.heappush(heap, (given, name))
+    return chosen
+
+
+def read_installation(budget: dict[str, int], heldout_share: float, limit: int, seed: int) -> list[tuple[File, str, str]]:
+    """(file, text, split), shuffled. Held-out files are judged last, so none of them has half of its lines in training text."""
+    files = list(installed_files())
+    heldout_budget = {kind: int(1.2 * heldout_share * size) for kind, size in budget.items()}
+    heldout = held_out_distributions(files, 2.0 * sum(heldout_budget.values()), limit, seed)
+    seen = Seen()
+    train = choose((f for f in files if f.distribution not in heldout), budget, limit, seen, seed)
+    held = choose((f for f in files if f.distribution in heldout), heldout_budget, limit, seen, seed)
+    result = [(file, text, "train") for file, text in train] + [(file, text, "heldout") for file, text in held]
+    random.Random(seed).shuffle(result)
+    return result
+
+
+def _hash(seed: int, text: str) -> bytes:
+    return hashlib.blake2b(f"{seed} {text}".encode(), digest_size=8).digest()
