@@ -23,7 +23,10 @@ class CorpusSettings(Section):
     train_tokens: PositiveInt = 12_500_000  # at most; fewer where the corpus is smaller
     heldout_tokens: PositiveInt = 1_200_000
     max_file_bytes: PositiveInt = 60_000  # installation: a longer file is cut at a line end
-    max_kind_bytes: dict[str, int] = {}  # installation: bytes per kind of file; a kind not named is left out
+    max_kind_bytes: dict[str, int] = {  # installation: bytes per kind of file; a kind not named is left out
+        "py": 38_000_000, "pyi": 2_000_000, "header": 5_000_000, "markdown": 3_000_000, "rst": 3_000_000, "text": 3_000_000, "html": 2_000_000,
+        "json": 2_000_000, "metadata": 2_000_000, "licence": 1_000_000,
+    }  # fmt: skip
     shuffle_buffer: PositiveInt = 10_000  # hub: documents held for the streamed shuffle
 
 
