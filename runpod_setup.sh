@@ -45,11 +45,13 @@ apt_install() {
 new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 has_pinned_torch() { "$1" -c 'import sys; from importlib.metadata import version; sys.exit(version("torch").split("+")[0] != sys.argv[1])' "$pin" 2>/dev/null; }
 
-# The interpreter that has the pinned torch, else the first that is new enough.
+# The interpreter that has the pinned torch, else the first that is new enough; always the real one behind links and virtual
+# environments, for only its packages can be seen from .venv.
 find_python() {
     local candidate first=
     for candidate in ${PYTHON:-python python3 python3.13 python3.12 python3.11}; do
         new_enough "$candidate" || continue
+        candidate=$("$candidate" -c 'import os, sys; print(os.path.realpath(sys.executable))')
         if has_pinned_torch "$candidate"; then echo "$candidate"; return; fi
         first=${first:-$candidate}
     done
@@ -72,9 +74,11 @@ say "Packages"
 # PyPI's build of torch needs a driver for CUDA 13; an older driver runs a CUDA 12 build from PyTorch's own index.
 cuda=$(nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9]*\).*/\1/p' | head -1 || true)
 if ! has_pinned_torch "$py" && [ -n "$cuda" ] && [ "$cuda" -lt 13 ]; then
+    echo "the driver runs CUDA $cuda: looking for a build of torch $pin that it can use"
     for build in cu126 cu128 cu129; do
-        if "$py" -m pip install --quiet --index-url "https://download.pytorch.org/whl/$build" "torch==$pin"; then break; fi
+        if "$py" -m pip install --quiet --retries 1 --index-url "https://download.pytorch.org/whl/$build" "torch==$pin" 2>/dev/null; then break; fi
     done
+    has_pinned_torch "$py" || echo "none found; taking the default build, which may need a newer driver"
 fi
 scripts/install.sh requirements.txt
 "$py" -m ipykernel install --sys-prefix >/dev/null # the pod's own Jupyter may have registered another python3

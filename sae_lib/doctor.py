@@ -126,7 +126,7 @@ def device(needs: Needs) -> Check:
     found = f"CPU, {torch.get_num_threads()} threads, bfloat16 products at {speed:.2g} times the speed of float32"
     if shutil.which("nvidia-smi"):
         found += f"; torch {torch.__version__} sees no GPU although there is nvidia-smi"
-        mend = "a torch build with CUDA that this driver can run: see runpod_setup.sh --help"
+        mend = "a CUDA build of torch that this driver can run, or a newer driver: runpod_setup.sh chooses one"
     return Check("device", not needs.gpu, found, mend)
 
 

@@ -30,9 +30,12 @@ make_venv() {
 
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
 
-has_torch() { pip show torch 2>/dev/null | grep -qE "^Version: ${1//./\\.}(\+|$)"; }
+has_torch() {
+    local shown
+    shown=$(pip show torch 2>/dev/null) && grep -qE "^Version: ${1//./\\.}(\+|$)" <<<"$shown"
+}
 
-wants_default_build() { [ "$(uname -s)" != Linux ] || nvidia-smi -L 2>/dev/null | grep -q GPU; }
+wants_default_build() { [ "$(uname -s)" != Linux ] || [[ $(nvidia-smi -L 2>/dev/null) == *GPU* ]]; }
 
 # PyPI's torch for Linux brings several GB of CUDA libraries, of no use without an NVIDIA GPU.
 install_torch() {

@@ -1,0 +1,198 @@
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError
+
+import pytest
+
+from sae_lib import doctor
+from sae_lib.doctor import Check, Needs
+from sae_lib.errors import SettingsError
+
+CPU, GPU = Needs(disk=1, memory=1), Needs(disk=1, memory=1, gpu=40, hub=True)
+
+
+@pytest.fixture
+def versions(monkeypatch, tmp_path):
+    """packages() on faked installed versions against faked pins."""
+
+    def run(pins: str, installed: dict[str, str]) -> dict[str, Check]:
+        def version(name):
+            if name not in installed:
+                raise PackageNotFoundError(name)
+            return installed[name]
+
+        monkeypatch.setattr(doctor, "version", version)
+        (tmp_path / "requirements.txt").write_text(pins)
+        return {c.name: c for c in doctor.packages(tmp_path / "requirements.txt")}
+
+    return run
+
+
+def test_each_pin_is_compared_with_what_is_installed(versions):
+    pins = "# a comment\ntorch==2.13.0\nnumpy==2.4.6  # why\n\neinops==0.8.2\n"
+    found = versions(pins, {"torch": "2.13.0+cpu", "numpy": "2.4.5"})
+    assert found["torch"] == Check("torch", True, "2.13.0+cpu", "make install")
+    assert (found["numpy"].ok, found["numpy"].found) == (False, "2.4.5, but 2.4.6 is pinned")
+    assert (found["einops"].ok, found["einops"].found) == (False, "not installed, 0.8.2 is pinned")
+
+
+def test_a_version_that_only_begins_like_the_pin_is_off(versions):
+    assert not versions("torch==2.1.3", {"torch": "2.1.30"})["torch"].ok
+
+
+def test_report_shows_every_failure_with_its_mend_and_what_cannot_run():
+    checks = [
+        Check("torch", False, "1.0, but 2.0 is pinned", "make install"),
+        Check("Chromium", False, "none found", "apt-get install chromium", needed=False),
+        Check("hub", False, "out of reach", "a way to the internet", needed=False),
+        Check("free disk", True, "9 GiB"),
+    ]
+    lines = doctor.report(checks, "laptop").splitlines()
+    assert [line[:6] for line in lines] == ["[FAIL]", "      ", "[FAIL]", "      ", "[--]  ", "[OK]  ", "Profil"]
+    assert "make install" in lines[1] and "apt-get install chromium" in lines[3]
+    assert "not needed" in lines[4]
+    assert lines[-1] == "Profile laptop cannot run as it is: torch."
+    assert not doctor.can_run(checks)
+    assert doctor.can_run(checks[1:])
+    assert doctor.report(checks[1:], "laptop").endswith("Profile laptop has all that it needs.")
+
+
+def test_missing_chromium(monkeypatch, tmp_path):
+    """Seen through kaleido's own search: no browser on PATH, none in the usual places, none downloaded."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "from choreographer.browsers.chromium import Chromium\nChromium.find_browser = classmethod(lambda cls, **kwargs: None)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    check = doctor.chromium()
+    assert (check.ok, check.found, check.needed) == (False, "none found", False)
+    assert "scripts/chromium.sh" in check.mend
+
+
+def test_a_chromium_that_hangs_is_given_up(monkeypatch):
+    code = [sys.executable, "-c", "import time; time.sleep(60)"]
+    run = subprocess.run
+    monkeypatch.setattr(doctor.subprocess, "run", lambda command, **kwargs: run(code, **kwargs))
+    start = time.perf_counter()
+    check = doctor.chromium(seconds=0.5)
+    assert not check.ok and "hangs" in check.found and time.perf_counter() - start < 5
+
+
+def test_a_chromium_that_draws_nothing_is_named_with_its_error(monkeypatch):
+    code = [sys.executable, "-c", "import sys; print('/usr/bin/broken'); sys.exit('no sandbox')"]
+    run = subprocess.run
+    monkeypatch.setattr(doctor.subprocess, "run", lambda command, **kwargs: run(code, **kwargs))
+    check = doctor.chromium()
+    assert (check.ok, check.found) == (False, "/usr/bin/broken draws nothing: no sandbox")
+
+
+def test_a_hub_out_of_reach(monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: refused at once
+    reached = doctor.reach_hub()
+    assert reached.startswith("http://127.0.0.1:9 out of reach")
+    assert not doctor.can_run([doctor.hub(GPU, reached)])
+    assert doctor.can_run([doctor.hub(CPU, reached)])
+
+
+def test_a_hub_that_answers_even_with_an_error_is_reached(monkeypatch, httpd):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", httpd)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert doctor.reach_hub() == f"reached {httpd}"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert doctor.reach_hub() == "HF_HUB_OFFLINE is set"
+
+
+@pytest.fixture
+def httpd():
+    import threading
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_error(403)
+
+        def log_message(self, *args):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_token_is_never_shown(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    present = doctor.token(GPU)
+    assert (present.ok, present.found) == (True, "present, from HF_TOKEN")
+    assert "hf_secret" not in doctor.report([present])
+
+
+def test_no_token(monkeypatch, tmp_path):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    assert not doctor.can_run([doctor.token(GPU)])
+    assert doctor.can_run([doctor.token(CPU)])
+
+
+def test_memory_is_what_the_container_may_still_take(tmp_path):
+    (tmp_path / "memory.max").write_text(f"{3 * 2**30}\n")
+    (tmp_path / "memory.current").write_text(f"{int(2.5 * 2**30)}\n")
+    check = doctor.memory(CPU, limit=tmp_path)
+    assert not check.ok and check.found == "0.5 GiB, 1 needed"
+    (tmp_path / "memory.max").write_text("max\n")
+    assert doctor.memory(Needs(0, 0), limit=tmp_path).found != check.found
+
+
+def test_too_little_disk(tmp_path):
+    assert not doctor.disk(Needs(disk=10**9, memory=0), tmp_path).ok
+    assert doctor.disk(Needs(disk=0, memory=0), tmp_path).ok
+
+
+def test_a_cpu_does_for_profiles_without_gpu(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert doctor.device(CPU).ok and "bfloat16" in doctor.device(CPU).found
+    assert not doctor.device(GPU).ok
+
+
+def test_a_kernel_of_another_installation_is_named(monkeypatch, tmp_path):
+    """Such as a conda base that registered its own python3 in the home folder."""
+    spec = tmp_path / "kernels" / "python3"
+    spec.mkdir(parents=True)
+    (spec / "kernel.json").write_text('{"argv": ["/usr/other/python", "-m", "ipykernel_launcher"], "display_name": "x", "language": "python"}')
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    check = doctor.kernel()
+    assert (check.ok, check.found) == (False, "/usr/other/python")
+    assert "ipykernel install" in check.mend
+
+
+def test_an_unknown_profile_is_named():
+    with pytest.raises(SettingsError, match="smoke, laptop, runpod"):
+        doctor.check("desktop")
+
+
+def test_needs_exist_for_every_profile():
+    from sae_lib.settings import PROFILES
+
+    assert tuple(doctor.NEEDS) == PROFILES
+
+
+def test_command_line_prints_one_line_and_status_2_for_an_unknown_profile():
+    done = subprocess.run([sys.executable, "-m", "sae_lib", "doctor", "--profile", "desktop"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: --profile 'desktop'") and done.stderr.count("\n") == 1
+
+
+def test_command_line_status_says_whether_the_profile_can_run(monkeypatch):
+    from typer.testing import CliRunner
+
+    from sae_lib.__main__ import app
+
+    monkeypatch.setattr(doctor, "check", lambda profile: [Check("torch", profile == "smoke", "x", "y")])
+    assert CliRunner().invoke(app, ["doctor", "--profile", "smoke"]).exit_code == 0
+    assert CliRunner().invoke(app, ["doctor"]).exit_code == 1

@@ -1,0 +1,180 @@
+import ast
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from importlib.metadata import packages_distributions, version
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PIN = re.compile(r"([A-Za-z0-9_.-]+)==([^\s;#]+)(?: ; [^#]+)?(?:\s+#.*)?")
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def pins(file: str) -> list[tuple[str, str]]:
+    lines = [line for line in (ROOT / file).read_text().splitlines() if line and not line.startswith("#")]
+    found = [PIN.fullmatch(line) for line in lines]
+    assert all(found), f"{file}: not an exact pin: {[line for line, f in zip(lines, found, strict=True) if not f]}"
+    return [(canonical(f[1]), f[2]) for f in found]
+
+
+@pytest.mark.parametrize("file", ["requirements.txt", "requirements-dev.txt", "constraints.txt"])
+def test_every_requirement_is_pinned_exactly_and_without_a_local_build(file):
+    assert all("+" not in v and "*" not in v for _, v in pins(file))
+
+
+def test_the_lock_agrees_with_the_requirements():
+    lock = {}
+    for name, v in pins("constraints.txt"):
+        lock.setdefault(name, set()).add(v)
+    for name, v in pins("requirements.txt") + pins("requirements-dev.txt"):
+        assert lock[name] == {v}, f"{name}: make constraints.txt anew (its head says how)"
+
+
+def test_requirements_are_installed_as_pinned():
+    assert {n: version(n).split("+")[0] for n, _ in pins("requirements.txt")} == dict(pins("requirements.txt"))
+
+
+def third_party_imports(file: Path) -> set[str]:
+    tree = ast.parse(file.read_text())
+    names = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
+    names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level}
+    return {n.split(".")[0] for n in names} - set(sys.stdlib_module_names) - {"sae_lib", "benchmarks", "tests"}
+
+
+@pytest.mark.parametrize("folder, files", [("sae_lib", ["requirements.txt"]), ("benchmarks", ["requirements.txt", "requirements-dev.txt"])])
+def test_every_third_party_import_is_a_requirement(folder, files):
+    required = {name for file in files for name, _ in pins(file)}
+    providers = packages_distributions()
+    for file in sorted((ROOT / folder).rglob("*.py")):
+        for module in third_party_imports(file):
+            names = {canonical(d) for d in providers.get(module, [module])}
+            assert names & required, f"{file.relative_to(ROOT)} imports {module}, which {' and '.join(files)} do not pin"
+
+
+def tracked_files() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_no_tracked_file_names_a_folder_of_the_machine_it_was_made_on():
+    home = str(Path.home())
+    folders = [str(ROOT.parent) + "/", home + "/", "/root/", "/opt/" + "wheels", "/opt/" + "pypi", ".py" + "env/versions"]
+    pattern = re.compile("|".join(re.escape(f) for f in folders if f not in ("//", "/tmp/", "/home/")).encode())
+    for file in tracked_files():
+        hit = pattern.search(file.read_bytes())
+        assert not hit, f"{file.relative_to(ROOT)} names {hit[0].decode()}"
+
+
+def test_scripts_are_executable_and_parse():
+    for name in ("scripts/install.sh", "scripts/chromium.sh", "runpod_setup.sh", ".ci/run"):
+        assert os.access(ROOT / name, os.X_OK), name
+        subprocess.run(["bash", "-n", ROOT / name], check=True)
+
+
+def test_environment_yml_only_wraps_requirements():
+    import yaml
+
+    *conda, pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert [c.split("=")[0] for c in conda] == ["python", "pip"]
+    assert pip == {"pip": ["-r requirements.txt", "-c constraints.txt"]}
+
+
+# The install script, run for real against a python that only writes down what pip was asked.
+
+FAKE_PYTHON = """#!/bin/sh
+echo "$*" >> "$LOG"
+case "$*" in
+  --version) echo "Python $VERSION" ;;
+  "-c import sys; sys.exit(sys.version_info < (3, 11))") [ "$VERSION" != 3.9.1 ] ;;
+  "-m venv"*) mkdir -p "$VENV/bin" && cp "$0" "$VENV/bin/python" ;;
+  *"show torch"*) [ -n "$HAS" ] && echo "Version: $HAS" && seq 100000 ;;
+  *--no-index*) [ -n "$WHEEL" ] ;;
+  *--index-url*) [ -n "$CPU_INDEX" ] ;;
+esac
+"""
+
+
+@pytest.fixture
+def install(tmp_path):
+    def run(version="3.12.1", has="", wheel="", cpu_index="", gpu=False, system="Linux", python="fake"):
+        tools = tmp_path / "bin"
+        tools.mkdir(exist_ok=True)
+        scripts = {"fake": FAKE_PYTHON, "uname": f"#!/bin/sh\necho {system}\n", "nvidia-smi": f"#!/bin/sh\n{'echo GPU 0' if gpu else 'exit 9'}\n"}
+        for name, text in scripts.items():
+            (tools / name).write_text(text)
+            (tools / name).chmod(stat.S_IRWXU)
+        env = dict(LOG=str(tmp_path / "log"), VERSION=version, HAS=has, WHEEL=wheel, CPU_INDEX=cpu_index, PYTHON=python)
+        env |= dict(VENV=str(tmp_path / "venv"), PATH=f"{tools}{os.pathsep}{os.environ['PATH']}")
+        (tmp_path / "log").unlink(missing_ok=True)
+        done = subprocess.run([ROOT / "scripts" / "install.sh"], env=env, capture_output=True, text=True)
+        asked = (tmp_path / "log").read_text().splitlines() if (tmp_path / "log").exists() else []
+        return done, [a.partition("install ")[2] for a in asked if " install " in a]
+
+    return run
+
+
+def torch_pin() -> str:
+    return f"torch=={dict(pins('requirements.txt'))['torch']}"
+
+
+def test_install_takes_a_wheel_that_pip_is_configured_with(install):
+    done, asked = install(wheel="yes")
+    assert done.returncode == 0
+    assert len(asked) == 2 and "--no-index" in asked[0] and asked[0].endswith(torch_pin())
+    assert asked[1].endswith("-r requirements.txt -c constraints.txt")
+
+
+def test_install_takes_the_cpu_index_where_there_is_no_wheel(install):
+    done, asked = install(cpu_index="yes")
+    assert done.returncode == 0 and len(asked) == 3
+    assert "--index-url https://download.pytorch.org/whl/cpu" in asked[1] and asked[1].endswith(torch_pin())
+
+
+def test_install_falls_back_to_the_default_build_and_says_so(install):
+    done, asked = install()
+    assert done.returncode == 0 and len(asked) == 3 and "several GB" in done.stdout
+
+
+@pytest.mark.parametrize("machine", [dict(gpu=True), dict(system="Darwin")])
+def test_install_takes_the_default_build_with_a_gpu_or_on_macos(install, machine):
+    done, asked = install(wheel="yes", cpu_index="yes", **machine)
+    assert done.returncode == 0 and len(asked) == 1 and "default build" in done.stdout
+
+
+def test_install_leaves_a_torch_that_fits_the_pin(install):
+    assert len(install(has=f"{torch_pin()[7:]}+cu126", wheel="yes")[1]) == 1
+    assert len(install(has=f"{torch_pin()[7:]}1", wheel="yes")[1]) == 2
+
+
+@pytest.mark.parametrize("python, version, found", [("fake", "3.9.1", "Python 3.9.1"), ("no-such-python", "", "not found")])
+def test_install_says_which_python_it_needs(install, python, version, found):
+    done, asked = install(python=python, version=version)
+    assert done.returncode == 1 and asked == []
+    assert "Python 3.11 or newer" in done.stderr and found in done.stderr
+
+
+def test_make_install_is_quick_and_asks_nothing_once_installed(tmp_path):
+    for name in ("Makefile", "requirements.txt", "constraints.txt", "scripts/install.sh"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy2(ROOT / name, tmp_path / name)
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / ".installed").touch()
+    done = subprocess.run(["make", "install"], cwd=tmp_path, capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
+    assert done.returncode == 0 and "install:" not in done.stdout
+
+
+def test_runpod_help_and_unknown_options():
+    script = ROOT / "runpod_setup.sh"
+    assert "--no-lab" in subprocess.run([script, "--help"], capture_output=True, text=True, check=True).stdout
+    for wrong in (["--nolab"], ["--port", "x"]):
+        assert subprocess.run([script, *wrong], capture_output=True).returncode == 2
