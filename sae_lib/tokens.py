@@ -107,12 +107,13 @@ def _texts(tokens: Tokens, group: int) -> pa.ChunkedArray:
 
 @lru_cache(maxsize=2048)
 def _spans(tokens: Tokens, split: str, document: int) -> np.ndarray:
-    """[n, 2] first and last-but-one character of each token, by encoding again: exact for every tokeniser, and nothing to store."""
+    """[n, 2] where each token's characters start and end, by encoding again: exact for every tokeniser, and nothing to store."""
     encoded = exact_encoder(tokens.tokenizer).encode(tokens.document(split, document), add_special_tokens=False)
-    first, stored = int(_firsts(tokens, split)[document]), int(tokens.table[split]["tokens"][document].as_py())
-    if not np.array_equal(tokens._ids(split)[first : first + stored], encoded.ids[:stored]):
+    first, length = int(_firsts(tokens, split)[document]), tokens.table[split]["tokens"][document].as_py()
+    length = min(length, len(encoded.ids))  # stored are one more, the separator, or fewer, where the cap cut the document
+    if not np.array_equal(tokens._ids(split)[first : first + length], encoded.ids[:length]):
         raise ArtefactError(f"{tokens.folder}: the tokens of {split} document {document} do not fit its text; delete the folder and run again")
-    return np.array(encoded.offsets[:stored], dtype=np.int64).reshape(-1, 2)
+    return np.array(encoded.offsets[:length], dtype=np.int64).reshape(-1, 2)
 
 
 # --- making and opening ---

@@ -1,0 +1,262 @@
+"""Tokens: every text round-trips, every token knows its characters, and nothing half-written stays behind."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sae_lib import tokens as tokens_module
+from sae_lib.errors import ArtefactError, CorpusError, ModelError
+from sae_lib.runs import Run, open_run
+from sae_lib.tokenizer import END, exact_encoder, load_tokenizer, separator_id, train_tokenizer
+from sae_lib.tokens import GrowingArray, make_tokens, open_tokens, summary, tokens_made_from
+
+SHARED = Path("/work/shared/tokenizers/gpt2")
+LLAMA = Path("/work/shared/models/stories260K")
+HARD = ["naïve €5 → 日本語 🙂🙃\n\n  two  spaces\t", f"a {END} b{END}", "", " ", "\n", "<|endof", "é́" * 7, "x" * 500, "\r\n\r\n"]
+
+
+def texts(n: int = 60) -> list[str]:
+    return [f"document {i}: the cat {i * i} sat on the mat\nwhile {i} naïve 🙂 dogs sang 日本語 {i * 7}\n" * (3 + i % 4) for i in range(n)]
+
+
+def make_run(folder: Path, documents: list[str], **overrides) -> Run:
+    path = folder / "some text.jsonl"
+    path.write_text("".join(json.dumps({"text": t, "meta": {"pile_set_name": "odd" if i % 2 else "even"}}) + "\n" for i, t in enumerate(documents)))
+    set_ = {"corpus": f"files:{path}", "tokenizer.vocab_size": 300, "tokenizer.train_bytes": 10_000} | overrides
+    return open_run("smoke", folder / "run", [f"{key}={value}" for key, value in set_.items()])
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory) -> tokens_module.Tokens:
+    return open_tokens(make_run(tmp_path_factory.mktemp("tokens"), texts() + HARD))
+
+
+@pytest.fixture(scope="module", params=["trained", "gpt2", "llama"])
+def tokenizer(request):
+    if request.param == "trained":
+        return train_tokenizer(texts(), 300)
+    path = {"gpt2": SHARED, "llama": LLAMA}[request.param]
+    return load_tokenizer(path) if path.exists() else pytest.skip(f"{path} is not here")
+
+
+# --- tokenisers ---
+
+
+def characters(text: str, encoded) -> None:
+    """Each token's text is its characters; together they are all of the text, in order."""
+    end = 0
+    for start, stop in encoded.offsets:
+        assert start <= end <= stop or start == end, "no character is left out"
+        end = stop
+    assert end == len(text)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(max_size=60) | st.sampled_from(HARD) | st.lists(st.sampled_from([END, "🙂", " ", "the", "\n", "é"])).map("".join))
+def test_every_text_round_trips_with_exact_characters(tokenizer, text):
+    if len(tokenizer) == 512:
+        pytest.skip("stories260K has a sentencepiece vocabulary, which writes a space in front")
+    encoded = exact_encoder(tokenizer).encode(text, add_special_tokens=False)
+    assert tokenizer.decode(encoded.ids, clean_up_tokenization_spaces=False) == text
+    characters(text, encoded)
+    for token_id, (start, end) in zip(encoded.ids, encoded.offsets, strict=True):
+        decoded = tokenizer.decode([token_id])
+        if "\ufffd" not in decoded:
+            assert decoded == text[start:end]
+        else:
+            assert end > start
+
+
+def test_a_separator_written_in_a_text_is_ordinary_text(tokenizer):
+    written = tokenizer.eos_token
+    encoder, special = exact_encoder(tokenizer), separator_id(tokenizer)
+    single = encoder.encode(f"a {written} b", add_special_tokens=False).ids
+    batched = encoder.encode_batch_fast([f"a {written} b"], add_special_tokens=False)[0].ids
+    assert special not in single and single == batched
+    assert tokenizer(written, add_special_tokens=False).input_ids == [special], "the tokeniser itself would have taken it"
+
+
+def test_no_beginning_of_text_is_added(tokenizer):
+    assert tokenizer.bos_token_id not in exact_encoder(tokenizer).encode("the cat", add_special_tokens=False).ids
+
+
+def test_a_trained_tokeniser_has_the_size_asked_for_and_survives_its_folder(tmp_path):
+    made = train_tokenizer(texts(), 300)
+    assert len(made) == 300 and made.eos_token == made.bos_token == END
+    made.save_pretrained(tmp_path / "t")
+    loaded = load_tokenizer(tmp_path / "t")
+    assert [loaded(t).input_ids for t in texts(5)] == [made(t).input_ids for t in texts(5)]
+    assert loaded.eos_token == END and load_tokenizer(str(tmp_path / "t")).eos_token_id == made.eos_token_id
+
+
+def test_missing_tokenisers_say_what_to_do(tmp_path, monkeypatch):
+    for source in (str(tmp_path / "none"), "./none", "a/b/c"):
+        with pytest.raises(ModelError, match="no such folder"):
+            load_tokenizer(source)
+    with pytest.raises(ModelError, match="has no tokenizer.json"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelError, match="cannot be read") as error:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(error.value)
+
+    def unreachable(*_, **__):
+        raise OSError("We couldn't connect to 'https://hub'") from ConnectionError("no route")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", unreachable)
+    with pytest.raises(ModelError, match="cannot be reached; offline"):
+        load_tokenizer("some/model")
+
+    def gated(*_, **__):
+        raise OSError("You are trying to access a gated repo.")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", gated)
+    with pytest.raises(ModelError, match="HF_TOKEN"):
+        load_tokenizer("some/model")
+
+
+# --- the artefact ---
+
+
+def test_documents_are_joined_by_the_separator(opened):
+    end = separator_id(opened.tokenizer)
+    for split in ("train", "heldout"):
+        ids, table = np.asarray(getattr(opened, split)), opened.table[split]
+        assert (ids == end).sum() == len(table) and ids[-1] == end
+        first, length = table["first_token"].to_numpy(), table["tokens"].to_numpy()
+        assert first[0] == 0 and (first[1:] == (first + length)[:-1]).all() and first[-1] + length[-1] == len(ids)
+        for document in range(len(table)):
+            inside = ids[first[document] : first[document] + length[document] - 1]
+            assert opened.tokenizer.decode(inside) == opened.document(split, document)
+    found = {opened.document(s, d) for s in ("train", "heldout") for d in range(len(opened.table[s]))}
+    assert found == {t for t in texts() + HARD if t.strip()}, "every text is in one split, once"
+
+
+def test_every_token_knows_its_document_and_characters(opened):
+    ids, end = opened.heldout, separator_id(opened.tokenizer)
+    before = 0
+    for index, token_id in enumerate(ids):
+        place = opened.locate("heldout", index)
+        text = opened.document("heldout", place.document)
+        if token_id == end:
+            assert (place.start, place.end, before) == (len(text), len(text), len(text))
+            before = 0
+            continue
+        decoded = opened.tokenizer.decode([token_id])
+        assert place.origin.startswith("some text.jsonl: line ") and place.kind in ("odd", "even")
+        assert decoded == text[place.start : place.end] or "\ufffd" in decoded and place.end > place.start
+        assert place.start <= before <= place.end
+        before = place.end
+    with pytest.raises(IndexError):
+        opened.locate("heldout", len(ids))
+
+
+def test_rows_are_views_of_the_tokens_in_order(opened):
+    rows = opened.rows("train", 16)
+    assert rows.shape == (len(opened.train) // 16, 16) and np.shares_memory(rows, opened.train)
+    assert (rows.reshape(-1) == opened.train[: rows.size]).all()
+    with pytest.raises(CorpusError, match="too few for one row of lm.context=1000000"):
+        opened.rows("train", 1_000_000)
+
+
+def test_caps_are_kept_to_the_token(tmp_path):
+    made = open_tokens(make_run(tmp_path, texts(200), **{"corpus.train_tokens": 1234, "corpus.heldout_tokens": 77}))
+    assert (len(made.train), len(made.heldout)) == (1234, 77)
+    last = made.locate("train", 1233)
+    assert 0 <= last.start <= last.end <= len(made.document("train", last.document))
+    assert summary(made)["train"]["tokens"] == 1234
+
+
+def test_the_vocabulary_decides_the_type(tmp_path, opened):
+    assert opened.train.dtype == np.uint16
+    array = GrowingArray(tmp_path / "a.npy", np.uint32)
+    for part in ([1, 2], [], [70_000] * 12345):
+        array.append(part)
+    array.close()
+    found = np.load(tmp_path / "a.npy", mmap_mode="r")
+    assert found.dtype == np.uint32 and found.tolist() == [1, 2] + [70_000] * 12345
+
+
+def test_the_same_settings_are_made_once_and_give_the_same_files(tmp_path):
+    run = make_run(tmp_path, texts())
+    folder = make_tokens(run)
+    record = (folder / "made_from.json").read_bytes()
+    stamp = (folder / "train.npy").stat().st_mtime_ns
+    assert make_tokens(run) == folder and (folder / "train.npy").stat().st_mtime_ns == stamp
+    again = make_tokens(Run(run.settings, tmp_path / "again"))
+    assert (again / "made_from.json").read_bytes() == record, "digests and all"
+    assert tokens_made_from(run) == json.loads(record)["settings"]
+    with open(folder / "train.npy", "r+b") as f:
+        f.truncate(200)
+    with pytest.raises(ArtefactError, match="damaged"):
+        make_tokens(run)
+
+
+def test_nothing_is_left_half_written(tmp_path):
+    run = make_run(tmp_path, texts())
+    with open(tmp_path / "some text.jsonl", "a") as f:
+        f.write("{broken\n")
+    with pytest.raises(CorpusError, match="line 61"):
+        make_tokens(run)
+    assert not run.tokens_folder.exists()
+
+
+def test_no_held_out_text_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokens_module, "documents", lambda *_: iter([tokens_module.Document("some text", "text", "x", "train")]))
+    with pytest.raises(CorpusError, match="no heldout text"):
+        make_tokens(make_run(tmp_path, texts()))
+
+
+def test_a_tampered_document_is_noticed(tmp_path):
+    made = open_tokens(make_run(tmp_path, texts()))
+    table = pq.read_table(made.folder / "documents.parquet").to_pandas()
+    table["text"] = "other " + table["text"]
+    table.to_parquet(made.folder / "documents.parquet")
+    with pytest.raises(ArtefactError, match="do not fit its text"):
+        made.locate("train", 0)
+
+
+def test_summary_counts_what_is_there(opened):
+    found = summary(opened)
+    for split in ("train", "heldout"):
+        part, table = found[split], opened.table[split]
+        ids = np.asarray(getattr(opened, split))
+        assert part["documents"] == len(table) and part["tokens"] == len(ids)
+        assert sum(k["tokens"] for k in part["kinds"].values()) == len(ids) and set(part["kinds"]) <= {"odd", "even"}
+        assert part["characters"] == sum(len(opened.document(split, d)) for d in range(len(table)))
+        top = part["most_frequent"][0]
+        assert top["count"] == (ids == top["id"]).sum() == np.bincount(ids).max() and top["token"] == opened.tokenizer.decode([top["id"]])
+        assert part["length_quantiles"]["1.0"] == table["tokens"].to_numpy().max()
+    assert "user's files" in found["what"]
+
+
+def test_the_installation_writes_a_manifest_without_machine_paths(tmp_path):
+    import hashlib
+
+    run = open_run("smoke", tmp_path / "run", ["corpus.train_tokens=60000", "corpus.heldout_tokens=12000", "tokenizer.vocab_size=400"])
+    made = open_tokens(run)
+    manifest = pq.read_table(made.folder / "manifest.parquet").to_pandas()
+    assert len(manifest) == sum(len(t) for t in made.table.values()) and (manifest["path"].str.match(r"^[^/].*")).all()
+    assert not set(manifest[manifest.split == "train"].distribution) & set(manifest[manifest.split == "heldout"].distribution)
+    place = made.locate("heldout", 0)
+    text = made.document("heldout", place.document)
+    row = manifest[manifest.sha256 == hashlib.sha256(text.encode()).hexdigest()].iloc[0]
+    assert place.origin == f"{row.distribution} {row.version}: {row.path}" and row.bytes == len(text.encode())
+    for path in [*made.folder.glob("*.json"), *made.folder.glob("tokenizer/*.json")]:
+        assert str(Path.home()) not in path.read_text() and str(tmp_path) not in path.read_text(), path.name
+    assert sum(summary(made)["heldout"]["distributions"].values()) == len(made.heldout)
+    assert "mostly code" in summary(made)["what"]
+
+
+def test_another_tokeniser_is_taken_from_its_folder(tmp_path):
+    if not LLAMA.exists():
+        pytest.skip(f"{LLAMA} is not here")
+    made = open_tokens(make_run(tmp_path, texts(), **{"tokenizer.source": LLAMA}))
+    place = made.locate("train", 5)
+    assert made.document("train", place.document)[place.start : place.end].strip() != ""
+    assert made.tokenizer.bos_token_id not in np.asarray(made.train)
