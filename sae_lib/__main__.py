@@ -1,27 +1,118 @@
-"""The command line: `python -m sae_lib doctor`."""
+"""The command line: `python -m sae_lib run | stage | report | lab | doctor | check-toy`."""
 
+import subprocess
 import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from sae_lib.errors import UserError
+from sae_lib.errors import SettingsError, UserError
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+app = typer.Typer(help="Monosemanticity at Home: from text to readable features.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+
+Profile = Annotated[str, typer.Option(help="smoke (tests), laptop (two cores, no network) or runpod (the original's scale, one GPU)")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="override a setting, for example --set sae.d_sae=8192; may be given several times")]
+RunDir = Annotated[str, typer.Option("--run", help="run folder; by default runs/<profile>, with overrides runs/<profile>-<hash>")]
 
 
-@app.callback()
-def _root() -> None:
-    """Monosemanticity at Home: from text to readable features."""
+class Stage(str, Enum):
+    corpus = "corpus"
+    lm = "lm"
+    sae = "sae"
+    evaluate = "evaluate"
+    features = "features"
+    report = "report"
 
 
 @app.command()
-def doctor(profile: str = typer.Option("laptop", help="smoke, laptop or runpod: whose needs decide the exit status")) -> None:
+def run(
+    profile: Profile = "laptop",
+    only: Annotated[str, typer.Option(help="numbers of notebooks, for example 03 or 02,03")] = "",
+    set_: Set = None,
+    run_dir: RunDir = "",
+    parameter: Annotated[list[str] | None, typer.Option("--parameter", "-p", help="a notebook's own parameter, name=value")] = None,
+) -> None:
+    """Run the notebooks in order and write the report."""
+    from sae_lib import headless
+    from sae_lib.report import write_report
+    from sae_lib.runs import open_run
+
+    opened = open_run(profile, run_dir, set_ or [])
+    typer.echo(f"run folder: {opened.folder}")
+    extra = dict(_name_and_value(p) for p in parameter or [])
+    seconds = headless.run_notebooks(opened, set_ or [], only, extra, typer.echo)
+    if only:
+        return
+    opened.save_results("run", {"seconds": seconds})
+    typer.echo(f"report: {write_report(opened)}")
+
+
+@app.command()
+def stage(name: Stage, profile: Profile = "laptop", set_: Set = None, run_dir: RunDir = "") -> None:
+    """Make one stage's artefact, and what it needs before it, without notebooks. A finished stage is not redone."""
+    from sae_lib import evaluation, features, language_model, report, tokens, training
+    from sae_lib.runs import open_run
+
+    functions = {
+        Stage.corpus: tokens.make_tokens,
+        Stage.lm: language_model.make_language_model,
+        Stage.sae: training.make_autoencoder,
+        Stage.evaluate: evaluation.evaluate_run,
+        Stage.features: features.make_features,
+        Stage.report: report.write_report,
+    }
+    opened = open_run(profile, run_dir, set_ or [])
+    made = functions[name](opened)
+    typer.echo(f"{name.value}: {made if isinstance(made, Path) else opened.results_folder}")
+
+
+@app.command()
+def report(profile: Profile = "laptop", set_: Set = None, run_dir: RunDir = "", publish: Annotated[bool, typer.Option(help="also copy it to ./report.md and ./report/")] = False) -> None:
+    """Write the report of a finished run from its results."""
+    from sae_lib.report import publish_report, write_report
+    from sae_lib.runs import open_run
+
+    opened = open_run(profile, run_dir, set_ or [])
+    typer.echo(f"report: {write_report(opened)}")
+    if publish:
+        typer.echo(f"published: {publish_report(opened)}")
+
+
+@app.command()
+def lab() -> None:
+    """Open the notebooks in JupyterLab."""
+    from sae_lib.headless import ROOT
+
+    raise typer.Exit(subprocess.call([sys.executable, "-m", "jupyter", "lab", str(ROOT / "notebooks")], cwd=ROOT))
+
+
+@app.command()
+def doctor(profile: Profile = "laptop") -> None:
     """What is there and what is off on this machine, with the mend for each failure."""
     from sae_lib import doctor as doctor_module
 
     checks = doctor_module.check(profile)
     typer.echo(doctor_module.report(checks, profile))
     raise typer.Exit(0 if doctor_module.can_run(checks) else 1)
+
+
+@app.command("check-toy")
+def check_toy(out: Annotated[Path, typer.Option(help="folder for cached results, table and figures")] = Path("runs/toy"), preset: str = "full") -> None:
+    """Every toy-model experiment at full size, held against its known results."""
+    from sae_lib.toy_experiments import check_toy as check
+
+    raise typer.Exit(0 if check(out, preset) else 1)
+
+
+def _name_and_value(text: str) -> tuple[str, object]:
+    import yaml
+
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise SettingsError(f"-p {text!r}: expected name=value")
+    return name, yaml.safe_load(value)
 
 
 def main() -> None:
@@ -31,6 +122,9 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -52,6 +52,10 @@ class HookPoint:
         self.layer, (suffix, self.side) = names[hook_name]
         self.module: nn.Module = model.get_submodule(BLOCKS[family].format(layer=self.layer) + suffix)
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
     @contextmanager
     def capture(self) -> Iterator[list[Float[Tensor, "row position d_in"]]]:
         """Collect what passes the hook while the block runs."""
@@ -109,7 +113,7 @@ class ActivationBuffer:
         self.buffer_rows = min(buffer_rows, len(rows))
         self.per_chunk = max(1, self.buffer_rows * rows.shape[1] // batch)
         self.position = start
-        self.device = next(hook.model.parameters()).device
+        
 
     def __iter__(self) -> Iterator[Float[Tensor, "batch d_in"]]:
         chunks_per_epoch = max(1, len(self.rows) // self.buffer_rows)
@@ -119,7 +123,7 @@ class ActivationBuffer:
             rng = np.random.default_rng((self.seed, epoch))
             drawn = rng.permutation(len(self.rows))[part * self.buffer_rows : (part + 1) * self.buffer_rows]
             acts = harvest(self.hook, self.rows[np.sort(drawn)])
-            order = torch.from_numpy(np.random.default_rng((self.seed, epoch, part)).permutation(len(acts))).to(self.device)
+            order = torch.from_numpy(np.random.default_rng((self.seed, epoch, part)).permutation(len(acts))).to(acts.device)
             for j in range(i, self.per_chunk):
                 self.position += 1
                 yield acts[order[j * self.batch : (j + 1) * self.batch]]
@@ -127,10 +131,9 @@ class ActivationBuffer:
 
 def harvest(hook: HookPoint, rows: np.ndarray, rows_at_once: int = 64) -> Float[Tensor, "n d_in"]:
     """Activations of all positions of `rows` [row, position], in order, on the model's device."""
-    device = next(hook.model.parameters()).device
     parts = []
     for i in range(0, len(rows), rows_at_once):
-        tokens = torch.from_numpy(rows[i : i + rows_at_once].astype(np.int64)).to(device)
+        tokens = torch.from_numpy(rows[i : i + rows_at_once].astype(np.int64)).to(hook.device)
         parts.append(rearrange(hook.activations(tokens), "row position d -> (row position) d"))
     return torch.cat(parts)
 
@@ -144,20 +147,18 @@ def of_token(hook: HookPoint, tokenizer, text: str, token: int | str) -> tuple[s
         index = next((i for i, s in enumerate(strings) if s == token), None) if token in strings else next((i for i, s in enumerate(strings) if s.strip() == token.strip()), None)
     if index is None or not -len(ids) <= index < len(ids):
         raise ModelError(f"token {token!r} is not in this text; its {len(ids)} tokens are: {strings}")
-    device = next(hook.model.parameters()).device
-    return strings[index], hook.activations(torch.tensor([ids], device=device))[0, index]
+    return strings[index], hook.activations(torch.tensor([ids], device=hook.device))[0, index]
 
 
 @torch.no_grad()
 def generate(hook: HookPoint, tokenizer, prompt: str, new_tokens: int, temperature: float, seed: int) -> tuple[Int[Tensor, " n"], Float[Tensor, "n d_in"], int]:
     """Sample a continuation: (token ids of prompt and continuation, the hook's activations of all of them, prompt length)."""
-    device = next(hook.model.parameters()).device
-    ids = torch.tensor([tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]], device=device)
+    ids = torch.tensor([tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]], device=hook.device)
     limit = hook.model.config.max_position_embeddings
     new_tokens = min(new_tokens, limit - ids.shape[1])
     if new_tokens < 1:
         raise ModelError(f"the prompt has {ids.shape[1]} tokens and the model's context is {limit}: nothing can be generated; shorten the prompt")
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[hook.device] if hook.device.type == "cuda" else []):
         torch.manual_seed(seed)
         out = hook.model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=True, temperature=temperature, top_k=0, pad_token_id=tokenizer.eos_token_id

@@ -108,9 +108,8 @@ def loss_recovered(hook: HookPoint, dictionary: Dictionary, rows: np.ndarray, me
         "mean": lambda x: mean.to(x.dtype).expand_as(x),
     }
     sums, n = dict.fromkeys(["clean", *replacements, "kl"], 0.0), 0
-    device = next(hook.model.parameters()).device
     for i in tqdm(range(0, len(rows), ROWS_AT_ONCE // 4), desc="loss recovered"):
-        tokens = torch.from_numpy(rows[i : i + ROWS_AT_ONCE // 4].astype(np.int64)).to(device)
+        tokens = torch.from_numpy(rows[i : i + ROWS_AT_ONCE // 4].astype(np.int64)).to(hook.device)
         clean = _log_probabilities(hook, tokens)
         sums["clean"] += _nll(clean, tokens)
         for name, change in replacements.items():

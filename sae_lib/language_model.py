@@ -48,6 +48,11 @@ def load(run: Run) -> PreTrainedModel:
     return model.to(device_of(run)).eval().requires_grad_(False)
 
 
+def training_summary(run: Run) -> dict:
+    """What training measured: loss curve, seconds, tokens per second, each neuron's density."""
+    return json.loads((run.folder / "language_model" / "training.json").read_text())
+
+
 def open_model(source: str) -> PreTrainedModel:
     """A causal language model from a local folder or the hub, in its own precision."""
     try:
@@ -137,6 +142,8 @@ def train(run: Run, folder: Path) -> None:
         raise CorpusError(f"the corpus has {len(tokens.train):,} training tokens, fewer than one batch of {s.batch} × {s.context + 1} (lm.batch, lm.context); give more text")
     torch.manual_seed(run.settings.seed)
     model = build(s, len(tokens.tokenizer), tokens.tokenizer.eos_token_id).to(device)
+    if device.type == "cpu":  # the backward pass of torch's fused attention takes longer than the rest of the layer there
+        model.set_attn_implementation("eager")
     optimiser = torch.optim.AdamW(model.parameters(), lr=s.lr, betas=(0.9, 0.95), weight_decay=s.weight_decay, fused=device.type != "mps")
     n_steps = max(1, s.train_tokens // (s.batch * s.context))
     dtype, scratch = precision(s.precision, device), folder.with_name(".language_model.checkpoints")

@@ -98,7 +98,7 @@ def resolve(sae: SAESettings) -> Recipe:
 
 
 def variants(settings: Settings) -> dict[str, SAESettings]:
-    """The autoencoders a run trains: its recipe, the same without resampling, and those it is compared with."""
+    """The autoencoders a run trains, by name: its recipe, the same without resampling and at other widths, and other recipes."""
     main = settings.sae
     own_values = {"batch": None, "lr": None, "l1": None}  # of another recipe: its units differ
     chosen = {main.recipe: main}
@@ -106,6 +106,8 @@ def variants(settings: Settings) -> dict[str, SAESettings]:
         chosen[f"{main.recipe}-no_resampling"] = main.model_copy(update={"resampling": False})
     for name in main.compare:
         chosen.setdefault(name, main.model_copy(update={"recipe": name} | own_values))
+    for width in main.widths:
+        chosen[f"{main.recipe}-d_sae_{width}"] = main.model_copy(update={"d_sae": width})
     for sae in chosen.values():
         resolve(sae)
     return chosen

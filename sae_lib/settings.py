@@ -68,6 +68,7 @@ class SAESettings(Section):
 
     recipe: str = "bricken_2023"
     compare: tuple[str, ...] = ("ward_2024",)  # further recipes that notebook 03 trains beside it
+    widths: tuple[PositiveInt, ...] = ()  # further d_sae that notebook 03 trains the recipe with
     hook_name: str = "blocks.0.mlp.hook_post"
     d_sae: PositiveInt = 4096
     activations: PositiveInt = 3_000_000

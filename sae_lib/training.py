@@ -28,7 +28,7 @@ STATISTICS_ROWS = 256  # rows of text that the scale and the mean are taken from
 
 
 def sae_made_from(run: Run, sae: SAESettings) -> dict:
-    return language_model.lm_made_from(run) | {"sae": sae.model_dump(mode="json", exclude={"compare", "checkpoint_every"})}
+    return language_model.lm_made_from(run) | {"sae": sae.model_dump(mode="json", exclude={"compare", "widths", "checkpoint_every"})}
 
 
 def make_autoencoder(run: Run, name: str = "") -> Path:
@@ -51,28 +51,47 @@ def load_autoencoder(run: Run, name: str = "") -> SparseAutoencoder:
     return SparseAutoencoder.load(folder, language_model.device_of(run))
 
 
+def training_summary(run: Run, name: str = "") -> dict:
+    """What training measured: curves, resampling events, seconds, activations per second."""
+    return json.loads((run.folder / "saes" / (name or run.settings.sae.recipe) / "training.json").read_text())
+
+
 def train(run: Run, hook: HookPoint, settings: SAESettings, folder: Path) -> None:
-    """Train on the hook's activations; goes on from the last checkpoint of an interrupted run."""
-    recipe, tokens, made_from = resolve(settings), open_tokens(run), sae_made_from(run, settings)
-    rows = tokens.rows("train", run.settings.lm.context)
+    """Fit on the run's training tokens and write the artefact: the autoencoder, and `training.json` with what happened."""
+    rows, made_from = open_tokens(run).rows("train", run.settings.lm.context), sae_made_from(run, settings)
+    scratch = folder.with_name(f".{folder.name}.checkpoints")
+    sae, summary = fit(hook, rows, settings, run.settings.seed, scratch, made_from)
+    metadata = {"model_name": run.settings.lm.source, "context_size": run.settings.lm.context, "dataset_path": run.settings.corpus.source, "prepend_bos": False}
+    with writing(folder, made_from) as out:
+        sae.save(out, metadata | {"hook_name": settings.hook_name})
+        (out / "training.json").write_text(json.dumps(summary, indent=1))
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def fit(hook: HookPoint, rows: np.ndarray, settings: SAESettings, seed: int, scratch: Path, made_from: dict) -> tuple[SparseAutoencoder, dict]:
+    """The training loop, on the hook's activations of all positions of `rows` [row, position].
+
+    Goes on from the last checkpoint in `scratch` where there is one made from the same settings. Returns the autoencoder for
+    unscaled activations and a summary: curves, resampling events, seconds, activations per second.
+    """
+    recipe = resolve(settings)
     n_steps = max(1, settings.activations // recipe.batch)
     mean, scale = statistics(hook, rows, recipe)
-    sae = initialise(recipe, mean * scale, settings.d_sae, run.settings.seed).to(mean.device)
+    sae = initialise(recipe, mean * scale, settings.d_sae, seed).to(mean.device)
     optimiser = torch.optim.Adam(sae.parameters(), lr=recipe.lr, fused=mean.device.type != "mps")
     mse_weight = 1.0 if recipe.mse == "sum" else 1 / sae.d_in
     encoder_dtype = language_model.precision(settings.precision, mean.device)
     silent = torch.zeros(settings.d_sae, dtype=torch.int64, device=mean.device)  # activations since the feature last fired
     start, curve, events, seconds = 0, [], [], 0.0
-    scratch = folder.with_name(f".{folder.name}.checkpoints")
     if checkpoint := checkpoints.load_checkpoint(scratch, made_from):
         start, tensors, state = checkpoint
         sae.load_state_dict({k.removeprefix("sae."): v for k, v in tensors.items() if k.startswith("sae.")})
         checkpoints.restore_optimiser(optimiser, tensors)
         silent.copy_(tensors["silent"])
         curve, events, seconds = state["curve"], state["events"], state["seconds"]
-    buffer = ActivationBuffer(hook, rows, recipe.batch, settings.buffer_rows, run.settings.seed, start)
+    buffer = ActivationBuffer(hook, rows, recipe.batch, settings.buffer_rows, seed, start)
     began = time.perf_counter() - seconds
-    bar = tqdm(zip(range(start, n_steps), buffer, strict=False), desc=folder.name, initial=start, total=n_steps)
+    bar = tqdm(zip(range(start, n_steps), buffer, strict=False), desc=recipe.name, initial=start, total=n_steps)
     for step, x in bar:
         for group in optimiser.param_groups:
             group["lr"] = recipe.lr * rate(step, n_steps, recipe.lr_warmup, recipe.lr_decay)
@@ -80,13 +99,12 @@ def train(run: Run, hook: HookPoint, settings: SAESettings, folder: Path) -> Non
         update(sae, optimiser, recipe)
         silent = torch.where(measured.fired, 0, silent + len(x))
         if is_resampling_step(recipe, step + 1, n_steps):
-            events.append(resample_dead(run, hook, rows, settings, recipe, sae, optimiser, silent, scale, step + 1))
+            events.append(resample_dead(hook, rows, settings, recipe, sae, optimiser, silent, scale, seed, step + 1))
         if (step + 1) % settings.log_every == 0 or step + 1 == n_steps:
-            point = {"step": step + 1, "squared_error": measured.squared_error.item(), "l1": measured.l1.item(), "l0": measured.l0.item(),
-                     "silent": (silent >= settings.dead_window).float().mean().item()}  # fmt: skip
+            point = {"step": step + 1, "squared_error": measured.squared_error.item(), "l1": measured.l1.item(), "l0": measured.l0.item()}
             if not math.isfinite(point["squared_error"] + point["l1"]):
-                raise TrainingError(f"{folder.name}: the loss is not finite at step {step + 1}; likely sae.lr {recipe.lr} is too high; the last good checkpoint lies in {scratch}")
-            curve.append(point)
+                raise TrainingError(f"{recipe.name}: the loss is not finite at step {step + 1}; likely sae.lr {recipe.lr} is too high; the last good checkpoint lies in {scratch}")
+            curve.append(point | {"silent": (silent >= settings.dead_window).float().mean().item()})
             bar.set_postfix(error=f"{point['squared_error']:.3g}", L0=f"{point['l0']:.1f}")
         if (step + 1) % settings.checkpoint_every == 0 and step + 1 < n_steps:
             tensors = {f"sae.{k}": v for k, v in sae.state_dict().items()} | checkpoints.optimiser_tensors(optimiser) | {"silent": silent}
@@ -94,13 +112,11 @@ def train(run: Run, hook: HookPoint, settings: SAESettings, folder: Path) -> Non
             checkpoints.save_checkpoint(scratch, step + 1, tensors, state, made_from)
     seconds = time.perf_counter() - began
     sae.fold_scale(scale)
-    with writing(folder, made_from) as out:
-        s = run.settings
-        sae.save(out, {"model_name": s.lm.source, "hook_name": settings.hook_name, "context_size": s.lm.context, "prepend_bos": False, "dataset_path": s.corpus.source})
-        summary = {"curve": curve, "resampling": events, "seconds": seconds, "activations": n_steps * recipe.batch, "activations_per_second": n_steps * recipe.batch / seconds,
-                   "scale": scale, "recipe": asdict(recipe)}  # fmt: skip
-        (out / "training.json").write_text(json.dumps(summary, indent=1))
-    shutil.rmtree(scratch, ignore_errors=True)
+    used = n_steps * recipe.batch
+    return sae.requires_grad_(False), {
+        "curve": curve, "resampling": events, "seconds": seconds, "activations": used, "activations_per_second": used / seconds,
+        "scale": scale, "final_silent": (silent >= settings.dead_window).float().mean().item(), "recipe": asdict(recipe),
+    }  # fmt: skip
 
 
 def statistics(hook: HookPoint, rows: np.ndarray, recipe: Recipe) -> tuple[Float[Tensor, " d_in"], float]:
@@ -152,10 +168,10 @@ def is_resampling_step(recipe: Recipe, step: int, n_steps: int) -> bool:
     return bool(r) and (step in {round(share * n_steps) for share in r.at} or (r.every > 0 and step % r.every == 0))
 
 
-def resample_dead(run: Run, hook: HookPoint, rows: np.ndarray, settings: SAESettings, recipe: Recipe, sae, optimiser, silent, scale: float, step: int) -> dict:
+def resample_dead(hook: HookPoint, rows: np.ndarray, settings: SAESettings, recipe: Recipe, sae, optimiser, silent, scale: float, seed: int, step: int) -> dict:
     """Find the dead features, resample them, count: {"step", "dead", "resampled"}. `silent` starts anew for those touched."""
     r = recipe.resampling
-    rng = np.random.default_rng((run.settings.seed, step))
+    rng = np.random.default_rng((seed, step))
     wanted = r.fresh_sample or settings.resampling_inputs
     drawn = rng.choice(len(rows), min(len(rows), -(-wanted // rows.shape[1])), replace=False)
     x = harvest(hook, rows[np.sort(drawn)])[:wanted] * scale
@@ -163,7 +179,7 @@ def resample_dead(run: Run, hook: HookPoint, rows: np.ndarray, settings: SAESett
         dead = ~torch.stack([(sae.encode(part) > 0).any(0) for part in x.split(2048)]).any(0)
     else:
         dead = silent >= settings.dead_window
-    touched = resample(sae, optimiser, dead, x, r.encoder_scale, r.centred, torch.Generator().manual_seed(run.settings.seed + step))
+    touched = resample(sae, optimiser, dead, x, r.encoder_scale, r.centred, torch.Generator().manual_seed(seed + step))
     silent[dead] = 0
     normalise_decoder(sae, recipe)
     return {"step": step, "dead": int(dead.sum()), "resampled": touched}

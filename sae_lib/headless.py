@@ -1,0 +1,68 @@
+"""The notebooks without a browser: papermill runs them in order, each with its own log and executed copy."""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import papermill
+from papermill.exceptions import PapermillExecutionError
+
+from sae_lib.errors import SettingsError, UserError
+from sae_lib.runs import Run
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ROOT / "notebooks"
+
+
+class NotebookError(UserError):
+    """A notebook's cell raised: names the notebook, the cell and the error."""
+
+
+def notebooks(only: str = "") -> list[Path]:
+    """The numbered notebooks, or those whose number is in the comma-separated `only`."""
+    found = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    numbers = [n.strip().zfill(2) for n in only.split(",") if n.strip()]
+    if unknown := set(numbers) - {p.name[:2] for p in found}:
+        raise SettingsError(f"--only {only}: there is no notebook {', '.join(sorted(unknown))}; there are {', '.join(p.stem for p in found)}")
+    return [p for p in found if not numbers or p.name[:2] in numbers]
+
+
+def check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
+    """papermill only warns of a parameter that a notebook does not have; here it is an error."""
+    known = papermill.inspect_notebook(notebook)
+    if unknown := set(parameters) - set(known):
+        raise SettingsError(f"{notebook.name} has no parameter {', '.join(sorted(unknown))}; it has {', '.join(known)}")
+
+
+def run_notebooks(run: Run, overrides: list[str], only: str, extra: dict[str, Any], say: Callable[[str], None]) -> dict[str, float]:
+    """Execute the notebooks in order; returns the seconds of each. The first failing cell ends it with a `NotebookError`."""
+    chosen, seconds = notebooks(only), {}
+    parameters = {"profile": run.settings.profile, "run_dir": str(run.folder), "overrides": list(overrides)} | extra
+    for notebook in chosen:
+        check_parameters(notebook, parameters)
+    out = run.folder / "notebooks"
+    out.mkdir(parents=True, exist_ok=True)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    for i, notebook in enumerate(chosen, 1):
+        say(f"[{i}/{len(chosen)}] {notebook.stem} …")
+        began = time.perf_counter()
+        with open(out / f"{notebook.stem}.log", "w", encoding="utf-8") as log:
+            try:
+                papermill.execute_notebook(notebook, out / notebook.name, parameters, kernel_name="python3", progress_bar=False, stdout_file=log, stderr_file=log)
+            except PapermillExecutionError as error:
+                raise NotebookError(_failure(notebook, error, out)) from None
+        seconds[notebook.stem] = time.perf_counter() - began
+        say(f"[{i}/{len(chosen)}] {notebook.stem}: {seconds[notebook.stem]:.0f} s")
+    return seconds
+
+
+def _failure(notebook: Path, error: PapermillExecutionError, out: Path) -> str:
+    first = error.source.strip().splitlines()[0] if error.source.strip() else ""
+    return (
+        f"{notebook.name}: cell {error.cell_index + 1} (`{first}`) raised {error.ename}: {error.evalue}\n"
+        f"the executed copy with the whole traceback is {out / notebook.name}, its log {out / (notebook.stem + '.log')}; the same command goes on from here"
+    )
