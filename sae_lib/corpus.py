@@ -10,16 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from sae_lib import installation, text_files
+from sae_lib import hub, installation, text_files
 from sae_lib.errors import CorpusError
 from sae_lib.settings import CorpusSettings
 
 HELDOUT_SHARE = 0.1  # of the documents of files and hub
 CHARACTERS_PER_TOKEN = 8  # more than any text has on average: what a cap in tokens means before there are tokens
 CONSIDERED = 20  # files: characters read per wanted token; a longer corpus is sampled from its beginning
-MISSING = {
-    "monology/pile-uncopyrighted": "The Pile without Books3, BookCorpus2, OpenSubtitles, YTSubtitles and OWT2",
-}  # fmt: skip
+MISSING = {"monology/pile-uncopyrighted": "The Pile without Books3, BookCorpus2, OpenSubtitles, YTSubtitles and OWT2"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,8 @@ def documents(settings: CorpusSettings, seed: int) -> Iterator[Document]:
     elif scheme == "files" and rest:
         yield from _from_files(rest, settings, seed)
     elif scheme == "hub" and rest:
+        if not hub.reached():
+            raise CorpusError(f"{settings.source}: {hub.OUT_OF_REACH}")
         yield from _from_hub(rest, settings, seed, path=rest, revision=settings.revision)
     else:
         raise CorpusError(f"corpus.source {settings.source!r} is none of: installation, files:PATH_OR_GLOB, hub:DATASET")
@@ -121,24 +121,8 @@ def _from_hub(name: str, settings: CorpusSettings, seed: int, **arguments: Any) 
     except CorpusError:
         raise
     except Exception as error:  # datasets, huggingface_hub, requests and fsspec each raise their own
-        raise CorpusError(f"hub:{name}: {hub_problem(error)}") from None
+        raise CorpusError(f"hub:{name}: {hub.problem(error)}") from None
 
 
 def _numbered(item: dict[str, Any], number: int) -> dict[str, Any]:
     return {**item, "_number": number}
-
-
-def hub_problem(error: BaseException) -> str:
-    """What went wrong with the hub and what to do about it, in one line."""
-    chain, kinds = error, []
-    while chain is not None:
-        kinds.append(f"{type(chain).__name__} {chain}")
-        chain = chain.__cause__ or chain.__context__
-    told = " ".join(kinds)
-    if "Gated" in told or "gated" in told or "401" in told:
-        return "gated, or private: accept its terms on its page, then set HF_TOKEN to a token of your account"
-    if any(sign in told for sign in ("ConnectionError", "ConnectError", "Offline", "Timeout", "MaxRetryError", "Couldn't reach", "resolve")):
-        return "the hub cannot be reached; offline there are corpus.source=installation, files:PATH, and local folders for models and tokenisers"
-    if "NotFound" in told or "doesn't exist" in told or "404" in told:
-        return "no such name or revision on the hub; check the spelling"
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"

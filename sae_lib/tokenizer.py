@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from sae_lib.corpus import hub_problem
+from sae_lib import hub
 from sae_lib.errors import ModelError
 
 END = "<|endoftext|>"
@@ -22,10 +22,12 @@ def load_tokenizer(source: str | Path):
         raise ModelError(f"tokenizer.source {source}: no such folder; expected a Hugging Face folder with tokenizer.json, or a hub name such as gpt2")
     if local and not (path / "tokenizer.json").exists() and not (path / "tokenizer_config.json").exists():
         raise ModelError(f"tokenizer.source {source}: the folder has no tokenizer.json; expected a saved Hugging Face tokeniser")
+    reached = local or hub.reached()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path if local else str(source), local_files_only=local)
+        tokenizer = AutoTokenizer.from_pretrained(path if local else str(source), local_files_only=local or not reached)
     except Exception as error:  # transformers, huggingface_hub, tokenizers and json each raise their own
-        reason = f"cannot be read ({str(error).strip().splitlines()[0]})" if local else hub_problem(error)
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = f"cannot be read ({said})" if local else hub.problem(error) if reached else hub.OUT_OF_REACH
         raise ModelError(f"tokenizer.source {source}: {reason}") from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelError(f"tokenizer.source {source}: {type(tokenizer).__name__} has no fast version; choose a model with tokenizer.json")

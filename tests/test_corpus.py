@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from sae_lib import corpus, installation, text_files
+from sae_lib import corpus, hub, installation, text_files
 from sae_lib.corpus import documents
 from sae_lib.errors import CorpusError
 from sae_lib.installation import File, Seen
@@ -166,12 +166,21 @@ def test_the_hub_streams_through_the_same_call(tmp_path):
     assert again == found
 
 
+def error_named(name: str, message: str, base: type = Exception) -> Exception:
+    return type(name, (base,), {})(message)
+
+
+PRIVATE = "401 Client Error. If you are trying to access a private or gated repo, make sure you are authenticated."
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (ConnectionError("Couldn't reach 'x' on the Hub (LocalEntryNotFoundError)"), "corpus.source=installation"),
-        (type("DatasetNotFoundError", (Exception,), {})("Dataset 'x' is a gated dataset on the Hub."), "HF_TOKEN"),
-        (type("DatasetNotFoundError", (Exception,), {})("Dataset 'x' doesn't exist on the Hub"), "spelling"),
+        (ConnectionError("Couldn't reach 'x' on the Hub (LocalEntryNotFoundError)"), "corpus=installation"),
+        (error_named("DatasetNotFoundError", "Dataset 'x' is a gated dataset on the Hub."), "HF_TOKEN"),
+        (error_named("GatedRepoError", PRIVATE, error_named("RepositoryNotFoundError", "").__class__), "accept its terms"),
+        (error_named("RepositoryNotFoundError", PRIVATE), "spelling"),
+        (error_named("DatasetNotFoundError", "Dataset 'x' doesn't exist on the Hub or cannot be accessed."), "spelling"),
         (ValueError("Unknown split 'train'"), "Unknown split 'train'"),
     ],
 )
@@ -179,10 +188,18 @@ def test_hub_problems_say_what_to_do(monkeypatch, error, expected):
     def fail(**_):
         raise error
 
+    monkeypatch.setattr(hub, "reached", lambda: True)
     monkeypatch.setattr("datasets.load_dataset", fail)
     with pytest.raises(CorpusError, match="hub:x/y") as caught:
         list(documents(CorpusSettings(source="hub:x/y"), 0))
     assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_hub_out_of_reach_is_said_at_once(monkeypatch):
+    monkeypatch.setattr(hub, "reached", lambda: False)
+    monkeypatch.setattr("datasets.load_dataset", lambda **_: pytest.fail("asked all the same"))
+    with pytest.raises(CorpusError, match="hub:x/y: the hub cannot be reached; offline there are"):
+        list(documents(CorpusSettings(source="hub:x/y"), 0))
 
 
 def test_the_revision_reaches_the_hub(monkeypatch):
@@ -192,6 +209,7 @@ def test_the_revision_reaches_the_hub(monkeypatch):
         asked.update(arguments)
         raise ValueError("enough")
 
+    monkeypatch.setattr(hub, "reached", lambda: True)
     monkeypatch.setattr("datasets.load_dataset", fail)
     with pytest.raises(CorpusError):
         list(documents(CorpusSettings(source="hub:x/y", revision="abc"), 0))
