@@ -34,12 +34,12 @@ SIZES: dict[str, tuple[Size, Size, Size]] = {
     "weights_and_norms_large": (Size(2, 1, 30, 64), Size(7, 1, 200, 256, 2e-2), Size(7, 2, 2000, 512)),
     "linear_control": (Size(2, 1, 40, 128), Size(7, 2, 300, 512, 2e-2), Size(7, 4, 2000)),
     "phase_diagram": (Size(3, 2, 40, 64, 3e-2), Size(9, 10, 250, 256, 3e-2), Size(13, 12, 1000, 512, 2e-2)),
-    "phase_diagram_three": (Size(3, 2, 40, 64, 3e-2), Size(7, 6, 200, 256, 3e-2), Size(11, 12, 1000, 512, 2e-2)),
-    "uniform_superposition": (Size(3, 1, 30, 64), Size(10, 1, 250, 256, 2e-2), Size(16, 1, 2000, 512)),
-    "varied_density": (Size(3, 2, 40, 128, 3e-2), Size(9, 4, 400, 512, 2e-2), Size(21, 16, 1500)),
+    "phase_diagram_three": (Size(3, 2, 40, 64, 3e-2), Size(7, 6, 200, 256, 3e-2), Size(9, 8, 800, 256, 2e-2)),
+    "uniform_superposition": (Size(3, 1, 30, 64), Size(10, 1, 250, 256, 2e-2), Size(16, 1, 1200, 512)),
+    "varied_density": (Size(3, 2, 40, 128, 3e-2), Size(9, 4, 400, 512, 2e-2), Size(17, 12, 800, 512)),
     "correlated_pairs": (Size(2, 2, 60, 128, 3e-2), Size(5, 4, 400, 512, 2e-2), Size(5, 12, 2000)),
     "anticorrelated_pairs": (Size(2, 2, 60, 128, 3e-2), Size(5, 4, 400, 512, 2e-2), Size(5, 12, 2000)),
-    "correlated_sets": (Size(2, 1, 40, 128, 3e-2), Size(2, 4, 400, 512, 2e-2), Size(2, 16, 2000)),
+    "correlated_sets": (Size(2, 1, 40, 128, 3e-2), Size(2, 4, 400, 512, 2e-2), Size(2, 8, 1500)),
 }
 
 
@@ -208,22 +208,21 @@ def cosines(W: Float[Tensor, "*instance hidden feature"]) -> Float[Tensor, "*ins
     return unit.mT @ unit
 
 
-def _pairs(name: str, preset: str, sets: str, p: Tensor) -> dict:
-    t = train_grid(size_of(name, preset), p, 4, 2, sets=sets, set_size=2)
+def _pairs(name: str, preset: str, sets: str, p: Tensor, init_scale: float = 1.0) -> dict:
+    t = train_grid(size_of(name, preset), p, 4, 2, sets=sets, set_size=2, init_scale=init_scale)
     C = cosines(t.W)
-    within = torch.stack([C[..., 0, 1], C[..., 2, 3]], -1)
-    across = C[..., :2, 2:].flatten(-2)
-    return plain({"p": p, "within_cosine": within, "across_cosine": across, "kept": toy.represented(t.W).sum(-1), "losses": t.losses, "W": t.best(t.W)})
+    return {"p": p, "within_cosine": torch.stack([C[..., 0, 1], C[..., 2, 3]], -1), "across_cosine": C[..., :2, 2:].flatten(-2), "kept": toy.represented(t.W).sum(-1), "losses": t.losses, "W": t.best(t.W)}
 
 
 def correlated_pairs(preset: str) -> dict:
     """Two correlated pairs in 2 dimensions: the features of a pair become orthogonal."""
-    return _pairs("correlated_pairs", preset, "correlated", 400 ** -torch.linspace(0.5, 1, size_of("correlated_pairs", preset).points))
+    return plain(_pairs("correlated_pairs", preset, "correlated", 400 ** -torch.linspace(0.5, 1, size_of("correlated_pairs", preset).points)))
 
 
 def anticorrelated_pairs(preset: str) -> dict:
-    """Two anti-correlated pairs in 2 dimensions: the features of a pair become antipodal."""
-    return _pairs("anticorrelated_pairs", preset, "anticorrelated", 10 ** -torch.linspace(0.5, 1, size_of("anticorrelated_pairs", preset).points))
+    """Two anti-correlated pairs in 2 dimensions: antipodal within a pair; more runs find it from small weights."""
+    p = 10 ** -torch.linspace(0.5, 1, size_of("anticorrelated_pairs", preset).points)
+    return plain({name: _pairs("anticorrelated_pairs", preset, "anticorrelated", p, scale) for name, scale in (("xavier", 1.0), ("small", 0.25))})
 
 
 def correlated_sets(preset: str) -> dict:

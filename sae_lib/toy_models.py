@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -66,17 +66,23 @@ class Features:
         """Probabilities as a matrix: one row, or one per instance."""
         return _rows("probability", self.probability, self.n_features, lambda p: p > 0, "positive")
 
-    def sample(self, n_instances: int, batch: int, generator: torch.Generator | None = None) -> Float[Tensor, "instance feature sample"]:
-        """Draw independent samples for every instance; inactive features are 0."""
+    def sample(self, n_instances: int, batch: int, generator: torch.Generator | None = None, common: bool = False) -> Float[Tensor, "instance feature sample"]:
+        """Draw samples, inactive features 0: independent ones for every instance, or from `common` random numbers."""
         rows = self.rows()
         if len(rows) not in (1, n_instances):
             raise SettingsError(f"toy.probability: {len(rows)} rows for {n_instances} instances; give one row, or one per instance")
         device = generator.device if generator else None
         p = rows[:, :, None].to(device or torch.get_default_device())
-        uniform = lambda n: torch.rand(n_instances, n, batch, generator=generator, device=device)  # noqa: E731
+
+        def uniform(n: int) -> Tensor:
+            u = torch.rand(1 if common else n_instances, n, batch, generator=generator, device=device)
+            return u.repeat(n_instances, 1, 1) if common else u
+
         if self.sets == "independent":
             # One uniform number gives both: active when u < p, and then 1 − u/p is uniform on [0, 1].
             value = uniform(self.n_features).div_(-p).add_(1).clamp_(min=0)
+            if self.values == "uniform":
+                return value
             active = value > 0
         else:
             u = uniform(self.n_features // self.set_size).repeat_interleave(self.set_size, 1)
@@ -84,7 +90,7 @@ class Features:
             active = u < p if self.sets == "correlated" else (u >= member * p) & (u < (member + 1) * p)
             value = uniform(self.n_features)
         if self.values == "uniform":
-            return value if self.sets == "independent" else value * active
+            return value * active
         if self.values == "binary":
             return active.float()
         if self.values == "discrete":
@@ -193,12 +199,12 @@ def train(
 
 
 @torch.no_grad()
-def test_loss(model: ToyModel, features: Features, target: Callable[[Tensor], Tensor] = lambda x: x, *, batch: int = 4096, repeats: int = 4, seed: int = 12345) -> Float[Tensor, " instance"]:
-    """Loss per instance on fresh samples, without dropout."""
+def test_loss(model: ToyModel, features: Features, target: Callable[[Tensor], Tensor] = lambda x: x, *, batch: int = 4096, repeats: int = 8, seed: int = 12345) -> Float[Tensor, " instance"]:
+    """Loss per instance without dropout, on fresh samples from random numbers common to all, so that seeds compare fairly."""
     generator = torch.Generator(model.W.device).manual_seed(seed)
     was_training = model.training
     model.eval()
-    draws = (features.sample(model.config.n_instances, batch, generator) for _ in range(repeats))
+    draws = (features.sample(model.config.n_instances, batch, generator, common=True) for _ in range(repeats))
     losses = torch.stack([model.loss(x, target(x)) for x in draws]).mean(0)
     model.train(was_training)
     return losses
@@ -239,22 +245,9 @@ def dimensions_per_feature(W: Float[Tensor, "*instance hidden feature"]) -> Floa
     return W.shape[-2] / W.square().sum((-2, -1)).clamp(min=1e-12)
 
 
-def monosemantic(W: Float[Tensor, "*instance neuron feature"], share: float = 0.9) -> Bool[Tensor, "*instance neuron"]:
-    """Whether one feature holds more than `share` of a neuron's squared weight and the neuron is in use at all (norm > 0.1)."""
-    squares = W.square()
-    total = squares.sum(-1)
-    return (squares.amax(-1) > share * total) & (total > 0.01)
-
-
 def wilson(k: int, n: int, z: float = 1.96) -> tuple[float, float]:
     """95 % Wilson score interval of a share k/n."""
     if n == 0:
         return 0.0, 1.0
     centre, half = k + z * z / 2, z * math.sqrt(k * (n - k) / n + z * z / 4)
     return max(0.0, (centre - half) / (n + z * z)), min(1.0, (centre + half) / (n + z * z))
-
-
-def largest(index_of: Float[Tensor, "instance feature sample"]) -> Int[Tensor, "instance sample"]:
-    """The class of each sample: the largest feature, or one class more ("none") when none is active."""
-    top, where = index_of.max(1)
-    return torch.where(top > 0, where, index_of.shape[1])

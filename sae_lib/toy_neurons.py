@@ -5,23 +5,30 @@ problems 4.3, 4.5, 4.6 and 4.13 are from "200 concrete open problems in mechanis
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_lib import toy_models as toy
 from sae_lib.toy_experiments import DENSITIES, Size, Trained, plain, powers, size_of, spread, train_grid
 
 SIZES: dict[str, tuple[Size, Size, Size]] = {
-    "learning_dynamics": (Size(6, 1, 60, 128, 1e-2), Size(60, 1, 1200, 512, 3e-3), Size(120, 1, 6000, 1024, 1e-3)),
-    "adversarial": (Size(3, 1, 40, 128), Size(7, 2, 300, 512, 2e-2), Size(10, 4, 2000)),
-    "privileged_basis": (Size(2, 2, 40, 128), Size(7, 4, 400, 512, 2e-2), Size(7, 8, 3000)),
-    "absolute_value": (Size(1, 2, 100, 128, 3e-2), Size(1, 8, 1500, 256, 2e-2), Size(1, 16, 5000, 512, 1e-2)),
-    "absolute_value_large": (Size(2, 1, 15, 64), Size(5, 1, 200, 256, 2e-2), Size(7, 1, 2500, 512, 5e-3)),
-    "asymmetric_motif": (Size(1, 2, 60, 128, 3e-2), Size(1, 6, 800, 256, 2e-2), Size(1, 16, 5000, 512)),
-    "square": (Size(2, 1, 15, 64), Size(4, 2, 250, 256, 2e-2), Size(5, 4, 2500, 512)),
-    "pair_functions": (Size(2, 1, 15, 64), Size(3, 2, 250, 256, 2e-2), Size(5, 4, 3000, 512)),
-    "many_hidden": (Size(2, 1, 15, 64), Size(3, 1, 200, 256, 2e-2), Size(5, 3, 2000, 512)),
+    "learning_dynamics": (Size(6, 1, 60, 128, 1e-2), Size(60, 1, 1200, 512, 3e-3), Size(120, 1, 4000, 1024, 1e-3)),
+    "adversarial": (Size(3, 1, 40, 128), Size(7, 2, 300, 512, 2e-2), Size(10, 3, 1000, 512)),
+    "privileged_basis": (Size(2, 2, 40, 128), Size(7, 4, 400, 512, 2e-2), Size(7, 8, 2000, 512)),
+    "absolute_value": (Size(1, 2, 100, 128, 3e-2), Size(1, 8, 1500, 256, 2e-2), Size(1, 16, 4000, 256, 1e-2)),
+    "absolute_value_large": (Size(2, 1, 15, 64), Size(5, 1, 200, 256, 2e-2), Size(7, 1, 2000, 512, 5e-3)),
+    "asymmetric_motif": (Size(1, 2, 60, 128, 3e-2), Size(1, 6, 800, 256, 2e-2), Size(1, 16, 3000, 256)),
+    "square": (Size(2, 1, 15, 64), Size(4, 2, 250, 256, 2e-2), Size(5, 4, 1500, 512)),
+    "pair_functions": (Size(2, 1, 15, 64), Size(3, 2, 200, 256, 2e-2), Size(5, 3, 1500, 512)),
+    "many_hidden": (Size(2, 1, 15, 64), Size(3, 1, 200, 256, 2e-2), Size(5, 3, 1200, 512)),
 }
+
+
+def monosemantic(W: Float[Tensor, "*instance neuron feature"], share: float = 0.9) -> Bool[Tensor, "*instance neuron"]:
+    """Whether one feature holds more than `share` of a neuron's squared weight and the neuron is in use at all (norm > 0.1)."""
+    squares = W.square()
+    total = squares.sum(-1)
+    return (squares.amax(-1) > share * total) & (total > 0.01)
 
 
 def learning_dynamics(preset: str) -> dict:
@@ -39,9 +46,8 @@ def learning_dynamics(preset: str) -> dict:
     return plain({"step": steps, "loss": losses, "dimensionality": D}, 3)
 
 
-def attack_loss(t: Trained, epsilon: float = 0.1, steps: int = 10) -> Float[Tensor, "setting seed"]:
-    """Mean added loss under the worst L2 step of length `epsilon` on each input (projected gradient ascent), at each model's own density."""
-    x = t.features.sample(t.model.config.n_instances, 2048, torch.Generator(t.model.W.device).manual_seed(7))
+def attack_loss(t: Trained, x: Float[Tensor, "instance feature sample"], epsilon: float = 0.1, steps: int = 10) -> Float[Tensor, "setting seed"]:
+    """Mean added loss under the worst L2 step of length `epsilon` on each input, by projected gradient ascent."""
     delta = torch.zeros_like(x) + 1e-4
 
     def excess(d: Tensor) -> Tensor:
@@ -57,14 +63,20 @@ def attack_loss(t: Trained, epsilon: float = 0.1, steps: int = 10) -> Float[Tens
 
 
 def adversarial(preset: str) -> dict:
-    """20 features in 5 dimensions, importance 0.9^i: vulnerability rises with features per dimension."""
+    """20 features in 5 dimensions, importance 0.9^i: vulnerability, relative to the dense model, rises with features per dimension.
+
+    Measured on the same inputs for all (p = 0.3), and at each model's own density: there most inputs are empty when p is
+    small, and the negative biases catch the attack.
+    """
     size = size_of("adversarial", preset, SIZES)
     p = torch.logspace(0, -2, size.points)
     t = train_grid(size, p, 20, 5, importance=powers(0.9, 20))
-    added = attack_loss(t)
-    per_dimension = 1 / toy.dimensions_per_feature(t.W)
-    correlation = torch.corrcoef(torch.stack([added.flatten(), per_dimension.flatten()]))[0, 1].item()
-    return plain({"p": p, "vulnerability": added / added[0].mean(), "features_per_dimension": per_dimension, "correlation": correlation})
+    per_dimension, out = 1 / toy.dimensions_per_feature(t.W), {}
+    for name, features in (("same_inputs", toy.Features(20, 0.3)), ("own_density", t.features)):
+        x = features.sample(t.model.config.n_instances, 2048, torch.Generator(t.model.W.device).manual_seed(7))
+        added = attack_loss(t, x)
+        out[name] = {"vulnerability": added / added[0].mean(), "correlation": torch.corrcoef(torch.stack([added.flatten(), per_dimension.flatten()]))[0, 1].item()}
+    return plain({"p": p, "features_per_dimension": per_dimension, **out})
 
 
 def privileged_basis(preset: str) -> dict:
@@ -72,7 +84,7 @@ def privileged_basis(preset: str) -> dict:
     size = size_of("privileged_basis", preset, SIZES)
     p = spread((0.75, 0.35, 0.15, 0.1, 0.06, 0.02, 0.01), size.points)
     t = train_grid(size, p, 10, 5, importance=powers(0.75, 10), hidden="relu")
-    counts = toy.monosemantic(t.W).sum(-1)
+    counts = monosemantic(t.W).sum(-1)
     return plain({"p": p, "W": t.best(t.W), "monosemantic": counts, "monosemantic_best_loss": t.best(counts), "losses": t.losses})
 
 
@@ -89,7 +101,7 @@ def absolute_value(preset: str) -> dict:
     W, W_out = t.W[0], t.by_setting(t.model.W_out)[0]
     serves = W.abs().argmax(-1)
     signs = torch.stack([((serves == i) & (W.gather(-1, serves[..., None])[..., 0].sign() == s)).sum(-1) for i in range(3) for s in (1, -1)], -1)
-    solved = (signs == 1).all(-1) & ((signed_pairs(W, W_out).abs() - 1).abs() < 0.02).all(-1) & toy.monosemantic(W, 0.99).all(-1) & (t.losses[0] < 1e-6)
+    solved = (signs == 1).all(-1) & ((signed_pairs(W, W_out).abs() - 1).abs() < 0.02).all(-1) & monosemantic(W, 0.99).all(-1) & (t.losses[0] < 1e-6)
     best = t.losses[0].argmin()
     return plain({"losses": t.losses[0], "W": W[best], "W_out": W_out[best], "products": signed_pairs(W, W_out)[best], "solved": (k := int(solved.sum()), size.seeds, *toy.wilson(k, size.seeds))})
 
@@ -101,7 +113,7 @@ def absolute_value_large(preset: str) -> dict:
     t = train_grid(size, p, 100, 40, target=torch.abs, values="signed", n_outputs=100, importance=powers(0.8, 100), hidden="relu")
     W = t.best(t.W)
     top_share = W.square().amax(-1) / W.square().sum(-1)
-    return plain({"p": p, "monosemantic_share": toy.monosemantic(t.W).float().mean((1, 2)), "top_weight_share": top_share, "strongest": W.abs().sort(-1, descending=True).values[..., :6], "loss": t.losses.amin(1)}, 3)  # fmt: skip
+    return plain({"p": p, "monosemantic_share": monosemantic(t.W).float().mean((1, 2)), "top_weight_share": top_share, "strongest": W.abs().sort(-1, descending=True).values[..., :6], "loss": t.losses.amin(1)}, 3)  # fmt: skip
 
 
 def asymmetric_motif(preset: str) -> dict:
@@ -109,7 +121,7 @@ def asymmetric_motif(preset: str) -> dict:
     size = size_of("asymmetric_motif", preset, SIZES)
     t = train_grid(size, torch.tensor([0.2]), 6, 10, target=torch.abs, values="signed", n_outputs=6, importance=powers(0.7, 6), hidden="relu")
     W, W_out = t.W[0], t.by_setting(t.model.W_out)[0]
-    best, polysemantic = t.losses[0].argmin(), ~toy.monosemantic(W)
+    best, polysemantic = t.losses[0].argmin(), ~monosemantic(W)
     return plain({"W": W[best], "W_out": W_out[best], "losses": t.losses[0], "polysemantic_neurons": polysemantic.sum(-1)})
 
 
@@ -120,7 +132,7 @@ def square(preset: str) -> dict:
     for name, target in (("abs", torch.abs), ("square", torch.square)):
         t = train_grid(size, p, 10, 20, target=target, values="signed", n_outputs=10, importance=powers(0.8, 10), hidden="relu", hidden_bias=True)
         neurons = toy.represented(t.W.mT)
-        mono = toy.monosemantic(t.W) & neurons
+        mono = monosemantic(t.W) & neurons
         out[name] = {"unexplained": unexplained(t, target), "monosemantic_share": mono.sum(-1) / neurons.sum(-1).clamp(min=1), "neurons_in_use": neurons.sum(-1)}
     return plain({"p": p, **out})
 

@@ -4,18 +4,19 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lib import toy_models as toy
 from sae_lib.toy_experiments import DENSITIES, Size, angles, plain, powers, size_of, spread, train_grid
 
 SIZES: dict[str, tuple[Size, Size, Size]] = {
-    "five_cases": (Size(1, 3, 40, 64, 3e-2), Size(3, 40, 500, 256, 2e-2), Size(5, 200, 1500, 512)),
-    "dropout": (Size(2, 1, 30, 64), Size(3, 8, 400, 256, 2e-2), Size(4, 32, 3000, 512)),
-    "value_types": (Size(2, 2, 30, 64), Size(5, 12, 400, 256, 2e-2), Size(7, 32, 1500)),
-    "gelu": (Size(2, 1, 30, 64), Size(5, 3, 400, 256, 2e-2), Size(7, 8, 2000)),
-    "classification": (Size(2, 1, 30, 64), Size(4, 3, 400, 256, 2e-2), Size(7, 8, 2000)),
+    "five_cases": (Size(1, 3, 40, 64, 3e-2), Size(3, 24, 300, 256, 2e-2), Size(5, 100, 800, 256, 2e-2)),
+    "starting_points": (Size(2, 2, 30, 64), Size(2, 8, 500, 256, 2e-2), Size(2, 24, 4000, 512)),
+    "dropout": (Size(2, 1, 30, 64), Size(3, 6, 250, 256, 2e-2), Size(4, 16, 1500, 256)),
+    "value_types": (Size(2, 2, 30, 64), Size(5, 8, 300, 256, 2e-2), Size(7, 24, 1000, 512)),
+    "gelu": (Size(2, 1, 30, 64), Size(5, 3, 300, 256, 2e-2), Size(7, 4, 1500, 512)),
+    "classification": (Size(2, 1, 30, 64), Size(4, 3, 300, 256, 2e-2), Size(7, 6, 1500, 512)),
 }
 RANGES = ((0.01, 0.1), (0.001, 0.1), (0.05, 0.5), (0.1, 1.0), (0.001, 1.0))  # lowest and highest density within one instance
 CASES = {
@@ -86,6 +87,18 @@ def observations(rows: list[dict]) -> list[dict]:
     return found
 
 
+def starting_points(preset: str) -> dict:
+    """Which choices decide how many seeds find the pentagon: learning rate 1e-2 or 1e-3, weights from Xavier or a fifth of it."""
+    size = size_of("starting_points", preset, SIZES)
+    p, rows = torch.tensor([0.05, 0.035]), []
+    for lr, steps in ((size.lr, max(size.steps // 4, 1)), (size.lr / 10, size.steps)):
+        for scale in (1.0, 0.2):
+            t = train_grid(Size(2, size.seeds, steps, size.batch, lr), p, 5, 2, importance=powers(0.9, 5), init_scale=scale, decay=lr == size.lr)
+            fives = (toy.represented(t.W).sum(-1) == 5).sum(1).tolist()
+            rows += [{"lr": lr, "steps": steps, "init_scale": scale, "p": q, "fives": k, "seeds": size.seeds, "share": [k / size.seeds, *toy.wilson(k, size.seeds)]} for q, k in zip(p.tolist(), fives, strict=True)]
+    return plain({"rows": rows})
+
+
 def alignment(W: Float[Tensor, "*n hidden feature"]) -> Float[Tensor, "*n"]:
     """Mean over represented features of max_j W_ji² / ‖W_i‖²: 1 when every feature lies on one neuron."""
     kept = toy.represented(W)
@@ -135,12 +148,18 @@ def gelu(preset: str) -> dict:
     return plain(out)
 
 
+def largest(x: Float[Tensor, "instance feature sample"]) -> Int[Tensor, "instance sample"]:
+    """The class of each sample: the largest feature, or one class more ("none") when none is active."""
+    top, where = x.max(1)
+    return torch.where(top > 0, where, x.shape[1])
+
+
 @torch.no_grad()
 def class_recall(model: toy.ToyModel, features: toy.Features, batch: int = 8192) -> Float[Tensor, "instance klass"]:
-    """Share of each class's samples whose largest output is that class; classes are those of `toy_models.largest`."""
+    """Share of each class's samples whose largest output is that class; classes are those of `largest`."""
     x = features.sample(model.config.n_instances, batch, torch.Generator(model.W.device).manual_seed(5))
-    truth = F.one_hot(toy.largest(x), features.n_features + 1)
-    right = model(x).argmax(1) == toy.largest(x)
+    truth = F.one_hot(largest(x), features.n_features + 1)
+    right = model(x).argmax(1) == largest(x)
     return (truth * right[..., None]).sum(1) / truth.sum(1).clamp(min=1)
 
 
@@ -148,7 +167,7 @@ def classification(preset: str) -> dict:
     """4.12: which of 10 features is the largest ("none" is the eleventh class), cross-entropy, 10 → 2 → 11 logits."""
     size = size_of("classification", preset, SIZES)
     p = spread((1.0, 0.5, 0.3, 0.1, 0.05, 0.03, 0.01), size.points)
-    t = train_grid(size, p, 10, 2, target=toy.largest, n_outputs=11, output="identity")
+    t = train_grid(size, p, 10, 2, target=largest, n_outputs=11, output="identity")
     squared = train_grid(size, p, 10, 2)
     recall = t.by_setting(class_recall(t.model, t.features))[..., :10]
     W = t.best(t.W)
