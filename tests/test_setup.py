@@ -163,14 +163,24 @@ def test_install_says_which_python_it_needs(install, python, version, found):
     assert "Python 3.11 or newer" in done.stderr and found in done.stderr
 
 
-def test_make_install_is_quick_and_asks_nothing_once_installed(tmp_path):
-    for name in ("Makefile", "requirements.txt", "constraints.txt", "scripts/install.sh"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        shutil.copy2(ROOT / name, tmp_path / name)
-    (tmp_path / ".venv").mkdir()
-    (tmp_path / ".venv" / ".installed").touch()
-    done = subprocess.run(["make", "install"], cwd=tmp_path, capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
-    assert done.returncode == 0 and "install:" not in done.stdout
+def test_make_installs_once_and_again_when_requirements_change(tmp_path):
+    shutil.copy2(ROOT / "Makefile", tmp_path)
+    for folder in (".venv", "scripts"):
+        (tmp_path / folder).mkdir()
+    for name in ("requirements.txt", "constraints.txt"):
+        (tmp_path / name).touch()
+    script = tmp_path / "scripts" / "install.sh"
+    script.write_text("#!/bin/sh\necho installing $1\n")
+    script.chmod(stat.S_IRWXU)
+
+    def make() -> str:
+        return subprocess.run(["make", "install"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    assert make() == "installing requirements.txt\n"
+    assert "installing" not in make()
+    later = (tmp_path / ".venv" / ".installed").stat().st_mtime + 10
+    os.utime(tmp_path / "constraints.txt", (later, later))
+    assert "installing" in make()
 
 
 def test_runpod_help_and_unknown_options():
