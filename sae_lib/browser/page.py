@@ -1,0 +1,65 @@
+"""Feature pages and lists as HTML, from one template; whatever comes from the corpus is escaped there."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from IPython.display import HTML
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from sae_lib.browser.table import FeatureTable, open_table
+from sae_lib.browser.visible import isolated, pieces
+from sae_lib.runs import Run
+
+DARKEST = 0.62  # opacity of the strongest colour: text stays readable on it, on white and on black
+
+
+def static(run: Run, features: Iterable[int], name: str = "", examples: int | None = None) -> HTML:
+    """A list and the pages of a few features as HTML that needs no kernel; `examples` limits those shown of each."""
+    return HTML(static_html(open_table(run, name), features, examples))
+
+
+def static_html(table: FeatureTable, features: Iterable[int], examples: int | None = None) -> str:
+    features = [int(f) for f in features]
+    rows, pages = [table.row(f) for f in features], [table.page(f, examples) for f in features]
+    return str(_template().static(table.kind, rows, pages))
+
+
+def page_html(table: FeatureTable, number: int, examples: int | None = None) -> str:
+    """One feature's page, without the style sheet."""
+    return str(_template().page(table.kind, table.page(number, examples)))
+
+
+def style_html() -> str:
+    return str(_template().style())
+
+
+def percent(share: float) -> str:
+    """A share as `0.213 %`, three significant digits and never an exponent."""
+    return f"{decimal(100 * share)} %"
+
+
+def decimal(x: float) -> str:
+    """Three significant digits, never an exponent; thousands apart by a thin space."""
+    if x == 0 or abs(x) >= 100:
+        return f"{x:,.0f}".replace(",", "\u2009")
+    return np.format_float_positional(x, precision=3, fractional=False, trim="-")
+
+
+def signed(x: float) -> str:
+    """`decimal` with its sign: +0.31, -0.0021."""
+    return ("-" if x < 0 else "+") + decimal(abs(x))
+
+
+def shade(value: float, maximum: float) -> str:
+    """Opacity of a token's colour; empty where the feature is silent."""
+    return f"{DARKEST * min(1.0, value / maximum):.2f}" if value > 0 and maximum > 0 else ""
+
+
+def _template():
+    return _ENVIRONMENT.get_template("template.html").module
+
+
+_ENVIRONMENT = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+_ENVIRONMENT.filters |= {"percent": percent, "decimal": decimal, "signed": signed, "pieces": pieces, "isolated": isolated}
+_ENVIRONMENT.globals |= {"shade": shade}

@@ -1,0 +1,97 @@
+"""The browser in JupyterLab: plain ipywidgets around the template's pages."""
+
+import ipywidgets as w
+import numpy as np
+
+from sae_lib.browser.page import decimal, page_html, percent, style_html
+from sae_lib.browser.table import SORTS, FeatureTable, open_table
+from sae_lib.browser.visible import isolated
+from sae_lib.runs import Run
+
+LISTED = 200  # at once: more would make the page slow, and nobody reads on
+DIRECTIONS = {"largest first": True, "smallest first": False}
+
+
+def widget(run: Run, name: str = "") -> "FeatureBrowser":
+    """The browser of one autoencoder's features (the run's recipe by default), or of the "neurons"."""
+    return FeatureBrowser(open_table(run, name))
+
+
+class FeatureBrowser(w.VBox):
+    """Search, sort, list and the page of the chosen feature. `matches` holds all that the search found, `current` the number shown."""
+
+    def __init__(self, table: FeatureTable):
+        self.table, self.current, self.matches = table, -1, np.arange(0)
+        self._rng, self._busy = np.random.default_rng(), False
+        self.search = w.Text(placeholder="token, or #number", description="Search", layout=w.Layout(width="290px"))
+        self.sort = w.Dropdown(options=list(SORTS), value="density", description="Sort by", layout=w.Layout(width="190px"))
+        self.direction = w.Dropdown(options=list(DIRECTIONS), layout=w.Layout(width="130px"))
+        self.previous, self.next, self.random = (w.Button(description=d, layout=w.Layout(width="90px")) for d in ("Previous", "Next", "Random"))
+        self.count = w.HTML()
+        self.list = w.Select(rows=30, layout=w.Layout(width="100%"))
+        self.page = w.HTML(layout=w.Layout(flex="1 1 420px", min_width="0", max_height="640px", overflow="auto"))
+        self.list.add_class("sae-browser-list")
+        for control in (self.search, self.sort, self.direction):
+            control.observe(lambda _: self.refresh(), "value")
+        self.list.observe(self._chosen, "value")
+        self.previous.on_click(lambda _: self._step(-1))
+        self.next.on_click(lambda _: self._step(1))
+        self.random.on_click(lambda _: self._draw())
+        bar = w.HBox([self.search, self.sort, self.direction, self.previous, self.next, self.random], layout=w.Layout(flex_flow="row wrap"))
+        left = w.VBox([self.count, self.list], layout=w.Layout(flex="0 0 330px"))
+        body = w.HBox([left, self.page], layout=w.Layout(flex_flow="row wrap", align_items="flex-start", grid_gap="16px"))
+        super().__init__([w.HTML(style_html()), bar, body])
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Search and sort again; the feature shown stays while it is among the matches."""
+        self.matches = self.table.matches(self.search.value, self.sort.value, DIRECTIONS[self.direction.value])
+        for button in (self.previous, self.next, self.random):
+            button.disabled = len(self.matches) == 0
+        if len(self.matches) == 0:
+            self.current = -1
+            self._list(0)
+            self.page.value = '<p class="sae-browser">Nothing matches. The search looks at the tokens that features are strongest on and at the logits that they raise.</p>'
+        elif self.search.value or self.current not in self.matches:
+            self.show(self.matches[0])
+        else:
+            self.show(self.current)
+
+    def show(self, number: int) -> None:
+        """Turn to a feature's page; one outside the matches is shown as well."""
+        self.current = int(number)
+        at = np.flatnonzero(self.matches == self.current)
+        self._list(int(at[0]) if len(at) else 0)
+        self.page.value = page_html(self.table, self.current)
+
+    def _list(self, position: int) -> None:
+        """List the `LISTED` matches around the one at `position`."""
+        first = position // LISTED * LISTED
+        listed = [int(n) for n in self.matches[first : first + LISTED]]
+        total = f"{decimal(len(self.matches))} {self.table.kind}s" + (f" of {decimal(len(self.table))}" if len(self.matches) < len(self.table) else "")
+        self.count.value = total + (f", {first + 1} to {first + len(listed)} listed" if len(listed) < len(self.matches) else "")
+        self._busy = True
+        options = tuple((self._label(n), n) for n in listed)
+        if options != self.list.options:
+            self.list.options = options
+        self.list.value = self.current if self.current in listed else None
+        self._busy = False
+
+    def _label(self, number: int) -> str:
+        token, density, maximum = self.table.label(number)
+        name = isolated(f"{token or 'dead':<14.14}")
+        return f"{number:>5} {name} {percent(density):>9} {decimal(maximum):>6}".replace(" ", "\xa0")
+
+    def _chosen(self, change: dict) -> None:
+        if not self._busy and change["new"] is not None:
+            self.show(change["new"])
+
+    def _step(self, by: int) -> None:
+        at = np.flatnonzero(self.matches == self.current)
+        self.show(self.matches[(at[0] + by) % len(self.matches) if len(at) else 0])
+
+    def _draw(self) -> None:
+        alive = np.intersect1d(self.matches, self.table.alive(1))
+        pool = alive if len(alive) else self.matches
+        others = pool[pool != self.current]
+        self.show(self._rng.choice(others if len(others) else pool))

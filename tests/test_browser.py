@@ -1,0 +1,353 @@
+"""The browser: corpus text is shown and never executed; search, sort and turning pages do what they say; values are the table's."""
+
+import html
+import os
+import re
+import shutil
+from html.parser import HTMLParser
+
+import markdown as python_markdown
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nbconvert.filters import markdown2html
+from tokenizers import Tokenizer, models
+
+from sae_lib.browser import page, random_draw, visible
+from sae_lib.browser.table import FeatureTable
+from sae_lib.browser.widget import LISTED, FeatureBrowser
+from sae_lib.tokenizer import train_tokenizer
+
+SCRIPT = "<script>window.hit=1</script>"
+IMAGE = '"><img src=x onerror="window.hit=1">'
+TEXTS = [
+    f"x = {SCRIPT}{IMAGE} & '</table>' {{{{ 7*7 }}}} `tick` **bold** |cell| $x$ <!-- \\",
+    "\x00\x07\x1b[31m\r\n\t  leading \x7f \u202egpj.exe\u202c \u200b \ufeff end",
+    "שלום עולם مرحبا abc 123",
+    "naïve 你好 🙂 e\u0301",
+    "import numpy as np\nimport torch\n    return numpy",
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    tokenizer = train_tokenizer(["import numpy as np\nimport torch\n    return numpy\n"] * 20, 290)
+    tokenizer.add_tokens([SCRIPT, IMAGE])
+    return tokenizer
+
+
+def make_table(tokenizer, texts, n_features=None, kind="feature"):
+    """Feature i fires on text i; beyond the texts: dead. Density and maximum fall, then rise, so that each sort differs."""
+    d, rows = n_features or len(texts), []
+    ids = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
+    for i, sequence in enumerate(ids):
+        for rank in range(min(2, len(sequence))):
+            acts = np.zeros(len(sequence), dtype=np.float32)
+            acts[rank] = 4.0 + i - rank
+            rows.append((i, rank, acts[rank], 0, rank, rank, sequence[rank], np.array(sequence), acts))
+    columns = ["feature", "rank", "activation", "row", "position", "focus", "token_id", "token_ids", "activations"]
+    alive = np.arange(d) < len(texts)
+    up = np.array([[(7 * i + j) % len(tokenizer) for j in range(3)] for i in range(d)])
+    features = pd.DataFrame(
+        {
+            "feature": np.arange(d),
+            "density": np.where(alive, (1 + (3 * np.arange(d)) % 5) / 1000, 0.0),
+            "n_active": np.where(alive, 1000 * (1 + (3 * np.arange(d)) % 5), 0),
+            "maximum": np.where(alive, 4.0 + np.arange(d), 0.0),
+            "mean_active": np.where(alive, 1.25, 0.0),
+            "top_logits": up.tolist(),
+            "top_logit_values": [[0.5, 0.25, 0.125]] * d,
+            "bottom_logits": up[:, ::-1].tolist(),
+            "bottom_logit_values": [[-0.5, -0.25, -0.0021]] * d,
+        }
+    )
+    return FeatureTable(features, pd.DataFrame(rows, columns=columns), tokenizer, kind)
+
+
+@pytest.fixture(scope="module")
+def table(tokenizer):
+    table = make_table(tokenizer, TEXTS)
+    table._strongest = table._strongest.copy()
+    table.raised[0, 0], table._strongest[0] = len(tokenizer) - 2, len(tokenizer) - 1  # markup as one token, in the list as well
+    return table
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    missing = "" if shutil.which("chromium") else "Chromium is not installed"
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        missing = "playwright is not installed"
+    if missing:
+        assert os.environ.get("CI") != "true", missing
+        pytest.skip(missing)
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def tab(chromium):
+    tab, requests = chromium.new_page(viewport={"width": 1280, "height": 900}), []
+    tab.on("request", lambda r: requests.append(r.url))
+    tab.on("console", lambda m: requests.append(m.text) if m.type == "error" else None)
+    yield tab
+    assert requests == []  # no network, no attempt at one
+    tab.close()
+
+
+# --- text is data ---
+
+
+@pytest.mark.parametrize("how", ["page", "innerHTML"])  # a static page; the way the HTML widget sets its value
+def test_markup_in_the_corpus_is_shown_and_not_executed(tab, table, how):
+    content = page.static_html(table, range(len(TEXTS)))
+    if how == "page":
+        tab.set_content(content)
+    else:
+        tab.evaluate("content => { document.body.innerHTML = content }", content)
+    tab.wait_for_timeout(100)
+    assert tab.evaluate("window.hit") is None
+    assert tab.locator("script, img, .sae-browser a, .sae-browser iframe").count() == 0
+    shown = tab.locator("[data-feature='0'] .sae-text").first.inner_text()
+    assert SCRIPT in shown and IMAGE in shown and "{{ 7*7 }}" in shown and "</table>" in shown
+    listed = tab.locator(".sae-list tbody tr").first.inner_text()
+    assert SCRIPT in listed and IMAGE.replace(" ", "·") in listed
+
+
+def test_nothing_in_the_page_hides_or_reorders(tab, table):
+    tab.set_content(page.static_html(table, range(len(TEXTS))))
+    text = tab.locator("body").inner_text() + tab.evaluate("[...document.querySelectorAll('[title]')].map(e => e.title).join('')")
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u200b\u202a-\u202e\ufeff\ud800-\udfff]", text)
+    shown = tab.locator("[data-feature='1'] .sae-text").first.inner_text()
+    assert "⟨U+0000⟩⟨U+0007⟩⟨U+001B⟩[31m⟨CR⟩⏎⇥" in shown and "⟨U+202E⟩" not in shown  # its three bytes are three tokens here
+    assert "⟨e2⟩⟨80⟩⟨ae⟩gpj" in shown
+
+
+def test_right_to_left_tokens_stand_in_token_order(tab, tokenizer):
+    own = train_tokenizer(["שלום עולם"] * 5, 290)  # whole words are tokens
+    tab.set_content(page.static_html(make_table(own, ["abc שלום עולם 123 def"]), [0]))
+    boxes = tab.evaluate("[...document.querySelector('.sae-text').children].map(e => e.getBoundingClientRect().x)")
+    assert len(boxes) > 6 and boxes == sorted(boxes)
+
+
+def test_hover_shows_token_and_value(tab, table):
+    tab.set_content(page.static_html(table, [4]))
+    strongest = tab.locator(".sae-text bdi:has(b)").first
+    assert strongest.get_attribute("title").split() == [table.vocabulary.name(table._strongest[table._starts[4]]), "8"]
+    colours = tab.evaluate("[...document.querySelector('.sae-text').children].map(e => getComputedStyle(e).backgroundColor)")
+    assert colours[0].startswith("rgba(240, 125, 20") and set(colours[1:]) == {"rgba(0, 0, 0, 0)"}
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_fits_its_window(tab, table, width):
+    tab.set_viewport_size({"width": width, "height": 900})
+    tab.set_content('<meta name="viewport" content="width=device-width">' + page.static_html(table, range(5)))
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize(
+    ("text", "alone", "in_text"),
+    [
+        (" import", "·import", " import"),
+        ("    x", "····x", "····x"),
+        ("a b", "a·b", "a b"),
+        ("\n\t\r", "⏎⇥⟨CR⟩", "⏎⇥⟨CR⟩"),
+        ("\x00\x7f\x85", "⟨U+0000⟩⟨U+007F⟩⟨U+0085⟩", "⟨U+0000⟩⟨U+007F⟩⟨U+0085⟩"),
+        ("\u202e\u200f\u2028", "⟨U+202E⟩⟨U+200F⟩⟨U+2028⟩", "⟨U+202E⟩⟨U+200F⟩⟨U+2028⟩"),
+        ("\udce2\udc80", "⟨e2⟩⟨80⟩", "⟨e2⟩⟨80⟩"),
+        ("\u0301e\u0301", "◌\u0301e\u0301", "◌\u0301e\u0301"),
+        ("<b>&", "<b>&", "<b>&"),
+    ],
+)
+def test_every_character_gets_a_shape(text, alone, in_text):
+    assert visible.plain(text, every_blank=True) == alone
+    assert visible.plain(text) == in_text
+
+
+def test_only_stand_ins_are_quiet():
+    assert visible.pieces("a\n  b") == ((False, "a"), (True, "⏎··"), (False, "b"))
+
+
+def test_byte_level_tokens_are_the_bytes_of_the_text(tokenizer):
+    vocabulary = visible.Vocabulary(tokenizer)
+    for text in TEXTS:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert b"".join(vocabulary.bytes[i] for i in ids) == text.encode()
+
+
+def test_parts_of_a_character_know_the_whole(tokenizer):
+    vocabulary, ids = visible.Vocabulary(tokenizer), tokenizer("a你🙂", add_special_tokens=False)["input_ids"]
+    assert vocabulary.characters(ids) == {1: "你", 2: "你", 3: "你", 4: "🙂", 5: "🙂", 6: "🙂", 7: "🙂"}
+    assert vocabulary.characters(ids[:3]) == {}  # cut: no character
+    assert [vocabulary.name(i) for i in ids[:4]] == ["a", "⟨e4⟩", "⟨bd⟩", "⟨a0⟩"]
+    assert "⟨#5000⟩" == vocabulary.name(5000)  # a model's logits may outnumber its tokeniser's tokens
+
+
+def test_sentencepiece_tokens():
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"▁the": 0, "<0xE4>": 1, "cat": 2}, unk_token="cat"))
+    vocabulary = visible.Vocabulary(PreTrainedTokenizerFast(tokenizer_object=words))
+    assert [vocabulary.name(i) for i in range(3)] == ["·the", "⟨e4⟩", "cat"]
+
+
+# --- search, sort ---
+
+
+def test_search_finds_tokens_logits_and_numbers(tokenizer):
+    table = make_table(tokenizer, TEXTS, 60)
+    by_token = {n for n in range(5) if "imp" in tokenizer.decode([int(t) for t in table.examples.loc[table.examples.feature == n, "token_id"]])}
+    by_logit = {n for n in range(60) if any("imp" in tokenizer.decode([t]) for t in table.raised[n])}
+    assert 4 in by_token and by_logit - by_token  # both kinds are there to be found
+    assert set(table.search("imp")) == set(table.search("IMP")) == {*by_token, *by_logit}
+    assert list(table.search("#12")) == [12] and 12 in table.search("12") and list(table.search("#60")) == []
+    assert len(table.search("")) == 60 and len(table.search("no such token")) == 0
+    newline = table.search("⏎")  # as copied from the page
+    assert len(newline) and set(newline) == set(table.search("\n"))
+
+
+def test_logits_without_a_token_do_not_break_the_search(tokenizer):
+    table = make_table(tokenizer, TEXTS)
+    table.raised[:] = len(tokenizer) + 7
+    assert len(table.search("import")) and "⟨#" in page.page_html(table, 2)
+
+
+@pytest.mark.parametrize(("sort", "column"), [("density", "density"), ("maximum", "maximum"), ("number", "feature")])
+@pytest.mark.parametrize("descending", [True, False])
+def test_sort(tokenizer, sort, column, descending):
+    table = make_table(tokenizer, TEXTS, 8)
+    order = table.matches("", sort, descending)
+    assert sorted(order) == list(range(8))
+    shown = order if sort == "number" else order[:5]
+    keys = table.features[column].to_numpy()[shown]
+    assert (np.diff(keys) < 0).all() if descending else (np.diff(keys) > 0).all()
+    assert sort == "number" or set(order[5:]) == {5, 6, 7}  # the dead come last either way
+
+
+# --- the widget, driven from Python ---
+
+
+def number_shown(browser):
+    return int(re.search(r'data-feature="(\d+)"', browser.page.value)[1])
+
+
+def test_buttons_and_list_turn_the_page(tokenizer):
+    browser = FeatureBrowser(make_table(tokenizer, TEXTS, 8))
+    browser.sort.value, browser.direction.value = "maximum", "largest first"
+    browser.list.value = 4
+    assert number_shown(browser) == 4
+    seen = []
+    for _ in range(3):
+        browser.next.click()
+        seen.append(number_shown(browser))
+    assert seen == [3, 2, 1] and browser.list.value == 1
+    browser.previous.click()
+    assert number_shown(browser) == browser.current == 2
+    for _ in range(5):
+        before = browser.current
+        browser.random.click()
+        assert number_shown(browser) == browser.current != before and browser.current < 5  # never the same again, never a dead one
+    browser.list.value = 7
+    assert "Dead" in browser.page.value
+
+
+def test_search_in_the_widget(tokenizer):
+    browser = FeatureBrowser(make_table(tokenizer, TEXTS, 60))
+    browser.search.value = "#12"
+    assert number_shown(browser) == 12 and [n for _, n in browser.list.options] == [12] and "1 features of 60" in browser.count.value
+    browser.search.value = "no such token"
+    assert "Nothing matches" in browser.page.value and browser.next.disabled and browser.list.options == ()
+    browser.search.value = ""
+    assert len(browser.list.options) == 60 and not browser.next.disabled
+
+
+def test_a_long_list_shows_the_part_around_the_page(tokenizer):
+    browser = FeatureBrowser(make_table(tokenizer, TEXTS, 3 * LISTED))
+    browser.sort.value, browser.direction.value = "number", "smallest first"
+    assert [n for _, n in browser.list.options] == list(range(LISTED)) and "600" in browser.count.value
+    browser.show(LISTED - 1)
+    browser.next.click()
+    assert number_shown(browser) == browser.list.value == LISTED and len(browser.list.options) == LISTED
+
+
+# --- static page and gallery ---
+
+
+def test_the_static_page_holds_the_true_values(table):
+    text = html.unescape(re.sub("<[^>]+>", " ", page.static_html(table, [3, 4])))
+    f = table.features.iloc[4]
+    assert f.density == 0.003 and "0.3 %" in text and "3\u2009000 of 1\u2009000\u2009000 tokens" in text
+    assert re.search(r"maximum\s+8\b", text) and re.search(r"mean when active\s+1\.25", text)
+    assert all(v in text for v in ("+0.5", "+0.25", "+0.125", "-0.0021"))
+    assert len(re.findall('class="sae-value"', page.static_html(table, [4], examples=1))) == 1
+
+
+def test_a_histogram_is_drawn_where_there_is_one(tokenizer):
+    table = make_table(tokenizer, TEXTS)
+    assert "<svg" not in page.page_html(table, 0)
+    table.features["histogram"] = [[8, 4, 0, 1]] * len(table)
+    assert re.findall(r'<rect[^>]*height="([\d.]+)"', page.page_html(table, 0)) == ["40.0", "20.0", "0.0", "5.0"]
+
+
+@pytest.mark.parametrize(("x", "text"), [(0, "0"), (0.00012345, "0.000123"), (1234567, "1\u2009234\u2009567"), (0.000000912, "0.000000912"), (3.14159, "3.14"), (99.97, "100")])
+def test_numbers_have_no_exponent(x, text):
+    assert page.decimal(x) == text
+
+
+def test_the_draw_is_seeded_and_leaves_rare_features_out(tokenizer):
+    table = make_table(tokenizer, TEXTS, 300)
+    table.features.loc[:250, "n_active"] = 100
+    table.features.loc[7, "n_active"] = 99
+    draws = [[e["feature"] for e in random_draw.draw(table, 20, seed)] for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2] and len(set(draws[0])) == 20
+    everything = [e["feature"] for e in random_draw.draw(table, 999, 0)]
+    assert sorted(everything) == [n for n in range(251) if n != 7]
+
+
+class Reader(HTMLParser):
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.tags, self.codes, self.bold, self.open = set(), [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.open.append(tag)
+        if tag == "code":
+            self.codes.append("")
+
+    def handle_endtag(self, tag):
+        self.open.pop()
+
+    def handle_data(self, data):
+        if "code" in self.open:
+            self.codes[-1] += data
+            if "strong" in self.open:
+                self.bold.append(data)
+
+
+RENDERERS = [python_markdown.markdown, markdown2html]
+
+
+@pytest.mark.parametrize("render", RENDERERS, ids=["markdown", "mistune"])
+def test_corpus_text_cannot_break_the_gallery(table, render):
+    for entry in (random_draw.entry(table, n) for n in range(len(TEXTS))):
+        read = Reader(render(random_draw.markdown(entry)))
+        assert read.tags <= {"p", "strong", "code", "ul", "li"}
+        assert read.bold == [random_draw.code(e["token"]).strip("` ") for e in entry["examples"]]
+        assert len(entry["examples"]) == 2
+    assert SCRIPT in "".join(e["before"] + e["token"] + e["after"] for e in random_draw.entry(table, 0)["examples"])
+
+
+@given(text=st.text(min_size=1, max_size=12, alphabet=st.one_of(st.characters(), st.sampled_from("`*_[]<>&|~$\\! #\n·"))))
+@settings(max_examples=150, deadline=None)
+def test_a_code_span_shows_exactly_its_text(text):
+    text = visible.plain(text)
+    for render in RENDERERS:
+        read = Reader(render(f"- 1: {random_draw.code('a')}**{random_draw.code(text)}**{random_draw.code(' b')}"))
+        assert read.bold == [visible.isolated(re.sub("^ | $", "·", text))] and read.codes[0] == "a" and read.codes[2] == "·b"
