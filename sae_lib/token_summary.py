@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 FREQUENT = 30
+CHUNK = 1 << 24
 
 
 def write(settings: Settings, tokens: "Tokens") -> None:
@@ -39,7 +40,9 @@ def write(settings: Settings, tokens: "Tokens") -> None:
 
 def _statistics(table: pd.DataFrame, ids: np.ndarray, tokenizer) -> dict[str, Any]:
     kinds = table.groupby("kind").agg(documents=("tokens", "size"), tokens=("tokens", "sum")).sort_values("tokens", ascending=False)
-    counts = np.bincount(ids, minlength=len(tokenizer))
+    counts = np.zeros(len(tokenizer), dtype=np.int64)
+    for start in range(0, len(ids), CHUNK):  # bincount makes 64-bit copies of what it counts
+        counts += np.bincount(ids[start : start + CHUNK], minlength=len(tokenizer))
     frequent = np.argsort(-counts, kind="stable")[:FREQUENT]
     return {
         "documents": len(table),
