@@ -28,9 +28,9 @@ GIB = 2**30
 class Needs:
     """What a profile takes, in GiB; estimated from its settings for runpod, with room to spare for the others."""
 
-    disk: float
-    memory: float
-    gpu: float = 0  # 0: runs on a CPU
+    disk: int | float
+    memory: int | float
+    gpu: int | float = 0  # 0: runs on a CPU
     hub: bool = False
 
 
@@ -130,7 +130,7 @@ def device(needs: Needs) -> Check:
     return Check("device", not needs.gpu, found, mend)
 
 
-def disk(needs: Needs, folder: str = ".") -> Check:
+def disk(needs: Needs, folder: str | Path = ".") -> Check:
     free = shutil.disk_usage(folder).free / GIB
     return Check("free disk", free >= needs.disk, f"{free:.1f} GiB, {needs.disk:g} needed", "free some, or put the run elsewhere: --run DIR")
 
@@ -150,7 +150,7 @@ def memory(needs: Needs, limit: Path = Path("/sys/fs/cgroup")) -> Check:
     return Check("free memory", free / GIB >= needs.memory, found, "close other programs, or a smaller profile: --profile smoke")
 
 
-def chromium(seconds: float = 12) -> Check:
+def chromium(seconds: int | float = 12) -> Check:
     """Whether kaleido draws a tiny figure; in a process of its own, for Chromium can hang."""
     code = "import plotly.graph_objects as go; from choreographer.browsers.chromium import Chromium as C\n"
     code += "print(C.find_browser(skip_local=False) or 'none found', flush=True); go.Figure().to_image('png', width=64, height=64)"

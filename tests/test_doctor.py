@@ -64,7 +64,7 @@ def test_missing_chromium(monkeypatch, tmp_path):
         "from choreographer.browsers.chromium import Chromium\nChromium.find_browser = classmethod(lambda cls, **kwargs: None)\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    check = doctor.chromium()
+    check = doctor.chromium(seconds=200)
     assert (check.ok, check.found, check.needed) == (False, "none found", False)
     assert "scripts/chromium.sh" in check.mend
 
@@ -82,7 +82,7 @@ def test_a_chromium_that_draws_nothing_is_named_with_its_error(monkeypatch):
     code = [sys.executable, "-c", "import sys; print('/usr/bin/broken'); sys.exit('no sandbox')"]
     run = subprocess.run
     monkeypatch.setattr(doctor.subprocess, "run", lambda command, **kwargs: run(code, **kwargs))
-    check = doctor.chromium()
+    check = doctor.chromium(seconds=200)
     assert (check.ok, check.found) == (False, "/usr/bin/broken draws nothing: no sandbox")
 
 
