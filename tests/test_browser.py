@@ -138,7 +138,7 @@ def test_right_to_left_tokens_stand_in_token_order(tab, tokenizer):
 def test_hover_shows_token_and_value(tab, table):
     tab.set_content(page.static_html(table, [4]))
     strongest = tab.locator(".sae-text bdi:has(b)").first
-    assert strongest.get_attribute("title").split() == [table.vocabulary.name(table._strongest[table._starts[4]]), "8"]
+    assert strongest.get_attribute("title").split() == [table.label(4)[0], "8"]
     colours = tab.evaluate("[...document.querySelector('.sae-text').children].map(e => getComputedStyle(e).backgroundColor)")
     assert colours[0].startswith("rgba(240, 125, 20") and set(colours[1:]) == {"rgba(0, 0, 0, 0)"}
 

@@ -21,7 +21,7 @@ def gallery(run: Run, n: int = 5, seed: int = 0, name: str = "") -> list[dict[st
 
 def draw(table: FeatureTable, n: int, seed: int) -> list[dict[str, Any]]:
     drawn = np.random.default_rng(seed).permutation(table.alive(ALIVE))[:n]
-    return [entry(table, number) for number in drawn]
+    return [entry(table, number) for number in drawn.tolist()]
 
 
 def entry(table: FeatureTable, number: int) -> dict[str, Any]:

@@ -64,27 +64,28 @@ class FeatureTable:
     def label(self, number: int) -> tuple[str, float, float]:
         """(strongest token, density, maximum) of a feature: its line in the list."""
         start, end = self._starts[number], self._starts[number + 1]
-        return self.vocabulary.name(self._strongest[start]) if end > start else "", self._density[number], self._maximum[number]
+        token = self.vocabulary.name(int(self._strongest[start])) if end > start else ""
+        return token, float(self._density[number]), float(self._maximum[number])
 
     def row(self, number: int) -> dict[str, Any]:
         """A feature in the list: numbers and token names."""
-        f = self.features.iloc[int(number)]
+        f = self.features.iloc[number]
         strongest = self._strongest[self._starts[number] : self._starts[number + 1]]
         ids, counts = np.unique(strongest, return_counts=True)
         order = np.argsort(-counts, kind="stable")
         logits = {
-            side: [{"token": self.vocabulary.name(t), "value": float(v)} for t, v in zip(ids_, f[f"{end}_logit_values"], strict=True)]
+            side: [{"token": self.vocabulary.name(t), "value": float(v)} for t, v in zip(ids_.tolist(), f[f"{end}_logit_values"], strict=True)]
             for side, end, ids_ in (("raised", "top", self.raised[number]), ("lowered", "bottom", self.lowered[number]))
         }
         return {
-            "number": int(number),
+            "number": number,
             "density": float(f["density"]),
             "n_active": int(f["n_active"]),
             "n_tokens": round(f["n_active"] / f["density"]) if f["density"] > 0 else 0,
             "maximum": float(f["maximum"]),
             "mean_active": float(f["mean_active"]),
             "token": self.label(number)[0],
-            "top_tokens": [{"token": self.vocabulary.name(ids[i]), "count": int(counts[i])} for i in order],
+            "top_tokens": [{"token": self.vocabulary.name(int(ids[i])), "count": int(counts[i])} for i in order],
             "n_examples": len(strongest),
             "histogram": [int(c) for c in f["histogram"]] if "histogram" in f and f["histogram"] is not None else [],
         } | logits

@@ -53,13 +53,13 @@ class FeatureBrowser(w.VBox):
             self._list(0)
             self.page.value = '<p class="sae-browser">Nothing matches. The search looks at the tokens that features are strongest on and at the logits that they raise.</p>'
         elif self.search.value or self.current not in self.matches:
-            self.show(self.matches[0])
+            self.show(int(self.matches[0]))
         else:
             self.show(self.current)
 
     def show(self, number: int) -> None:
         """Turn to a feature's page; one outside the matches is shown as well."""
-        self.current = int(number)
+        self.current = number
         at = np.flatnonzero(self.matches == self.current)
         self._list(int(at[0]) if len(at) else 0)
         self.page.value = page_html(self.table, self.current)
@@ -88,10 +88,10 @@ class FeatureBrowser(w.VBox):
 
     def _step(self, by: int) -> None:
         at = np.flatnonzero(self.matches == self.current)
-        self.show(self.matches[(at[0] + by) % len(self.matches) if len(at) else 0])
+        self.show(int(self.matches[(at[0] + by) % len(self.matches) if len(at) else 0]))
 
     def _draw(self) -> None:
         alive = np.intersect1d(self.matches, self.table.alive(1))
         pool = alive if len(alive) else self.matches
         others = pool[pool != self.current]
-        self.show(self._rng.choice(others if len(others) else pool))
+        self.show(int(self._rng.choice(others if len(others) else pool)))
