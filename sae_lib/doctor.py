@@ -1,7 +1,5 @@
 """What is off on this machine: one check per package version, device, disk, memory, browser, network and token, each with its mend.
-
-Only the standard library is imported up front, so that it can tell of any other package's absence.
-"""
+Only the standard library is imported up front, so that it can tell of any other package's absence."""
 
 import os
 import platform
@@ -12,7 +10,6 @@ import threading
 import timeit
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -59,11 +56,11 @@ def check(profile: str = "laptop") -> list[Check]:
     return [*checks, hub(needs, answer[0] if answer else "no answer within 6 s"), token(needs)]
 
 
-def can_run(checks: Sequence[Check]) -> bool:
+def can_run(checks: list[Check]) -> bool:
     return all(c.ok for c in checks if c.needed)
 
 
-def report(checks: Sequence[Check], profile: str = "laptop") -> str:
+def report(checks: list[Check], profile: str = "laptop") -> str:
     """One line per check, the mend under each failure, and whether the profile can run."""
     lines = []
     for c in checks:
@@ -73,12 +70,13 @@ def report(checks: Sequence[Check], profile: str = "laptop") -> str:
         if not c.ok and not optional:
             lines.append(f"{'':25} mend: {c.mend}")
     missing = [c.name for c in checks if c.needed and not c.ok]
-    lines.append(f"Profile {profile} cannot run as it is: {', '.join(missing)}." if missing else f"Profile {profile} has all that it needs.")
+    verdict = f"cannot run as it is: {', '.join(missing)}" if missing else "has all that it needs"
+    lines.append(f"Profile {profile} {verdict}.")
     return "\n".join(lines)
 
 
 def python() -> Check:
-    return Check("Python", sys.version_info >= (3, 11), platform.python_version(), "Python 3.11 or newer: PYTHON=python3.12 make clean install")
+    return Check("Python", sys.version_info >= (3, 11), platform.python_version(), "3.11 or newer: PYTHON=python3.12 make clean install")
 
 
 def packages(requirements: Path = REQUIREMENTS) -> list[Check]:
@@ -132,7 +130,7 @@ def device(needs: Needs) -> Check:
 
 def disk(needs: Needs, folder: str | Path = ".") -> Check:
     free = shutil.disk_usage(folder).free / GIB
-    return Check("free disk", free >= needs.disk, f"{free:.1f} GiB, {needs.disk:g} needed", "free some, or put the run elsewhere: --run DIR")
+    return Check("free disk", free >= needs.disk, f"{free:.1f} GiB, {needs.disk:g} needed", "free some, or run elsewhere: --run DIR")
 
 
 def memory(needs: Needs, limit: Path = Path("/sys/fs/cgroup")) -> Check:
@@ -146,8 +144,8 @@ def memory(needs: Needs, limit: Path = Path("/sys/fs/cgroup")) -> Check:
         free = min(free, int((limit / "memory.max").read_text()) - int((limit / "memory.current").read_text()))
     except (OSError, ValueError):  # no container, or "max": no limit
         pass
-    found = f"{free / GIB:.1f} GiB, {needs.memory:g} needed"
-    return Check("free memory", free / GIB >= needs.memory, found, "close other programs, or a smaller profile: --profile smoke")
+    free /= GIB
+    return Check("free memory", free >= needs.memory, f"{free:.1f} GiB, {needs.memory:g} needed", "close programs, or --profile smoke")
 
 
 def chromium(seconds: int | float = 12) -> Check:
@@ -166,8 +164,7 @@ def chromium(seconds: int | float = 12) -> Check:
 
 
 def hub(needs: Needs, reached: str) -> Check:
-    mend = "a way to the internet (https_proxy, HF_ENDPOINT), or --profile laptop, which does without"
-    return Check("hub", reached.startswith("reached"), reached, mend, needed=needs.hub)
+    return Check("hub", reached.startswith("reached"), reached, "a way to the internet (https_proxy, HF_ENDPOINT)", needed=needs.hub)
 
 
 def reach_hub() -> str:
