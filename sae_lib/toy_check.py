@@ -113,3 +113,9 @@ def gates_table(rows: list[dict]) -> str:
     show = lambda v: ", ".join(f"{x:.4g}" for x in v) if isinstance(v, list) else f"{v:.4g}"  # noqa: E731
     lines = [f"| {row['experiment']} | {row['what'].replace('|', '∣')} | {show(row['measured'])} | {row['expected'].replace('|', '∣')} | {'pass' if row['passed'] else 'FAIL'} |" for row in rows]
     return "\n".join(["| experiment | what | measured | expected | |", "|---|---|---|---|---|", *lines]) + "\n"
+
+
+def committed_summary() -> dict:
+    """The summary of the last full check that is kept in the repository (`report/toy/gates.json`); empty where there is none."""
+    path = Path(__file__).parent.parent / "report" / "toy" / "gates.json"
+    return json.loads(path.read_text()) if path.is_file() else {}

@@ -40,7 +40,7 @@ def add_arrows(fig: go.Figure, W: list, row: int | None = None, col: int | None 
         ring = [*kept, kept[0]]
         fig.add_scatter(x=[x[i] for i in ring], y=[y[i] for i in ring], mode="lines", line=dict(color="#bbbbbb", width=1, dash="dot"), hoverinfo="skip", showlegend=False, **where)
     for i, color in enumerate(colors or shades(len(x))):
-        fig.add_scatter(x=[0, x[i]], y=[0, y[i]], mode="lines+markers", line=dict(color=color, width=3, dash=dash), marker=dict(symbol=["circle", "arrow"], size=[1, 11], angleref="previous", color=color), name=f"feature {i}", hovertemplate=f"feature {i}<br>length {math.hypot(x[i], y[i]):.2f}<extra></extra>", showlegend=False, **where)
+        fig.add_scatter(x=[0, x[i]], y=[0, y[i]], mode="lines+markers", line=dict(color=color, width=3, dash=dash), marker=dict(symbol=["circle", "arrow"], size=[1, 11], angleref="previous", color=color, opacity=1), name=f"feature {i}", hovertemplate=f"feature {i}<br>length {math.hypot(x[i], y[i]):.2f}<extra></extra>", showlegend=False, **where)
     axis = dict(range=[-limit, limit], showgrid=False, zeroline=False, showticklabels=False, ticks="", mirror=True, showline=True, linecolor="#dddddd")
     fig.update_xaxes(**axis, **where)
     fig.update_yaxes(**axis, scaleanchor=(fig.get_subplot(row, col).yaxis.anchor if row else "x"), **where)
@@ -125,8 +125,8 @@ def plateaus(r: dict) -> go.Figure:
         fig.add_scatter(x=x, y=kept, mode="markers", marker=dict(size=5, color=PALETTE[0], opacity=0.35), row=1, col=2, showlegend=False)
     for name, y in POLYTOPES.items():
         fig.add_hline(y=y, line=dict(dash="dot", color="#888", width=1), row=1, col=2)
-        fig.add_annotation(x=math.log10(32), y=y, text=name, showarrow=False, xanchor="right", yanchor="bottom", font=dict(size=11, color="#555"), row=1, col=2)
-    fig.update_xaxes(type="log", title="1/(1−S), samples per active feature", tickvals=[1, 2, 5, 10, 20], range=[-0.05, math.log10(33)])
+        fig.add_annotation(x=math.log10(32), y=y, text=name, showarrow=False, xanchor="right", yanchor="top" if name.startswith("3/8") else "bottom", font=dict(size=11, color="#555"), row=1, col=2)
+    fig.update_xaxes(type="log", title="1/(1−S)", tickvals=[1, 2, 5, 10, 20], range=[-0.05, math.log10(33)])
     fig.update_yaxes(range=[0, 1.15])
     return fig.update_layout(template="sae_lib", title="Equal features: dimensions per feature stick at 1 and at ½", width=1080, height=470, margin=dict(t=95))
 
