@@ -1,7 +1,6 @@
 """How well a dictionary explains a hook's activations, on held-out documents only. Active means f > 0, everywhere."""
 
 from collections.abc import Iterator
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,22 +12,13 @@ from tqdm.auto import tqdm
 
 from sae_lib import language_model, training
 from sae_lib.activations import HookPoint, harvest
+from sae_lib.autoencoder import SparseAutoencoder
 from sae_lib.recipes import variants
 from sae_lib.runs import Run
 from sae_lib.tokens import open_tokens
 
 ROWS_AT_ONCE = 64
 ALIVE = 100  # activations on the evaluation set, the original's own threshold
-
-
-class Dictionary(Protocol):
-    """What can be evaluated: an autoencoder, or the raw neurons as their own dictionary."""
-
-    d_in: int
-    d_sae: int
-
-    def encode(self, x: Tensor) -> Tensor: ...
-    def decode(self, feature_acts: Tensor) -> Tensor: ...
 
 
 class Neurons:
@@ -43,6 +33,9 @@ class Neurons:
 
     def decode(self, feature_acts: Tensor) -> Tensor:
         return feature_acts
+
+
+Dictionary = SparseAutoencoder | Neurons  # what can be evaluated
 
 
 def heldout_rows(run: Run, n_tokens: int) -> np.ndarray:
@@ -91,7 +84,7 @@ def firing(hook: HookPoint, dictionary: Dictionary, rows: np.ndarray) -> dict:
 
 def _decode(dictionary: Dictionary, feature_acts: Tensor) -> Tensor:
     """`dictionary.decode`, as a sparse product on the CPU where few features are active."""
-    if feature_acts.device.type == "cpu" and isinstance(dictionary, training.SparseAutoencoder):
+    if feature_acts.device.type == "cpu" and isinstance(dictionary, SparseAutoencoder):
         return torch.addmm(dictionary.b_dec, feature_acts.to_sparse_csr(), dictionary.W_dec)
     return dictionary.decode(feature_acts)
 
@@ -146,11 +139,10 @@ def evaluate_run(run: Run) -> dict[str, dict]:
         training.make_autoencoder(run, name)
     hook = HookPoint(language_model.load(run), run.settings.sae.hook_name)
     made_from = {name: training.sae_made_from(run, sae) for name, sae in variants(run.settings).items()} | {"evaluation": run.settings.evaluation.model_dump()}
-    name = "evaluation" if run.parent is None else f"evaluation_{run.folder.name}"
-    if (found := run.saved_results(name, made_from)) is not None:
+    where = "evaluation" if run.parent is None else f"evaluation_{run.folder.name}"
+    if (found := run.saved_results(where, made_from)) is not None:
         return found
     results = {name: evaluate(run, hook, training.load_autoencoder(run, name)) for name in variants(run.settings)}
-    d_in = next(iter(results.values()))["density"].shape and training.load_autoencoder(run).d_in
-    results["neurons"] = evaluate(run, hook, Neurons(d_in, language_model.device_of(run)))
-    run.save_results(name, results, made_from)
-    return run.load_results(name)
+    results["neurons"] = evaluate(run, hook, Neurons(training.load_autoencoder(run).d_in, language_model.device_of(run)))
+    run.save_results(where, results, made_from)
+    return run.saved_results(where, made_from)

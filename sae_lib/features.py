@@ -92,7 +92,7 @@ def build(hook: HookPoint, dictionary: Dictionary, rows: np.ndarray, tokens: Tok
     table = pd.DataFrame(
         {
             "feature": np.arange(d_sae),
-            "density": (counts / n).numpy(),
+            "density": (counts.double() / n).numpy(),
             "n_active": counts.numpy(),
             "maximum": top.values[:, 0].numpy(),
             "mean_active": (sums / counts.clamp_min(1)).numpy(),

@@ -15,7 +15,7 @@ from torch import Tensor
 from sae_lib.autoencoder import SparseAutoencoder
 
 DENSE_ABOVE = 0.12  # density of feature activations at which dense products become the faster ones (benchmarks/sae_step.py)
-warnings.filterwarnings("ignore", message="Sparse (CSR|CSC|invariant)")
+warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 
 
 class StepResult(NamedTuple):
@@ -51,7 +51,7 @@ def _sparse(sae, x, centred, feature_acts, active, error_weight: float, l1: floa
     row, column = active // d_sae, active % d_sae
     starts = torch.zeros(n + 1, dtype=torch.int64)
     torch.cumsum(torch.bincount(row, minlength=n), 0, out=starts[1:])
-    by_row = torch.sparse_csr_tensor(starts, column, feature_acts.view(-1)[active], (n, d_sae))
+    by_row = torch.sparse_csr_tensor(starts, column, feature_acts.view(-1)[active], (n, d_sae), check_invariants=False)
 
     error = torch.addmm(sae.b_dec, by_row, sae.W_dec).sub_(x)
     squared_error = error.pow(2).sum() / n
@@ -64,8 +64,8 @@ def _sparse(sae, x, centred, feature_acts, active, error_weight: float, l1: floa
     starts_t = torch.zeros(d_sae + 1, dtype=torch.int64)
     torch.cumsum(counts, 0, out=starts_t[1:])
     rows_t = row[order]
-    acts_t = torch.sparse_csr_tensor(starts_t, rows_t, by_row.values()[order], (d_sae, n))
-    into_acts_t = torch.sparse_csr_tensor(starts_t, rows_t, into_acts[order], (d_sae, n))
+    acts_t = torch.sparse_csr_tensor(starts_t, rows_t, by_row.values()[order], (d_sae, n), check_invariants=False)
+    into_acts_t = torch.sparse_csr_tensor(starts_t, rows_t, into_acts[order], (d_sae, n), check_invariants=False)
 
     sae.W_dec.grad = acts_t @ error
     sae.W_enc.grad = (into_acts_t @ centred).T

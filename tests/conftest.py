@@ -1,0 +1,45 @@
+"""Shared fixtures: jaxtyping's shapes are checked at run time, and one small trained run serves many tests."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+import tests.typecheck  # noqa: F401  (the import hook looks it up as an attribute)
+
+install_import_hook("sae_lib", "tests.typecheck.check")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"  # development data; tests that need it are skipped where it is absent
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory) -> Path:
+    """A few hundred real documents: modules of the standard library, one file each."""
+    folder = tmp_path_factory.mktemp("text")
+    stdlib = Path(sys.modules["os"].__file__).parent
+    files = sorted(p for name in ("json", "email", "http", "xml", "unittest", "asyncio", "logging") for p in (stdlib / name).rglob("*.py"))
+    for i, path in enumerate(p for p in files if p.stat().st_size > 500):
+        (folder / f"{i:03d}_{path.stem}.py").write_text(path.read_text(encoding="utf-8")[:20_000], encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_run(text_folder, tmp_path_factory):
+    """A `smoke` run on those files with everything trained once: tokens, language model, autoencoder."""
+    from sae_lib import training
+    from sae_lib.runs import open_run
+
+    overrides = [f"corpus=files:{text_folder}", "corpus.train_tokens=150000", "corpus.heldout_tokens=20000", "lm.train_tokens=100000",
+                 "sae.activations=40000", "sae.compare=[]", "sae.widths=[]", "evaluation.tokens=8192", "evaluation.loss_tokens=2048"]  # fmt: skip
+    run = open_run("smoke", tmp_path_factory.mktemp("runs") / "small", overrides)
+    training.make_autoencoder(run)
+    return run
+
+
+@pytest.fixture(scope="session")
+def hook(small_run):
+    from sae_lib import language_model
+    from sae_lib.activations import HookPoint
+
+    return HookPoint(language_model.load(small_run), small_run.settings.sae.hook_name)

@@ -1,0 +1,175 @@
+"""The training loop: schedules, norms, resampling at work, exact resumption."""
+
+import numpy as np
+import pytest
+import torch
+
+from sae_lib import checkpoints, training
+from sae_lib.activations import HookPoint
+from sae_lib.errors import ArtefactError, SettingsError, TrainingError
+from sae_lib.recipes import BRICKEN_2023, RECIPES, WARD_2024, resolve, variants
+from sae_lib.settings import SAESettings, load
+
+D_IN, TRUE_FEATURES, VOCABULARY = 16, 32, 4096
+
+
+class SyntheticHook(HookPoint):
+    """Stands where a language model's hook would: token t has activations made of a few known directions."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, seed: int = 0):
+        g = torch.Generator().manual_seed(seed)
+        self.directions = torch.nn.functional.normalize(torch.randn(TRUE_FEATURES, D_IN, generator=g), dim=1)
+        active = torch.rand(VOCABULARY, TRUE_FEATURES, generator=g) < 2 / TRUE_FEATURES
+        self.table = (active * (0.5 + 0.5 * torch.rand(VOCABULARY, TRUE_FEATURES, generator=g))) @ self.directions
+
+    def activations(self, tokens):
+        return self.table[tokens]
+
+    def recovered(self, sae) -> float:
+        """Share of the true directions that some feature points along (cosine > 0.9)."""
+        rows = torch.nn.functional.normalize(sae.W_dec, dim=1)
+        return ((self.directions @ rows.T).max(1).values > 0.9).float().mean().item()
+
+
+ROWS = np.random.default_rng(0).integers(0, VOCABULARY, (400, 32))
+
+
+def fit(tmp_path, **changes):
+    hook = SyntheticHook()
+    settings = SAESettings(**{"d_sae": 64, "activations": 60_000, "batch": 100, "l1": 0.4, "buffer_rows": 50, "dead_window": 5000, "resampling_inputs": 2000,
+                              "log_every": 20, "checkpoint_every": 10**6} | changes)  # fmt: skip
+    return hook, *training.fit(hook, ROWS, settings, 0, tmp_path, {"x": 1})
+
+
+def test_features_have_unit_norm_and_the_wrong_axis_has_not():
+    sae = training.initialise(BRICKEN_2023, torch.zeros(8), 32, 0)
+    with torch.no_grad():
+        sae.W_dec.normal_()
+    training.normalise_decoder(sae, BRICKEN_2023)
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(32))
+    training.normalise_decoder(sae, WARD_2024)
+    torch.testing.assert_close(sae.W_dec.norm(dim=0), torch.ones(8))
+    assert sae.W_dec.norm(dim=1).mean().item() == pytest.approx((8 / 32) ** 0.5, rel=0.05), "columns average √(d_in/d_sae), the original's mistake"
+
+
+def test_the_gradient_along_a_feature_is_removed():
+    sae = training.initialise(BRICKEN_2023, torch.zeros(8), 32, 0)
+    optimiser = torch.optim.SGD(sae.parameters(), lr=0.0)
+    for p in sae.parameters():
+        p.grad = torch.randn(p.shape)
+    across = sae.W_dec.grad - (sae.W_dec.grad * sae.W_dec).sum(1, keepdim=True) * sae.W_dec
+    training.update(sae, optimiser, BRICKEN_2023)
+    torch.testing.assert_close(sae.W_dec.grad, across.detach())
+    assert (sae.W_dec.grad * sae.W_dec).sum(1).abs().max() < 1e-5
+
+
+def test_rates():
+    assert [training.rate(i, 100, 0.1, 0.2) for i in (0, 4, 9, 10, 50, 80)] == pytest.approx([0.1, 0.5, 1, 1, 1, 1])
+    assert training.rate(99, 100, 0.1, 0.2) == pytest.approx(0.05) and training.rate(99, 100, 0, 0) == 1
+
+
+def test_resampling_happens_when_the_recipe_says():
+    assert [s for s in range(1, 1001) if training.is_resampling_step(BRICKEN_2023, s, 1000)] == [200, 400, 600]
+    assert [s for s in range(1, 3301) if training.is_resampling_step(WARD_2024, s, 3300)] == [1000, 2000, 3000]
+
+
+def test_initialisation_of_the_recipes():
+    mean = torch.arange(8.0)
+    sae = training.initialise(BRICKEN_2023, mean, 32, 0)
+    torch.testing.assert_close(sae.W_enc, 0.1 * sae.W_dec.T)
+    assert torch.equal(sae.b_dec, mean)
+    ward = training.initialise(WARD_2024, mean, 32, 0)
+    assert ward.b_dec.abs().max() <= 32**-0.5 and ward.W_enc.abs().max() <= 8**-0.5 and ward.W_dec.norm(dim=1).std() > 0.01
+
+
+def test_scale_gives_mean_squared_norm_d_in(tmp_path):
+    hook = SyntheticHook()
+    mean, scale = training.statistics(hook, ROWS, BRICKEN_2023)
+    acts = hook.activations(ROWS[np.linspace(0, 399, 256).astype(int)]).reshape(-1, D_IN)
+    assert ((acts * scale) ** 2).sum(1).mean().item() == pytest.approx(D_IN, rel=1e-4)
+    torch.testing.assert_close(mean, acts.mean(0))
+    assert training.statistics(hook, ROWS, WARD_2024)[1] == 1.0
+
+
+def test_folding_the_scale_keeps_features_and_rescales_the_reconstruction():
+    sae = training.initialise(BRICKEN_2023, torch.randn(8), 32, 0)
+    x = torch.randn(10, 8)
+    f, back = sae.encode(3 * x), sae(3 * x) / 3
+    sae.fold_scale(3.0)
+    torch.testing.assert_close(sae.encode(x), f)
+    torch.testing.assert_close(sae(x), back)
+
+
+def test_training_finds_the_true_directions(tmp_path):
+    hook, sae, summary = fit(tmp_path, resampling=False, activations=200_000)
+    assert hook.recovered(sae) > 0.9
+    curve = summary["curve"]
+    assert curve[-1]["squared_error"] < 0.5 * curve[0]["squared_error"]
+
+
+def test_features_die_and_resampling_brings_them_back(tmp_path):
+    harsh = dict(lr=0.003, l1=4.0, activations=100_000)  # a penalty under which features die in numbers
+    hook, without, summary = fit(tmp_path / "without", resampling=False, **harsh)
+    _, with_, resampled = fit(tmp_path / "with", **harsh)
+    assert summary["final_silent"] > 0.3 and summary["resampling"] == []
+    assert sum(e["resampled"] for e in resampled["resampling"]) > 10
+    assert resampled["final_silent"] < summary["final_silent"] - 0.1
+    assert [e["step"] for e in resampled["resampling"]] == [200, 400, 600]
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop", [150, 250])
+def test_interrupted_training_ends_with_the_same_weights_bit_for_bit(tmp_path, monkeypatch, stop):
+    changes = dict(activations=40_000, checkpoint_every=50, dead_window=2000, l1=4.0, lr=0.02)
+    _, whole, summary = fit(tmp_path / "whole", **changes)
+    save = checkpoints.save_checkpoint
+
+    def save_then_die(folder, step, *rest):
+        save(folder, step, *rest)
+        if step == stop:
+            raise Killed
+
+    monkeypatch.setattr(checkpoints, "save_checkpoint", save_then_die)
+    with pytest.raises(Killed):
+        fit(tmp_path / "broken", **changes)
+    monkeypatch.setattr(checkpoints, "save_checkpoint", save)
+    _, again, resumed = fit(tmp_path / "broken", **changes)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+    assert resumed["resampling"] == summary["resampling"] and resumed["curve"] == summary["curve"]
+
+
+def test_an_exploding_loss_stops_training_with_the_step_and_a_cause(tmp_path):
+    with pytest.raises(TrainingError, match=r"step \d+.*sae.lr"):
+        fit(tmp_path, lr=1e30)
+
+
+def test_a_finished_autoencoder_is_not_trained_again(small_run, monkeypatch):
+    monkeypatch.setattr(training, "train", lambda *_: pytest.fail("trained again"))
+    folder = training.make_autoencoder(small_run)
+    sae = training.load_autoencoder(small_run)
+    assert sae.d_sae == small_run.settings.sae.d_sae and folder.name == "bricken_2023"
+
+
+def test_unknown_recipes_list_those_there_are():
+    with pytest.raises(SettingsError, match=", ".join(RECIPES)):
+        resolve(SAESettings(recipe="nonsense"))
+
+
+def test_settings_override_the_recipe_but_not_those_it_is_compared_with():
+    found = variants(load("laptop", ["sae.l1=9", "sae.widths=[64]"]))
+    assert list(found) == ["bricken_2023", "bricken_2023-no_resampling", "ward_2024", "bricken_2023-d_sae_64"]
+    assert resolve(found["bricken_2023"]).l1 == 9 and resolve(found["ward_2024"]).l1 == WARD_2024.l1
+    assert resolve(found["bricken_2023-no_resampling"]).resampling is None and found["bricken_2023-d_sae_64"].d_sae == 64
+
+
+def test_loading_what_was_not_made_says_which_stage(small_run, tmp_path):
+    from sae_lib.runs import Run
+
+    with pytest.raises(ArtefactError, match="sae stage"):
+        training.load_autoencoder(Run(small_run.settings, tmp_path))
