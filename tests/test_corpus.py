@@ -242,7 +242,7 @@ def test_only_files_inside_the_installation_are_listed(tmp_path):
     info = tmp_path / "demo-1.2.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: demo\nVersion: 1.2\n")
-    (info / "RECORD").write_text("demo/a.py,sha256=x,500\n../../../bin/demo.py,,500\n/home/me/b.py,,500\ndemo/../../c.py,,500\ndemo/d.py,,9\n")
+    (info / "RECORD").write_text("demo/a.py,sha256=x,500\n../../../bin/demo.py,,500\n../e.py,,500\n/home/me/b.py,,500\ndemo/../../c.py,,500\ndemo/d.py,,9\n")
     distribution = importlib.metadata.Distribution.at(info)
     assert [f.origin for f in installation._recorded_files("demo", distribution)] == ["demo 1.2: demo/a.py"]
     assert not installation._from_local_folder(distribution)
