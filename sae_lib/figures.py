@@ -1,8 +1,10 @@
 """One look for every plotly figure, and one place that saves them."""
 
 import logging
+import warnings
 from pathlib import Path
 
+import kaleido
 import plotly.graph_objects as go
 import plotly.io as pio
 
@@ -33,6 +35,8 @@ def save(fig: go.Figure, folder: Path, name: str, width: int = 900, height: int 
     folder.mkdir(parents=True, exist_ok=True)
     if not _no_chromium:
         try:
+            kaleido.start_sync_server(silence_warnings=True)  # one Chromium for all figures of a notebook
+            warnings.filterwarnings("ignore", message="The kopts argument")
             fig.write_image(folder / f"{name}.png", width=width, height=height, scale=1)
             return folder / f"{name}.png"
         except Exception as error:  # kaleido raises many kinds; all mean: no static picture here
