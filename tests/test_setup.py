@@ -174,7 +174,8 @@ def test_make_installs_once_and_again_when_requirements_change(tmp_path):
     script.chmod(stat.S_IRWXU)
 
     def make() -> str:
-        return subprocess.run(["make", "install"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+        env = {"PATH": os.environ["PATH"]}  # not the MAKEFLAGS of the `make test` that runs this
+        return subprocess.run(["make", "install"], cwd=tmp_path, env=env, capture_output=True, text=True, check=True).stdout
 
     assert make() == "installing requirements.txt\n"
     assert "installing" not in make()
