@@ -259,7 +259,7 @@ def test_buttons_and_list_turn_the_page(tokenizer):
 def test_search_in_the_widget(tokenizer):
     browser = FeatureBrowser(make_table(tokenizer, TEXTS, 60))
     browser.search.value = "#12"
-    assert number_shown(browser) == 12 and [n for _, n in browser.list.options] == [12] and "1 features of 60" in browser.count.value
+    assert number_shown(browser) == 12 and [n for _, n in browser.list.options] == [12] and "1 of 60 features" in browser.count.value
     browser.search.value = "no such token"
     assert "Nothing matches" in browser.page.value and browser.next.disabled and browser.list.options == ()
     browser.search.value = ""

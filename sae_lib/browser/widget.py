@@ -40,7 +40,7 @@ class FeatureBrowser(w.VBox):
         bar = w.HBox([self.search, self.sort, self.direction, self.previous, self.next, self.random], layout=w.Layout(flex_flow="row wrap"))
         left = w.VBox([self.count, self.list], layout=w.Layout(flex="0 0 330px"))
         body = w.HBox([left, self.page], layout=w.Layout(flex_flow="row wrap", align_items="flex-start", grid_gap="16px"))
-        super().__init__([w.HTML(style_html()), bar, body])
+        super().__init__([w.HTML(style_html()), bar, body], layout=w.Layout(margin="0 0 16px"))
         self.refresh()
 
     def refresh(self) -> None:
@@ -68,7 +68,7 @@ class FeatureBrowser(w.VBox):
         """List the `LISTED` matches around the one at `position`."""
         first = position // LISTED * LISTED
         listed = [int(n) for n in self.matches[first : first + LISTED]]
-        total = f"{decimal(len(self.matches))} {self.table.kind}s" + (f" of {decimal(len(self.table))}" if len(self.matches) < len(self.table) else "")
+        total = (f"{decimal(len(self.matches))} of " if len(self.matches) < len(self.table) else "") + f"{decimal(len(self.table))} {self.table.kind}s"
         self.count.value = total + (f", {first + 1} to {first + len(listed)} listed" if len(listed) < len(self.matches) else "")
         self._busy = True
         options = tuple((self._label(n), n) for n in listed)
