@@ -191,7 +191,7 @@ def five_cases(r: dict) -> go.Figure:
         fig.add_scatter(x=x, y=[s[0] for s in share], error_y=dict(type="data", symmetric=False, array=[s[2] - s[0] for s in share], arrayminus=[s[0] - s[1] for s in share]), mode="markers", marker=dict(size=8, color="#333"), showlegend=False, row=2, col=col)
     fig.update_yaxes(title="share of seeds", range=[0, 1], row=1, col=1)
     fig.update_yaxes(title="represented features<br>that stand alone", row=2, col=1)
-    fig.update_yaxes(rangemode="tozero", row=2)
+    fig.update_yaxes(range=[0, 1.1 * max(row["alone_share"][2] for row in r["rows"])], tickformat=".0%", row=2)
     fig.update_xaxes(tickangle=-60, tickfont_size=11)
     fig.update_xaxes(showticklabels=False, row=1)
     fig.update_annotations(font_size=12)

@@ -1,5 +1,7 @@
 """Figures of the toy experiments with neurons, of the open problems, and of the autoencoder on the toy model."""
 
+import statistics
+
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
@@ -8,9 +10,10 @@ from sae_lib.toy_figures import DIVERGING, add_arrows, number, shades
 
 
 def band(fig: go.Figure, x: list, rows: list[list[float]], name: str, color: str, dash: str = "solid", show: bool = True, **where) -> None:
-    """Mean over seeds as a line, lowest to highest as a whisker."""
-    mean = [sum(v) / len(v) for v in rows]
-    fig.add_scatter(x=x, y=mean, mode="lines+markers", name=name, line=dict(color=color, width=2.5, dash=dash), marker_size=7, showlegend=show, legendgroup=name, error_y=dict(type="data", symmetric=False, array=[max(v) - m for v, m in zip(rows, mean, strict=True)], arrayminus=[m - min(v) for v, m in zip(rows, mean, strict=True)], thickness=1, width=3), **where)
+    """Mean over seeds as a line, its 95 % interval (1.96 standard errors) as a whisker."""
+    mean = [statistics.mean(v) for v in rows]
+    error = [1.96 * statistics.stdev(v) / len(v) ** 0.5 if len(v) > 1 else 0 for v in rows]
+    fig.add_scatter(x=x, y=mean, mode="lines+markers", name=name, line=dict(color=color, width=2.5, dash=dash), marker_size=7, showlegend=show, legendgroup=name, error_y=dict(type="data", array=error, thickness=1, width=3), **where)
 
 
 def density_axis(fig: go.Figure, values: list[float], title: str = "density p", **where) -> None:
@@ -68,7 +71,7 @@ def dropout(r: dict) -> go.Figure:
         band(fig, x, [row["rotated"][k] for row in r["rates"]], "the same, rotated at random", PALETTE[5], dash="dot", show=k == 0, row=1, col=k + 1)
     fig.update_xaxes(title="dropout", tickvals=x)
     fig.update_yaxes(title="largest share of a feature<br>on one neuron", col=1)
-    return fig.update_layout(template="sae_lib", title="4.1 Dropout on the hidden layer: a privileged basis?", width=240 * len(r["p"]) + 160, height=420, legend=dict(orientation="h", x=0, y=-0.25), margin=dict(t=95, b=90))
+    return fig.update_layout(template="sae_lib", title="4.1 Dropout on the hidden layer: a privileged basis?", width=240 * len(r["p"]) + 160, height=420, legend=dict(orientation="h", x=0, y=-0.36), margin=dict(t=95, b=110))
 
 
 def square(r: dict) -> go.Figure:
@@ -95,7 +98,7 @@ def pair_functions(r: dict) -> go.Figure:
     fig.update_yaxes(rangemode="tozero")
     fig.update_yaxes(title="unexplained variance", row=1, col=1)
     fig.update_yaxes(title="pairs per neuron", row=2, col=1)
-    return fig.update_layout(template="sae_lib", title="4.5 and 4.6 Functions of two inputs through 20, 10 and 5 neurons", width=1020, height=600, legend=dict(orientation="h", x=0, y=-0.14), margin=dict(t=95, b=90))
+    return fig.update_layout(template="sae_lib", title="4.5 and 4.6 Functions of two inputs through 20, 10 and 5 neurons", width=1020, height=600, legend=dict(orientation="h", x=0, y=-0.19), margin=dict(t=95, b=110))
 
 
 def many_hidden(r: dict) -> go.Figure:
@@ -104,10 +107,10 @@ def many_hidden(r: dict) -> go.Figure:
     for name, color in (("sums", PALETTE[0]), ("separate", PALETTE[1])):
         for col, key in enumerate(("unexplained", "inputs_per_neuron", "same_output_share"), 1):
             band(fig, r["p"], r[name][key], {"sums": "6 outputs, each a sum of 10", "separate": "60 outputs"}[name], color, show=col == 1, row=1, col=col)
-    fig.add_hline(y=r["chance"], line=dict(dash="dot", color="#888"), annotation_text="chance", row=1, col=3)
+    fig.add_hline(y=r["chance"], line=dict(dash="dot", color="#888"), annotation_text="chance", annotation_position="bottom right", row=1, col=3)
     density_axis(fig, r["p"])
     fig.update_yaxes(rangemode="tozero")
-    return fig.update_layout(template="sae_lib", title="4.13 Many more hidden features (60) than outputs (6), 24 neurons", width=1100, height=440, legend=dict(orientation="h", x=0, y=-0.2), margin=dict(t=105, b=90))
+    return fig.update_layout(template="sae_lib", title="4.13 Many more hidden features (60) than outputs (6), 24 neurons", width=1100, height=440, legend=dict(orientation="h", x=0, y=-0.33), margin=dict(t=105, b=110))
 
 
 def value_types(r: dict) -> go.Figure:
@@ -148,7 +151,7 @@ def classification(r: dict) -> go.Figure:
 
 def autoencoder(r: dict) -> go.Figure:
     """Decoder directions over the true ones for four instances of each variant."""
-    labels = {"without": "no resampling", "with": "resampling", "transposed": "encoder starts as<br>decoder's transpose"}
+    labels = {"without": "no resampling", "with": "resampling", "transposed": "transposed start"}
     shown = min(4, r["instances"])
     fig = make_subplots(3, shown, horizontal_spacing=0.015, vertical_spacing=0.07, subplot_titles=[f"{r[name]['recovered'][i]} of 5" for name in labels for i in range(shown)])
     for row, name in enumerate(labels, 1):
