@@ -37,6 +37,7 @@ def run(
     """Run the notebooks in order and write the report."""
     from sae_lib import headless
     from sae_lib.report import write_report
+    from sae_lib.report.machine import machine
     from sae_lib.runs import open_run
 
     opened = open_run(profile, run_dir, set_ or [])
@@ -45,7 +46,7 @@ def run(
     seconds = headless.run_notebooks(opened, set_ or [], only, extra, typer.echo)
     if only:
         return
-    opened.save_results("run", {"seconds": seconds})
+    opened.save_results("run", {"seconds": seconds, "machine": machine()})
     typer.echo(f"report: {write_report(opened)}")
 
 

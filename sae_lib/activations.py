@@ -1,7 +1,6 @@
 """Activations at one hook point of a Hugging Face model, named as in TransformerLens."""
 
 import difflib
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 

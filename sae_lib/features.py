@@ -13,7 +13,7 @@ from sae_lib import evaluation, language_model, training
 from sae_lib.activations import HookPoint, harvest
 from sae_lib.evaluation import Dictionary
 from sae_lib.recipes import variants
-from sae_lib.runs import Run, is_made, writing
+from sae_lib.runs import Run, writing
 from sae_lib.settings import FeatureSettings
 from sae_lib.tokens import Tokens, open_tokens
 
@@ -25,7 +25,7 @@ def make_features(run: Run, name: str = "") -> Path:
     sae = variants(s)[s.sae.recipe if name == "neurons" else name]
     upstream = language_model.lm_made_from(run) | {"hook_name": sae.hook_name} if name == "neurons" else training.sae_made_from(run, sae)
     made_from = upstream | {"evaluation": s.evaluation.model_dump(), "features": s.features.model_dump()}
-    if is_made(folder, made_from):
+    if run.is_made(folder, made_from):
         return folder
     training.make_autoencoder(run, "" if name == "neurons" else name)
     hook = HookPoint(language_model.load(run), sae.hook_name)

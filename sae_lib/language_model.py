@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedModel
 from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedModel
 
 from sae_lib import checkpoints
 from sae_lib.activations import HookPoint
 from sae_lib.errors import CorpusError, ModelError, TrainingError
-from sae_lib.runs import Run, is_made, writing
+from sae_lib.runs import Run, writing
 from sae_lib.settings import LanguageModelSettings
 from sae_lib.tokens import Tokens, make_tokens, open_tokens, tokens_made_from
 
@@ -30,7 +30,7 @@ LOSS_CHUNK = 512  # tokens whose logits exist at once: small enough for a core's
 def make_language_model(run: Run) -> Path:
     """The `lm` stage: train the model of `settings.lm` on the run's tokens (nothing to do for a ready one)."""
     folder = run.folder / "language_model"
-    if run.settings.lm.source != "train" or is_made(folder, lm_made_from(run)):
+    if run.settings.lm.source != "train" or run.is_made(folder, lm_made_from(run)):
         return folder
     make_tokens(run)
     train(run, folder)

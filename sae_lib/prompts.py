@@ -8,7 +8,7 @@ import pandas as pd
 from sae_lib import language_model
 from sae_lib.activations import HookPoint, generate
 from sae_lib.errors import ArtefactError
-from sae_lib.runs import Run, is_made, writing
+from sae_lib.runs import Run, writing
 from sae_lib.tokens import open_tokens
 
 
@@ -19,7 +19,7 @@ def make_prompt_corpus(run: Run) -> Path:
     """
     folder, s = run.folder / "prompts", run.settings
     made_from = language_model.lm_made_from(run) | {"prompts": s.prompts.model_dump(mode="json"), "hook_name": s.sae.hook_name}
-    if is_made(folder, made_from):
+    if run.is_made(folder, made_from):
         return folder
     language_model.make_language_model(run)
     tokenizer, hook = open_tokens(run).tokenizer, HookPoint(language_model.load(run), s.sae.hook_name)

@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -38,6 +38,20 @@ class Run:
     @property
     def results_folder(self) -> Path:
         return (self.parent or self).folder / "results"
+
+    def is_made(self, folder: Path, made_from: dict[str, Any]) -> bool:
+        """`is_made`, or taken over (hard links) from a run folder beside this one that holds the same artefact."""
+        root = (self.parent or self).folder
+        if is_made(folder, made_from):
+            return True
+        for other in sorted(root.parent.glob("*/settings.yaml")) if folder.is_relative_to(root) else ():
+            candidate = other.parent / folder.relative_to(root)
+            with suppress(ArtefactError):
+                if candidate != folder and is_made(candidate, made_from):
+                    with writing(folder, made_from) as scratch:
+                        shutil.copytree(candidate, scratch, copy_function=_link, dirs_exist_ok=True)
+                    return True
+        return False
 
     def save_results(self, name: str, values: dict[str, Any], made_from: dict[str, Any] | None = None) -> Path:
         """Write `results/<name>.json`: the only place the report takes numbers from."""
@@ -124,8 +138,12 @@ def writing(folder: Path, made_from: dict[str, Any]) -> Iterator[Path]:
     scratch = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    yield scratch
-    files = sorted(p for p in scratch.rglob("*") if p.is_file())
+    try:
+        yield scratch
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    files = sorted(p for p in scratch.rglob("*") if p.is_file() and p.name != RECORD)
     digests = {str(p.relative_to(scratch)): (p.stat().st_size, _sha256(p, p.stat().st_size, p.stat().st_mtime_ns)) for p in files}
     write_atomically(scratch / RECORD, json.dumps({"settings": made_from, "files": digests}, indent=1))
     os.replace(scratch, folder)
@@ -159,6 +177,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
         return data
     except (yaml.YAMLError, UnicodeDecodeError, AssertionError):
         raise ArtefactError(f"{path} is not readable as settings; delete the run folder or choose another with --run") from None
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 @lru_cache(maxsize=256)

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from sae_lib import token_summary
 from sae_lib.corpus import Document, documents
 from sae_lib.errors import ArtefactError, CorpusError
-from sae_lib.runs import Run, is_made, writing
+from sae_lib.runs import Run, writing
 from sae_lib.tokenizer import exact_encoder, load_tokenizer, separator_id, train_tokenizer
 
 SPLITS = ("train", "heldout")
@@ -128,7 +128,7 @@ def tokens_made_from(run: Run) -> dict[str, Any]:
 def make_tokens(run: Run) -> Path:
     """Write the tokens of the run's corpus unless they are there; raises `CorpusError`, `ModelError`, `ArtefactError`."""
     made_from = tokens_made_from(run)
-    if not is_made(run.tokens_folder, made_from):
+    if not run.is_made(run.tokens_folder, made_from):
         with writing(run.tokens_folder, made_from) as folder:
             _write(run, folder)
     return run.tokens_folder

@@ -36,7 +36,7 @@ def make_autoencoder(run: Run, name: str = "") -> Path:
     name = name or run.settings.sae.recipe
     sae = variants(run.settings)[name]
     folder = run.folder / "saes" / name
-    if not is_made(folder, sae_made_from(run, sae)):
+    if not run.is_made(folder, sae_made_from(run, sae)):
         language_model.make_language_model(run)
         hook = HookPoint(language_model.load(run), sae.hook_name)
         train(run, hook, sae, folder)

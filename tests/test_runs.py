@@ -24,7 +24,7 @@ def test_a_failing_stage_leaves_nothing_behind(tmp_path):
     with pytest.raises(ZeroDivisionError), runs.writing(tmp_path / "tokens", {}) as out:
         (out / "half").write_text("half")
         1 / 0  # noqa: B018
-    assert not (tmp_path / "tokens").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_other_settings_are_named(tmp_path):
@@ -70,3 +70,20 @@ def test_results_are_plain_json_and_know_what_they_were_made_from(tmp_path):
     assert json.loads((tmp_path / "run/results/x.json").read_text())["a"] == pytest.approx(0.1)
     assert run.saved_results("x", {"seed": 0}) == {"a": pytest.approx(0.1), "b": [0, 1, 2], "c": None}
     assert run.saved_results("x", {"seed": 1}) is None
+
+
+def test_the_same_artefact_is_taken_over_from_a_run_beside_it(tmp_path):
+    one, two = runs.open_run("smoke", tmp_path / "one"), runs.open_run("smoke", tmp_path / "two", ["sae.d_sae=64"])
+    make(one.folder / "tokens", {"a": 1})
+    assert two.is_made(two.folder / "tokens", {"a": 1}) and (two.folder / "tokens/data.bin").read_text() == "x" * 100
+    assert not two.is_made(two.folder / "language_model", {"a": 1})
+    assert not runs.open_run("smoke", tmp_path / "three").is_made(tmp_path / "three/tokens", {"a": 2})
+    (one.folder / "tokens/data.bin").unlink()
+    assert runs.is_made(two.folder / "tokens", {"a": 1}), "each run folder stays whole by itself"
+
+
+def test_a_damaged_artefact_is_not_taken_over(tmp_path):
+    one, two = runs.open_run("smoke", tmp_path / "one"), runs.open_run("smoke", tmp_path / "two")
+    make(one.folder / "tokens", {"a": 1})
+    (one.folder / "tokens/data.bin").write_text("short")
+    assert not two.is_made(two.folder / "tokens", {"a": 1})

@@ -1,0 +1,160 @@
+"""The whole job as its user starts it: one command, the report at its end, and bad input answered in one line."""
+
+import json
+import os
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from sae_lib import headless
+from sae_lib.errors import SettingsError
+from sae_lib.headless import ROOT
+
+
+def sae_lib(*arguments, **environment):
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "400"} | environment
+    return subprocess.run([sys.executable, "-m", "sae_lib", *map(str, arguments)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def smoke_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "smoke"
+    done = sae_lib("run", "--profile", "smoke", "--run", folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done
+
+
+def test_one_command_ends_with_a_report(smoke_run):
+    folder, done = smoke_run
+    assert f"report: {folder}/report.md" in done.stdout
+    report = (folder / "report.md").read_text()
+    results = json.loads((folder / "results/evaluation.json").read_text())
+    assert f"{results['bricken_2023']['l0_mean']:.1f}" in report and len(report) > 5000
+
+
+def test_every_notebook_ran_and_left_a_log(smoke_run):
+    folder, _ = smoke_run
+    for notebook in headless.notebooks():
+        executed = nbformat.read(folder / "notebooks" / notebook.name, 4)
+        assert all(c.get("execution_count") for c in executed.cells if c.cell_type == "code"), notebook.name
+        assert (folder / "notebooks" / f"{notebook.stem}.log").exists()
+
+
+def test_each_resampling_is_recorded_and_off_where_it_is_off(smoke_run):
+    folder, _ = smoke_run
+    events = {name: json.loads((folder / f"saes/{name}/training.json").read_text())["resampling"] for name in ("bricken_2023", "bricken_2023-no_resampling", "ward_2024")}
+    assert len(events["bricken_2023"]) == 3 and events["bricken_2023-no_resampling"] == []
+    assert all({"step", "dead", "resampled"} == set(e) for e in events["bricken_2023"])
+
+
+def test_a_finished_stage_is_not_done_again(smoke_run):
+    folder, _ = smoke_run
+    before = {p: p.stat().st_mtime_ns for p in folder.glob("*/**/made_from.json")}
+    done = sae_lib("stage", "features", "--profile", "smoke", "--run", folder)
+    assert done.returncode == 0 and before and before == {p: p.stat().st_mtime_ns for p in folder.glob("*/**/made_from.json")}
+
+
+def test_other_settings_in_the_same_folder_are_refused(smoke_run):
+    folder, _ = smoke_run
+    done = sae_lib("stage", "sae", "--profile", "smoke", "--run", folder, "--set", "sae.d_sae=100")
+    assert done.returncode == 2 and "sae.d_sae: 256 there, 100 now" in done.stderr and "--run" in done.stderr
+
+
+def test_a_truncated_artefact_is_refused_by_name(smoke_run, tmp_path):
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(smoke_run[0], folder)
+    weights = folder / "saes/bricken_2023/sae_weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    done = sae_lib("stage", "features", "--profile", "smoke", "--run", folder)
+    assert done.returncode == 2 and str(weights) in done.stderr and "damaged" in done.stderr
+
+
+BAD = {
+    "missing corpus": (["--set", "corpus=files:no/such/folder"], "no/such/folder"),
+    "empty corpus": (["--set", "corpus=files:{tmp}/empty.txt"], "empty.txt"),
+    "binary corpus": (["--set", "corpus=files:{tmp}/binary.txt"], "binary.txt"),
+    "not UTF-8": (["--set", "corpus=files:{tmp}/latin.txt"], "latin.txt"),
+    "malformed JSON line": (["--set", "corpus=files:{tmp}/bad.jsonl"], "line 2"),
+    "too small": (["--set", "corpus=files:{tmp}/small.txt"], "text"),
+    "unknown source": (["--set", "corpus=ftp:x"], "installation"),
+    "unknown recipe": (["--set", "sae.recipe=magic"], "bricken_2023"),
+    "d_sae": (["--set", "sae.d_sae=0"], "sae.d_sae"),
+    "unknown setting": (["--set", "sae.widht=3"], "sae.widht"),
+    "unknown profile": (["--profile", "desktop"], "smoke, laptop, runpod"),
+    "hub unreachable": (["--set", "corpus=hub:monology/pile-uncopyrighted"], "hub"),
+}
+
+
+@pytest.fixture(scope="module")
+def bad_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bad")
+    (folder / "empty.txt").write_text("")
+    (folder / "binary.txt").write_bytes(bytes(range(256)) * 20)
+    (folder / "latin.txt").write_bytes("Übergrößenträger\n".encode("latin-1") * 50)
+    (folder / "bad.jsonl").write_text('{"text": "fine"}\n{"text": \n')
+    (folder / "small.txt").write_text("a few words\n")
+    return folder
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_clear_line_and_status_2(case, bad_files, tmp_path):
+    arguments, named = BAD[case]
+    arguments = [a.format(tmp=bad_files) for a in arguments]
+    if "--profile" not in arguments:
+        arguments += ["--profile", "smoke"]
+    done = sae_lib("stage", "sae", "--run", tmp_path / "run", *arguments)
+    assert done.returncode == 2, done.stderr
+    message = done.stderr.strip().splitlines()[-1]
+    assert message.startswith("error: ") and named in message and "Traceback" not in done.stderr
+    made = [p for p in (tmp_path / "run").glob("*") if p.is_dir()]
+    assert not made, f"half-written: {made}"
+
+
+def test_an_unknown_hook_name_lists_near_ones_before_anything_is_trained_on_it(smoke_run):
+    from sae_lib.runs import Run, open_run
+    from sae_lib.training import make_autoencoder
+
+    run = open_run("smoke", smoke_run[0])
+    settings = run.settings.model_copy(update={"sae": run.settings.sae.model_copy(update={"hook_name": "blocks.0.mlp.hook_pots"})})
+    from sae_lib.errors import ModelError
+
+    with pytest.raises(ModelError, match="blocks.0.mlp.hook_post"):
+        make_autoencoder(Run(settings, smoke_run[0] / "elsewhere", parent=run))
+
+
+def test_only_and_parameters_are_checked(tmp_path):
+    assert sae_lib("run", "--only", "77", "--run", tmp_path / "a").returncode == 2
+    done = sae_lib("run", "--profile", "smoke", "--only", "02", "--run", tmp_path / "b", "-p", "colour=red")
+    assert done.returncode == 2 and "colour" in done.stderr and "profile, run_dir, overrides" in done.stderr
+    with pytest.raises(SettingsError, match="01_toy_superposition"):
+        headless.notebooks("99")
+
+
+def test_a_failing_cell_stops_the_run_with_its_notebook_cell_and_error(tmp_path, monkeypatch):
+    from sae_lib.runs import open_run
+
+    (tmp_path / "notebooks").mkdir()
+    for name, source in (("01_fine", "x = 1"), ("02_broken", "y = 1\n1 / 0"), ("03_never", "z = 1")):
+        cells = [nbformat.v4.new_code_cell('profile: str = "smoke"\nrun_dir: str = ""\noverrides: list = []', metadata={"tags": ["parameters"]})]
+        notebook = nbformat.v4.new_notebook(cells=[*cells, nbformat.v4.new_code_cell(source)])
+        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
+    monkeypatch.setattr(headless, "NOTEBOOKS", tmp_path / "notebooks")
+    run, said = open_run("smoke", tmp_path / "run"), []
+    with pytest.raises(headless.NotebookError, match=r"02_broken.ipynb: cell \d+ .*y = 1.*ZeroDivisionError"):
+        headless.run_notebooks(run, [], "", {}, said.append)
+    assert (tmp_path / "run/notebooks/02_broken.ipynb").exists() and not (tmp_path / "run/notebooks/03_never.ipynb").exists()
+    assert any("01_fine: " in line for line in said)
+
+
+def test_notebooks_are_committed_clean():
+    for path in headless.notebooks():
+        notebook = nbformat.read(path, 4)
+        code = [c for c in notebook.cells if c.cell_type == "code"]
+        assert not any(c.outputs or c.execution_count for c in code), f"{path.name} has outputs"
+        assert sum("parameters" in c.metadata.get("tags", []) for c in code) == 1, f"{path.name}: one cell tagged parameters"
+        assert all(len(c.source.splitlines()) <= 30 for c in code), f"{path.name}: a cell of over 30 lines"
