@@ -49,9 +49,10 @@ def weights(r: Results) -> list[dict]:
         sums = [s / m for p, row in zip(x["p"], x["sum_dimensionality"], strict=True) if p >= 0.01 for s in row]
         rows += [
             gate(name, "features represented, best seed, by density", counts, f"{list(reference)} ± 20 %, no step down by more than one", close and all(b >= a - 1 for a, b in zip(counts, counts[1:], strict=False))),
-            gate(name, f"p = 1: D of the first {m}", ends(x["dimensionality"][0][:m]), "0.99 … 1.01", between(x["dimensionality"][0][:m], 0.99, 1.01)),
             gate(name, "p ≥ 0.01: ΣD / m, all seeds", ends(sums), "0.99 … 1", between(sums, 0.99, 1.0005)),
         ]
+    x = r("weights_and_norms")
+    rows.append(gate("weights_and_norms", "p = 1: D of the first five", ends(x["dimensionality"][0][:5]), "0.99 … 1.01", between(x["dimensionality"][0][:5], 0.99, 1.01)))
     x = r("linear_control")
     crowd = [i for row, norms in zip(x["interference"], x["norms"], strict=True) for i, n in zip(row, norms, strict=True) if n > 0.5]
     rows.append(gate("linear_control", "features represented, by density", x["n_represented"], "5 at every density", set(x["n_represented"]) == {5}))
@@ -92,10 +93,12 @@ def sets(r: Results) -> list[dict]:
     """One density varied; correlated and anti-correlated features."""
     x = r("varied_density")
     best = [row[losses.index(min(losses))] for row, losses in zip(x["n_represented"], x["losses"], strict=True)]
-    rare, usual = [b for f, b in zip(x["factor"], best, strict=True) if f <= 0.1], [b for f, b in zip(x["factor"], best, strict=True) if 0.9 <= f <= 3]
+    usual = [b for f, b in zip(x["factor"], best, strict=True) if 0.9 <= f <= 3]
+    kept = lambda low, high: [share for f, share in zip(x["factor"], x["varied_represented"], strict=True) if low <= f <= high]  # noqa: E731
+    rare, common = kept(0, 0.1), kept(0.9, 3)
     rows = [
-        gate("varied_density", "factor ≤ 0.1, best seed: features represented", ends(rare), "4: a square", between(rare, 4, 4)),
         gate("varied_density", "factor 1 … 3, best seed: features represented", ends(usual), "5: a pentagon", between(usual, 5, 5)),
+        gate("varied_density", "share of seeds that represent the varied feature, factor ≤ 0.1 and 1 … 3", [sum(rare) / len(rare), sum(common) / len(common)], "≤ 0.25; ≥ 0.6", sum(rare) <= 0.25 * len(rare) and sum(common) >= 0.6 * len(common)),
     ]
     x = r("correlated_pairs")
     bests = [abs(c) for row, losses in zip(x["within_cosine"], x["losses"], strict=True) for c in row[losses.index(min(losses))]]
