@@ -175,7 +175,7 @@ def adversarial(r: dict) -> go.Figure:
     for (name, label), color in zip({"same_inputs": "the same inputs for all (p = 0.3)", "own_density": "inputs of each model's own density"}.items(), PALETTE, strict=False):
         x, y = ([v for row in values for v in row] for values in (r["features_per_dimension"], r[name]["vulnerability"]))
         fig.add_scatter(x=x, y=y, mode="markers", name=f"{label}: correlation {r[name]['correlation']:.2f}", marker=dict(size=9, color=color, opacity=0.75))
-    return fig.update_layout(template="sae_lib", title="More features per dimension, easier to fool", xaxis_title="features per dimension, ‖W‖²/m", yaxis_title="added loss under attack / dense model's", legend=dict(x=0.02, y=0.98), width=820, height=440)
+    return fig.update_layout(template="sae_lib", title="More features per dimension, easier to fool", xaxis_title="features per dimension, ‖W‖²/m", yaxis_title="added loss / dense model's", legend=dict(x=0.02, y=0.98), width=820, height=460)
 
 
 def five_cases(r: dict) -> go.Figure:

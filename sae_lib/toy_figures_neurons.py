@@ -120,7 +120,7 @@ def value_types(r: dict) -> go.Figure:
     for (name, label), color in zip(labels.items(), PALETTE, strict=False):
         fig.add_scatter(x=r["p"], y=[sum(row) / len(row) for row in r[name]["n_represented"]], mode="lines+markers", name=label, line=dict(color=color, width=2.5), marker_size=8)
     density_axis(fig, r["p"])
-    return fig.update_layout(template="sae_lib", title="4.7–4.9 Other feature values, 5 features in 2 dimensions", yaxis_title="features represented, mean over seeds", width=820, height=430)
+    return fig.update_layout(template="sae_lib", title="4.7–4.9 Other feature values, 5 features in 2 dimensions", yaxis_title="features represented (mean)", width=820, height=430)
 
 
 def gelu(r: dict) -> go.Figure:

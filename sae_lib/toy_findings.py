@@ -116,32 +116,37 @@ def pair_functions(r: dict, tasks: tuple[str, ...]) -> str:
     """4.5 and 4.6."""
     middle = len(r["neurons"]) // 2
     say = lambda t: f"{t}: {percent(mean(r[t]['unexplained'][middle][0]))} unexplained at p = {number(r['p'][0])} and {percent(mean(r[t]['unexplained'][middle][-1]))} at {number(r['p'][-1])}, with {mean(r[t]['pairs_per_neuron'][middle]):.1f} pairs per neuron"  # noqa: E731
-    return f"With one neuron for each of {r['pairs']} pairs, {'; '.join(map(say, tasks))}. Neurons are shared between pairs in every setting, and what is cheap to share depends on the function: AND of rare inputs is itself so rare (p²) that leaving it out costs little." if "AND" in tasks else f"With one neuron for each of {r['pairs']} pairs, {'; '.join(map(say, tasks))}. For rare inputs max(x, y) is nearly x + y, which needs no neuron for each pair: superposition then costs little."
+    text = f"With one neuron for each of {r['pairs']} pairs, {'; '.join(map(say, tasks))}."
+    if "AND" in tasks and mean(r["AND"]["unexplained"][middle][-1]) > 0.5:
+        text += " AND of rare inputs is itself so rare (p²) that the model leaves most of it out."
+    if "max" in tasks and mean(r["max"]["unexplained"][middle][-1]) < 0.15:
+        text += " For rare inputs max(x, y) is nearly x + y, so neurons can be shared at little cost."
+    return text
 
 
 def value_types(r: dict) -> str:
     """4.7–4.9."""
     labels = {"uniform": "uniform", "upper_half": "[0.5, 1]", "discrete": "1, 2, 3", "binary": "binary"}
     middle = len(r["p"]) // 2
-    return f"At p = {number(r['p'][middle])} the seeds represent on average " + ", ".join(f"{mean(r[k]['n_represented'][middle]):.1f} ({v})" for k, v in labels.items()) + f" features; at p = {number(r['p'][-1])}, " + ", ".join(f"{mean(r[k]['n_represented'][-1]):.1f}" for k in labels) + ". The range of values moves the point where superposition starts, not the shapes it ends in."
+    return f"At p = {number(r['p'][middle])} the seeds represent on average " + ", ".join(f"{mean(r[k]['n_represented'][middle]):.1f} ({v})" for k, v in labels.items()) + f" features; at p = {number(r['p'][-1])}, " + ", ".join(f"{mean(r[k]['n_represented'][-1]):.1f}" for k in labels) + (". The range of values moves the density where superposition starts, not where it ends." if max(abs(mean(r[k]["n_represented"][-1]) - 5) for k in labels) < 0.5 else ".")
 
 
 def gelu(r: dict) -> str:
     """4.10."""
     low = [mean(g) / mean(x) for g, x in zip(r["gelu"]["loss"], r["relu"]["loss"], strict=True)]
-    return f"At p = {number(r['p'][-1])} GELU represents {mean(r['gelu']['n_represented'][-1]):.1f} features and ReLU {mean(r['relu']['n_represented'][-1]):.1f}; its loss is {min(low):.1f} to {max(low):.1f} times ReLU's over the densities. GELU's smooth foot filters small interference less sharply, so superposition is there but costs more."
+    return f"At p = {number(r['p'][-1])} GELU represents {mean(r['gelu']['n_represented'][-1]):.1f} features and ReLU {mean(r['relu']['n_represented'][-1]):.1f}; its loss is {min(low):.1f} to {max(low):.1f} times ReLU's over the densities." + (" GELU's smooth foot filters small interference less sharply: superposition is there, but costs more." if mean(low) > 1 else "")
 
 
 def classification(r: dict) -> str:
     """4.12."""
     told = [max(row) for row in r["classes_told_apart"]]
-    return f"Cross-entropy through two dimensions tells apart {told[0]} of 10 classes at p = {number(r['p'][0])} and {told[-1]} at p = {number(r['p'][-1])}, where squared error represents {max(r['squared_represented'][-1])} features: a softmax needs only that each direction wins at its own angle, so superposition is easier than for reconstruction."
+    return f"Cross-entropy through two dimensions tells apart {told[0]} of 10 classes at p = {number(r['p'][0])} and {told[-1]} at p = {number(r['p'][-1])}, where squared error represents {max(r['squared_represented'][-1])} features" + (": a softmax needs only that each direction wins at its own angle, so superposition is easier than for reconstruction." if told[-1] > max(r["squared_represented"][-1]) else ".")
 
 
 def many_hidden(r: dict) -> str:
     """4.13."""
     best = max(range(len(r["p"])), key=lambda i: mean(r["sums"]["same_output_share"][i]))
-    return f"At p = {number(r['p'][best])} a neuron's inputs belong to the same output with share {percent(mean(r['sums']['same_output_share'][best]))} where outputs are sums, against {percent(mean(r['separate']['same_output_share'][best]))} with separate outputs and {percent(r['chance'])} by chance. Inputs that feed one output share neurons, because there their interference is harmless: unexplained variance {percent(mean(r['sums']['unexplained'][best]))} against {percent(mean(r['separate']['unexplained'][best]))}."
+    return f"At p = {number(r['p'][best])} a neuron's inputs belong to the same output with share {percent(mean(r['sums']['same_output_share'][best]))} where outputs are sums, against {percent(mean(r['separate']['same_output_share'][best]))} with separate outputs and {percent(r['chance'])} by chance{': inputs that feed one output share neurons, because there their interference is harmless' if mean(r['sums']['same_output_share'][best]) > 1.5 * r['chance'] else ''}. Unexplained variance: {percent(mean(r['sums']['unexplained'][best]))} against {percent(mean(r['separate']['unexplained'][best]))}."
 
 
 def autoencoder(r: dict) -> str:
