@@ -77,7 +77,6 @@ class Features:
         def uniform(n: int) -> Tensor:
             u = torch.rand(1 if common else n_instances, n, batch, generator=generator, device=device)
             return u.repeat(n_instances, 1, 1) if common else u
-
         if self.sets == "independent":
             # One uniform number gives both: active when u < p, and then 1 − u/p is uniform on [0, 1].
             value = uniform(self.n_features).div_(-p).add_(1).clamp_(min=0)
@@ -208,9 +207,6 @@ def test_loss(model: ToyModel, features: Features, target: Callable[[Tensor], Te
     losses = torch.stack([model.loss(x, target(x)) for x in draws]).mean(0)
     model.train(was_training)
     return losses
-
-
-test_loss.__test__ = False  # a metric, not a pytest case
 
 
 def squared_overlaps(W: Float[Tensor, "*instance hidden feature"]) -> Float[Tensor, "*instance feature other"]:
