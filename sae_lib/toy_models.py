@@ -71,12 +71,13 @@ class Features:
         rows = self.rows()
         if len(rows) not in (1, n_instances):
             raise SettingsError(f"toy.probability: {len(rows)} rows for {n_instances} instances; give one row, or one per instance")
-        device = generator.device if generator else None
-        p = rows[:, :, None].to(device or torch.get_default_device())
+        device = generator.device if generator else torch.get_default_device()
+        p = rows[:, :, None].to(device)
 
         def uniform(n: int) -> Tensor:
             u = torch.rand(1 if common else n_instances, n, batch, generator=generator, device=device)
             return u.repeat(n_instances, 1, 1) if common else u
+
         if self.sets == "independent":
             # One uniform number gives both: active when u < p, and then 1 − u/p is uniform on [0, 1].
             value = uniform(self.n_features).div_(-p).add_(1).clamp_(min=0)
@@ -201,8 +202,7 @@ def train(
 def test_loss(model: ToyModel, features: Features, target: Callable[[Tensor], Tensor] = lambda x: x, *, batch: int = 4096, repeats: int = 8, seed: int = 12345) -> Float[Tensor, " instance"]:
     """Loss per instance without dropout, on fresh samples from random numbers common to all, so that seeds compare fairly."""
     generator = torch.Generator(model.W.device).manual_seed(seed)
-    was_training = model.training
-    model.eval()
+    was_training, _ = model.training, model.eval()
     draws = (features.sample(model.config.n_instances, batch, generator, common=True) for _ in range(repeats))
     losses = torch.stack([model.loss(x, target(x)) for x in draws]).mean(0)
     model.train(was_training)
