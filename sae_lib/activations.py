@@ -34,6 +34,15 @@ HOOKS = {
 }
 
 
+def find_hook(hook_name: str, family: str, n_layer: int) -> tuple[int, str, str]:
+    """(layer, module below the block, input or output) of a hook name; `ModelError` that lists near ones where there is none."""
+    names = {f"blocks.{layer}.{hook}": (layer, *place) for layer in range(n_layer) for hook, place in HOOKS[family].items()}
+    if hook_name not in names:
+        near = difflib.get_close_matches(hook_name, names, 4, 0.3) or list(names)[:4]
+        raise ModelError(f"hook name {hook_name!r} does not exist in this {family} model of {n_layer} layer(s); near ones: {', '.join(near)}")
+    return names[hook_name]
+
+
 class _Stop(Exception):
     """Ends a forward pass at the hook: what comes after it is not needed."""
 
@@ -44,11 +53,7 @@ class HookPoint:
     def __init__(self, model: PreTrainedModel, hook_name: str):
         self.model, self.name = model, hook_name
         family = "gpt2" if hasattr(model, "transformer") else "llama"
-        names = {f"blocks.{layer}.{h}": (layer, place) for layer in range(model.config.num_hidden_layers) for h, place in HOOKS[family].items()}
-        if hook_name not in names:
-            near = difflib.get_close_matches(hook_name, names, 4, 0.3) or list(names)[:4]
-            raise ModelError(f"hook name {hook_name!r} does not exist in this {family} model of {model.config.num_hidden_layers} layer(s); near ones: {', '.join(near)}")
-        self.layer, (suffix, self.side) = names[hook_name]
+        self.layer, suffix, self.side = find_hook(hook_name, family, model.config.num_hidden_layers)
         self.module: nn.Module = model.get_submodule(BLOCKS[family].format(layer=self.layer) + suffix)
 
     @property

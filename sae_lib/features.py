@@ -146,6 +146,9 @@ def logit_effects(hook: HookPoint, W_dec: Float[Tensor, "d_sae d_in"], k: int) -
     The feature's direct path: decoder row → down projection (for an MLP hook) → final norm's weight → unembedding, centred
     over the vocabulary. The norm's division by its input's size is left out: it scales all logits of a token alike.
     """
+    if hook.name.endswith("mlp.hook_pre"):  # what a push there does depends on the activation function's state
+        none = torch.zeros(len(W_dec), 0)
+        return (none.long(), none), (none.long(), none)
     embed_out = hook.model.get_output_embeddings().weight.float()
     final_norm = getattr(hook.model.base_model, "ln_f", None) or hook.model.base_model.norm
     write_out = _into_residual(hook)

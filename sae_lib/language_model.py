@@ -165,7 +165,7 @@ def train(run: Run, folder: Path) -> None:
         optimiser.step()
         last = step + 1 == n_steps
         if (step + 1) % s.eval_every == 0 or last:
-            heldout, density = evaluate(model, tokens, s, run.settings.sae.hook_name)
+            heldout, density = evaluate(model, tokens, s)
             point = {"step": step + 1, "tokens": (step + 1) * s.batch * s.context, "train": loss.item(), "heldout": heldout, "density_median": density.median().item()}
             if not math.isfinite(point["train"] + norm.item()):
                 raise TrainingError(f"language model: the loss is {point['train']} at step {step + 1}; likely lm.lr {s.lr} is too high; checkpoints up to the one before lie in {scratch}")
@@ -187,13 +187,13 @@ def train(run: Run, folder: Path) -> None:
 
 
 @torch.no_grad()
-def evaluate(model: PreTrainedModel, tokens: Tokens, s: LanguageModelSettings, hook_name: str) -> tuple[float, Float[Tensor, " d_mlp"]]:
-    """Held-out loss (nats/token) and each neuron's density, on the same `eval_rows` rows every time."""
+def evaluate(model: PreTrainedModel, tokens: Tokens, s: LanguageModelSettings) -> tuple[float, Float[Tensor, " d_mlp"]]:
+    """Held-out loss (nats/token) and the density of the last MLP's neurons, on the same `eval_rows` rows every time."""
     rows = tokens.rows("heldout", s.context + 1)
     rows = rows[np.linspace(0, len(rows) - 1, min(s.eval_rows, len(rows))).astype(int)]
     device = next(model.parameters()).device
     losses, active, n = [], 0.0, 0
-    hook = HookPoint(model, hook_name)
+    hook = HookPoint(model, f"blocks.{s.n_layer - 1}.mlp.hook_post")
     for chunk in np.array_split(rows, max(1, len(rows) // s.batch)):
         batch = torch.from_numpy(chunk.astype(np.int64)).to(device)
         with hook.capture() as captured:

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sae_lib import checkpoints, language_model
-from sae_lib.activations import ActivationBuffer, HookPoint, harvest
+from sae_lib.activations import ActivationBuffer, HookPoint, find_hook, harvest
 from sae_lib.autoencoder import SparseAutoencoder
 from sae_lib.errors import ArtefactError, TrainingError
 from sae_lib.recipes import Recipe, resolve, variants
@@ -36,6 +36,8 @@ def make_autoencoder(run: Run, name: str = "") -> Path:
     name = name or run.settings.sae.recipe
     sae = variants(run.settings)[name]
     folder = run.folder / "saes" / name
+    if run.settings.lm.source == "train":  # a wrong name is said before a model is trained for it
+        find_hook(sae.hook_name, run.settings.lm.architecture, run.settings.lm.n_layer)
     if not run.is_made(folder, sae_made_from(run, sae)):
         language_model.make_language_model(run)
         hook = HookPoint(language_model.load(run), sae.hook_name)

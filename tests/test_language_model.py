@@ -71,7 +71,7 @@ def test_density_is_the_share_of_positions_where_the_neuron_fires(small_run, hoo
     s = small_run.settings.lm.model_copy(update={"eval_rows": 8})
     tokens = open_tokens(small_run)
     rows = torch.from_numpy(tokens.rows("heldout", s.context + 1)[[0, -1]].astype("int64"))
-    _, density = language_model.evaluate(hook.model, tokens, s.model_copy(update={"eval_rows": 2}), hook.name)
+    _, density = language_model.evaluate(hook.model, tokens, s.model_copy(update={"eval_rows": 2}))
     torch.testing.assert_close(density, (hook.activations(rows[:, :-1]) > 0).float().mean((0, 1)))
 
 
