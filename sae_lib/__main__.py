@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +17,7 @@ Set = Annotated[list[str] | None, typer.Option("--set", help="override a setting
 RunDir = Annotated[str, typer.Option("--run", help="run folder; by default runs/<profile>, with overrides runs/<profile>-<hash>")]
 
 
-class Stage(str, Enum):
+class Stage(StrEnum):
     corpus = "corpus"
     lm = "lm"
     sae = "sae"
