@@ -54,8 +54,7 @@ def exact_encoder(tokenizer) -> Tokenizer:
     encoder.encode_special_tokens = True
     encoder.no_truncation()
     encoder.no_padding()
-    if isinstance(encoder.post_processor, processors.ByteLevel):
-        encoder.post_processor = processors.ByteLevel(trim_offsets=False)
+    encoder.post_processor = processors.ByteLevel(trim_offsets=False)  # Llama-3's own would cut the space off the spans
     return encoder
 
 

@@ -105,7 +105,7 @@ BAD = {
     "blank.txt": (b" \n\n", ["blank.txt", "0 document"]),
     "binary.txt": (b"abc\0def", ["binary.txt", "binary", "offset 3"]),
     "latin.txt": ("caf\xe9".encode("latin-1"), ["latin.txt", "not UTF-8", "0xe9 at offset 3", "iconv"]),
-    "latin.jsonl": (b'{"text": "a"}\n{"text": "\xe9"}\n', ["latin.jsonl: line 2", "offset 24"]),
+    "latin.jsonl": (b'{"text": "\xc3\xa9"}\n{"text": "\xe9"}\n', ["latin.jsonl: line 2", "offset 25"]),
     "broken.jsonl": (b'{"text": "a"}\n\n{"text": "b"\n', ["broken.jsonl: line 3", "malformed JSON"]),
     "keys.jsonl": (b'{"text": "a"}\n{"body": "b"}\n', ["keys.jsonl: line 2", "'body'", '"text"']),
     "number.jsonl": (b'{"text": 7}\n', ["number.jsonl: line 1", '"text"']),

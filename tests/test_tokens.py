@@ -9,6 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tokenizers import processors
+
 from sae_lib import hub
 from sae_lib import tokens as tokens_module
 from sae_lib.errors import ArtefactError, CorpusError, ModelError
@@ -80,6 +82,14 @@ def test_a_separator_written_in_a_text_is_ordinary_text(tokenizer):
     batched = encoder.encode_batch_fast([f"a {written} b"], add_special_tokens=False)[0].ids
     assert special not in single and single == batched
     assert tokenizer(written, add_special_tokens=False).input_ids == [special], "the tokeniser itself would have taken it"
+
+
+def test_spans_keep_their_space_whatever_the_tokeniser_does_afterwards():
+    made = train_tokenizer(texts(), 300)
+    template = processors.TemplateProcessing(single="<|endoftext|> $A", special_tokens=[(END, made.eos_token_id)])  # as Llama-3 has it
+    made.backend_tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=True), template])
+    encoded = exact_encoder(made).encode("the  cat sat", add_special_tokens=False)
+    assert "".join("the  cat sat"[start:end] for start, end in encoded.offsets) == "the  cat sat"
 
 
 def test_no_beginning_of_text_is_added(tokenizer):
