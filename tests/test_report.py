@@ -20,7 +20,9 @@ from sae_lib.report.markup import plain, table
 from sae_lib.runs import Run, open_run
 
 PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
-HOSTILE = "<script>alert(1)</script> | `a` ``b`` [x](javascript:alert(1)) ![i](http://evil/x.png) <img src=x onerror=alert(1)> **b** {{ 7*7 }} \\"
+HOSTILE = (
+    "<script>alert(1)</script> | `a` ``b`` [x](javascript:alert(1)) ![i](http://evil/x.png) <img src=x onerror=alert(1)> **b** {{ 7*7 }} \\"
+)
 
 
 def evaluated(recovered: float, density: list[float], **other) -> dict:
@@ -32,9 +34,30 @@ def evaluated(recovered: float, density: list[float], **other) -> dict:
 
 
 def trained(name: str, events: list[dict], l1: float, mse: str) -> dict:
-    recipe = {"name": name, "source": f"source of {name}", "differences": [f"a difference of {name}"], "batch": 100, "lr": 1e-3, "l1": l1, "mse": mse, "scale_activations": mse == "sum"}
-    curve = [{"step": 300, "squared_error": 1.0, "l1": 2.0, "l0": 17.0, "silent": 0.01}, {"step": 600, "squared_error": 1.0, "l1": 2.0, "l0": 17.0, "silent": 0.01}]
-    return {"curve": curve, "resampling": events, "seconds": 83.4, "activations": 60000, "activations_per_second": 719.4, "scale": 1.5, "final_silent": 0.0137, "recipe": recipe}
+    recipe = {
+        "name": name,
+        "source": f"source of {name}",
+        "differences": [f"a difference of {name}"],
+        "batch": 100,
+        "lr": 1e-3,
+        "l1": l1,
+        "mse": mse,
+        "scale_activations": mse == "sum",
+    }
+    curve = [
+        {"step": 300, "squared_error": 1.0, "l1": 2.0, "l0": 17.0, "silent": 0.01},
+        {"step": 600, "squared_error": 1.0, "l1": 2.0, "l0": 17.0, "silent": 0.01},
+    ]
+    return {
+        "curve": curve,
+        "resampling": events,
+        "seconds": 83.4,
+        "activations": 60000,
+        "activations_per_second": 719.4,
+        "scale": 1.5,
+        "final_silent": 0.0137,
+        "recipe": recipe,
+    }
 
 
 def text_of(documents: int) -> dict:
@@ -48,12 +71,29 @@ def text_of(documents: int) -> dict:
 def entry(number: int, token: str = "import", around: str = "some code ") -> dict:
     example = {"before": around, "token": token, "after": around, "activation": 4.321}
     logits = [{"token": token, "value": 0.456}]
-    return {"feature": number, "density": 0.00345, "n_active": 345, "maximum": 5.43, "top_tokens": [{"token": token, "count": 7}], "n_examples": 10, "raised": logits, "lowered": logits, "examples": [example] * 3}
+    return {
+        "feature": number,
+        "density": 0.00345,
+        "n_active": 345,
+        "maximum": 5.43,
+        "top_tokens": [{"token": token, "count": 7}],
+        "n_examples": 10,
+        "raised": logits,
+        "lowered": logits,
+        "examples": [example] * 3,
+    }
 
 
 def results() -> dict:
     """Every results file of a small run, in the shape that the notebooks save."""
-    part = {"texts": 4, "tokens": 33, "length_median": 8.0, "length_max": 11, "active_share": 0.20076, "most_frequent": {" ": 2, "|": 2, "def": 1}}
+    part = {
+        "texts": 4,
+        "tokens": 33,
+        "length_median": 8.0,
+        "length_max": 11,
+        "active_share": 0.20076,
+        "most_frequent": {" ": 2, "|": 2, "def": 1},
+    }
     main, off = evaluated(0.9412, [0.002] * 256), evaluated(0.9311, [0.002] * 256, dead_share=0.0712)
     events = [{"step": 120, "dead": 31, "resampled": 31}, {"step": 240, "dead": 12, "resampled": 11}]
     columns = ["recovered_zero", "recovered_mean", "kl", "fvu", "l0_mean", "l0_median", "dead_share", "alive", "tokens"]
@@ -84,7 +124,16 @@ def results() -> dict:
     }  # fmt: skip
 
 
-FIGURES = ("language_model_loss", "neuron_density", "token_activations", "training_l0", "training_silent", "density", "last_mlp_activations", "toy_introduction")
+FIGURES = (
+    "language_model_loss",
+    "neuron_density",
+    "token_activations",
+    "training_l0",
+    "training_silent",
+    "density",
+    "last_mlp_activations",
+    "toy_introduction",
+)
 
 
 def make(folder, values: dict, figures=FIGURES, overrides=("corpus.train_tokens=300001",)) -> Run:
@@ -121,3 +170,386 @@ def tables_of(text: str) -> list[list[list[str]]]:
             found[-1].append(cells)
         inside = line.startswith("|")
     return found
+
+
+def test_each_cell_of_the_main_table_is_its_json_value_formatted(tmp_path):
+    values = results()
+    text = rendered(tmp_path, values)
+    grid = next(t for t in tables_of(text) if "ours, as published" in " ".join(t[0]))
+    columns = {"ward_2024": 2, "bricken_2023": 3, "neurons": 4}
+    rows = {re.sub("[ᵃᵇᶜᵈᵉᶠᵍʰ]$", "", row[0]): row for row in grid[2:]}
+    expected = {
+        "Loss recovered, zero ablation": ("recovered_zero", lambda x: f"{100 * x:.1f} %"), "Loss recovered, mean ablation": ("recovered_mean", lambda x: f"{100 * x:.1f} %"),
+        "L0, mean": ("l0_mean", lambda x: f"{x:.1f}"), "L0, median": ("l0_median", lambda x: f"{x:.0f}"), "FVU": ("fvu", lambda x: f"{x:.3f}"), "MSE per dimension": ("mse", lambda x: f"{x:.4f}"),
+        "KL, nats/token": ("kl", lambda x: f"{x:.3f}"), "Cross-entropy, clean, nats/token": ("ce_clean", lambda x: f"{x:.3f}"), "Cross-entropy, spliced": ("ce_spliced", lambda x: f"{x:.3f}"),
+        "Cross-entropy, zero-ablated": ("ce_zero", lambda x: f"{x:.3f}"), "Cross-entropy, mean-ablated": ("ce_mean", lambda x: f"{x:.3f}"), "Dead share": ("dead_share", lambda x: f"{100 * x:.2f} %"),
+        "Alive": ("alive", str), "Median density": ("density_median", lambda x: f"{100 * x:.1f} %" if x > 0.1 else f"{100 * x:.3f} %"),
+    }  # fmt: skip
+    for label, (key, shown) in expected.items():
+        for name, column in columns.items():
+            value = values["evaluation"][name][key]
+            assert rows[label][column] == ({1.0: "100 %", 0.0: "0"}[value] if value in (0.0, 1.0) else shown(value)), (label, name)
+    assert rows["Training activations"][2:] == ["60,000", "60,000", "–"]
+    assert rows["Features (neurons)"][1:] == ["4,096", "256", "256", "64"]
+
+
+def leaves(value, path=()):
+    """(path, number) of every number in nested results, booleans and long lists left out."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from leaves(inner, (*path, key))
+    elif isinstance(value, list) and len(value) < 20:
+        for i, inner in enumerate(value):
+            yield from leaves(inner, (*path, i))
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield path, value
+
+
+QUOTED = [  # numbers in prose and in every table: a change of the result must change the report
+    ("run", "seconds", "02_activations"), ("run", "machine", "memory_bytes"), ("run", "machine", "cores"), ("activations", "text", "train", "documents"), ("activations", "text", "train", "most_frequent", 1, "share"),
+    ("activations", "text", "heldout", "tokens"), ("activations", "prompts", "generated", "active_share"), ("activations", "language_model", "tokens_per_second"), ("activations", "language_model", "curve", 0, "heldout"),
+    ("activations", "language_model", "density_quartiles", 2), ("activations", "token", "active"), ("activations", "token", "top", 1, 1), ("activations", "bridge_difference"),
+    ("evaluation", "bricken_2023", "tokens"), ("evaluation", "bricken_2023-d_sae_64", "fvu"), ("evaluation", "bricken_2023-no_resampling", "dead_share"),
+    ("training", "summaries", "ward_2024", "resampling", 0, "resampled"), ("training", "summaries", "bricken_2023", "final_silent"), ("training", "summaries", "ward_2024", "recipe", "l1"),
+    ("toy", "full", "gates", 0, "measured", 1), ("features", "judged"), ("features", "gallery", 0, "density"), ("last_mlp", "positive_share"), ("last_mlp", "language_model", "heldout"), ("last_mlp", "evaluation", "neurons", "fvu"),
+]  # fmt: skip
+
+
+def test_a_changed_result_changes_the_report(run):
+    before = render.markdown(run)
+    for name, *path in QUOTED:
+        values = results()[name]
+        inner = values
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = inner[path[-1]] * 2 + 1
+        run.save_results(name, values)
+        assert render.markdown(run) != before, (name, *path)
+        run.save_results(name, results()[name])
+    assert render.markdown(run) == before
+
+
+def test_numbers_in_the_template_are_no_results():
+    """Digits in the template's prose: names, definitions and section numbers only."""
+    source = (content.Path(render.__file__).parent / "template.md.j2").read_text()
+    prose = re.sub(r"(?s)\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}|`[^`]*`", "", source)
+    prose = re.sub(r"(?m)^#+ [\d.]+|^\d\. |section \d+|Stheno-8B|L[01]\b", "", prose)
+    assert re.findall(r"\d+", prose) == []
+
+
+def test_tables_are_well_formed_and_nothing_is_undefined(run):
+    text = render.markdown(run)
+    found = tables_of(text)
+    assert len(found) == 15
+    for rows in found:
+        assert len({len(row) for row in rows}) == 1, rows
+        assert all(re.fullmatch("-+:?", cell) for cell in rows[1])
+    assert not re.search(r"\bNone\b|\bnan\b|Undefined|\{\{|\{%", text)
+    assert "\n\n\n" not in text
+
+
+def test_links_resolve_and_every_figure_and_table_is_traced(run):
+    text = render.markdown(run)
+    assert len(publish.links(text)) == len(FIGURES)
+    assert all((run.folder / link).is_file() for link in publish.links(text))
+    appendix = section(text, "Appendix B")
+    for kind in ("Table", "Figure"):
+        used = re.findall(rf"(?:\*\*|!\[){kind} (\d+)\.", text)
+        assert used == [str(i + 1) for i in range(len(used))]
+        assert re.findall(rf"(?m)^\| {kind} (\d+)", appendix) == used
+    for name in set(re.findall(r"`(\w+)\.json`", appendix)):
+        assert (run.results_folder / f"{name}.json").is_file()
+
+
+def test_a_figure_without_its_file_is_left_out_and_an_interactive_one_linked(run):
+    (run.folder / "figures" / "density.png").unlink()
+    (run.folder / "figures" / "neuron_density.png").rename(run.folder / "figures" / "neuron_density.html")
+    text = render.markdown(run)
+    assert "density.png" not in text
+    assert re.search(r"(?<!!)\[Figure 2\..*\(interactive page\)\]\(figures/neuron_density.html\)", text)
+
+
+@pytest.mark.parametrize("name", ["toy", "activations", "training", "features", "last_mlp", "run"])
+def test_a_missing_result_is_said_in_its_section(run, name):
+    (run.results_folder / f"{name}.json").unlink()
+    text = render.markdown(run)
+    title = {"toy": "9 ", "activations": "3 ", "training": "5 ", "features": "7 ", "last_mlp": "10 ", "run": "1 "}[name]
+    assert ("has not run" if name != "run" else "was not recorded") in section(text, title)
+    if name != "run":
+        assert f"- {content.NOTEBOOK_OF[name]} did not run" in section(text, "11 ")
+
+
+def test_only_the_evaluation_is_needed_and_its_absence_names_the_notebook(tmp_path):
+    only = {"evaluation": results()["evaluation"]}
+    assert "94.1 %" in rendered(tmp_path / "a", only, figures=())
+    with pytest.raises(ArtefactError, match="evaluation.json is missing.*notebook 03_sae_training"):
+        rendered(tmp_path / "b", {k: v for k, v in results().items() if k != "evaluation"})
+
+
+def test_results_of_another_version_are_an_error_that_names_the_value(tmp_path):
+    values = results()
+    del values["last_mlp"]["positive_share"]
+    with pytest.raises(ArtefactError, match="positive_share"):
+        rendered(tmp_path, values)
+
+
+def test_a_value_that_is_not_defined_is_said(tmp_path):
+    values = results()
+    values["evaluation"]["ward_2024"]["recovered_mean"] = float("nan")
+    row = next(r for t in tables_of(rendered(tmp_path, values)) for r in t if r[0].startswith("Loss recovered, mean"))
+    assert row[2] == "not defined"
+
+
+def test_a_stand_in_is_named_and_a_real_model_is_not_disowned(tmp_path):
+    assert "**Stheno-8B itself was not run.**" in section(rendered(tmp_path / "a", results()), "10 ")
+    values = results()
+    values["last_mlp"] |= {"trained_here": False, "model": "Sao10K/L3-8B-Stheno-v3.2", "language_model": None, "bridge_difference": None}
+    text = rendered(tmp_path / "b", values)
+    assert "was not run" not in section(text, "10 ") + section(text, "11 ")
+
+
+@pytest.mark.parametrize(
+    ("narrow", "wide", "says"),
+    [
+        ((0.3, 20), (0.2, 10), "explains more with fewer"),
+        ((0.3, 5), (0.2, 10), "but also with more"),
+        ((0.1, 20), (0.2, 10), "cannot be ranked"),
+        ((0.1, 5), (0.2, 10), "does not support"),
+    ],
+)
+def test_the_answer_on_width_follows_the_numbers(tmp_path, narrow, wide, says):
+    values = results()
+    for name, (fvu, l0) in (("bricken_2023-d_sae_64", narrow), ("bricken_2023", wide)):
+        values["evaluation"][name] |= {"fvu": fvu, "l0_mean": float(l0)}
+    assert says in section(rendered(tmp_path, values), "8 ")
+
+
+class Page(HTMLParser):
+    """Tags, and the attributes that could load or run something."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags, self.attributes, self.shown, self.rows = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, k, v or "") for k, v in attrs]
+        self.rows = [*self.rows, 0] if tag == "tr" else self.rows[:-1] + [self.rows[-1] + 1] if tag in ("td", "th") else self.rows
+
+    def handle_data(self, data):
+        self.shown.append(data)
+
+
+ALLOWED = {
+    "html",
+    "head",
+    "meta",
+    "title",
+    "style",
+    "body",
+    "nav",
+    "main",
+    "div",
+    "ul",
+    "ol",
+    "li",
+    "a",
+    "h1",
+    "h2",
+    "h3",
+    "p",
+    "code",
+    "pre",
+    "em",
+    "strong",
+    "table",
+    "thead",
+    "tbody",
+    "tr",
+    "th",
+    "td",
+    "img",
+}
+
+
+def check_page(text: str) -> Page:
+    page = Page(text)
+    assert set(page.tags) <= ALLOWED
+    assert not [a for a in page.attributes if a[1].startswith("on")]
+    for tag, key, value in page.attributes:
+        if key == "src":
+            assert tag == "img" and value.startswith("data:image/png;base64,")
+        if key == "href":
+            assert re.match("#|figures/|https?://", value)
+    return page
+
+
+def test_the_page_is_self_contained(run):
+    page = check_page(pages.html(render.markdown(run), run.folder))
+    assert page.tags.count("img") == len(FIGURES)
+    assert page.tags.count("table") == 15
+    assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in [v for _, k, v in page.attributes if k == "content"]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        HOSTILE,
+        "</code></pre></body><script>alert(1)</script>",
+        "```\n<script>alert(1)</script>\n```\n# heading",
+        "\n\n| a | b |\n| --- | --- |\n",
+        "[r]: javascript:alert(1)",
+        "1. <!-- x",
+    ],
+)
+def test_text_of_the_corpus_is_inert(tmp_path, bad):
+    clean = pages.html(render.markdown(run := make(tmp_path / "clean", results())), run.folder)
+    values = results()
+    values["features"]["gallery"] = [entry(5, bad.replace("\n", "⏎"), bad.replace("\n", "⏎"))] + values["features"]["gallery"][1:]
+    a = values["activations"]
+    a["text"]["what"] = a["token"]["text"] = a["token"]["token"] = a["generated"][0]["text"] = bad
+    for split in ("train", "heldout"):
+        a["text"][split]["kinds"] = {bad: {"documents": 1, "tokens": 79529}, "py": {"documents": 1, "tokens": 220471}}
+        a["text"][split]["distributions"] = {bad: 13439, "x": 1}
+    a["text"]["train"]["most_frequent"][0]["token"] = bad
+    a["prompts"]["prompt"]["most_frequent"] = {bad: 3}
+    values["last_mlp"]["model"] = bad
+    values["toy"]["introduction"] = values["toy"]["observations"][0]["holds"] = values["run"]["machine"]["cpu"] = bad
+    text = render.markdown(run := make(tmp_path / "bad", values))
+    page = check_page(pages.html(text, run.folder))
+    expected = Page(clean)
+    assert page.rows == expected.rows, "a table lost its shape"
+    for tag in ("table", "h2", "h3", "img", "a"):
+        assert page.tags.count(tag) == expected.tags.count(tag), tag
+    assert len(publish.links(text)) >= len(FIGURES)
+    if "script" in bad:
+        assert "<script>alert(1)" in "".join(page.shown).replace("\u2068", "")
+
+
+@given(st.text(alphabet="`*_[]()<>|&~#+-.! \\\n1ab$:/", max_size=30))
+def test_plain_text_shows_itself(text):
+    import markdown
+
+    shown = plain(text)
+    html = markdown.markdown(f"x {shown} y\n\n{table(['a', 'b'], [[shown, 'c']])}", extensions=["tables", "sane_lists"])
+    paragraph, grid = html.split("<table>")
+    page = Page(paragraph)
+    assert page.tags == ["p"]
+    assert " ".join("".join(page.shown).split()) == " ".join(f"x {' '.join(text.split())} y".split())
+    assert Page(grid).rows == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("made", "shown"),
+    [
+        (f.percent(0.93456), "93.5 %"), (f.percent(0.002134), "0.213 %"), (f.percent(0), "0 %"), (f.percent(1.0), "100 %"), (f.percent(0.99999), "> 99.9 %"), (f.percent(0.09996), "10.0 %"), (f.percent(None), "not defined"),
+        (f.number(17.4321), "17.4"), (f.number(0.0999951), "0.100"), (f.number(24512.3), "24,512"), (f.number(-0.0213), "-0.0213"), (f.count(1020000), "1,020,000"), (f.nats(3.75349), "3.753"),
+        (f.duration(3.21), "3.2 s"), (f.duration(312), "5 min 12 s"), (f.duration(39240), "10 h 54 min"), (f.small(1.19e-7), "1.2 × 10⁻⁷"), (f.exact(0.003), "0.003"), (f.exact(89600000), "89,600,000"), (f.millions(3_000_000), "3.00 million"),
+        (f.millions(76192), "76,192"), (f.gib(2**34), "16.0 GiB"),
+    ],
+)  # fmt: skip
+def test_formats(made, shown):
+    assert made == shown
+
+
+def test_the_command_makes_the_same_settings_again(tmp_path):
+    given_ = [
+        "sae.d_sae=512",
+        "corpus=files:a b.txt",
+        "sae.compare=[]",
+        "lm.lr=1e-4",
+        "corpus.max_kind_bytes={py: 5}",
+        "last_mlp.sae.d_sae=99",
+        "seed=3",
+    ]
+    run = open_run("smoke", tmp_path / "run", given_)
+    assert settings.load("smoke", content.overrides(run.settings)) == run.settings
+    assert content.overrides(settings.load("smoke")) == []
+    assert "--set 'corpus.source=files:a b.txt'" in content.command(run)
+
+
+def test_the_original_is_quoted_from_its_file_with_sources(tmp_path, monkeypatch):
+    assert all(fact["source"] and fact["what"] for fact in content.ORIGINAL["facts"].values())
+    changed = copy.deepcopy(content.ORIGINAL)
+    changed["facts"]["recovered_zero"]["value"] = 0.123
+    monkeypatch.setattr(content, "ORIGINAL", changed)
+    text = rendered(tmp_path, results())
+    assert "74.0 %" not in text and "12.3 %" in section(text, "4 ") and "12.3 %" in section(text, "Summary")
+
+
+def test_without_chromium_the_report_is_written_and_one_line_says_how_to_get_it(run, caplog):
+    (run.folder / "report.pdf").write_bytes(b"%PDF of an earlier report")
+    with caplog.at_level(logging.WARNING):
+        assert write_report(run) == run.folder / "report.md"
+    assert (run.folder / "report.html").is_file() and not (run.folder / "report.pdf").exists()
+    assert [r.message for r in caplog.records if "no report.pdf" in r.message and "apt-get install chromium" in r.message]
+
+
+def test_a_chromium_that_fails_is_no_error(run, caplog, monkeypatch, tmp_path):
+    broken = tmp_path / "chromium"
+    broken.write_text("#!/bin/sh\necho it broke >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(pages, "find_chromium", lambda: str(broken))
+    with caplog.at_level(logging.WARNING):
+        write_report(run)
+    assert "it broke" in caplog.text and not (run.folder / "report.pdf").exists()
+
+
+def test_publishing_copies_the_report_with_links_that_resolve(run, tmp_path):
+    root = tmp_path / "repository"
+    (root / "report" / "figures").mkdir(parents=True)
+    (root / "report" / "figures" / "old.png").write_bytes(b"of an earlier run")
+    (root / "report" / "toy").mkdir()
+    (root / "report" / "toy" / "gates.json").write_text("{}")
+    path = publish_report(run, root)
+    text = path.read_text()
+    assert len(publish.links(text)) == len(FIGURES) and all((root / link).is_file() for link in publish.links(text))
+    assert json.loads((root / "report" / "results" / "evaluation.json").read_text()) == run.load_results("evaluation")
+    assert not (root / "report" / "figures" / "old.png").exists() and (root / "report" / "toy" / "gates.json").exists()
+    assert text.replace("](report/figures/", "](figures/") == (run.folder / "report.md").read_text()
+
+
+@pytest.mark.parametrize("harm", ["large", "broken", "path", "setting"])
+def test_publishing_refuses_and_changes_nothing(run, tmp_path, harm):
+    root = tmp_path / "repository"
+    root.mkdir()
+    (root / "report.md").write_text("the old one")
+    write_report(run)
+    if harm == "large":
+        run.save_results("evaluation", results()["evaluation"] | {"more": {"density": [0.1234567] * 400_000}})
+    if harm == "broken":
+        (run.folder / "figures" / "density.png").unlink()
+    if harm == "path":
+        (run.folder / "report.md").write_text(f"see {run.folder.resolve()}/results")
+    if harm == "setting":
+        run = make(tmp_path / "other", results(), overrides=["corpus=files:/data/text.jsonl"])
+        write_report(run)
+    message = {
+        "large": "MB",
+        "broken": "broken link, figures/density.png",
+        "path": "path of this machine",
+        "setting": "path of this machine, /data/text.jsonl",
+    }[harm]
+    with pytest.raises(ArtefactError, match=message):
+        publish.publish(run, root)
+    assert [p.name for p in root.rglob("*")] == ["report.md"] and (root / "report.md").read_text() == "the old one"
+
+
+def test_paths_in_the_text_of_the_corpus_are_no_obstacle(tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "find_chromium", lambda: None)
+    values = results()
+    values["features"]["gallery"][0] = entry(5, "env", "#!/usr/bin/")
+    assert publish_report(make(tmp_path / "run", values), tmp_path / "repository").is_file()
+
+
+def test_the_machine_is_recorded_as_plain_data():
+    found = machine()
+    assert json.loads(json.dumps(found)) == found
+    assert set(results()["run"]["machine"]) | {"date"} == set(found)
+    assert found["cores"] >= 1 and found["memory_bytes"] > 2**28 and found["cpu"] == cpu_model() != ""
+    assert found["versions"]["Jinja2"] and re.fullmatch(r"\d{4}-\d\d-\d\d", found["date"])
+
+
+def test_no_commit_outside_of_git(tmp_path):
+    assert commit(tmp_path) is None

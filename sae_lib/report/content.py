@@ -31,7 +31,9 @@ def load(run: Run) -> dict[str, Any]:
     for name in ESSENTIAL:
         if not (run.results_folder / f"{name}.json").exists():
             stage = f"python -m sae_lib run --profile {run.settings.profile} --only {NOTEBOOK_OF[name][:2]}"
-            raise ArtefactError(f"no report: results/{name}.json is missing in {run.folder}; run notebook {NOTEBOOK_OF[name]} first (`{stage}`, or the {name.removesuffix('ion')}e stage)")
+            raise ArtefactError(
+                f"no report: results/{name}.json is missing in {run.folder}; run notebook {NOTEBOOK_OF[name]} first (`{stage}`, or the {name.removesuffix('ion')}e stage)"
+            )
     for name in ESSENTIAL + OPTIONAL:
         there = (run.results_folder / f"{name}.json").exists()
         results[name] = {k: v for k, v in run.load_results(name).items() if k != "made_from"} if there else None
@@ -47,7 +49,9 @@ def context(run: Run) -> dict[str, Any]:
     evaluation, main = results["evaluation"], s.sae.recipe
     for name in (main, "neurons"):
         if name not in evaluation:
-            raise ArtefactError(f"results/evaluation.json of {run.folder} has no entry {name!r}; run notebook {NOTEBOOK_OF['evaluation']} again")
+            raise ArtefactError(
+                f"results/evaluation.json of {run.folder} has no entry {name!r}; run notebook {NOTEBOOK_OF['evaluation']} again"
+            )
     recipes = [n for n in evaluation if n in RECIPES and n != main] + [main]
     widths = sorted((w, f"{main}-d_sae_{w}") for w in s.sae.widths if f"{main}-d_sae_{w}" in evaluation)
     summaries = results["training"]["summaries"] if results["training"] else {}
@@ -59,7 +63,6 @@ def context(run: Run) -> dict[str, Any]:
         "overrides": overrides(s),
         "original": {k: v["value"] for k, v in ORIGINAL["facts"].items()},
         "original_name": ORIGINAL["name"],
-        "original_facts": ORIGINAL["facts"],
         "original_repository": ORIGINAL["repository"],
         "machine": (results["run"] or {}).get("machine"),
         "seconds": (results["run"] or {}).get("seconds"),
@@ -76,6 +79,7 @@ def context(run: Run) -> dict[str, Any]:
         "resampled": {name: resampling(t) for name, t in summaries.items()},
         "lm": activations["language_model"] if activations else None,
         "text": activations["text"] if activations else None,
+        "few_tokens": evaluation[main]["tokens"] < 0.95 * ORIGINAL["facts"]["alive_tokens"]["value"],
         "alive_at": ALIVE,
         "notebook_of": NOTEBOOK_OF,
     }
@@ -107,7 +111,9 @@ def overrides(settings: settings_module.Settings) -> list[str]:
 
 def command(run: Run) -> str:
     """The command that makes this run again."""
-    return " ".join(["python -m sae_lib run --profile", run.settings.profile, *(f"--set {shlex.quote(o)}" for o in overrides(run.settings))])
+    return " ".join(
+        ["python -m sae_lib run --profile", run.settings.profile, *(f"--set {shlex.quote(o)}" for o in overrides(run.settings))]
+    )
 
 
 def _differences(mine: Section, default: Section | None, prefix: str = "") -> list[tuple[str, Any]]:

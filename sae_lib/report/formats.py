@@ -24,6 +24,11 @@ def number(x: float | None, digits: int = 3) -> str:
     return f"{rounded:,.{decimals}f}"
 
 
+def exact(x: float | None) -> str:
+    """A value as it was set or reported, without digits that nobody measured: 0.003, 3.5, 24.7."""
+    return NOT_DEFINED if x is None else f"{x:,.10f}".rstrip("0").rstrip(".")
+
+
 def percent(share: float | None) -> str:
     """A share in per cent: one decimal from 10 % on, else three significant digits; 100 % only for (nearly) exactly all."""
     if share is None:

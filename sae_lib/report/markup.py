@@ -11,7 +11,7 @@ def plain(value: object) -> str:
     text = " ".join(str(value).split())
     text = re.sub(r"[&<>~]", lambda m: ENTITIES[m[0]], text)
     text = re.sub(r"([\\`*\[\]|])|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
-    return re.sub(r"^(\d*)([#+\-.)])", r"\1\\\2", text)
+    return re.sub(r"^(\d+(?=[.)](?:\s|$))|(?=[#+-]))", r"\1\\", text)
 
 
 def code(text: object) -> str:
@@ -26,7 +26,7 @@ def block(text: str) -> str:
     """A fenced block that nothing inside can close; control and direction marks become signs."""
     from sae_lib.browser.visible import plain as visible
 
-    shown = "\n".join(visible(line) for line in text.split("\n")).rstrip("\n")
+    shown = re.sub("[^ \n]+", lambda m: visible(m[0]), text).rstrip("\n")
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", shown)), default=0))
     return f"{fence}\n{shown}\n{fence}"
 

@@ -85,7 +85,9 @@ class _Links(Treeprocessor):
 
 def html(text: str, folder: Path) -> str:
     """The report as one self-contained page; `folder` is where its `figures/` lie."""
-    md = markdown.Markdown(extensions=["tables", "fenced_code", "sane_lists", "toc", Inert(folder)], extension_configs={"toc": {"toc_depth": "2-2"}})
+    md = markdown.Markdown(
+        extensions=["tables", "fenced_code", "sane_lists", "toc", Inert(folder)], extension_configs={"toc": {"toc_depth": "2-2"}}
+    )
     body = md.convert(text)
     title = next((line[2:] for line in text.splitlines() if line.startswith("# ")), "report").replace("`", "")
     escaped = title.replace("&", "&amp;").replace("<", "&lt;")
@@ -113,7 +115,14 @@ def pdf(page: Path, out: Path) -> bool:
         return False
     with tempfile.TemporaryDirectory() as scratch:
         made = Path(scratch) / "report.pdf"
-        command = [browser, "--headless", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", f"--user-data-dir={scratch}/profile"]
+        command = [
+            browser,
+            "--headless",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+            f"--user-data-dir={scratch}/profile",
+        ]
         command += ["--no-sandbox"] if getattr(os, "geteuid", lambda: 1)() == 0 else []
         command += ["--no-pdf-header-footer", f"--print-to-pdf={made}", page.resolve().as_uri()]
         try:

@@ -1,10 +1,12 @@
 """`report.md` from the template: figures and tables are numbered and remembered, so that the appendix can trace each of them."""
 
 import shlex
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, Undefined, UndefinedError
 
 from sae_lib.errors import ArtefactError
 from sae_lib.report import content, tables
@@ -12,7 +14,13 @@ from sae_lib.report import formats as f
 from sae_lib.report.markup import block, code, plain, table
 from sae_lib.runs import Run
 
-TOY_PARTS = (("Five features in two dimensions", "introduction"), ("Phases", "phases"), ("Geometry", "geometry"), ("Neurons", "neurons"), ("An autoencoder with a known answer", "autoencoder"))
+TOY_PARTS = (
+    ("Five features in two dimensions", "introduction"),
+    ("Phases", "phases"),
+    ("Geometry", "geometry"),
+    ("Neurons", "neurons"),
+    ("An autoencoder with a known answer", "autoencoder"),
+)
 TOY_FIGURES = (
     ("toy_introduction", "Five features in two dimensions, from dense to rare."),
     ("toy_weights_and_norms", "Twenty features in five dimensions: interference, and which features are represented."),
@@ -24,6 +32,13 @@ TOY_FIGURES = (
     ("toy_autoencoder", "Autoencoders on the toy model, with and without resampling: which true directions they find."),
     ("toy_shrinkage", "Shrinkage by the L1 penalty."),
 )
+
+BOUND = {
+    "main_table": tables.main_table,
+    "width_table": tables.width_table,
+    "resampling_table": tables.resampling_table,
+    "last_table": tables.last_table,
+}
 
 
 class Registry:
@@ -49,7 +64,14 @@ class Registry:
         rows = []
         for what, shown, results in self.tables + self.figures:
             names = results.split(", ")
-            rows.append([what, shown, ", ".join(f"`{n}.json`" for n in names), ", ".join(dict.fromkeys(content.NOTEBOOK_OF.get(n, "the run itself") for n in names))])
+            rows.append(
+                [
+                    what,
+                    shown,
+                    ", ".join(f"`{n}.json`" for n in names),
+                    ", ".join(dict.fromkeys(content.NOTEBOOK_OF.get(n, "the run itself") for n in names)),
+                ]
+            )
         return table(["", "", "results/", "Notebook"], rows, left=4)
 
 
@@ -57,11 +79,8 @@ def markdown(run: Run) -> str:
     """The report of a run as Markdown, from its results alone."""
     values = content.context(run)
     registry = Registry((run.parent or run).folder / "figures")
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    environment.filters |= {name: getattr(f, name) for name in ("count", "number", "percent", "nats", "small", "millions", "duration", "gib")}
-    environment.filters |= {"plain": plain, "code": code, "block": block, "gallery": gallery, "shell": shlex.quote, "python": repr}
     try:
-        text = environment.get_template("template.md.j2").render(
+        text = _template().render(
             values,
             this=values,
             prompts_of=(values["activations"] or {}).get("prompts"),
@@ -83,11 +102,36 @@ def markdown(run: Run) -> str:
             **{name: (lambda make=make: make(values)) for name, make in BOUND.items()},
         )
     except (UndefinedError, KeyError) as error:
-        raise ArtefactError(f"no report: a results file of {run.folder / 'results'} lacks a value ({error}); it was made by another version: run its notebook again") from None
+        raise ArtefactError(
+            f"no report: a results file of {run.folder / 'results'} lacks a value ({error}); it was made by another version: run its notebook again"
+        ) from None
     return tidy(text)
 
 
-BOUND = {"main_table": tables.main_table, "width_table": tables.width_table, "resampling_table": tables.resampling_table, "last_table": tables.last_table}
+@lru_cache(maxsize=1)
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    filters = [getattr(f, name) for name in ("count", "number", "exact", "percent", "nats", "small", "millions", "duration", "gib")]
+    named = {made.__name__: made for made in (*filters, plain, code, block, gallery)} | {"shell": shlex.quote, "python": repr}
+    environment.filters |= {name: _of_defined(made) for name, made in named.items()}
+    return environment.get_template("template.md.j2")
+
+
+def _of_defined(made: Callable[..., str]) -> Callable[..., str]:
+    """A filter that no value can pass which the results do not have."""
+
+    def checked(value: Any, *more: Any) -> str:
+        if isinstance(value, Undefined):
+            str(value)  # StrictUndefined raises, and names it
+        return made(value, *more)
+
+    return checked
 
 
 def missing(name: str) -> str:
@@ -110,16 +154,17 @@ def times(seconds: dict[str, float]) -> str:
 def prompt_table(prompts: dict[str, Any]) -> str:
     rows = []
     for name, part in prompts.items():
-        frequent = ", ".join(f"“{plain(code_free(token))}” {f.count(n)}" for token, n in list(part["most_frequent"].items())[:6])
-        rows.append([name, f.count(part["texts"]), f.count(part["tokens"]), f.count(part["length_median"]), f.count(part["length_max"]), f.percent(part["active_share"]), frequent])
-    return table(["", "Texts", "Tokens", "Median length", "Longest", "Active neurons", "Most frequent tokens"], rows)
-
-
-def code_free(token: str) -> str:
-    """A token for a table, where a code span would not survive a vertical bar."""
-    from sae_lib.browser.visible import plain as visible
-
-    return visible(token, every_blank=True)
+        rows.append(
+            [
+                name,
+                f.count(part["texts"]),
+                f.count(part["tokens"]),
+                f.count(part["length_median"]),
+                f.count(part["length_max"]),
+                f.percent(part["active_share"]),
+            ]
+        )
+    return table(["", "Texts", "Tokens", "Median length", "Longest", "Active neurons"], rows)
 
 
 def rows_table(rows: list[dict[str, Any]]) -> str:
@@ -131,13 +176,25 @@ def gate_table(gates: list[dict[str, Any]]) -> str:
     rows = []
     for g in gates:
         measured = g["measured"] if isinstance(g["measured"], list) else [g["measured"]]
-        rows.append([plain(g["experiment"]), plain(g["what"]), ", ".join(f.small(x) for x in measured), plain(g["expected"]), "yes" if g["passed"] else "**no**"])
+        rows.append(
+            [
+                plain(g["experiment"]),
+                plain(g["what"]),
+                ", ".join(f.small(x) for x in measured),
+                plain(g["expected"]),
+                "yes" if g["passed"] else "**no**",
+            ]
+        )
     return table(["Experiment", "What", "Measured", "Expected", "Came out"], rows, left=5)
 
 
 def original_table() -> str:
     facts = content.ORIGINAL["facts"]
-    return table(["Fact", "Value", "Source in its repository"], [[plain(k), f"{v['value']:,}", plain(v["source"])] for k, v in facts.items()], left=3)
+    return table(
+        ["Fact", "Value", "Source in its repository"],
+        [[plain(v["what"]), f.exact(v["value"]), plain(v["source"])] for v in facts.values()],
+        left=3,
+    )
 
 
 def tidy(text: str) -> str:

@@ -32,7 +32,7 @@ TRAINED: tuple[tuple[str, str, Value, str, str], ...] = (
 )
 COMPARED = (  # of variants of one recipe
     ("Loss recovered, zero", "recovered_zero", f.percent),
-    ("mean", "recovered_mean", f.percent),
+    ("Loss recovered, mean", "recovered_mean", f.percent),
     ("FVU", "fvu", f.small),
     ("L0, mean", "l0_mean", f.number),
     ("Dead share", "dead_share", f.percent),
@@ -45,12 +45,10 @@ def of_original(key: str | None, write: Value, facts: dict[str, float]) -> str:
     if key is None:
         return "not reported"
     if key == "dead":
-        return f"{facts['dead_low'] * 100:.0f} to {facts['dead_high'] * 100:.0f} %"
+        return f"{f.exact(100 * facts['dead_low'])} to {f.exact(100 * facts['dead_high'])} %"
     if key == "density_mode":
-        return f"mode ≈ {write(facts[key])}"
-    if key == "l0_mean":
-        return f.number(facts[key], 4)
-    return write(facts[key])
+        return f"mode ≈ {f.exact(100 * facts[key])} %"
+    return f.exact(facts[key]) if key in ("l0_mean", "mse") else write(facts[key])
 
 
 def main_table(v: dict[str, Any]) -> str:
@@ -70,19 +68,28 @@ def main_table(v: dict[str, Any]) -> str:
 
 
 def width_table(v: dict[str, Any]) -> str:
-    rows = [[f.count(w["d_sae"]), f"{f.number(w['d_sae'] / v['d_in'])} ×", *(write(w[key]) for _, key, write in COMPARED)] for w in v["widths"]]
-    return table(["Features", "of the layer's width", *(label for label, _, _ in COMPARED)], rows, left=0)
+    rows = [
+        [f.count(w["d_sae"]), f"{f.exact(round(w['d_sae'] / v['d_in'], 2))} ×", *(write(w[key]) for _, key, write in COMPARED)]
+        for w in v["widths"]
+    ]
+    return table(["Features", "Times the layer's width", *(label for label, _, _ in COMPARED)], rows, left=0)
 
 
 def resampling_table(v: dict[str, Any]) -> str:
     """One row per autoencoder: what was resampled, and what is silent at the end."""
     rows = []
     for name, r in v["resampled"].items():
-        dead = f.NONE if not r["times"] else f"{f.count(r['dead_least'])} to {f.count(r['dead_most'])}" if r["times"] > 1 else f.count(r["dead_last"])
+        dead = (
+            f.NONE
+            if not r["times"]
+            else f"{f.count(r['dead_least'])} to {f.count(r['dead_most'])}"
+            if r["times"] > 1
+            else f.count(r["dead_last"])
+        )
         e = v["evaluation"].get(name)
         held = [f.percent(e["dead_share"]), f.count(e["alive"]), f.percent(e["recovered_zero"])] if e else [f.NONE] * 3
         rows.append([f"`{name}`", f.count(r["times"]), dead, f.count(r["touched"]), f.percent(r["silent"]), *held])
-    header = ["Autoencoder", "Resamplings", "Dead at each, by its own test", "Touched in all", "Silent over the dead window, end", "Dead, held-out", "Alive", "Recovered (zero)"]
+    header = ["Autoencoder", "Rounds", "Dead at a round", "Touched", "Silent at the end", "Dead, held-out", "Alive", "Recovered (zero)"]
     return table(header, rows)
 
 
@@ -100,10 +107,28 @@ def kind_table(text: dict[str, Any], most: int = 12) -> str:
     rows = []
     for kind in kinds[:most]:
         a, b = train.get(kind, none), heldout.get(kind, none)
-        rows.append([plain(kind), f.count(a["documents"]), f.count(a["tokens"]), f.percent(a["tokens"] / text["train"]["tokens"]), f.count(b["documents"]), f.count(b["tokens"])])
+        rows.append(
+            [
+                plain(kind),
+                f.count(a["documents"]),
+                f.count(a["tokens"]),
+                f.percent(a["tokens"] / text["train"]["tokens"]),
+                f.count(b["documents"]),
+                f.count(b["tokens"]),
+            ]
+        )
     if rest := kinds[most:]:
         sums = [sum(part.get(k, none)[c] for k in rest) for part in (train, heldout) for c in ("documents", "tokens")]
-        rows.append([f"{len(rest)} others", f.count(sums[0]), f.count(sums[1]), f.percent(sums[1] / text["train"]["tokens"]), f.count(sums[2]), f.count(sums[3])])
+        rows.append(
+            [
+                f"{len(rest)} others",
+                f.count(sums[0]),
+                f.count(sums[1]),
+                f.percent(sums[1] / text["train"]["tokens"]),
+                f.count(sums[2]),
+                f.count(sums[3]),
+            ]
+        )
     total = [f.count(text[split][c]) for split in ("train", "heldout") for c in ("documents", "tokens")]
     rows.append(["**all**", *total[:2], "100 %", *total[2:]])
     return table(["Kind", "Training documents", "Training tokens", "Share", "Held-out documents", "Held-out tokens"], rows)
@@ -113,7 +138,13 @@ def length_table(text: dict[str, Any]) -> str:
     quantiles = list(text["train"]["length_quantiles"])
     named = {"0.0": "shortest", "0.5": "median", "1.0": "longest"}
     header = ["Tokens per document", *(named.get(q, f"{float(q) * 100:.0f} %") for q in quantiles)]
-    return table(header, [[split, *(f.count(text[key]["length_quantiles"][q]) for q in quantiles)] for split, key in (("training", "train"), ("held-out", "heldout"))])
+    return table(
+        header,
+        [
+            [split, *(f.count(text[key]["length_quantiles"][q]) for q in quantiles)]
+            for split, key in (("training", "train"), ("held-out", "heldout"))
+        ],
+    )
 
 
 def record_table(rows: list[list[Any]]) -> str:
@@ -125,6 +156,5 @@ def last_table(v: dict[str, Any]) -> str:
     """The last-layer MLP's measures: its autoencoder and its neurons."""
     e = v["last_mlp"]["evaluation"]
     measures = (*COMPARED[:4], ("L0, median", "l0_median", f.count), *COMPARED[4:], ("KL, nats/token", "kl", f.small))
-    names = {"mean": "Loss recovered, mean"}
     header = ["", *(f"`{n}`" if n != "neurons" else n for n in e)]
-    return table(header, [[names.get(label, label), *(write(r[key]) for r in e.values())] for label, key, write in measures])
+    return table(header, [[label, *(write(r[key]) for r in e.values())] for label, key, write in measures])
