@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -70,7 +70,7 @@ def _suffix(path: Path) -> str:
     return "".join(path.suffixes[-2:] if path.suffix in (".gz", ".zst") else path.suffixes[-1:]).lower()
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Path) -> io.BufferedIOBase:
     if path.suffix == ".zst":
         return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(open(path, "rb"), read_across_frames=True, closefd=True), 1 << 20)
     return gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
@@ -86,7 +86,7 @@ def _decoded(data: bytes, where: str, offset: int = 0) -> str:
         raise CorpusError(f"{where}: not UTF-8 ({found}); expected UTF-8 text, convert it, for example with iconv") from None
 
 
-def _read_text(f: BinaryIO, name: str, kind: str, cut: bool) -> Iterator[tuple[str, str, str]]:
+def _read_text(f: io.BufferedIOBase, name: str, kind: str, cut: bool) -> Iterator[tuple[str, str, str]]:
     text = _decoded(f.read(), name)
     if not cut or len(text) <= PIECE:
         yield text, kind, name
@@ -100,7 +100,7 @@ def _read_text(f: BinaryIO, name: str, kind: str, cut: bool) -> Iterator[tuple[s
         start = end
 
 
-def _read_lines(f: BinaryIO, name: str) -> Iterator[tuple[str, str, str]]:
+def _read_lines(f: io.BufferedIOBase, name: str) -> Iterator[tuple[str, str, str]]:
     offset, where = 0, name
     for number, line in enumerate(f, 1):
         where = f"{name}: line {number}"
@@ -110,7 +110,7 @@ def _read_lines(f: BinaryIO, name: str) -> Iterator[tuple[str, str, str]]:
             yield from_json(_parsed(decoded, where), where)
 
 
-def _read_json(f: BinaryIO, name: str) -> Iterator[tuple[str, str, str]]:
+def _read_json(f: io.BufferedIOBase, name: str) -> Iterator[tuple[str, str, str]]:
     data = _parsed(_decoded(f.read(), name), name)
     for number, item in enumerate(data if isinstance(data, list) else [data], 1):
         yield from_json(item, f"{name}: item {number}" if isinstance(data, list) else name)
