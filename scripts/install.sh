@@ -57,3 +57,5 @@ make_venv
 if [ "$requirements" = requirements.txt ]; then install_torch; fi
 say "packages of $requirements"
 pip install --quiet -r "$requirements" -c constraints.txt
+# Any kernel of this environment finds sae_lib, whatever folder its notebook lies in.
+pwd >"$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/sae_lib.pth"
