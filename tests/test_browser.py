@@ -207,6 +207,8 @@ def test_search_finds_tokens_logits_and_numbers(tokenizer):
     assert set(table.search("imp")) == set(table.search("IMP")) == {*by_token, *by_logit}
     assert list(table.search("#12")) == [12] and 12 in table.search("12") and list(table.search("#60")) == []
     assert len(table.search("")) == 60 and len(table.search("no such token")) == 0
+    by_number = table.matches("12", "number", descending=True)  # a token may hold the digits too; the feature named comes first
+    assert by_number[0] == 12 and table.matches("2", "density")[0] == 2 and len(table.matches("2")) > 1
     newline = table.search("⏎")  # as copied from the page
     assert len(newline) and set(newline) == set(table.search("\n"))
 
@@ -215,6 +217,7 @@ def test_logits_without_a_token_do_not_break_the_search(tokenizer):
     table = make_table(tokenizer, TEXTS)
     table.raised[:] = len(tokenizer) + 7
     assert len(table.search("import")) and "⟨#" in page.page_html(table, 2)
+    assert len(table.search(IMAGE)) == 0  # the last token is none of theirs
 
 
 @pytest.mark.parametrize(("sort", "column"), [("density", "density"), ("maximum", "maximum"), ("number", "feature")])
@@ -260,6 +263,14 @@ def test_search_in_the_widget(tokenizer):
     browser = FeatureBrowser(make_table(tokenizer, TEXTS, 60))
     browser.search.value = "#12"
     assert number_shown(browser) == 12 and [n for _, n in browser.list.options] == [12] and "1 of 60 features" in browser.count.value
+    browser.search.value = "i"
+    assert len(browser.matches) > 2 and browser.current == browser.matches[0]  # the best match, not what happened to be shown
+    browser.next.click()
+    shown = browser.current
+    browser.sort.value = "maximum"
+    assert browser.current == shown == browser.list.value  # sorting keeps the page
+    browser.search.value = "im"
+    assert shown in browser.matches and browser.current == browser.matches[0]
     browser.search.value = "no such token"
     assert "Nothing matches" in browser.page.value and browser.next.disabled and browser.list.options == ()
     browser.search.value = ""
@@ -307,6 +318,11 @@ def test_the_draw_is_seeded_and_leaves_rare_features_out(tokenizer):
     assert draws[0] == draws[1] != draws[2] and len(set(draws[0])) == 20
     everything = [e["feature"] for e in random_draw.draw(table, 999, 0)]
     assert sorted(everything) == [n for n in range(251) if n != 7]
+
+
+def test_characters_are_whole_again_around_the_strongest_token(table):
+    second = random_draw.entry(table, 3)["examples"][1]  # "naïve", strongest on a; ï is two tokens
+    assert (second["before"], second["token"], second["after"]) == ("n", "a", "ïve ⟨e4⟩")
 
 
 class Reader(HTMLParser):

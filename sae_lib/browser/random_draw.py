@@ -70,8 +70,14 @@ def _short(example: dict[str, Any]) -> dict[str, Any]:
     focus = next(i for i, t in enumerate(tokens) if t["strongest"])
     before, after = tokens[max(0, focus - BEFORE) : focus], tokens[focus + 1 : focus + 1 + AFTER]
     return {
-        "before": "".join(plain(t["text"]) for t in before),
+        "before": _joined(before),
         "token": tokens[focus]["name"],
-        "after": "".join(plain(t["text"]) for t in after),
+        "after": _joined(after),
         "activation": example["activation"],
     }
+
+
+def _joined(tokens: list[dict[str, Any]]) -> str:
+    """Neighbouring tokens as one text: what they spell together is a character again."""
+    data = b"".join(t["text"].encode("utf-8", "surrogateescape") for t in tokens)
+    return plain(data.decode("utf-8", "surrogateescape"))

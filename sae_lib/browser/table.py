@@ -36,11 +36,10 @@ class FeatureTable:
         """Numbers of the features whose strongest tokens or raised logits contain `query` (case apart); `#12`, and also 12, finds feature 12."""
         if query == "":
             return np.arange(len(self))
-        number = int(query.removeprefix("#")) if query.removeprefix("#").strip().isdecimal() else -1
-        found = np.zeros(len(self), dtype=bool)
+        number, found = _number(query), np.zeros(len(self), dtype=bool)
         if 0 <= number < len(self):
             found[number] = True
-        if not (query.startswith("#") and number >= 0):
+        if number < 0 or not query.startswith("#"):
             wanted = "".join(SHOWN.get(c, c) for c in query).casefold()
             hit = np.array([wanted in text for text in self._lower])
             found[self._owner[_look_up(hit, self._strongest)]] = True
@@ -48,14 +47,15 @@ class FeatureTable:
         return np.flatnonzero(found)
 
     def matches(self, query: str = "", sort: str = "number", descending: bool = False) -> np.ndarray:
-        """`search`, sorted; the dead are last, whichever way, except by number."""
+        """`search`, sorted; the dead are last, whichever way, except by number. The feature that `query` names is first."""
         found = self.search(query)
         keys = self.features[SORTS[sort]].to_numpy()[found]
         order = np.argsort(-keys if descending else keys, kind="stable")
         if sort != "number":
             dead = self.features["n_active"].to_numpy()[found][order] == 0
             order = np.concatenate([order[~dead], order[dead]])
-        return found[order]
+        named = found[order] == _number(query)
+        return np.concatenate([found[order][named], found[order][~named]])
 
     def alive(self, at_least: int) -> np.ndarray:
         """Numbers of the features with at least so many activations on the held-out text."""
@@ -115,6 +115,11 @@ def open_table(run: Run, name: str = "") -> FeatureTable:
 @lru_cache(maxsize=4)
 def _opened(folder: Path, made: int, tokenizer: Path, kind: str) -> FeatureTable:
     return FeatureTable(*load_features(folder), load_tokenizer(tokenizer), kind)
+
+
+def _number(query: str) -> int:
+    digits = query.removeprefix("#").strip()
+    return int(digits) if digits.isascii() and digits.isdecimal() else -1
 
 
 def _look_up(hit: np.ndarray, ids: np.ndarray) -> np.ndarray:

@@ -31,7 +31,8 @@ class FeatureBrowser(w.VBox):
         self.list = w.Select(rows=30, layout=w.Layout(width="100%"))
         self.page = w.HTML(layout=w.Layout(flex="1 1 420px", min_width="0", max_height="640px", overflow="auto"))
         self.list.add_class("sae-browser-list")
-        for control in (self.search, self.sort, self.direction):
+        self.search.observe(lambda _: self.refresh(to_first=True), "value")
+        for control in (self.sort, self.direction):
             control.observe(lambda _: self.refresh(), "value")
         self.list.observe(self._chosen, "value")
         self.previous.on_click(lambda _: self._step(-1))
@@ -43,8 +44,8 @@ class FeatureBrowser(w.VBox):
         super().__init__([w.HTML(style_html()), bar, body], layout=w.Layout(margin="0 0 16px"))
         self.refresh()
 
-    def refresh(self) -> None:
-        """Search and sort again; the feature shown stays while it is among the matches."""
+    def refresh(self, to_first: bool = False) -> None:
+        """Search and sort again; the feature shown stays while it is among the matches, unless `to_first`."""
         self.matches = self.table.matches(self.search.value, self.sort.value, DIRECTIONS[self.direction.value])
         for button in (self.previous, self.next, self.random):
             button.disabled = len(self.matches) == 0
@@ -52,7 +53,7 @@ class FeatureBrowser(w.VBox):
             self.current = -1
             self._list(0)
             self.page.value = '<p class="sae-browser">Nothing matches. The search looks at the tokens that features are strongest on and at the logits that they raise.</p>'
-        elif self.search.value or self.current not in self.matches:
+        elif to_first or self.current not in self.matches:
             self.show(int(self.matches[0]))
         else:
             self.show(self.current)
