@@ -102,7 +102,7 @@ def doctor(profile: Profile = "laptop") -> None:
 @app.command("check-toy")
 def check_toy(out: Annotated[Path, typer.Option(help="folder for cached results, table and figures")] = Path("runs/toy"), preset: str = "full") -> None:
     """Every toy-model experiment at full size, held against its known results."""
-    from sae_lib.toy_experiments import check_toy as check
+    from sae_lib.toy_check import check_toy as check
 
     raise typer.Exit(0 if check(out, preset) else 1)
 
