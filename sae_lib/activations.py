@@ -103,6 +103,19 @@ class HookPoint:
             handle.remove()
 
 
+class ActivationTable:
+    """Stands where a model's hook would: token t has row t of a table. For experiments whose ground truth is known."""
+
+    def __init__(self, table: Float[Tensor, "vocab d_in"]):
+        self.table, self.device = table, table.device
+
+    def activations(self, tokens: Int[Tensor, "row position"]) -> Float[Tensor, "row position d_in"]:
+        return self.table[tokens]
+
+
+Source = HookPoint | ActivationTable  # what activations come from
+
+
 class ActivationBuffer:
     """Shuffled batches of activations from **all** positions of randomly drawn rows of text.
 
@@ -110,7 +123,7 @@ class ActivationBuffer:
     (seed, position) alone, so the whole state is the number of batches handed out: `start` refills the buffer from there.
     """
 
-    def __init__(self, hook: HookPoint, rows: np.ndarray, batch: int, buffer_rows: int, seed: int, start: int = 0):
+    def __init__(self, hook: Source, rows: np.ndarray, batch: int, buffer_rows: int, seed: int, start: int = 0):
         if len(rows) * rows.shape[1] < batch:
             raise CorpusError(f"the corpus has {rows.size:,} tokens in whole rows, fewer than one batch of {batch} activations (sae.batch); give more text")
         self.hook, self.rows, self.batch, self.seed = hook, rows, batch, seed
@@ -133,7 +146,7 @@ class ActivationBuffer:
                 yield acts[order[j * self.batch : (j + 1) * self.batch]]
 
 
-def harvest(hook: HookPoint, rows: np.ndarray, rows_at_once: int = 64) -> Float[Tensor, "n d_in"]:
+def harvest(hook: Source, rows: np.ndarray, rows_at_once: int = 64) -> Float[Tensor, "n d_in"]:
     """Activations of all positions of `rows` [row, position], in order, on the model's device."""
     parts = []
     for i in range(0, len(rows), rows_at_once):

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sae_lib import language_model, training
-from sae_lib.activations import HookPoint, harvest
+from sae_lib.activations import HookPoint, Source, harvest
 from sae_lib.autoencoder import SparseAutoencoder
 from sae_lib.recipes import variants
 from sae_lib.runs import Run
@@ -45,14 +45,14 @@ def heldout_rows(run: Run, n_tokens: int) -> np.ndarray:
     return rows if wanted >= len(rows) else rows[np.linspace(0, len(rows) - 1, wanted).astype(int)]
 
 
-def chunks(hook: HookPoint, rows: np.ndarray, desc: str) -> Iterator[tuple[int, Float[Tensor, "n d_in"]]]:
+def chunks(hook: Source, rows: np.ndarray, desc: str) -> Iterator[tuple[int, Float[Tensor, "n d_in"]]]:
     """(number of the first token, activations) over `rows`, `ROWS_AT_ONCE` rows at a time."""
     for i in tqdm(range(0, len(rows), ROWS_AT_ONCE), desc=desc):
         yield i * rows.shape[1], harvest(hook, rows[i : i + ROWS_AT_ONCE]).float()
 
 
 @torch.no_grad()
-def firing(hook: HookPoint, dictionary: Dictionary, rows: np.ndarray) -> dict:
+def firing(hook: Source, dictionary: Dictionary, rows: np.ndarray) -> dict:
     """L0, density and the squared error over all of `rows`, in one pass.
 
     FVU = Σ‖x − x̂‖² / Σ‖x − mean(x)‖² over the whole set; `mse` is the mean over tokens and dimensions.

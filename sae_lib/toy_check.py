@@ -13,11 +13,22 @@ from pathlib import Path
 import plotly.graph_objects as go
 from tqdm.auto import tqdm
 
-from sae_lib import figures, toy_autoencoder, toy_experiments, toy_figures, toy_figures_neurons, toy_gates, toy_models, toy_neurons, toy_variants
+from sae_lib import (
+    figures,
+    toy_autoencoder,
+    toy_experiments,
+    toy_figures,
+    toy_figures_neurons,
+    toy_gates,
+    toy_models,
+    toy_neurons,
+    toy_recipes,
+    toy_variants,
+)
 from sae_lib.errors import SettingsError
 from sae_lib.toy_experiments import size_of
 
-MODULES = (toy_experiments, toy_neurons, toy_variants, toy_autoencoder)
+MODULES = (toy_experiments, toy_neurons, toy_variants, toy_autoencoder, toy_recipes)
 EXPERIMENTS: dict[str, Callable[[str], dict]] = {name: getattr(module, name) for module in MODULES for name in module.SIZES}
 log = logging.getLogger(__name__)
 

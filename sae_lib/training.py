@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sae_lib import checkpoints, language_model
-from sae_lib.activations import ActivationBuffer, HookPoint, find_hook, harvest
+from sae_lib.activations import ActivationBuffer, HookPoint, Source, find_hook, harvest
 from sae_lib.autoencoder import SparseAutoencoder
 from sae_lib.errors import ArtefactError, TrainingError
 from sae_lib.recipes import Recipe, resolve, variants
@@ -70,7 +70,7 @@ def train(run: Run, hook: HookPoint, settings: SAESettings, folder: Path) -> Non
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-def fit(hook: HookPoint, rows: np.ndarray, settings: SAESettings, seed: int, scratch: Path, made_from: dict) -> tuple[SparseAutoencoder, dict]:
+def fit(hook: Source, rows: np.ndarray, settings: SAESettings, seed: int, scratch: Path, made_from: dict) -> tuple[SparseAutoencoder, dict]:
     """The training loop, on the hook's activations of all positions of `rows` [row, position].
 
     Goes on from the last checkpoint in `scratch` where there is one made from the same settings. Returns the autoencoder for
@@ -121,7 +121,7 @@ def fit(hook: HookPoint, rows: np.ndarray, settings: SAESettings, seed: int, scr
     }  # fmt: skip
 
 
-def statistics(hook: HookPoint, rows: np.ndarray, recipe: Recipe) -> tuple[Float[Tensor, " d_in"], float]:
+def statistics(hook: Source, rows: np.ndarray, recipe: Recipe) -> tuple[Float[Tensor, " d_in"], float]:
     """The activations' mean, and the factor that makes their mean squared norm d_in (1 for recipes that keep their units)."""
     acts = harvest(hook, rows[np.linspace(0, len(rows) - 1, min(STATISTICS_ROWS, len(rows))).astype(int)]).float()
     scale = math.sqrt(acts.shape[1] / acts.pow(2).sum(1).mean().item()) if recipe.scale_activations else 1.0
@@ -170,7 +170,7 @@ def is_resampling_step(recipe: Recipe, step: int, n_steps: int) -> bool:
     return bool(r) and (step in {round(share * n_steps) for share in r.at} or (r.every > 0 and step % r.every == 0))
 
 
-def resample_dead(hook: HookPoint, rows: np.ndarray, settings: SAESettings, recipe: Recipe, sae, optimiser, silent, scale: float, seed: int, step: int) -> dict:
+def resample_dead(hook: Source, rows: np.ndarray, settings: SAESettings, recipe: Recipe, sae, optimiser, silent, scale: float, seed: int, step: int) -> dict:
     """Find the dead features, resample them, count: {"step", "dead", "resampled"}. `silent` starts anew for those touched."""
     r = recipe.resampling
     rng = np.random.default_rng((seed, step))

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_lib import toy_autoencoder, toy_check, toy_experiments, toy_findings, toy_gates, toy_neurons, toy_variants
+from sae_lib import recipes, toy_autoencoder, toy_check, toy_experiments, toy_findings, toy_gates, toy_neurons, toy_recipes, toy_variants
 from sae_lib import toy_models as toy
 from sae_lib.errors import SettingsError
 
@@ -338,3 +338,11 @@ def test_gates_fail_on_untrained_models(smoke):
     rows = toy_gates.autoencoder(full_like.__getitem__) + toy_gates.phases(full_like.__getitem__)
     assert rows and not all(row["passed"] for row in rows)
     assert toy_check.gates_table(rows).count("\n") == len(rows) + 2
+
+
+def test_the_librarys_recipes_train_on_the_toy_model():
+    found = toy_recipes.recipes("smoke")
+    assert set(found) == {f"{name}, {w} resampling" for name in recipes.RECIPES for w in ("with", "without")}
+    for r in found.values():
+        assert r["all_five"][1] == 1 and 0 <= r["directions"] <= 1 and r["dead_latents"][1] == 5 and r["norm_ratio"] > 0
+    assert list(toy_recipes.table(found)["dead latents"]) == [f"{r['dead_latents'][0]} of 5" for r in found.values()]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sae_lib import checkpoints, training
-from sae_lib.activations import HookPoint
+from sae_lib.activations import ActivationTable
 from sae_lib.errors import ArtefactError, SettingsError, TrainingError
 from sae_lib.recipes import BRICKEN_2023, RECIPES, WARD_2024, resolve, variants
 from sae_lib.settings import SAESettings, load
@@ -13,19 +13,14 @@ from sae_lib.settings import SAESettings, load
 D_IN, TRUE_FEATURES, VOCABULARY = 16, 32, 4096
 
 
-class SyntheticHook(HookPoint):
+class SyntheticHook(ActivationTable):
     """Stands where a language model's hook would: token t has activations made of a few known directions."""
-
-    device = torch.device("cpu")
 
     def __init__(self, seed: int = 0):
         g = torch.Generator().manual_seed(seed)
         self.directions = torch.nn.functional.normalize(torch.randn(TRUE_FEATURES, D_IN, generator=g), dim=1)
         active = torch.rand(VOCABULARY, TRUE_FEATURES, generator=g) < 2 / TRUE_FEATURES
-        self.table = (active * (0.5 + 0.5 * torch.rand(VOCABULARY, TRUE_FEATURES, generator=g))) @ self.directions
-
-    def activations(self, tokens):
-        return self.table[tokens]
+        super().__init__((active * (0.5 + 0.5 * torch.rand(VOCABULARY, TRUE_FEATURES, generator=g))) @ self.directions)
 
     def recovered(self, sae) -> float:
         """Share of the true directions that some feature points along (cosine > 0.9)."""
