@@ -82,7 +82,7 @@ def test_initialisation_of_the_recipes():
 def test_scale_gives_mean_squared_norm_d_in(tmp_path):
     hook = SyntheticHook()
     mean, scale = training.statistics(hook, ROWS, BRICKEN_2023)
-    acts = hook.activations(ROWS[np.linspace(0, 399, 256).astype(int)]).reshape(-1, D_IN)
+    acts = hook.activations(torch.from_numpy(ROWS[np.linspace(0, 399, 256).astype(int)])).reshape(-1, D_IN)
     assert ((acts * scale) ** 2).sum(1).mean().item() == pytest.approx(D_IN, rel=1e-4)
     torch.testing.assert_close(mean, acts.mean(0))
     assert training.statistics(hook, ROWS, WARD_2024)[1] == 1.0
@@ -98,17 +98,17 @@ def test_folding_the_scale_keeps_features_and_rescales_the_reconstruction():
 
 
 def test_training_finds_the_true_directions(tmp_path):
-    hook, sae, summary = fit(tmp_path, resampling=False, activations=200_000)
+    hook, sae, summary = fit(tmp_path, resampling=False, activations=200_000, lr=3e-3, l1=1.0)
     assert hook.recovered(sae) > 0.9
     curve = summary["curve"]
-    assert curve[-1]["squared_error"] < 0.5 * curve[0]["squared_error"]
+    assert curve[-1]["squared_error"] < 0.3 * curve[0]["squared_error"]
 
 
 def test_features_die_and_resampling_brings_them_back(tmp_path):
-    harsh = dict(lr=0.003, l1=4.0, activations=100_000)  # a penalty under which features die in numbers
+    harsh = dict(lr=0.003, l1=6.0, activations=100_000)  # a penalty under which features die in numbers
     hook, without, summary = fit(tmp_path / "without", resampling=False, **harsh)
     _, with_, resampled = fit(tmp_path / "with", **harsh)
-    assert summary["final_silent"] > 0.3 and summary["resampling"] == []
+    assert summary["final_silent"] > 0.2 and summary["resampling"] == []
     assert sum(e["resampled"] for e in resampled["resampling"]) > 10
     assert resampled["final_silent"] < summary["final_silent"] - 0.1
     assert [e["step"] for e in resampled["resampling"]] == [200, 400, 600]
