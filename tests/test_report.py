@@ -423,7 +423,7 @@ def test_text_of_the_corpus_is_inert(tmp_path, bad):
     for tag in ("table", "h2", "h3", "img", "a"):
         assert page.tags.count(tag) == expected.tags.count(tag), tag
     assert len(publish.links(text)) >= len(FIGURES)
-    if "script" in bad:
+    if "<script" in bad:
         assert "<script>alert(1)" in "".join(page.shown).replace("\u2068", "")
 
 

@@ -93,7 +93,6 @@ def resampling(summary: dict[str, Any]) -> dict[str, Any]:
         "touched": sum(e["resampled"] for e in summary["resampling"]),
         "dead_least": min(dead, default=None),
         "dead_most": max(dead, default=None),
-        "dead_last": dead[-1] if dead else None,
         "silent": summary["final_silent"],
         "per_step": summary["activations"] / summary["curve"][-1]["step"],
     }

@@ -14,6 +14,11 @@ def plain(value: object) -> str:
     return re.sub(r"^(\d+(?=[.)](?:\s|$))|(?=[#+-]))", r"\1\\", text)
 
 
+def prose(text: str) -> str:
+    """`plain`, but names in backticks stay code: for sentences of our own that the results quote."""
+    return "".join(part if i % 2 else plain(part) for i, part in enumerate(re.split(r"( ?`[\w.]+`[ ,]?)", text)))
+
+
 def code(text: object) -> str:
     """A code span for text from the corpus, every blank and line end visible."""
     from sae_lib.browser.random_draw import code as span

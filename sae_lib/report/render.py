@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, Und
 from sae_lib.errors import ArtefactError
 from sae_lib.report import content, tables
 from sae_lib.report import formats as f
-from sae_lib.report.markup import block, code, plain, table
+from sae_lib.report.markup import block, code, plain, prose, table
 from sae_lib.runs import Run
 
 TOY_PARTS = (
@@ -118,7 +118,7 @@ def _template() -> Template:
         keep_trailing_newline=True,
     )
     filters = [getattr(f, name) for name in ("count", "number", "exact", "percent", "nats", "small", "millions", "duration", "gib")]
-    named = {made.__name__: made for made in (*filters, plain, code, block, gallery)} | {"shell": shlex.quote, "python": repr}
+    named = {made.__name__: made for made in (*filters, plain, prose, code, block, gallery)} | {"shell": shlex.quote, "python": repr}
     environment.filters |= {name: _of_defined(made) for name, made in named.items()}
     return environment.get_template("template.md.j2")
 

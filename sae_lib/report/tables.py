@@ -79,13 +79,7 @@ def resampling_table(v: dict[str, Any]) -> str:
     """One row per autoencoder: what was resampled, and what is silent at the end."""
     rows = []
     for name, r in v["resampled"].items():
-        dead = (
-            f.NONE
-            if not r["times"]
-            else f"{f.count(r['dead_least'])} to {f.count(r['dead_most'])}"
-            if r["times"] > 1
-            else f.count(r["dead_last"])
-        )
+        dead = f.NONE if not r["times"] else " to ".join(dict.fromkeys([f.count(r["dead_least"]), f.count(r["dead_most"])]))
         e = v["evaluation"].get(name)
         held = [f.percent(e["dead_share"]), f.count(e["alive"]), f.percent(e["recovered_zero"])] if e else [f.NONE] * 3
         rows.append([f"`{name}`", f.count(r["times"]), dead, f.count(r["touched"]), f.percent(r["silent"]), *held])
