@@ -143,7 +143,7 @@ class ActivationBuffer:
             order = torch.from_numpy(np.random.default_rng((self.seed, epoch, part)).permutation(len(acts))).to(acts.device)
             for j in range(i, self.per_chunk):
                 self.position += 1
-                yield acts[order[j * self.batch : (j + 1) * self.batch]]
+                yield acts[order[j * self.batch : (j + 1) * self.batch]].float()  # a large model's are bfloat16
 
 
 def harvest(hook: Source, rows: np.ndarray, rows_at_once: int = 64) -> Float[Tensor, "n d_in"]:

@@ -1,12 +1,14 @@
 """One look for every plotly figure, and one place that saves them."""
 
 import logging
+import re
 import warnings
 from pathlib import Path
 
 import kaleido
 import plotly.graph_objects as go
 import plotly.io as pio
+from plotly.io._base_renderers import NotebookRenderer
 
 PALETTE = ("#3b6fb6", "#d1603d", "#4a9c6d", "#8e5ea2", "#c9a227", "#5b6770", "#c2547d", "#2a9d9d")
 pio.templates["sae_lib"] = go.layout.Template(
@@ -23,7 +25,18 @@ pio.templates["sae_lib"] = go.layout.Template(
     )
 )
 pio.templates.default = "sae_lib"
-pio.renderers.default = "notebook"  # plotly.js travels inside the notebook: an exported page asks no network
+
+
+class OfflineRenderer(NotebookRenderer):
+    """plotly's notebook renderer, which carries plotly.js along, without its link to a MathJax on the web."""
+
+    def to_mimebundle(self, fig_dict):
+        bundle = super().to_mimebundle(fig_dict)
+        return bundle | {"text/html": re.sub(r'<script src="https?://[^"]*"[^>]*></script>', "", bundle["text/html"])}
+
+
+pio.renderers["offline"] = OfflineRenderer()
+pio.renderers.default = "offline"
 
 log = logging.getLogger(__name__)
 _no_chromium = False

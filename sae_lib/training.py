@@ -176,7 +176,7 @@ def resample_dead(hook: Source, rows: np.ndarray, settings: SAESettings, recipe:
     rng = np.random.default_rng((seed, step))
     wanted = r.fresh_sample or settings.resampling_inputs
     drawn = rng.choice(len(rows), min(len(rows), -(-wanted // rows.shape[1])), replace=False)
-    x = harvest(hook, rows[np.sort(drawn)])[:wanted] * scale
+    x = harvest(hook, rows[np.sort(drawn)])[:wanted].float() * scale
     if r.fresh_sample:
         dead = ~torch.stack([(sae.encode(part) > 0).any(0) for part in x.split(2048)]).any(0)
     else:

@@ -20,5 +20,6 @@ def test_without_chromium_the_figure_is_interactive_html_and_one_line_says_so(tm
     assert "cdn" not in html.lower() and 'src="plotly.min.js"' in html and (tmp_path / "plotly.min.js").exists()
 
 
-def test_the_notebook_renderer_carries_plotly_along():
-    assert pio.renderers.default == "notebook"
+def test_a_figure_in_a_notebook_asks_no_network():
+    html = pio.renderers[pio.renderers.default].to_mimebundle(px.line(x=[1, 2], y=[1, 2]).to_dict())["text/html"]
+    assert "Plotly.newPlot" in html and "<script src=" not in html and "cdnjs" not in html
