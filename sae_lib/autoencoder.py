@@ -22,11 +22,16 @@ class SparseAutoencoder(nn.Module):
 
     def __init__(self, d_in: int, d_sae: int):
         super().__init__()
-        # W_enc is the transpose of a [d_sae, d_in] block: a feature's weights lie together, as sparse gradients want them.
-        self.W_enc = nn.Parameter(torch.zeros(d_sae, d_in).T)
+        # Kept transposed: a feature's weights lie together, as sparse gradients and the fused optimiser want them.
+        self.W_enc_T = nn.Parameter(torch.zeros(d_sae, d_in))
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
         self.W_dec = nn.Parameter(torch.zeros(d_sae, d_in))
         self.b_dec = nn.Parameter(torch.zeros(d_in))
+
+    @property
+    def W_enc(self) -> Float[Tensor, "d_in d_sae"]:
+        """The encoder as the formula has it; a view, so that writing into it writes the parameter."""
+        return self.W_enc_T.T
 
     @property
     def d_in(self) -> int:
@@ -37,7 +42,7 @@ class SparseAutoencoder(nn.Module):
         return self.W_dec.shape[0]
 
     def encode(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_sae"]:
-        return torch.relu((x - self.b_dec) @ self.W_enc + self.b_enc)
+        return torch.nn.functional.linear(x - self.b_dec, self.W_enc_T, self.b_enc).relu_()
 
     def decode(self, feature_acts: Float[Tensor, "*n d_sae"]) -> Float[Tensor, "*n d_in"]:
         return feature_acts @ self.W_dec + self.b_dec
@@ -48,7 +53,7 @@ class SparseAutoencoder(nn.Module):
     @torch.no_grad()
     def fold_scale(self, scale: float) -> None:
         """Trained on `scale · x`, from now on for x itself: the features' activations stay the same."""
-        self.W_enc *= scale
+        self.W_enc_T *= scale
         self.W_dec /= scale
         self.b_dec /= scale
 
@@ -61,7 +66,7 @@ class SparseAutoencoder(nn.Module):
         }  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "cfg.json").write_text(json.dumps(config, indent=1))
-        save_file({k: v.detach().float().cpu().contiguous() for k, v in self.state_dict().items()}, folder / "sae_weights.safetensors")
+        save_file({name: getattr(self, name).detach().float().cpu().contiguous() for name in SHAPES}, folder / "sae_weights.safetensors")
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> "SparseAutoencoder":
@@ -82,5 +87,7 @@ class SparseAutoencoder(nn.Module):
         if found != expected:
             raise ArtefactError(f"{folder}/sae_weights.safetensors holds {found}; expected {expected}")
         sae = cls(**sizes)
-        sae.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                getattr(sae, name).copy_(tensor)
         return sae.to(device).requires_grad_(False)

@@ -54,12 +54,10 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put Adam's state back, each moment in its parameter's own memory layout: the fused step walks both in step."""
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    """Put Adam's state back, as `optimiser_tensors` named it."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("adam."):
             _, i, key = name.split(".")
-            like = parameters[int(i)]
-            state.setdefault(int(i), {})[key] = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
+            state.setdefault(int(i), {})[key] = tensor
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -57,14 +57,14 @@ def firing(hook: Source, dictionary: Dictionary, rows: np.ndarray) -> dict:
 
     FVU = Σ‖x − x̂‖² / Σ‖x − mean(x)‖² over the whole set; `mse` is the mean over tokens and dimensions.
     """
-    counts, l0 = 0, []
+    counts, l0 = torch.zeros(dictionary.d_sae, dtype=torch.int64), []
     error, total, squares, n = 0.0, 0.0, 0.0, 0
     for _, x in chunks(hook, rows, "firing"):
         feature_acts = dictionary.encode(x)
-        active = feature_acts > 0
-        counts = counts + active.sum(0)
-        l0.append(active.sum(1))
-        error += (x - _decode(dictionary, feature_acts)).pow(2).sum().item()
+        token, feature, value = active(feature_acts)
+        counts += torch.bincount(feature, minlength=dictionary.d_sae).cpu()
+        l0.append(torch.bincount(token, minlength=len(x)).cpu())
+        error += (x - _decode(dictionary, feature_acts, (token, feature, value))).pow(2).sum().item()
         total, squares, n = total + x.sum(0, dtype=torch.float64), squares + x.double().pow(2).sum().item(), n + len(x)
     mean, l0 = total / n, torch.cat(l0).float()
     density = counts.double() / n
@@ -77,16 +77,26 @@ def firing(hook: Source, dictionary: Dictionary, rows: np.ndarray) -> dict:
         "dead_share": (counts == 0).double().mean().item(),
         "alive": int((counts >= ALIVE).sum()),
         "density_median": density.median().item(),
-        "density": density.cpu().numpy(),
+        "density": density.numpy(),
         "mean_activation": mean.float(),
     }
 
 
-def _decode(dictionary: Dictionary, feature_acts: Tensor) -> Tensor:
-    """`dictionary.decode`, as a sparse product on the CPU where few features are active."""
-    if feature_acts.device.type == "cpu" and isinstance(dictionary, SparseAutoencoder):
-        return torch.addmm(dictionary.b_dec, feature_acts.to_sparse_csr(), dictionary.W_dec)
-    return dictionary.decode(feature_acts)
+def active(feature_acts: Float[Tensor, "n d_sae"]) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"], Float[Tensor, " k"]]:
+    """The active (token, feature, value) triples, token by token: a table of thousands of features is nearly empty."""
+    flat = feature_acts.view(-1).nonzero().squeeze(-1)
+    value = feature_acts.view(-1)[flat]
+    flat, value = flat[value > 0], value[value > 0]
+    return flat // feature_acts.shape[1], flat % feature_acts.shape[1], value
+
+
+def _decode(dictionary: Dictionary, feature_acts: Tensor, triples: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """`dictionary.decode`, on the CPU as a sparse product of the active triples."""
+    if feature_acts.device.type != "cpu" or isinstance(dictionary, Neurons):
+        return dictionary.decode(feature_acts)
+    token, feature, value = triples
+    starts = torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(token, minlength=len(feature_acts)).cumsum(0)])
+    return torch.addmm(dictionary.b_dec, torch.sparse_csr_tensor(starts, feature, value, feature_acts.shape, check_invariants=False), dictionary.W_dec)
 
 
 @torch.no_grad()

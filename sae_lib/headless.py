@@ -52,7 +52,10 @@ def run_notebooks(run: Run, overrides: list[str], only: str, extra: dict[str, An
         began = time.perf_counter()
         with open(out / f"{notebook.stem}.log", "w", encoding="utf-8") as log:
             try:
-                papermill.execute_notebook(notebook, out / notebook.name, parameters, kernel_name="python3", progress_bar=False, stdout_file=log, stderr_file=log)
+                papermill.execute_notebook(
+                    notebook, out / notebook.name, parameters, kernel_name="python3", progress_bar=False, stdout_file=log, stderr_file=log,
+                    extra_arguments=["--IPKernelApp.log_level=ERROR"],
+                )  # fmt: skip
             except PapermillExecutionError as error:
                 raise NotebookError(_failure(notebook, error, out)) from None
         seconds[notebook.stem] = time.perf_counter() - began

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedModel
 
-from sae_lib import checkpoints
+from sae_lib import checkpoints, hub
 from sae_lib.activations import HookPoint
 from sae_lib.errors import CorpusError, ModelError, TrainingError
 from sae_lib.runs import Run, writing
@@ -56,7 +56,7 @@ def training_summary(run: Run) -> dict:
 def open_model(source: str) -> PreTrainedModel:
     """A causal language model from a local folder or the hub, in its own precision."""
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
+        model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", local_files_only=Path(source).exists() or not hub.reached())
     except Exception as error:  # transformers raises OSError, ValueError and the hub's own kinds
         raise ModelError(_why_not(source, error)) from None
     return model.float() if not torch.cuda.is_available() else model

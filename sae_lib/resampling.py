@@ -38,13 +38,13 @@ def resample(
     direction = x[drawn] - sae.b_dec if centred else x[drawn]
     direction = direction / direction.norm(dim=-1, keepdim=True).clamp_min(1e-8)
     alive = ~dead
-    norm = sae.W_enc[:, alive].norm(dim=0).mean() if alive.any() else torch.ones((), device=x.device)
+    norm = sae.W_enc_T[alive].norm(dim=1).mean() if alive.any() else torch.ones((), device=x.device)
     sae.W_dec[indices] = direction
-    sae.W_enc[:, indices] = direction.T * norm * encoder_scale
+    sae.W_enc_T[indices] = direction * norm * encoder_scale
     sae.b_enc[indices] = 0
-    for parameter, slices in ((sae.W_dec, (indices,)), (sae.W_enc, (slice(None), indices)), (sae.b_enc, (indices,))):
+    for parameter in (sae.W_dec, sae.W_enc_T, sae.b_enc):
         state = optimiser.state.get(parameter, {})
         for moment in ("exp_avg", "exp_avg_sq"):
             if moment in state:
-                state[moment][slices] = 0
+                state[moment][indices] = 0
     return len(indices)

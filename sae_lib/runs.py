@@ -87,7 +87,8 @@ class Run:
     def last_mlp(self) -> "Run":
         """The run of notebook 05: the same corpus, another model and hook, in a folder inside this one."""
         s = self.settings
-        child = s.model_copy(update={"lm": s.last_mlp.lm, "sae": s.last_mlp.sae, "tokenizer": s.last_mlp.tokenizer or s.tokenizer})
+        corpus = s.corpus.model_copy(update={"train_tokens": s.last_mlp.train_tokens or s.corpus.train_tokens})
+        child = s.model_copy(update={"lm": s.last_mlp.lm, "sae": s.last_mlp.sae, "tokenizer": s.last_mlp.tokenizer or s.tokenizer, "corpus": corpus})
         return Run(child, self.folder / "last_mlp", parent=self)
 
 

@@ -108,6 +108,7 @@ class LastMLPSettings(Section):
     lm: LanguageModelSettings = LanguageModelSettings(architecture="llama", n_layer=4)
     sae: SAESettings = SAESettings(compare=())
     tokenizer: TokenizerSettings | None = None  # None: the run's own
+    train_tokens: PositiveInt | None = None  # of text for it, where its tokeniser makes tokens of its own; None: as many as the run
 
 
 class ToySettings(Section):

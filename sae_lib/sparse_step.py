@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sae_lib.autoencoder import SparseAutoencoder
 
-DENSE_ABOVE = 0.12  # density of feature activations at which dense products become the faster ones (benchmarks/sae_step.py)
+DENSE_ABOVE = 0.1  # density of feature activations at which dense products become the faster ones (benchmarks/sae_step.py)
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 
 
@@ -38,7 +38,7 @@ def gradients(sae: SparseAutoencoder, x: Float[Tensor, "n d_in"], mse_weight: fl
     if encoder_dtype == torch.float32:
         feature_acts = torch.addmm(sae.b_enc, centred, sae.W_enc).relu_()
     else:
-        feature_acts = (centred.to(encoder_dtype) @ sae.W_enc.to(encoder_dtype)).float().add_(sae.b_enc).relu_()
+        feature_acts = (centred.to(encoder_dtype) @ sae.W_enc_T.to(encoder_dtype).T).float().add_(sae.b_enc).relu_()
     if x.device.type == "cpu":
         active = feature_acts.view(-1).nonzero().squeeze(-1)
         if len(active) < DENSE_ABOVE * feature_acts.numel():
@@ -68,7 +68,7 @@ def _sparse(sae, x, centred, feature_acts, active, error_weight: float, l1: floa
     into_acts_t = torch.sparse_csr_tensor(starts_t, rows_t, into_acts[order], (d_sae, n), check_invariants=False)
 
     sae.W_dec.grad = acts_t @ error
-    sae.W_enc.grad = (into_acts_t @ centred).T
+    sae.W_enc_T.grad = into_acts_t @ centred
     sae.b_enc.grad = torch.zeros(d_sae).index_add_(0, column, into_acts)
     sae.b_dec.grad = error.sum(0) - sae.W_enc @ sae.b_enc.grad
     return StepResult(squared_error, by_row.values().sum() / n, torch.tensor(len(active) / n), counts > 0)
@@ -82,7 +82,7 @@ def _dense(sae, x, centred, feature_acts, error_weight: float, l1: float) -> Ste
     error *= error_weight
     into_acts = (error @ sae.W_dec.T).add_(l1).mul_(active)
     sae.W_dec.grad = feature_acts.T @ error
-    sae.W_enc.grad = (into_acts.T @ centred).T
+    sae.W_enc_T.grad = into_acts.T @ centred
     sae.b_enc.grad = into_acts.sum(0)
     sae.b_dec.grad = error.sum(0) - sae.W_enc @ sae.b_enc.grad
     return StepResult(squared_error, feature_acts.sum() / n, active.sum() / n, active.any(0))

@@ -62,7 +62,11 @@ def train(run: Run, hook: HookPoint, settings: SAESettings, folder: Path) -> Non
     """Fit on the run's training tokens and write the artefact: the autoencoder, and `training.json` with what happened."""
     rows, made_from = open_tokens(run).rows("train", run.settings.lm.context), sae_made_from(run, settings)
     scratch = folder.with_name(f".{folder.name}.checkpoints")
-    sae, summary = fit(hook, rows, settings, run.settings.seed, scratch, made_from)
+    torch.set_flush_denormal(True)  # Adam's moments of silent features decay into denormals, which are an order of magnitude slower
+    try:
+        sae, summary = fit(hook, rows, settings, run.settings.seed, scratch, made_from)
+    finally:
+        torch.set_flush_denormal(False)
     metadata = {"model_name": run.settings.lm.source, "context_size": run.settings.lm.context, "dataset_path": run.settings.corpus.source, "prepend_bos": False}
     with writing(folder, made_from) as out:
         sae.save(out, metadata | {"hook_name": settings.hook_name})
@@ -138,7 +142,7 @@ def initialise(recipe: Recipe, mean: Float[Tensor, " d_in"], d_sae: int, seed: i
         sae.W_enc.copy_(recipe.encoder_init * sae.W_dec.T)
         sae.b_dec.copy_(mean)
     else:
-        for parameter, fan_in in ((sae.W_enc, len(mean)), (sae.b_enc, len(mean)), (sae.W_dec, d_sae), (sae.b_dec, d_sae)):
+        for parameter, fan_in in ((sae.W_enc_T, len(mean)), (sae.b_enc, len(mean)), (sae.W_dec, d_sae), (sae.b_dec, d_sae)):
             parameter.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
     return sae
 
@@ -147,7 +151,8 @@ def initialise(recipe: Recipe, mean: Float[Tensor, " d_in"], d_sae: int, seed: i
 def update(sae: SparseAutoencoder, optimiser: torch.optim.Optimizer, recipe: Recipe) -> None:
     """One optimiser step that ends with the decoder's norm in place."""
     if recipe.decoder_norm == "features":  # the part of the gradient along a unit feature would only change its norm
-        sae.W_dec.grad -= (sae.W_dec.grad * sae.W_dec).sum(1, keepdim=True) * sae.W_dec
+        along = torch.linalg.vecdot(sae.W_dec.grad, sae.W_dec)
+        sae.W_dec.grad.addcmul_(along[:, None], sae.W_dec, value=-1)
     optimiser.step()
     normalise_decoder(sae, recipe)
 
@@ -183,5 +188,6 @@ def resample_dead(hook: Source, rows: np.ndarray, settings: SAESettings, recipe:
         dead = silent >= settings.dead_window
     touched = resample(sae, optimiser, dead, x, r.encoder_scale, r.centred, torch.Generator().manual_seed(seed + step))
     silent[dead] = 0
-    normalise_decoder(sae, recipe)
+    if touched:
+        normalise_decoder(sae, recipe)
     return {"step": step, "dead": int(dead.sum()), "resampled": touched}

@@ -52,7 +52,8 @@ def test_fvu_does_not_depend_on_a_constant_added_to_the_data():
 def test_sparse_decoding_is_decoding():
     sae = random_sae(16, 64, 0, bias=-4.0)
     x = torch.randn(50, 16)
-    torch.testing.assert_close(evaluation._decode(sae, sae.encode(x)), sae(x))
+    f = sae.encode(x)
+    torch.testing.assert_close(evaluation._decode(sae, f, evaluation.active(f)), sae(x))
 
 
 def test_neurons_recover_everything_and_zero_recovers_nothing(small_run, hook):

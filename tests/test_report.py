@@ -286,10 +286,11 @@ def test_only_the_evaluation_is_needed_and_its_absence_names_the_notebook(tmp_pa
         rendered(tmp_path / "b", {k: v for k, v in results().items() if k != "evaluation"})
 
 
-def test_results_of_another_version_are_an_error_that_names_the_value(tmp_path):
+@pytest.mark.parametrize("name", ["positive_share", "layers", "gallery"])
+def test_results_of_another_version_are_an_error_that_names_the_value(tmp_path, name):
     values = results()
-    del values["last_mlp"]["positive_share"]
-    with pytest.raises(ArtefactError, match="positive_share"):
+    del values["last_mlp"][name]
+    with pytest.raises(ArtefactError, match=name):
         rendered(tmp_path, values)
 
 
@@ -443,7 +444,7 @@ def test_plain_text_shows_itself(text):
 @pytest.mark.parametrize(
     ("made", "shown"),
     [
-        (f.percent(0.93456), "93.5 %"), (f.percent(0.002134), "0.213 %"), (f.percent(0), "0 %"), (f.percent(1.0), "100 %"), (f.percent(0.99999), "> 99.9 %"), (f.percent(0.09996), "10.0 %"), (f.percent(None), "not defined"),
+        (f.percent(0.93456), "93.5 %"), (f.percent(0.002134), "0.213 %"), (f.percent(0), "0 %"), (f.percent(1.0), "100 %"), (f.percent(0.99999), "> 99.9 %"), (f.percent(0.09996), "10.0 %"), (f.percent(None), "not defined"), (f.count(None), "not defined"),
         (f.number(17.4321), "17.4"), (f.number(0.0999951), "0.100"), (f.number(24512.3), "24,512"), (f.number(-0.0213), "-0.0213"), (f.count(1020000), "1,020,000"), (f.nats(3.75349), "3.753"),
         (f.duration(3.21), "3.2 s"), (f.duration(312), "5 min 12 s"), (f.duration(39240), "10 h 54 min"), (f.small(1.19e-7), "1.2 × 10⁻⁷"), (f.exact(0.003), "0.003"), (f.exact(89600000), "89,600,000"), (f.millions(3_000_000), "3.00 million"),
         (f.millions(76192), "76,192"), (f.gib(2**34), "16.0 GiB"),
@@ -517,7 +518,7 @@ def test_publishing_refuses_and_changes_nothing(run, tmp_path, harm):
     (root / "report.md").write_text("the old one")
     write_report(run)
     if harm == "large":
-        run.save_results("evaluation", results()["evaluation"] | {"more": {"density": [0.1234567] * 400_000}})
+        run.save_results("more", {"text": "x" * publish.LARGEST})
     if harm == "broken":
         (run.folder / "figures" / "density.png").unlink()
     if harm == "path":

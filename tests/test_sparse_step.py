@@ -58,7 +58,7 @@ def test_no_active_feature_leaves_only_the_decoder_bias_to_learn():
     x = torch.randn(5, 8)
     expected = autograd(sae, x, 1.0, 0.5)
     sparse_step.gradients(sae, x, 1.0, 0.5)
-    assert expected["b_dec"].abs().sum() > 0 and sae.W_enc.grad.abs().sum() == 0
+    assert expected["b_dec"].abs().sum() > 0 and sae.W_enc_T.grad.abs().sum() == 0
     torch.testing.assert_close(sae.b_dec.grad, expected["b_dec"])
 
 
