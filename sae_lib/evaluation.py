@@ -152,7 +152,10 @@ def evaluate_run(run: Run) -> dict[str, dict]:
     where = "evaluation" if run.parent is None else f"evaluation_{run.folder.name}"
     if (found := run.saved_results(where, made_from)) is not None:
         return found
-    results = {name: evaluate(run, hook, training.load_autoencoder(run, name)) for name in variants(run.settings)}
+    results: dict[str, dict] = {}
+    for name in variants(run.settings):
+        same = training.training_summary(run, name).get("same_as")
+        results[name] = results[same] if same else evaluate(run, hook, training.load_autoencoder(run, name))
     results["neurons"] = evaluate(run, hook, Neurons(training.load_autoencoder(run).d_in, language_model.device_of(run)))
     run.save_results(where, results, made_from)
     return run.saved_results(where, made_from)

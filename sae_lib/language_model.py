@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrain
 from sae_lib import checkpoints, hub
 from sae_lib.activations import HookPoint
 from sae_lib.errors import CorpusError, ModelError, TrainingError
-from sae_lib.runs import Run, writing
+from sae_lib.runs import Run, keep_freed_memory, writing
 from sae_lib.settings import LanguageModelSettings
 from sae_lib.tokens import Tokens, make_tokens, open_tokens, tokens_made_from
 
@@ -110,6 +110,8 @@ class LinearCrossEntropy(torch.autograd.Function):
             h, t = hidden[start : start + chunk], targets[start : start + chunk, None]
             log_p = F.log_softmax((h @ weight.T).float(), dim=-1)
             total -= log_p.gather(1, t).sum()
+            if not any(ctx.needs_input_grad):
+                continue
             grad = log_p.exp_()  # softmax − one-hot, in place
             grad.scatter_add_(1, t, torch.full_like(t, -1, dtype=grad.dtype))
             grad = grad.to(h.dtype)
@@ -135,6 +137,7 @@ def next_token_loss(model: PreTrainedModel, tokens: Int[Tensor, "row position"],
 
 def train(run: Run, folder: Path) -> None:
     """AdamW, linear warm-up, cosine decay, gradient clipping; goes on from the last checkpoint of an interrupted run."""
+    keep_freed_memory()
     s, device, made_from = run.settings.lm, device_of(run), lm_made_from(run)
     tokens = open_tokens(run)
     rows = tokens.rows("train", s.context + 1)

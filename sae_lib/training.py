@@ -19,7 +19,7 @@ from sae_lib.autoencoder import SparseAutoencoder
 from sae_lib.errors import ArtefactError, TrainingError
 from sae_lib.recipes import Recipe, resolve, variants
 from sae_lib.resampling import resample
-from sae_lib.runs import Run, is_made, writing
+from sae_lib.runs import Run, is_made, keep_freed_memory, writing
 from sae_lib.settings import SAESettings
 from sae_lib.sparse_step import gradients
 from sae_lib.tokens import open_tokens
@@ -38,11 +38,26 @@ def make_autoencoder(run: Run, name: str = "") -> Path:
     folder = run.folder / "saes" / name
     if run.settings.lm.source == "train":  # a wrong name is said before a model is trained for it
         find_hook(sae.hook_name, run.settings.lm.architecture, run.settings.lm.n_layer)
-    if not run.is_made(folder, sae_made_from(run, sae)):
-        language_model.make_language_model(run)
-        hook = HookPoint(language_model.load(run), sae.hook_name)
-        train(run, hook, sae, folder)
+    if run.is_made(folder, sae_made_from(run, sae)):
+        return folder
+    language_model.make_language_model(run)
+    if name == f"{run.settings.sae.recipe}-no_resampling":
+        main = make_autoencoder(run)
+        if not any(e["resampled"] for e in training_summary(run)["resampling"]):
+            _same_without_resampling(run, sae, main, folder)
+            return folder
+    train(run, HookPoint(language_model.load(run), sae.hook_name), sae, folder)
     return folder
+
+
+def _same_without_resampling(run: Run, sae: SAESettings, main: Path, folder: Path) -> None:
+    """Where resampling found nothing dead, training without it is the same computation: take its result, and say so."""
+    summary = training_summary(run) | {"resampling": [], "same_as": main.name}
+    summary["recipe"]["resampling"] = None
+    with writing(folder, sae_made_from(run, sae)) as out:
+        for file in ("cfg.json", "sae_weights.safetensors"):
+            shutil.copy2(main / file, out / file)
+        (out / "training.json").write_text(json.dumps(summary, indent=1))
 
 
 def load_autoencoder(run: Run, name: str = "") -> SparseAutoencoder:
@@ -62,6 +77,7 @@ def train(run: Run, hook: HookPoint, settings: SAESettings, folder: Path) -> Non
     """Fit on the run's training tokens and write the artefact: the autoencoder, and `training.json` with what happened."""
     rows, made_from = open_tokens(run).rows("train", run.settings.lm.context), sae_made_from(run, settings)
     scratch = folder.with_name(f".{folder.name}.checkpoints")
+    keep_freed_memory()
     torch.set_flush_denormal(True)  # Adam's moments of silent features decay into denormals, which are an order of magnitude slower
     try:
         sae, summary = fit(hook, rows, settings, run.settings.seed, scratch, made_from)

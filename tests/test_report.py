@@ -131,6 +131,7 @@ FIGURES = (
     "training_l0",
     "training_silent",
     "density",
+    "density_recipes",
     "last_mlp_activations",
     "toy_introduction",
 )
@@ -562,7 +563,8 @@ def test_publishing_refuses_and_changes_nothing(run, tmp_path, harm):
 def test_paths_in_the_text_of_the_corpus_are_no_obstacle(tmp_path, monkeypatch):
     monkeypatch.setattr(pages, "find_chromium", lambda: None)
     values = results()
-    values["features"]["gallery"][0] = entry(5, "env", "#!/usr/bin/")
+    monkeypatch.setattr(publish.Path, "home", lambda: publish.Path("/"))
+    values["features"]["gallery"][0] = entry(5, "env", "#!/usr/bin/ / ")
     assert publish_report(make(tmp_path / "run", values), tmp_path / "repository").is_file()
 
 

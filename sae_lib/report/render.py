@@ -27,7 +27,7 @@ TOY_FIGURES = (
     ("toy_phase_diagram", "Phases: an extra feature ignored, given a dimension, or stored in superposition."),
     ("toy_plateaus", "Dimensions per feature stick at the fractions of regular figures."),
     ("toy_correlated", "Correlated and anti-correlated features."),
-    ("toy_absolute_value_large", "Neurons computing |x| for more features than there are neurons."),
+    ("toy_absolute_value_large", "Neurons computing absolute values for more features than there are neurons."),
     ("toy_five_cases", "The five cases of unequal density."),
     ("toy_autoencoder", "Autoencoders on the toy model, with and without resampling: which true directions they find."),
     ("toy_shrinkage", "Shrinkage by the L1 penalty."),
