@@ -257,7 +257,7 @@ def test_links_resolve_and_every_figure_and_table_is_traced(run):
     for kind in ("Table", "Figure"):
         used = re.findall(rf"(?:\*\*|!\[){kind} (\d+)\.", text)
         assert used == [str(i + 1) for i in range(len(used))]
-        assert re.findall(rf"(?m)^\| {kind} (\d+)", appendix) == used
+        assert re.findall(rf"(?m)^\| {kind}\s(\d+)", appendix) == used
     for name in set(re.findall(r"`(\w+)\.json`", appendix)):
         assert (run.results_folder / f"{name}.json").is_file()
 

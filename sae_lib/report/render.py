@@ -66,7 +66,7 @@ class Registry:
             names = results.split(", ")
             rows.append(
                 [
-                    what,
+                    what.replace(" ", "\u00a0"),
                     shown,
                     ", ".join(f"`{n}.json`" for n in names),
                     ", ".join(dict.fromkeys(content.NOTEBOOK_OF.get(n, "the run itself") for n in names)),
