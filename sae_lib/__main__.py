@@ -46,6 +46,9 @@ def run(
     seconds = headless.run_notebooks(opened, set_ or [], only, extra, typer.echo)
     if only:
         return
+    if (opened.results_folder / "run.json").exists():  # a repeated run finds its stages made: the first time is the true one
+        before = opened.load_results("run")["seconds"]
+        seconds = {name: max(value, before.get(name, 0)) for name, value in seconds.items()}
     opened.save_results("run", {"seconds": seconds, "machine": machine()})
     typer.echo(f"report: {write_report(opened)}")
 

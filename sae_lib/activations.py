@@ -54,7 +54,10 @@ class HookPoint:
         self.model, self.name = model, hook_name
         family = "gpt2" if hasattr(model, "transformer") else "llama"
         self.layer, suffix, self.side = find_hook(hook_name, family, model.config.num_hidden_layers)
-        self.module: nn.Module = model.get_submodule(BLOCKS[family].format(layer=self.layer) + suffix)
+        try:
+            self.module: nn.Module = model.get_submodule(BLOCKS[family].format(layer=self.layer) + suffix)
+        except AttributeError:
+            raise ModelError(f"{type(model).__name__} is laid out neither like GPT-2 nor like Llama; only such models have hooks here") from None
 
     @property
     def device(self) -> torch.device:

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrain
 
 from sae_lib import checkpoints, hub
 from sae_lib.activations import HookPoint
-from sae_lib.errors import CorpusError, ModelError, TrainingError
+from sae_lib.errors import CorpusError, ModelError, SettingsError, TrainingError
 from sae_lib.runs import Run, keep_freed_memory, writing
 from sae_lib.settings import LanguageModelSettings
 from sae_lib.tokens import Tokens, make_tokens, open_tokens, tokens_made_from
@@ -43,9 +43,15 @@ def lm_made_from(run: Run) -> dict:
 
 def load(run: Run) -> PreTrainedModel:
     """The run's language model in evaluation mode on its device; `ModelError` where it cannot be had."""
-    source = run.settings.lm.source
-    model = open_model(str(run.folder / "language_model") if source == "train" else source)
+    model = open_model(source := _source(run))
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest and run.settings.lm.context > longest:
+        raise ModelError(f"lm.context {run.settings.lm.context} is more than the {longest} positions of {source}; set a smaller one")
     return model.to(device_of(run)).eval().requires_grad_(False)
+
+
+def _source(run: Run) -> str:
+    return str(make_language_model(run)) if run.settings.lm.source == "train" else run.settings.lm.source
 
 
 def training_summary(run: Run) -> dict:
@@ -64,15 +70,16 @@ def open_model(source: str) -> PreTrainedModel:
 
 def bridge(run: Run) -> TransformerBridge:
     """The same model for exploring: every hook name of TransformerLens, on its own copy of the weights."""
-    source = run.settings.lm.source
-    source = str(run.folder / "language_model") if source == "train" else source
+    source = _source(run)
     return TransformerBridge.boot_transformers(source, device=str(device_of(run)), hf_model=open_model(source), tokenizer=open_tokens(run).tokenizer)
 
 
 def device_of(run: Run) -> torch.device:
-    name = run.settings.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    """The device of `settings.device`; `SettingsError` lists those there are."""
+    found = ["cpu", *(["cuda"] if torch.cuda.is_available() else []), *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    name = run.settings.device if run.settings.device != "auto" else "cuda" if "cuda" in found else "cpu"
+    if name not in found:
+        raise SettingsError(f"device: {name!r} cannot be used here; there are: auto, {', '.join(found)}")
     return torch.device(name)
 
 
@@ -110,7 +117,7 @@ class LinearCrossEntropy(torch.autograd.Function):
             h, t = hidden[start : start + chunk], targets[start : start + chunk, None]
             log_p = F.log_softmax((h @ weight.T).float(), dim=-1)
             total -= log_p.gather(1, t).sum()
-            if not any(ctx.needs_input_grad):
+            if not ctx.needs_input_grad[0]:  # an evaluation: the loss alone
                 continue
             grad = log_p.exp_()  # softmax − one-hot, in place
             grad.scatter_add_(1, t, torch.full_like(t, -1, dtype=grad.dtype))
@@ -230,7 +237,7 @@ def precision(name: str, device: torch.device) -> torch.dtype:
         return getattr(torch, name)
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    return torch.bfloat16 if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 
 
 def _autocast(device: torch.device, dtype: torch.dtype):

@@ -46,9 +46,10 @@ BRICKEN_2023 = Recipe(
         "activations are scaled so that their mean squared norm is d_in, so that λ carries over from model to model",
         "b_dec starts at the mean of the data instead of its geometric median",
         "the encoder starts at 0.1 times the transposed decoder, instead of independently: few features die and the reconstruction is better",
+        "learning rate, λ and the number of activations are our own: the settings of the run say which",
         "batches of 1024 instead of 8192; the learning rate is warmed up over 5 % of training and λ over 10 %, and the rate falls linearly to zero over the last 30 %",
         "resampling at 20, 40 and 60 % of training instead of at four fixed steps; a feature is dead after `sae.dead_window` silent activations instead of 12 500 steps of 8192",
-        "`sae.resampling_inputs` inputs are scored instead of 819 200; the new directions are x − b_dec, so that the feature fires on the input it was drawn from",
+        "`sae.resampling_inputs` inputs are scored instead of 819 200, by their squared reconstruction error without the L1 term; the new directions are x − b_dec, so that the feature fires on the input it was drawn from",
     ),
     batch=1024,
     lr=4e-3,
@@ -93,6 +94,12 @@ def resolve(sae: SAESettings) -> Recipe:
     if sae.recipe not in RECIPES:
         raise SettingsError(f"sae.recipe: {sae.recipe!r} does not exist; there are: {', '.join(RECIPES)}")
     recipe = RECIPES[sae.recipe]
+    at = recipe.resampling.at if sae.resampling and recipe.resampling else ()
+    if at and max(at) * sae.activations < sae.dead_window:
+        raise SettingsError(
+            f"sae.dead_window: no feature can be silent for {sae.dead_window:,} activations before the last resampling, at {max(at):.0%} of "
+            f"sae.activations={sae.activations:,}; set a smaller window, or sae.resampling=false"
+        )
     given = {key: value for key in ("batch", "lr", "l1") if (value := getattr(sae, key)) is not None}
     return replace(recipe, **given, resampling=recipe.resampling if sae.resampling else None)
 

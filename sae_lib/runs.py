@@ -104,6 +104,7 @@ def open_run(profile: str = "laptop", run_dir: str | Path = "", overrides: list[
         folder = Path("runs") / (f"{profile}-{digest}" if changed else profile)
     if folder.exists() and not folder.is_dir():
         raise SettingsError(f"--run {folder} is a file; expected a folder (it is made if missing)")
+    _check(settings, folder)
     record = folder / "settings.yaml"
     wanted = settings.model_dump(mode="json")
     if record.exists():
@@ -111,6 +112,19 @@ def open_run(profile: str = "laptop", run_dir: str | Path = "", overrides: list[
     else:
         write_atomically(record, yaml.safe_dump(wanted, sort_keys=False))
     return Run(settings, folder)
+
+
+def _check(settings: Settings, folder: Path) -> None:
+    """What settings alone cannot know: device, recipes and hook names, said before anything is made or written."""
+    from sae_lib.activations import find_hook
+    from sae_lib.language_model import device_of
+    from sae_lib.recipes import variants
+
+    device_of(Run(settings, folder))
+    for part in (settings, Run(settings, folder).last_mlp().settings):
+        variants(part)
+        if part.lm.source == "train":
+            find_hook(part.sae.hook_name, part.lm.architecture, part.lm.n_layer)
 
 
 def is_made(folder: Path, made_from: dict[str, Any]) -> bool:

@@ -1,6 +1,7 @@
 """One validated settings object; profiles are YAML files, overrides are `section.key=value`."""
 
 import difflib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -118,7 +119,7 @@ class ToySettings(Section):
 class Settings(Section):
     profile: Literal["smoke", "laptop", "runpod"] = "laptop"
     seed: int = 0
-    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
+    device: str = "auto"  # auto, cpu, cuda, cuda:1
     corpus: CorpusSettings = CorpusSettings()
     tokenizer: TokenizerSettings = TokenizerSettings()
     lm: LanguageModelSettings = LanguageModelSettings()
@@ -128,6 +129,13 @@ class Settings(Section):
     prompts: PromptSettings = PromptSettings()
     last_mlp: LastMLPSettings = LastMLPSettings()
     toy: ToySettings = ToySettings()
+
+    @model_validator(mode="after")
+    def _tokeniser_fits(self):
+        for name, lm, tokenizer in (("", self.lm, self.tokenizer), ("last_mlp.", self.last_mlp.lm, self.last_mlp.tokenizer or self.tokenizer)):
+            if lm.source != "train" and tokenizer.source == "train":
+                raise ValueError(f"{name}lm.source={lm.source} needs its own tokeniser: add --set {name}tokenizer={lm.source}")
+        return self
 
 
 def load(profile: str = "laptop", overrides: list[str] | tuple[str, ...] = ()) -> Settings:
@@ -155,6 +163,8 @@ def _apply(data: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise SettingsError(f"--set {override!r}: expected section.key=value, for example sae.d_sae=8192")
+    if key == "profile":
+        raise SettingsError(f"--set {override}: a profile is chosen with --profile {text}")
     model: type[BaseModel] = Settings
     path = key.split(".")
     for depth, part in enumerate(path):
@@ -176,11 +186,12 @@ def _apply(data: dict[str, Any], override: str) -> None:
 
 
 def _number_or_yaml(key: str, text: str) -> Any:
+    with suppress(ValueError):
+        if "e" in text.lower():  # YAML 1.1 reads 1e-4 as text
+            return float(text)
     try:
-        return float(text) if "e" in text.lower() else yaml.safe_load(text)  # YAML 1.1 reads 1e-4 as text
-    except ValueError:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise SettingsError(f"{key}: {text!r} is not a number, text or list, for example 8192, 1e-3 or [ward_2024]") from None
 
 

@@ -14,12 +14,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sae_lib import checkpoints, language_model
-from sae_lib.activations import ActivationBuffer, HookPoint, Source, find_hook, harvest
+from sae_lib.activations import ActivationBuffer, HookPoint, Source, harvest
 from sae_lib.autoencoder import SparseAutoencoder
-from sae_lib.errors import ArtefactError, TrainingError
+from sae_lib.errors import TrainingError
 from sae_lib.recipes import Recipe, resolve, variants
 from sae_lib.resampling import resample
-from sae_lib.runs import Run, is_made, keep_freed_memory, writing
+from sae_lib.runs import Run, keep_freed_memory, writing
 from sae_lib.settings import SAESettings
 from sae_lib.sparse_step import gradients
 from sae_lib.tokens import open_tokens
@@ -36,8 +36,6 @@ def make_autoencoder(run: Run, name: str = "") -> Path:
     name = name or run.settings.sae.recipe
     sae = variants(run.settings)[name]
     folder = run.folder / "saes" / name
-    if run.settings.lm.source == "train":  # a wrong name is said before a model is trained for it
-        find_hook(sae.hook_name, run.settings.lm.architecture, run.settings.lm.n_layer)
     if run.is_made(folder, sae_made_from(run, sae)):
         return folder
     language_model.make_language_model(run)
@@ -61,11 +59,8 @@ def _same_without_resampling(run: Run, sae: SAESettings, main: Path, folder: Pat
 
 
 def load_autoencoder(run: Run, name: str = "") -> SparseAutoencoder:
-    name = name or run.settings.sae.recipe
-    folder = run.folder / "saes" / name
-    if not is_made(folder, sae_made_from(run, variants(run.settings)[name])):
-        raise ArtefactError(f"{folder} is missing: run the sae stage first")
-    return SparseAutoencoder.load(folder, language_model.device_of(run))
+    """The run's autoencoder, trained first where it is not there."""
+    return SparseAutoencoder.load(make_autoencoder(run, name), language_model.device_of(run))
 
 
 def training_summary(run: Run, name: str = "") -> dict:

@@ -84,6 +84,8 @@ BAD = {
     "unknown recipe": (["--set", "sae.recipe=magic"], "bricken_2023"),
     "d_sae": (["--set", "sae.d_sae=0"], "sae.d_sae"),
     "unknown hook": (["--set", "sae.hook_name=blocks.0.mlp.hook_pots"], "blocks.0.mlp.hook_post"),
+    "unknown device": (["--set", "device=gpu"], "cpu"),
+    "hook of the deep model": (["--set", "last_mlp.lm.n_layer=2"], "blocks.1.mlp.hook_post"),
     "unknown setting": (["--set", "sae.widht=3"], "sae.widht"),
     "unknown profile": (["--profile", "desktop"], "smoke, laptop, runpod"),
     "hub unreachable": (["--set", "corpus=hub:monology/pile-uncopyrighted"], "hub"),

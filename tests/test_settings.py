@@ -34,6 +34,10 @@ def test_overrides_reach_their_place():
         ("lm.n_heads=7", ["128", "7"]),
         ("nonsense", ["section.key=value"]),
         ("sae.compare=[", ["sae.compare"]),
+        ("sae.compare=[bricken_2023", ["sae.compare"]),
+        ("profile=smoke", ["--profile smoke"]),
+        ("lm.source=gpt2", ["tokenizer=gpt2"]),
+        ("last_mlp.lm.source=some/llama", ["last_mlp.tokenizer=some/llama"]),
     ],
 )
 def test_mistakes_are_named(override, named):

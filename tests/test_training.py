@@ -6,7 +6,7 @@ import torch
 
 from sae_lib import checkpoints, language_model, training
 from sae_lib.activations import ActivationTable
-from sae_lib.errors import ArtefactError, SettingsError, TrainingError
+from sae_lib.errors import SettingsError, TrainingError
 from sae_lib.recipes import BRICKEN_2023, RECIPES, WARD_2024, resolve, variants
 from sae_lib.settings import SAESettings, load
 
@@ -163,13 +163,6 @@ def test_settings_override_the_recipe_but_not_those_it_is_compared_with():
     assert resolve(found["bricken_2023-no_resampling"]).resampling is None and found["bricken_2023-d_sae_64"].d_sae == 64
 
 
-def test_loading_what_was_not_made_says_which_stage(small_run, tmp_path):
-    from sae_lib.runs import Run
-
-    with pytest.raises(ArtefactError, match="sae stage"):
-        training.load_autoencoder(Run(small_run.settings, tmp_path))
-
-
 def test_resampling_that_finds_nothing_dead_changes_nothing(tmp_path):
     _, with_, summary = fit(tmp_path / "with", lr=1e-3)
     _, without, _ = fit(tmp_path / "without", lr=1e-3, resampling=False)
@@ -184,13 +177,18 @@ def test_the_run_without_resampling_is_trained_only_where_it_differs(small_run, 
     run = Run(small_run.settings.model_copy(update={"sae": small_run.settings.sae.model_copy(update={"compare": ("ward_2024",)})}), tmp_path, parent=small_run)
     summary, trained = training.training_summary(small_run), []
     summary["resampling"] = [{"step": 1, "dead": resampled, "resampled": resampled}]
-    made = {small_run.settings.sae.recipe: small_run.folder / "saes/bricken_2023"}
+    made, model = {small_run.settings.sae.recipe: small_run.folder / "saes/bricken_2023"}, language_model.load(small_run)
     monkeypatch.setattr(training, "training_summary", lambda *_: summary)
     monkeypatch.setattr(training, "train", lambda run, hook, sae, folder: trained.append(folder.name))
     monkeypatch.setattr(training.language_model, "make_language_model", lambda run: None)
-    model = language_model.load(small_run)
     monkeypatch.setattr(training.language_model, "load", lambda run: model)
     original = training.make_autoencoder
     monkeypatch.setattr(training, "make_autoencoder", lambda run, name="": made[run.settings.sae.recipe] if not name else original(run, name))
     folder = training.make_autoencoder(run, "bricken_2023-no_resampling")
     assert trained == (["bricken_2023-no_resampling"] if resampled else []) and folder.exists() == (not resampled)
+
+
+def test_a_window_that_training_cannot_outlast_is_refused():
+    with pytest.raises(SettingsError, match="sae.dead_window.*60%"):
+        resolve(SAESettings(activations=800_000, dead_window=500_000))
+    assert resolve(SAESettings(activations=800_000, dead_window=500_000, resampling=False)).resampling is None
