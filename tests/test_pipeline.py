@@ -15,7 +15,7 @@ from sae_lib.headless import ROOT
 
 def sae_lib(*arguments, **environment):
     env = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "400"} | environment
-    return subprocess.run([sys.executable, "-m", "sae_lib", *map(str, arguments)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+    return subprocess.run([sys.executable, "-m", "sae_lib", *map(str, arguments)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=1800)
 
 
 @pytest.fixture(scope="module")
