@@ -69,7 +69,7 @@ def test_a_truncated_artefact_is_refused_by_name(smoke_run, tmp_path):
     shutil.copytree(smoke_run[0], folder)
     weights = folder / "saes/bricken_2023/sae_weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    done = sae_lib("stage", "features", "--profile", "smoke", "--run", folder)
+    done = sae_lib("stage", "sae", "--profile", "smoke", "--run", folder)
     assert done.returncode == 2 and str(weights) in done.stderr and "damaged" in done.stderr
 
 
