@@ -133,7 +133,7 @@ class ActivationBuffer:
         self.buffer_rows = min(buffer_rows, len(rows))
         self.per_chunk = max(1, self.buffer_rows * rows.shape[1] // batch)
         self.position = start
-        
+        self.store: Tensor | None = None  # one chunk; written again and again, as fresh memory costs more than the forward pass
 
     def __iter__(self) -> Iterator[Float[Tensor, "batch d_in"]]:
         chunks_per_epoch = max(1, len(self.rows) // self.buffer_rows)
@@ -142,20 +142,21 @@ class ActivationBuffer:
             epoch, part = divmod(chunk, chunks_per_epoch)
             rng = np.random.default_rng((self.seed, epoch))
             drawn = rng.permutation(len(self.rows))[part * self.buffer_rows : (part + 1) * self.buffer_rows]
-            acts = harvest(self.hook, self.rows[np.sort(drawn)])
+            acts = self.store = harvest(self.hook, self.rows[np.sort(drawn)], out=self.store)
             order = torch.from_numpy(np.random.default_rng((self.seed, epoch, part)).permutation(len(acts))).to(acts.device)
             for j in range(i, self.per_chunk):
                 self.position += 1
                 yield acts[order[j * self.batch : (j + 1) * self.batch]].float()  # a large model's are bfloat16
 
 
-def harvest(hook: Source, rows: np.ndarray, rows_at_once: int = 64) -> Float[Tensor, "n d_in"]:
-    """Activations of all positions of `rows` [row, position], in order, on the model's device."""
-    parts = []
+def harvest(hook: Source, rows: np.ndarray, rows_at_once: int = 64, out: Float[Tensor, "n d_in"] | None = None) -> Float[Tensor, "n d_in"]:
+    """Activations of all positions of `rows` [row, position], in order, on the model's device; into `out` where given."""
     for i in range(0, len(rows), rows_at_once):
         tokens = torch.from_numpy(rows[i : i + rows_at_once].astype(np.int64)).to(hook.device)
-        parts.append(rearrange(hook.activations(tokens), "row position d -> (row position) d"))
-    return torch.cat(parts)
+        acts = rearrange(hook.activations(tokens), "row position d -> (row position) d")
+        out = acts.new_empty(rows.size, acts.shape[1]) if out is None else out
+        out[i * rows.shape[1] :][: len(acts)] = acts
+    return out
 
 
 def of_token(hook: HookPoint, tokenizer, text: str, token: int | str) -> tuple[str, Float[Tensor, " d_in"]]:

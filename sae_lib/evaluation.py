@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from sae_lib import language_model, training
 from sae_lib.activations import HookPoint, Source, harvest
 from sae_lib.autoencoder import SparseAutoencoder
+from sae_lib.device import device_of
 from sae_lib.recipes import variants
 from sae_lib.runs import Run
 from sae_lib.tokens import open_tokens
@@ -156,6 +157,6 @@ def evaluate_run(run: Run) -> dict[str, dict]:
     for name in variants(run.settings):
         same = training.training_summary(run, name).get("same_as")
         results[name] = results[same] if same else evaluate(run, hook, training.load_autoencoder(run, name))
-    results["neurons"] = evaluate(run, hook, Neurons(training.load_autoencoder(run).d_in, language_model.device_of(run)))
+    results["neurons"] = evaluate(run, hook, Neurons(training.load_autoencoder(run).d_in, device_of(run)))
     run.save_results(where, results, made_from)
     return run.saved_results(where, made_from)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sae_lib import evaluation, language_model, training
 from sae_lib.activations import HookPoint, harvest
+from sae_lib.device import device_of
 from sae_lib.evaluation import Dictionary
 from sae_lib.recipes import variants
 from sae_lib.runs import Run, writing
@@ -29,7 +30,7 @@ def make_features(run: Run, name: str = "") -> Path:
         return folder
     training.make_autoencoder(run, "" if name == "neurons" else name)
     hook = HookPoint(language_model.load(run), sae.hook_name)
-    dictionary = evaluation.Neurons(training.load_autoencoder(run).d_in, language_model.device_of(run)) if name == "neurons" else training.load_autoencoder(run, name)
+    dictionary = evaluation.Neurons(training.load_autoencoder(run).d_in, device_of(run)) if name == "neurons" else training.load_autoencoder(run, name)
     rows = evaluation.heldout_rows(run, s.evaluation.tokens)
     features, examples = build(hook, dictionary, rows, open_tokens(run), s.features)
     with writing(folder, made_from) as out:

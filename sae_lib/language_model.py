@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrain
 
 from sae_lib import checkpoints, hub
 from sae_lib.activations import HookPoint
-from sae_lib.errors import CorpusError, ModelError, SettingsError, TrainingError
+from sae_lib.device import device_of, precision
+from sae_lib.errors import CorpusError, ModelError, TrainingError
 from sae_lib.runs import Run, keep_freed_memory, writing
 from sae_lib.settings import LanguageModelSettings
 from sae_lib.tokens import Tokens, make_tokens, open_tokens, tokens_made_from
@@ -72,15 +73,6 @@ def bridge(run: Run) -> TransformerBridge:
     """The same model for exploring: every hook name of TransformerLens, on its own copy of the weights."""
     source = _source(run)
     return TransformerBridge.boot_transformers(source, device=str(device_of(run)), hf_model=open_model(source), tokenizer=open_tokens(run).tokenizer)
-
-
-def device_of(run: Run) -> torch.device:
-    """The device of `settings.device`; `SettingsError` lists those there are."""
-    found = ["cpu", *(["cuda"] if torch.cuda.is_available() else []), *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    name = run.settings.device if run.settings.device != "auto" else "cuda" if "cuda" in found else "cpu"
-    if name not in found:
-        raise SettingsError(f"device: {name!r} cannot be used here; there are: auto, {', '.join(found)}")
-    return torch.device(name)
 
 
 def build(settings: LanguageModelSettings, vocab_size: int, eos: int) -> PreTrainedModel:
@@ -229,15 +221,6 @@ def schedule(step: int, n_steps: int, warmup: float, final: float) -> float:
     if step < warm:
         return (step + 1) / warm
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, n_steps - warm)))
-
-
-def precision(name: str, device: torch.device) -> torch.dtype:
-    """bfloat16 where the machine multiplies in it at speed, else float32; `name` decides unless it is "auto"."""
-    if name != "auto":
-        return getattr(torch, name)
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 
 
 def _autocast(device: torch.device, dtype: torch.dtype):

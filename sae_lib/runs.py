@@ -117,7 +117,7 @@ def open_run(profile: str = "laptop", run_dir: str | Path = "", overrides: list[
 def _check(settings: Settings, folder: Path) -> None:
     """What settings alone cannot know: device, recipes and hook names, said before anything is made or written."""
     from sae_lib.activations import find_hook
-    from sae_lib.language_model import device_of
+    from sae_lib.device import device_of
     from sae_lib.recipes import variants
 
     device_of(Run(settings, folder))

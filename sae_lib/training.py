@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from sae_lib import checkpoints, language_model
 from sae_lib.activations import ActivationBuffer, HookPoint, Source, harvest
 from sae_lib.autoencoder import SparseAutoencoder
+from sae_lib.device import device_of, precision
 from sae_lib.errors import TrainingError
 from sae_lib.recipes import Recipe, resolve, variants
 from sae_lib.resampling import resample
@@ -60,7 +61,7 @@ def _same_without_resampling(run: Run, sae: SAESettings, main: Path, folder: Pat
 
 def load_autoencoder(run: Run, name: str = "") -> SparseAutoencoder:
     """The run's autoencoder, trained first where it is not there."""
-    return SparseAutoencoder.load(make_autoencoder(run, name), language_model.device_of(run))
+    return SparseAutoencoder.load(make_autoencoder(run, name), device_of(run))
 
 
 def training_summary(run: Run, name: str = "") -> dict:
@@ -97,7 +98,7 @@ def fit(hook: Source, rows: np.ndarray, settings: SAESettings, seed: int, scratc
     sae = initialise(recipe, mean * scale, settings.d_sae, seed).to(mean.device)
     optimiser = torch.optim.Adam(sae.parameters(), lr=recipe.lr, fused=mean.device.type != "mps")
     mse_weight = 1.0 if recipe.mse == "sum" else 1 / sae.d_in
-    encoder_dtype = language_model.precision(settings.precision, mean.device)
+    encoder_dtype = precision(settings.precision, mean.device)
     silent = torch.zeros(settings.d_sae, dtype=torch.int64, device=mean.device)  # activations since the feature last fired
     start, curve, events, seconds = 0, [], [], 0.0
     if checkpoint := checkpoints.load_checkpoint(scratch, made_from):
