@@ -40,7 +40,7 @@ def run() -> dict:
             def step(sae=sae, optimiser=optimiser, name=name):
                 if name == "dense":
                     return dense_step(sae, optimiser, x, 1.0)
-                sparse_step.gradients(sae, x, 1.0, 1.0, torch.bfloat16 if "bf" in name else torch.float32)
+                sparse_step.gradients(sae, x, BRICKEN_2023.objective(D_IN), torch.bfloat16 if "bf" in name else torch.float32)
                 training.update(sae, optimiser, BRICKEN_2023)
 
             contenders[name] = step

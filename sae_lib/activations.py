@@ -6,10 +6,10 @@ from contextlib import contextmanager, suppress
 
 import numpy as np
 import torch
+import transformers
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from sae_lib.errors import CorpusError, ModelError
 
@@ -50,7 +50,7 @@ class _Stop(Exception):
 class HookPoint:
     """One hook point of a model: read it, stop at it, or replace what passes through it."""
 
-    def __init__(self, model: PreTrainedModel, hook_name: str):
+    def __init__(self, model: "transformers.PreTrainedModel", hook_name: str):
         self.model, self.name = model, hook_name
         family = "gpt2" if hasattr(model, "transformer") else "llama"
         self.layer, suffix, self.side = find_hook(hook_name, family, model.config.num_hidden_layers)

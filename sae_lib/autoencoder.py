@@ -15,18 +15,24 @@ SHAPES = {"W_enc": ("d_in", "d_sae"), "b_enc": ("d_sae",), "W_dec": ("d_sae", "d
 
 
 class SparseAutoencoder(nn.Module):
-    """f = ReLU((x − b_dec) W_enc + b_enc),  x̂ = f W_dec + b_dec  (Bricken et al. 2023, "Sparse Autoencoder Setup").
+    """f = σ((x − b_dec) W_enc + b_enc),  x̂ = f W_dec + b_dec.
 
-    A feature is one column of `W_enc` and the same row of `W_dec`; it is active where f > 0.
+    σ by `architecture`: "standard" ReLU (Bricken et al. 2023); "topk" ReLU of the `k` largest of each activation (Gao et al.
+    2024); "batchtopk" ReLU of the k·n largest of a batch of n, for training (Bussmann et al. 2024); "jumprelu" z where
+    z > `threshold`, else 0 (Rajamanoharan et al. 2024). A feature is one column of `W_enc` and the same row of `W_dec`; it is
+    active where f > 0.
     """
 
-    def __init__(self, d_in: int, d_sae: int):
+    def __init__(self, d_in: int, d_sae: int, architecture: str = "standard", k: int = 0):
         super().__init__()
+        self.architecture, self.k = architecture, k
         # Kept transposed: a feature's weights lie together, as sparse gradients and the fused optimiser want them.
         self.W_enc_T = nn.Parameter(torch.zeros(d_sae, d_in))
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
         self.W_dec = nn.Parameter(torch.zeros(d_sae, d_in))
         self.b_dec = nn.Parameter(torch.zeros(d_in))
+        if architecture in ("jumprelu", "batchtopk"):  # of batchtopk: what it will be used with, see `for_inference`
+            self.threshold = nn.Parameter(torch.zeros(d_sae))
 
     @property
     def W_enc(self) -> Float[Tensor, "d_in d_sae"]:
@@ -41,8 +47,19 @@ class SparseAutoencoder(nn.Module):
     def d_sae(self) -> int:
         return self.W_dec.shape[0]
 
+    def pre_activations(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_sae"]:
+        return torch.nn.functional.linear(x - self.b_dec, self.W_enc_T, self.b_enc)
+
     def encode(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_sae"]:
-        return torch.nn.functional.linear(x - self.b_dec, self.W_enc_T, self.b_enc).relu_()
+        z = self.pre_activations(x)
+        if self.architecture == "standard":
+            return z.relu()
+        if self.architecture == "jumprelu":
+            return z * (z > self.threshold)
+        per_row = self.architecture == "topk"
+        pool = z if per_row else z.flatten()
+        largest = pool.topk(self.k if per_row else self.k * len(pool) // self.d_sae)
+        return torch.zeros_like(pool).scatter(-1, largest.indices, largest.values.relu()).view_as(z)
 
     def decode(self, feature_acts: Float[Tensor, "*n d_sae"]) -> Float[Tensor, "*n d_in"]:
         return feature_acts @ self.W_dec + self.b_dec
@@ -57,16 +74,24 @@ class SparseAutoencoder(nn.Module):
         self.W_dec /= scale
         self.b_dec /= scale
 
+    @torch.no_grad()
+    def for_inference(self) -> None:
+        """A batch-wise choice would make an activation's features depend on its neighbours: from now on a threshold decides."""
+        if self.architecture == "batchtopk":
+            self.architecture, self.k = "jumprelu", 0
+
     def save(self, folder: Path, metadata: dict) -> None:
         """Write `cfg.json` and `sae_weights.safetensors` as SAELens 6 reads them."""
         config = {
-            "architecture": "standard", "d_in": self.d_in, "d_sae": self.d_sae, "dtype": "float32", "device": "cpu",
+            "architecture": self.architecture, "d_in": self.d_in, "d_sae": self.d_sae, "dtype": "float32", "device": "cpu",
             "apply_b_dec_to_input": True, "normalize_activations": "none", "reshape_activations": "none",
             "metadata": {"sae_lens_version": "6.0.0"} | metadata,
         }  # fmt: skip
+        if self.architecture == "topk":
+            config["k"] = self.k
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "cfg.json").write_text(json.dumps(config, indent=1))
-        save_file({name: getattr(self, name).detach().float().cpu().contiguous() for name in SHAPES}, folder / "sae_weights.safetensors")
+        save_file({name: getattr(self, name).detach().float().cpu().contiguous() for name in _shapes(self.architecture)}, folder / "sae_weights.safetensors")
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> "SparseAutoencoder":
@@ -77,17 +102,22 @@ class SparseAutoencoder(nn.Module):
             tensors = load_file(folder / "sae_weights.safetensors")
         except (OSError, ValueError, SafetensorError) as error:
             raise ArtefactError(f"{folder} is not a readable autoencoder ({error}); expected cfg.json and sae_weights.safetensors in SAELens' layout") from None
-        if config.get("architecture") != "standard":
-            raise ArtefactError(f"{folder}/cfg.json: architecture {config.get('architecture')!r} is not supported; expected 'standard'")
+        architecture, k = config.get("architecture"), config.get("k", 0)
+        if architecture not in ("standard", "topk", "jumprelu") or (architecture == "topk" and not k):
+            raise ArtefactError(f"{folder}/cfg.json: architecture {architecture!r} with k {k} is not supported; expected 'standard', 'jumprelu', or 'topk' with its k")
         if not config.get("apply_b_dec_to_input", True) or config.get("normalize_activations", "none") != "none":
             raise ArtefactError(f"{folder}/cfg.json: expected apply_b_dec_to_input true and normalize_activations 'none'")
         sizes = {"d_in": config.get("d_in"), "d_sae": config.get("d_sae")}
-        expected = {name: tuple(sizes[axis] for axis in axes) for name, axes in SHAPES.items()}
+        expected = {name: tuple(sizes[axis] for axis in axes) for name, axes in _shapes(architecture).items()}
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if found != expected:
             raise ArtefactError(f"{folder}/sae_weights.safetensors holds {found}; expected {expected}")
-        sae = cls(**sizes)
+        sae = cls(**sizes, architecture=architecture, k=k)
         with torch.no_grad():
             for name, tensor in tensors.items():
                 getattr(sae, name).copy_(tensor)
         return sae.to(device).requires_grad_(False)
+
+
+def _shapes(architecture: str) -> dict[str, tuple[str, ...]]:
+    return SHAPES | ({"threshold": ("d_sae",)} if architecture == "jumprelu" else {})

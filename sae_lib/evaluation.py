@@ -6,12 +6,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from sae_lib import language_model, training
 from sae_lib.activations import HookPoint, Source, harvest
+from sae_lib.active_pairs import ActivePairs, active_pairs, pairs_of
 from sae_lib.autoencoder import SparseAutoencoder
 from sae_lib.device import device_of
 from sae_lib.recipes import variants
@@ -53,79 +54,77 @@ def chunks(hook: Source, rows: np.ndarray, desc: str) -> Iterator[tuple[int, Flo
 
 
 @torch.no_grad()
-def firing(hook: Source, dictionary: Dictionary, rows: np.ndarray) -> dict:
-    """L0, density and the squared error over all of `rows`, in one pass.
+def firing(hook: Source, dictionaries: dict[str, Dictionary], rows: np.ndarray) -> tuple[dict[str, dict], Float[Tensor, " d_in"]]:
+    """By dictionary: L0, density and the squared error over all of `rows`, in one pass; and the mean activation.
 
     FVU = Σ‖x − x̂‖² / Σ‖x − mean(x)‖² over the whole set; `mse` is the mean over tokens and dimensions.
     """
-    counts, l0 = torch.zeros(dictionary.d_sae, dtype=torch.int64), []
-    error, total, squares, n = 0.0, 0.0, 0.0, 0
+    counts = {name: torch.zeros(d.d_sae, dtype=torch.int64) for name, d in dictionaries.items()}
+    l0: dict[str, list[Tensor]] = {name: [] for name in dictionaries}
+    error, total, squares, n, d_in = dict.fromkeys(dictionaries, 0.0), 0.0, 0.0, 0, 1
     for _, x in chunks(hook, rows, "firing"):
-        feature_acts = dictionary.encode(x)
-        token, feature, value = active(feature_acts)
-        counts += torch.bincount(feature, minlength=dictionary.d_sae).cpu()
-        l0.append(torch.bincount(token, minlength=len(x)).cpu())
-        error += (x - _decode(dictionary, feature_acts, (token, feature, value))).pow(2).sum().item()
-        total, squares, n = total + x.sum(0, dtype=torch.float64), squares + x.double().pow(2).sum().item(), n + len(x)
-    mean, l0 = total / n, torch.cat(l0).float()
-    density = counts.double() / n
-    return {
-        "tokens": n,
-        "l0_mean": l0.mean().item(),
-        "l0_median": l0.median().item(),
-        "fvu": error / (squares - n * mean.pow(2).sum().item()),
-        "mse": error / (n * dictionary.d_in),
-        "dead_share": (counts == 0).double().mean().item(),
-        "alive": int((counts >= ALIVE).sum()),
-        "density_median": density.median().item(),
-        "density": density.numpy(),
-        "mean_activation": mean.float(),
-    }
+        for name, dictionary in dictionaries.items():
+            pairs = active(dictionary, x)
+            counts[name] += torch.bincount(pairs.column, minlength=dictionary.d_sae).cpu()
+            l0[name].append(torch.bincount(pairs.row, minlength=len(x)).cpu())
+            error[name] += (x - _decode(dictionary, x, pairs)).pow(2).sum().item()
+        total, squares, n, d_in = total + x.sum(0, dtype=torch.float64), squares + x.double().pow(2).sum().item(), n + len(x), x.shape[1]
+    mean, results = total / n, {}
+    for name in dictionaries:
+        density, sizes = counts[name].double() / n, torch.cat(l0[name]).float()
+        results[name] = {
+            "tokens": n,
+            "l0_mean": sizes.mean().item(),
+            "l0_median": sizes.median().item(),
+            "fvu": error[name] / (squares - n * mean.pow(2).sum().item()),
+            "mse": error[name] / (n * d_in),
+            "dead_share": (counts[name] == 0).double().mean().item(),
+            "alive": int((counts[name] >= ALIVE).sum()),
+            "density_median": density.median().item(),
+            "density": density.numpy(),
+        }
+    return results, mean.float()
 
 
-def active(feature_acts: Float[Tensor, "n d_sae"]) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"], Float[Tensor, " k"]]:
-    """The active (token, feature, value) triples, token by token: a table of thousands of features is nearly empty."""
-    flat = feature_acts.view(-1).nonzero().squeeze(-1)
-    value = feature_acts.view(-1)[flat]
-    flat, value = flat[value > 0], value[value > 0]
-    return flat // feature_acts.shape[1], flat % feature_acts.shape[1], value
+def active(dictionary: Dictionary, x: Float[Tensor, "n d_in"]) -> ActivePairs:
+    """Where a dictionary's features are above zero: a table of thousands of features is nearly empty."""
+    return active_pairs(dictionary, x) if isinstance(dictionary, SparseAutoencoder) else pairs_of(dictionary.encode(x))
 
 
-def _decode(dictionary: Dictionary, feature_acts: Tensor, triples: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """`dictionary.decode`, on the CPU as a sparse product of the active triples."""
-    if feature_acts.device.type != "cpu" or isinstance(dictionary, Neurons):
-        return dictionary.decode(feature_acts)
-    token, feature, value = triples
-    starts = torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(token, minlength=len(feature_acts)).cumsum(0)])
-    return torch.addmm(dictionary.b_dec, torch.sparse_csr_tensor(starts, feature, value, feature_acts.shape, check_invariants=False), dictionary.W_dec)
+def _decode(dictionary: Dictionary, x: Float[Tensor, "n d_in"], pairs: ActivePairs) -> Float[Tensor, "n d_in"]:
+    if isinstance(dictionary, SparseAutoencoder):
+        return torch.addmm(dictionary.b_dec, pairs.csr((len(x), dictionary.d_sae)), dictionary.W_dec)
+    return dictionary.decode(dictionary.encode(x))
 
 
 @torch.no_grad()
-def loss_recovered(hook: HookPoint, dictionary: Dictionary, rows: np.ndarray, mean: Float[Tensor, " d_in"]) -> dict:
-    """Cross-entropy (nats/token) clean, with the reconstruction spliced in, and with the hook ablated to zero or the mean.
+def loss_recovered(hook: HookPoint, dictionaries: dict[str, Dictionary], rows: np.ndarray, mean: Float[Tensor, " d_in"]) -> dict[str, dict]:
+    """By dictionary: cross-entropy (nats/token) clean, with its reconstruction spliced in, and with the hook ablated to zero or the mean.
 
     Recovered share = (ablated − spliced) / (ablated − clean); KL(clean ‖ spliced) in nats per token.
     """
-    replacements = {
-        "spliced": lambda x: dictionary.decode(dictionary.encode(x.float())).to(x.dtype),
-        "zero": torch.zeros_like,
-        "mean": lambda x: mean.to(x.dtype).expand_as(x),
-    }
-    sums, n = dict.fromkeys(["clean", *replacements, "kl"], 0.0), 0
+    ablations = {"zero": torch.zeros_like, "mean": lambda x: mean.to(x.dtype).expand_as(x)}
+    spliced = {name: lambda x, d=d: d.decode(d.encode(x.float())).to(x.dtype) for name, d in dictionaries.items()}
+    shared, ce, kl, n = dict.fromkeys(["clean", *ablations], 0.0), dict.fromkeys(spliced, 0.0), dict.fromkeys(spliced, 0.0), 0
     for i in tqdm(range(0, len(rows), ROWS_AT_ONCE // 4), desc="loss recovered"):
         tokens = torch.from_numpy(rows[i : i + ROWS_AT_ONCE // 4].astype(np.int64)).to(hook.device)
         clean = _log_probabilities(hook, tokens)
-        sums["clean"] += _nll(clean, tokens)
-        for name, change in replacements.items():
+        shared["clean"] += _nll(clean, tokens)
+        for name, change in ablations.items():
+            with hook.replaced(change):
+                shared[name] += _nll(_log_probabilities(hook, tokens), tokens)
+        for name, change in spliced.items():
             with hook.replaced(change):
                 changed = _log_probabilities(hook, tokens)
-            sums[name] += _nll(changed, tokens)
-            if name == "spliced":
-                sums["kl"] += F.kl_div(changed, clean, log_target=True, reduction="sum").item()
+            ce[name] += _nll(changed, tokens)
+            kl[name] += F.kl_div(changed, clean, log_target=True, reduction="sum").item()
         n += tokens[:, 1:].numel()
-    ce = {name: value / n for name, value in sums.items()}
-    recovered = {f"recovered_{k}": (ce[k] - ce["spliced"]) / (ce[k] - ce["clean"]) for k in ("zero", "mean")}
-    return {f"ce_{k}": ce[k] for k in ("clean", "spliced", "zero", "mean")} | {"kl": ce["kl"], "loss_tokens": n} | recovered
+    results = {}
+    for name in spliced:
+        nats = {k: v / n for k, v in (shared | {"spliced": ce[name]}).items()}
+        recovered = {f"recovered_{k}": (nats[k] - nats["spliced"]) / (nats[k] - nats["clean"]) for k in ablations}
+        results[name] = {f"ce_{k}": nats[k] for k in ("clean", "spliced", "zero", "mean")} | {"kl": kl[name] / n, "loss_tokens": n} | recovered
+    return results
 
 
 def _log_probabilities(hook: HookPoint, tokens: Tensor) -> Float[Tensor, "n vocab"]:
@@ -137,11 +136,12 @@ def _nll(log_probabilities: Tensor, tokens: Tensor) -> float:
     return -log_probabilities.gather(1, tokens[:, 1:].reshape(-1, 1)).sum().item()
 
 
-def evaluate(run: Run, hook: HookPoint, dictionary: Dictionary) -> dict:
-    """All measures of one dictionary at the run's evaluation settings."""
+def evaluate(run: Run, hook: HookPoint, dictionaries: dict[str, Dictionary]) -> dict[str, dict]:
+    """All measures of each dictionary at the run's evaluation settings."""
     s = run.settings.evaluation
-    result = firing(hook, dictionary, heldout_rows(run, s.tokens))
-    return result | loss_recovered(hook, dictionary, heldout_rows(run, s.loss_tokens), result.pop("mean_activation"))
+    results, mean = firing(hook, dictionaries, heldout_rows(run, s.tokens))
+    losses = loss_recovered(hook, dictionaries, heldout_rows(run, s.loss_tokens), mean)
+    return {name: result | losses[name] for name, result in results.items()}
 
 
 def evaluate_run(run: Run) -> dict[str, dict]:
@@ -153,10 +153,10 @@ def evaluate_run(run: Run) -> dict[str, dict]:
     where = "evaluation" if run.parent is None else f"evaluation_{run.folder.name}"
     if (found := run.saved_results(where, made_from)) is not None:
         return found
-    results: dict[str, dict] = {}
-    for name in variants(run.settings):
-        same = training.training_summary(run, name).get("same_as")
-        results[name] = results[same] if same else evaluate(run, hook, training.load_autoencoder(run, name))
-    results["neurons"] = evaluate(run, hook, Neurons(training.load_autoencoder(run).d_in, device_of(run)))
+    same = {name: training.training_summary(run, name).get("same_as") for name in variants(run.settings)}
+    dictionaries: dict[str, Dictionary] = {name: training.load_autoencoder(run, name) for name in same if not same[name]}
+    dictionaries["neurons"] = Neurons(training.load_autoencoder(run).d_in, device_of(run))
+    measured = evaluate(run, hook, dictionaries)
+    results = {name: measured[same.get(name) or name] for name in (*same, "neurons")}
     run.save_results(where, results, made_from)
     return run.saved_results(where, made_from)

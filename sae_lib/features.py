@@ -82,7 +82,7 @@ def build(hook: HookPoint, dictionary: Dictionary, rows: np.ndarray, tokens: Tok
     top = TopExamples.empty(d_sae, s.top_k)
     counts, sums = torch.zeros(d_sae, dtype=torch.int64), torch.zeros(d_sae, dtype=torch.float64)
     for first, x in evaluation.chunks(hook, rows, "features"):
-        token, feature, value = (t.cpu() for t in evaluation.active(dictionary.encode(x)))
+        token, feature, value = (t.cpu() for t in evaluation.active(dictionary, x))
         counts += torch.bincount(feature, minlength=d_sae)
         sums.index_add_(0, feature, value.double())
         top.update(feature, token + first, value)

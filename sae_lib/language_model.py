@@ -7,15 +7,15 @@ import time
 from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+import transformers
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedModel
 
 from sae_lib import checkpoints, hub
 from sae_lib.activations import HookPoint
@@ -24,6 +24,9 @@ from sae_lib.errors import CorpusError, ModelError, TrainingError
 from sae_lib.runs import Run, keep_freed_memory, writing
 from sae_lib.settings import LanguageModelSettings
 from sae_lib.tokens import Tokens, make_tokens, open_tokens, tokens_made_from
+
+if TYPE_CHECKING:  # seconds of imports, left to `bridge`; of `transformers` the same holds for everything taken by attribute
+    import transformer_lens
 
 LOSS_CHUNK = 512  # tokens whose logits exist at once: small enough for a core's cache
 
@@ -42,7 +45,7 @@ def lm_made_from(run: Run) -> dict:
     return tokens_made_from(run) | {"lm": run.settings.lm.model_dump(mode="json")}
 
 
-def load(run: Run) -> PreTrainedModel:
+def load(run: Run) -> "transformers.PreTrainedModel":
     """The run's language model in evaluation mode on its device; `ModelError` where it cannot be had."""
     model = open_model(source := _source(run))
     longest = getattr(model.config, "max_position_embeddings", None)
@@ -60,35 +63,37 @@ def training_summary(run: Run) -> dict:
     return json.loads((run.folder / "language_model" / "training.json").read_text())
 
 
-def open_model(source: str) -> PreTrainedModel:
+def open_model(source: str) -> "transformers.PreTrainedModel":
     """A causal language model from a local folder or the hub, in its own precision."""
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", local_files_only=Path(source).exists() or not hub.reached())
+        model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype="auto", local_files_only=Path(source).exists() or not hub.reached())
     except Exception as error:  # transformers raises OSError, ValueError and the hub's own kinds
         raise ModelError(_why_not(source, error)) from None
     return model.float() if not torch.cuda.is_available() else model
 
 
-def bridge(run: Run) -> TransformerBridge:
+def bridge(run: Run) -> "transformer_lens.model_bridge.TransformerBridge":
     """The same model for exploring: every hook name of TransformerLens, on its own copy of the weights."""
+    from transformer_lens.model_bridge import TransformerBridge
+
     source = _source(run)
     return TransformerBridge.boot_transformers(source, device=str(device_of(run)), hf_model=open_model(source), tokenizer=open_tokens(run).tokenizer)
 
 
-def build(settings: LanguageModelSettings, vocab_size: int, eos: int) -> PreTrainedModel:
+def build(settings: LanguageModelSettings, vocab_size: int, eos: int) -> "transformers.PreTrainedModel":
     """A fresh model: GPT-2's shape with ReLU and without dropout, or a small Llama with its gated MLP. The head is not tied."""
     common = dict(vocab_size=vocab_size, bos_token_id=eos, eos_token_id=eos, tie_word_embeddings=False)
     if settings.architecture == "gpt2":
-        config = GPT2Config(
+        config = transformers.GPT2Config(
             n_positions=settings.context, n_embd=settings.d_model, n_layer=settings.n_layer, n_head=settings.n_heads, n_inner=settings.d_mlp,
             activation_function="relu", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **common,
         )  # fmt: skip
     else:
-        config = LlamaConfig(
+        config = transformers.LlamaConfig(
             max_position_embeddings=settings.context, hidden_size=settings.d_model, num_hidden_layers=settings.n_layer,
             num_attention_heads=settings.n_heads, intermediate_size=settings.d_mlp, **common,
         )  # fmt: skip
-    return AutoModelForCausalLM.from_config(config)
+    return transformers.AutoModelForCausalLM.from_config(config)
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -126,7 +131,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         return grad_hidden * (grad_output / ctx.n).to(grad_hidden.dtype), grad_weight * (grad_output / ctx.n), None, None
 
 
-def next_token_loss(model: PreTrainedModel, tokens: Int[Tensor, "row position"], dtype: torch.dtype = torch.float32) -> Float[Tensor, ""]:
+def next_token_loss(model: "transformers.PreTrainedModel", tokens: Int[Tensor, "row position"], dtype: torch.dtype = torch.float32) -> Float[Tensor, ""]:
     """Mean cross-entropy in nats per predicted token; `dtype` is that of the trunk's and the head's matrix products."""
     with _autocast(tokens.device, dtype):
         hidden = model.base_model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
@@ -189,7 +194,7 @@ def train(run: Run, folder: Path) -> None:
 
 
 @torch.no_grad()
-def evaluate(model: PreTrainedModel, tokens: Tokens, s: LanguageModelSettings) -> tuple[float, Float[Tensor, " d_mlp"]]:
+def evaluate(model: "transformers.PreTrainedModel", tokens: Tokens, s: LanguageModelSettings) -> tuple[float, Float[Tensor, " d_mlp"]]:
     """Held-out loss (nats/token) and the density of the last MLP's neurons, on the same `eval_rows` rows every time."""
     rows = tokens.rows("heldout", s.context + 1)
     rows = rows[np.linspace(0, len(rows) - 1, min(s.eval_rows, len(rows))).astype(int)]

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from sae_lib.errors import SettingsError
+from sae_lib.objective import Objective
 from sae_lib.settings import SAESettings, Settings
 
 
@@ -27,16 +28,29 @@ class Recipe:
     differences: tuple[str, ...]  # to the source
     batch: int
     lr: float
-    l1: float  # weight of Σ_features f in the loss
+    l1: float  # λ, the weight of the sparsity penalty
     mse: Literal["sum", "mean"]  # over the input's dimensions; the mean over the batch always
     scale_activations: bool  # train on s·x with mean ‖s·x‖² = d_in, folded into the weights at the end
     init: Literal["small_tied", "torch_linear"]
-    decoder_norm: Literal["features", "dimensions"]  # what has unit norm after every step
-    resampling: Resampling | None
-    encoder_init: float = 0.1  # small_tied: W_enc = encoder_init · W_decᵀ
+    decoder_norm: Literal["features", "dimensions", "free"]  # what has unit norm after every step
+    resampling: Resampling | None = None
+    architecture: Literal["standard", "topk", "batchtopk", "jumprelu"] = "standard"
+    penalty: Literal["l1", "l1_norm", "l0", "none"] = "l1"  # see objective.py
+    k: int = 0  # topk, batchtopk: active features per activation
+    tied: bool = False  # the encoder is the decoder's transpose throughout
+    threshold_init: float = 0.0  # jumprelu
+    bandwidth: float = 0.0  # jumprelu
+    decoder_init: float = 1.0  # small_tied: norm of the features …
+    encoder_init: float = 0.1  # … and of the encoder's, which point the same way
+    betas: tuple[float, float] = (0.9, 0.999)
+    grad_clip: float | None = None
     lr_warmup: float = 0.0  # share of training
     lr_decay: float = 0.0  # last share of training, linearly to zero
     l1_warmup: float = 0.0
+
+    def objective(self, d_in: int, share: float = 1.0) -> Objective:
+        """The loss, with the penalty at `share` of its weight."""
+        return Objective(1.0 if self.mse == "sum" else 1 / d_in, self.l1 * share, self.penalty, self.bandwidth)
 
 
 BRICKEN_2023 = Recipe(
@@ -86,7 +100,95 @@ WARD_2024 = Recipe(
     resampling=Resampling(every=1000, fresh_sample=9856, centred=False),
 )
 
-RECIPES = {recipe.name: recipe for recipe in (BRICKEN_2023, WARD_2024)}
+APRIL_2024 = Recipe(
+    name="april_2024",
+    source="Anthropic, Circuits Updates April 2024, Update on how we train SAEs",
+    differences=(
+        "b_dec starts at the mean of the data instead of zero",
+        "learning rate, λ, the batch of 1024 and the number of activations are our own",
+        "features start with norm 0.1 and the encoder equal to their transpose, as published for d_sae well above d_in",
+    ),
+    batch=1024,
+    lr=2e-3,
+    l1=2.2,
+    mse="sum",
+    scale_activations=True,
+    init="small_tied",
+    decoder_norm="free",
+    penalty="l1_norm",
+    decoder_init=0.1,
+    encoder_init=0.1,
+    grad_clip=1.0,
+    lr_warmup=0.05,
+    lr_decay=0.2,
+    l1_warmup=0.05,
+)
+
+TOPK = Recipe(
+    name="topk",
+    source="Gao et al. 2024, Scaling and evaluating sparse autoencoders",
+    differences=(
+        "dead features are resampled as in `bricken_2023`, instead of kept alive by an auxiliary loss",
+        "the encoder starts at 0.1 times the transposed decoder; learning rate, batch and k are our own",
+    ),
+    batch=1024,
+    lr=2e-3,
+    l1=0.0,
+    mse="sum",
+    scale_activations=True,
+    init="small_tied",
+    decoder_norm="features",
+    resampling=Resampling(at=(0.2, 0.4, 0.6)),
+    architecture="topk",
+    penalty="none",
+    k=16,
+    lr_warmup=0.05,
+    lr_decay=0.3,
+)
+
+BATCHTOPK = replace(
+    TOPK,
+    name="batchtopk",
+    source="Bussmann et al. 2024, BatchTopK sparse autoencoders",
+    differences=(
+        *TOPK.differences,
+        "the threshold of inference is a moving average of the smallest chosen activation of a batch; saved as a jumprelu autoencoder, as SAELens does",
+    ),
+    architecture="batchtopk",
+)
+
+JUMPRELU = Recipe(
+    name="jumprelu",
+    source="Rajamanoharan et al. 2024, Jumping ahead: improving reconstruction fidelity with JumpReLU sparse autoencoders",
+    differences=(
+        "thresholds are learned themselves instead of their logarithms",
+        "the encoder starts at 0.1 times the transposed decoder; learning rate, λ, bandwidth and batch are our own",
+    ),
+    batch=1024,
+    lr=2e-3,
+    l1=1.0,
+    mse="sum",
+    scale_activations=True,
+    init="small_tied",
+    decoder_norm="features",
+    architecture="jumprelu",
+    penalty="l0",
+    threshold_init=0.1,
+    bandwidth=0.2,
+    lr_warmup=0.05,
+    lr_decay=0.3,
+    l1_warmup=0.1,
+)
+
+TIED = replace(
+    BRICKEN_2023,
+    name="tied",
+    source="Cunningham et al. 2023, Sparse autoencoders find highly interpretable features in language models",
+    differences=("unit features, b_dec and the scaling as in `bricken_2023`; learning rate, λ, batch and resampling are our own",),
+    tied=True,
+)
+
+RECIPES = {recipe.name: recipe for recipe in (BRICKEN_2023, WARD_2024, APRIL_2024, TOPK, BATCHTOPK, JUMPRELU, TIED)}
 
 
 def resolve(sae: SAESettings) -> Recipe:
@@ -100,14 +202,18 @@ def resolve(sae: SAESettings) -> Recipe:
             f"sae.dead_window: no feature can be silent for {sae.dead_window:,} activations before the last resampling, at {max(at):.0%} of "
             f"sae.activations={sae.activations:,}; set a smaller window, or sae.resampling=false"
         )
-    given = {key: value for key in ("batch", "lr", "l1") if (value := getattr(sae, key)) is not None}
+    if sae.k is not None and not recipe.k:
+        raise SettingsError(f"sae.k: {recipe.name} has no k; those that have: {', '.join(name for name, r in RECIPES.items() if r.k)}")
+    if (sae.k or recipe.k) > sae.d_sae:
+        raise SettingsError(f"sae.k: {sae.k or recipe.k} features cannot be active of sae.d_sae={sae.d_sae}")
+    given = {key: value for key in ("batch", "lr", "l1", "k") if (value := getattr(sae, key)) is not None}
     return replace(recipe, **given, resampling=recipe.resampling if sae.resampling else None)
 
 
 def variants(settings: Settings) -> dict[str, SAESettings]:
     """The autoencoders a run trains, by name: its recipe, the same without resampling and at other widths, and other recipes."""
     main = settings.sae
-    own_values = {"batch": None, "lr": None, "l1": None}  # of another recipe: its units differ
+    own_values = {"batch": None, "lr": None, "l1": None, "k": None}  # of another recipe: its units differ
     chosen = {main.recipe: main}
     if main.resampling and resolve(main).resampling and main.compare:
         chosen[f"{main.recipe}-no_resampling"] = main.model_copy(update={"resampling": False})

@@ -78,7 +78,8 @@ class SAESettings(Section):
     resampling_inputs: PositiveInt = 65_536  # activations scored when dead features are resampled
     batch: PositiveInt | None = None
     lr: float | None = Field(None, gt=0)
-    l1: float | None = Field(None, ge=0)
+    l1: float | None = Field(None, ge=0)  # λ, whatever the recipe's penalty
+    k: PositiveInt | None = None  # topk, batchtopk
     precision: Literal["auto", "float32", "bfloat16"] = "float32"  # of the encoder product
     buffer_rows: PositiveInt = 1024  # rows of text harvested and shuffled together
     log_every: PositiveInt = 50  # steps

@@ -29,8 +29,8 @@ def recipes(preset: str) -> dict:
     hidden = (W @ toy.Features(W.shape[-1], DENSITY).sample(len(W), TABLE_ROWS * POSITIONS, generator)).mT
     rows = torch.arange(TABLE_ROWS * POSITIONS).reshape(TABLE_ROWS, POSITIONS).numpy()
     out = {}
-    for name in RECIPES:
-        for resampling in (False, True):
+    for name in RECIPES if preset == "full" else ("bricken_2023", "ward_2024"):
+        for resampling in (False, True) if RECIPES[name].resampling else (False,):
             trained = [_train(h, rows, name, resampling, size, seed) for seed, h in enumerate(hidden)]
             cosine = recovery(torch.stack([sae.W_dec.T for sae in trained]), W)
             acts = torch.stack([sae.encode(h) for sae, h in zip(trained, hidden, strict=True)])
@@ -51,6 +51,7 @@ def _train(hidden, rows, name: str, resampling: bool, size: Size, seed: int):
     settings = SAESettings(
         recipe=name, d_sae=hidden.shape[1] * 5 // 2, activations=activations, resampling=resampling, dead_window=max(1, activations // 10),
         resampling_inputs=8192, buffer_rows=TABLE_ROWS, log_every=10**9, checkpoint_every=10**9,
+        k=1 if RECIPES[name].k else None,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
         return training.fit(ActivationTable(hidden.contiguous()), rows, settings, seed, Path(scratch), {})[0]

@@ -25,6 +25,7 @@ from sae_lib.settings import SAESettings
 from sae_lib.sparse_step import gradients
 from sae_lib.tokens import open_tokens
 
+THRESHOLD_SPEED = 0.01  # of the moving average that batchtopk's threshold is, per step
 STATISTICS_ROWS = 256  # rows of text that the scale and the mean are taken from
 
 
@@ -45,8 +46,20 @@ def make_autoencoder(run: Run, name: str = "") -> Path:
         if not any(e["resampled"] for e in training_summary(run)["resampling"]):
             _same_without_resampling(run, sae, main, folder)
             return folder
-    train(run, HookPoint(language_model.load(run), sae.hook_name), sae, folder)
+    train(run, HookPoint(language_model.load(run), sae.hook_name), sae, folder, _twin(run, name))
     return folder
+
+
+def _twin(run: Run, name: str) -> tuple[Path, dict] | None:
+    """Where the same autoencoder without resampling will look for a checkpoint, and which settings it will ask of it."""
+    twin, folder = variants(run.settings).get(f"{name}-no_resampling"), run.folder / "saes" / f"{name}-no_resampling"
+    if twin is None or folder.exists():
+        return None
+    return _checkpoints_of(folder), sae_made_from(run, twin)
+
+
+def _checkpoints_of(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.checkpoints")
 
 
 def _same_without_resampling(run: Run, sae: SAESettings, main: Path, folder: Path) -> None:
@@ -69,14 +82,14 @@ def training_summary(run: Run, name: str = "") -> dict:
     return json.loads((run.folder / "saes" / (name or run.settings.sae.recipe) / "training.json").read_text())
 
 
-def train(run: Run, hook: HookPoint, settings: SAESettings, folder: Path) -> None:
+def train(run: Run, hook: HookPoint, settings: SAESettings, folder: Path, twin: tuple[Path, dict] | None = None) -> None:
     """Fit on the run's training tokens and write the artefact: the autoencoder, and `training.json` with what happened."""
     rows, made_from = open_tokens(run).rows("train", run.settings.lm.context), sae_made_from(run, settings)
-    scratch = folder.with_name(f".{folder.name}.checkpoints")
+    scratch = _checkpoints_of(folder)
     keep_freed_memory()
     torch.set_flush_denormal(True)  # Adam's moments of silent features decay into denormals, which are an order of magnitude slower
     try:
-        sae, summary = fit(hook, rows, settings, run.settings.seed, scratch, made_from)
+        sae, summary = fit(hook, rows, settings, run.settings.seed, scratch, made_from, twin)
     finally:
         torch.set_flush_denormal(False)
     metadata = {"model_name": run.settings.lm.source, "context_size": run.settings.lm.context, "dataset_path": run.settings.corpus.source, "prepend_bos": False}
@@ -86,18 +99,20 @@ def train(run: Run, hook: HookPoint, settings: SAESettings, folder: Path) -> Non
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-def fit(hook: Source, rows: np.ndarray, settings: SAESettings, seed: int, scratch: Path, made_from: dict) -> tuple[SparseAutoencoder, dict]:
+def fit(
+    hook: Source, rows: np.ndarray, settings: SAESettings, seed: int, scratch: Path, made_from: dict, twin: tuple[Path, dict] | None = None
+) -> tuple[SparseAutoencoder, dict]:
     """The training loop, on the hook's activations of all positions of `rows` [row, position].
 
-    Goes on from the last checkpoint in `scratch` where there is one made from the same settings. Returns the autoencoder for
+    Goes on from the last checkpoint in `scratch` where there is one made from the same settings. Until resampling touches a
+    feature, training without it is the same computation: up to there its checkpoint goes to `twin` as well. Returns the autoencoder for
     unscaled activations and a summary: curves, resampling events, seconds, activations per second.
     """
     recipe = resolve(settings)
     n_steps = max(1, settings.activations // recipe.batch)
     mean, scale = statistics(hook, rows, recipe)
     sae = initialise(recipe, mean * scale, settings.d_sae, seed).to(mean.device)
-    optimiser = torch.optim.Adam(sae.parameters(), lr=recipe.lr, fused=mean.device.type != "mps")
-    mse_weight = 1.0 if recipe.mse == "sum" else 1 / sae.d_in
+    optimiser = torch.optim.Adam(trained(sae, recipe), lr=recipe.lr, betas=recipe.betas, fused=mean.device.type != "mps")
     encoder_dtype = precision(settings.precision, mean.device)
     silent = torch.zeros(settings.d_sae, dtype=torch.int64, device=mean.device)  # activations since the feature last fired
     start, curve, events, seconds = 0, [], [], 0.0
@@ -109,27 +124,35 @@ def fit(hook: Source, rows: np.ndarray, settings: SAESettings, seed: int, scratc
         curve, events, seconds = state["curve"], state["events"], state["seconds"]
     buffer = ActivationBuffer(hook, rows, recipe.batch, settings.buffer_rows, seed, start)
     began = time.perf_counter() - seconds
+
+    def save(folder: Path, made_from: dict, step: int, events: list[dict]) -> None:
+        tensors = {f"sae.{k}": v for k, v in sae.state_dict().items()} | checkpoints.optimiser_tensors(optimiser) | {"silent": silent}
+        checkpoints.save_checkpoint(folder, step, tensors, {"curve": curve, "events": events, "seconds": time.perf_counter() - began}, made_from)
+
     bar = tqdm(zip(range(start, n_steps), buffer, strict=False), desc=recipe.name, initial=start, total=n_steps)
     for step, x in bar:
         for group in optimiser.param_groups:
             group["lr"] = recipe.lr * rate(step, n_steps, recipe.lr_warmup, recipe.lr_decay)
-        measured = gradients(sae, x * scale, mse_weight, recipe.l1 * rate(step, n_steps, recipe.l1_warmup, 0), encoder_dtype)
+        measured = gradients(sae, x * scale, recipe.objective(sae.d_in, rate(step, n_steps, recipe.l1_warmup, 0)), encoder_dtype)
         update(sae, optimiser, recipe)
+        if sae.architecture == "batchtopk":
+            sae.threshold.data.lerp_(measured.smallest, THRESHOLD_SPEED if step else 1.0)
         silent = torch.where(measured.fired, 0, silent + len(x))
-        if is_resampling_step(recipe, step + 1, n_steps):
-            events.append(resample_dead(hook, rows, settings, recipe, sae, optimiser, silent, scale, seed, step + 1))
         if (step + 1) % settings.log_every == 0 or step + 1 == n_steps:
             point = {"step": step + 1, "squared_error": measured.squared_error.item(), "l1": measured.l1.item(), "l0": measured.l0.item()}
             if not math.isfinite(point["squared_error"] + point["l1"]):
                 raise TrainingError(f"{recipe.name}: the loss is not finite at step {step + 1}; likely sae.lr {recipe.lr} is too high; the last good checkpoint lies in {scratch}")
             curve.append(point | {"silent": (silent >= settings.dead_window).float().mean().item()})
             bar.set_postfix(error=f"{point['squared_error']:.3g}", L0=f"{point['l0']:.1f}")
+        if is_resampling_step(recipe, step + 1, n_steps):
+            if twin and not any(e["resampled"] for e in events):
+                save(*twin, step + 1, [])
+            events.append(resample_dead(hook, rows, settings, recipe, sae, optimiser, silent, scale, seed, step + 1))
         if (step + 1) % settings.checkpoint_every == 0 and step + 1 < n_steps:
-            tensors = {f"sae.{k}": v for k, v in sae.state_dict().items()} | checkpoints.optimiser_tensors(optimiser) | {"silent": silent}
-            state = {"curve": curve, "events": events, "seconds": time.perf_counter() - began}
-            checkpoints.save_checkpoint(scratch, step + 1, tensors, state, made_from)
+            save(scratch, made_from, step + 1, events)
     seconds = time.perf_counter() - began
     sae.fold_scale(scale)
+    sae.for_inference()
     used = n_steps * recipe.batch
     return sae.requires_grad_(False), {
         "curve": curve, "resampling": events, "seconds": seconds, "activations": used, "activations_per_second": used / seconds,
@@ -147,32 +170,50 @@ def statistics(hook: Source, rows: np.ndarray, recipe: Recipe) -> tuple[Float[Te
 @torch.no_grad()
 def initialise(recipe: Recipe, mean: Float[Tensor, " d_in"], d_sae: int, seed: int) -> SparseAutoencoder:
     """A fresh autoencoder: random unit features with a small tied encoder around the mean, or torch's `nn.Linear` defaults."""
-    sae, generator = SparseAutoencoder(len(mean), d_sae), torch.Generator().manual_seed(seed)
+    sae, generator = SparseAutoencoder(len(mean), d_sae, recipe.architecture, recipe.k), torch.Generator().manual_seed(seed)
     if recipe.init == "small_tied":
         sae.W_dec.normal_(generator=generator)
-        sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
-        sae.W_enc.copy_(recipe.encoder_init * sae.W_dec.T)
+        sae.W_dec *= recipe.decoder_init / sae.W_dec.norm(dim=1, keepdim=True)
+        sae.W_enc.copy_(sae.W_dec.T * (1.0 if recipe.tied else recipe.encoder_init / recipe.decoder_init))
         sae.b_dec.copy_(mean)
+        if recipe.architecture == "jumprelu":
+            sae.threshold.fill_(recipe.threshold_init)
     else:
         for parameter, fan_in in ((sae.W_enc_T, len(mean)), (sae.b_enc, len(mean)), (sae.W_dec, d_sae), (sae.b_dec, d_sae)):
             parameter.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
     return sae
 
 
+def trained(sae: SparseAutoencoder, recipe: Recipe) -> list[Tensor]:
+    """What the optimiser moves: with tied weights the encoder follows the decoder, and batchtopk's threshold follows its batches."""
+    left_out = {"W_enc_T"} if recipe.tied else set()
+    left_out |= {"threshold"} if sae.architecture == "batchtopk" else set()
+    return [parameter for name, parameter in sae.named_parameters() if name not in left_out]
+
+
 @torch.no_grad()
 def update(sae: SparseAutoencoder, optimiser: torch.optim.Optimizer, recipe: Recipe) -> None:
     """One optimiser step that ends with the decoder's norm in place."""
+    if recipe.tied:
+        sae.W_dec.grad += sae.W_enc_T.grad
+    if recipe.grad_clip:
+        torch.nn.utils.clip_grad_norm_(trained(sae, recipe), recipe.grad_clip)
     if recipe.decoder_norm == "features":  # the part of the gradient along a unit feature would only change its norm
         along = torch.linalg.vecdot(sae.W_dec.grad, sae.W_dec)
         sae.W_dec.grad.addcmul_(along[:, None], sae.W_dec, value=-1)
     optimiser.step()
-    normalise_decoder(sae, recipe)
+    keep_shape(sae, recipe)
 
 
 @torch.no_grad()
-def normalise_decoder(sae: SparseAutoencoder, recipe: Recipe) -> None:
-    """Unit features (rows of W_dec), or, faithful to the original's mistake, unit dimensions (columns of W_dec)."""
-    sae.W_dec /= sae.W_dec.norm(dim=1 if recipe.decoder_norm == "features" else 0, keepdim=True).clamp_min(1e-8)
+def keep_shape(sae: SparseAutoencoder, recipe: Recipe) -> None:
+    """Unit features (rows of W_dec), or, faithful to the original's mistake, unit dimensions (columns of W_dec), or free; tied weights."""
+    if recipe.decoder_norm != "free":
+        sae.W_dec /= sae.W_dec.norm(dim=1 if recipe.decoder_norm == "features" else 0, keepdim=True).clamp_min(1e-8)
+    if recipe.tied:
+        sae.W_enc_T.copy_(sae.W_dec)
+    if sae.architecture == "jumprelu":
+        sae.threshold.clamp_(min=0)
 
 
 def rate(step: int, n_steps: int, warmup: float, decay: float) -> float:
@@ -201,5 +242,5 @@ def resample_dead(hook: Source, rows: np.ndarray, settings: SAESettings, recipe:
     touched = resample(sae, optimiser, dead, x, r.encoder_scale, r.centred, torch.Generator().manual_seed(seed + step))
     silent[dead] = 0
     if touched:
-        normalise_decoder(sae, recipe)
+        keep_shape(sae, recipe)
     return {"step": step, "dead": int(dead.sum()), "resampled": touched}

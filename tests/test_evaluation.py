@@ -21,7 +21,7 @@ def test_firing_on_a_case_with_known_answers():
         def decode(self, feature_acts):
             return feature_acts / 2
 
-    result = evaluation.firing(Hook(), Halved(2), np.array([[0, 1], [2, 3]]))
+    result = evaluation.firing(Hook(), {"it": Halved(2)}, np.array([[0, 1], [2, 3]]))[0]["it"]
     assert result["l0_mean"] == pytest.approx(1.0) and result["density"].tolist() == [0.5, 0.5]
     error, mean = (9 + 16 + 2) / 4, np.array([1.0, 1.25])
     total = sum(((np.array(x) - mean) ** 2).sum() for x in ([3, 0], [0, 0], [0, 4], [1, 1]))
@@ -44,29 +44,28 @@ def test_fvu_does_not_depend_on_a_constant_added_to_the_data():
 
     hook, dictionary = Shifted(), Smoothed(16)
     dictionary.mean = hook.table.mean(0)
-    plain = evaluation.firing(hook, dictionary, ROWS)["fvu"]
+    plain = evaluation.firing(hook, {"it": dictionary}, ROWS)[0]["it"]["fvu"]
     hook.shift, dictionary.mean = 10.0, hook.table.mean(0) + 10.0
-    assert evaluation.firing(hook, dictionary, ROWS)["fvu"] == pytest.approx(plain, rel=1e-3) == pytest.approx(0.01, rel=0.02)
+    assert evaluation.firing(hook, {"it": dictionary}, ROWS)[0]["it"]["fvu"] == pytest.approx(plain, rel=1e-3) == pytest.approx(0.01, rel=0.02)
 
 
 def test_sparse_decoding_is_decoding():
     sae = random_sae(16, 64, 0, bias=-4.0)
     x = torch.randn(50, 16)
-    f = sae.encode(x)
-    torch.testing.assert_close(evaluation._decode(sae, f, evaluation.active(f)), sae(x))
+    torch.testing.assert_close(evaluation._decode(sae, x, evaluation.active(sae, x)), sae(x))
 
 
 def test_neurons_recover_everything_and_zero_recovers_nothing(small_run, hook):
     rows = evaluation.heldout_rows(small_run, 1024)
-    mean = evaluation.firing(hook, Neurons(64), rows)["mean_activation"]
-    whole = evaluation.loss_recovered(hook, Neurons(64), rows, mean)
+    mean = evaluation.firing(hook, {"it": Neurons(64)}, rows)[1]
+    whole = evaluation.loss_recovered(hook, {"it": Neurons(64)}, rows, mean)["it"]
     assert whole["recovered_zero"] == whole["recovered_mean"] == 1.0 and whole["kl"] == pytest.approx(0, abs=1e-6)
 
     class Nothing(Neurons):
         def decode(self, feature_acts):
             return torch.zeros_like(feature_acts)
 
-    nothing = evaluation.loss_recovered(hook, Nothing(64), rows, mean)
+    nothing = evaluation.loss_recovered(hook, {"it": Nothing(64)}, rows, mean)["it"]
     assert nothing["recovered_zero"] == pytest.approx(0.0, abs=1e-9) and nothing["ce_spliced"] == nothing["ce_zero"] > nothing["ce_clean"]
 
 
@@ -74,7 +73,7 @@ def test_the_clean_loss_is_the_models_own(small_run, hook):
     rows = evaluation.heldout_rows(small_run, 1024)
     tokens = torch.from_numpy(rows.astype("int64"))
     expected = hook.model(input_ids=tokens, labels=tokens).loss.item()
-    result = evaluation.loss_recovered(hook, Neurons(64), rows, torch.zeros(64))
+    result = evaluation.loss_recovered(hook, {"it": Neurons(64)}, rows, torch.zeros(64))["it"]
     assert result["ce_clean"] == pytest.approx(expected, rel=1e-4)
 
 

@@ -42,9 +42,9 @@ def test_features_have_unit_norm_and_the_wrong_axis_has_not():
     sae = training.initialise(BRICKEN_2023, torch.zeros(8), 32, 0)
     with torch.no_grad():
         sae.W_dec.normal_()
-    training.normalise_decoder(sae, BRICKEN_2023)
+    training.keep_shape(sae, BRICKEN_2023)
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(32))
-    training.normalise_decoder(sae, WARD_2024)
+    training.keep_shape(sae, WARD_2024)
     torch.testing.assert_close(sae.W_dec.norm(dim=0), torch.ones(8))
     assert sae.W_dec.norm(dim=1).mean().item() == pytest.approx((8 / 32) ** 0.5, rel=0.05), "columns average √(d_in/d_sae), the original's mistake"
 
@@ -139,6 +139,21 @@ def test_interrupted_training_ends_with_the_same_weights_bit_for_bit(tmp_path, m
     assert resumed["resampling"] == summary["resampling"] and resumed["curve"] == summary["curve"]
 
 
+def test_training_without_resampling_goes_on_from_where_resampling_began(tmp_path):
+    """The twin's checkpoint lies before the first resampling that touches a feature, and leads where training from the start leads."""
+    changes = dict(activations=40_000, dead_window=2000, l1=4.0, lr=0.02)
+    settings = SAESettings(**{"d_sae": 64, "batch": 100, "buffer_rows": 50, "resampling_inputs": 2000, "log_every": 20} | changes)
+    _, summary = training.fit(SyntheticHook(), ROWS, settings, 0, tmp_path / "main", {}, (tmp_path / "twin", {"x": 1}))
+    touched = next(e["step"] for e in summary["resampling"] if e["resampled"])
+    assert checkpoints.steps(tmp_path / "twin")[-1] == touched
+    without = dict(changes, resampling=False)
+    _, whole, from_start = fit(tmp_path / "start", **without)
+    _, twin, went_on = fit(tmp_path / "twin", **without)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, twin.state_dict()[name]), name
+    assert went_on["curve"] == from_start["curve"] and went_on["resampling"] == []
+
+
 def test_an_exploding_loss_stops_training_with_the_step_and_a_cause(tmp_path):
     with pytest.raises(TrainingError, match=r"step \d+.*sae.lr"):
         fit(tmp_path, lr=1e30)
@@ -179,13 +194,21 @@ def test_the_run_without_resampling_is_trained_only_where_it_differs(small_run, 
     summary["resampling"] = [{"step": 1, "dead": resampled, "resampled": resampled}]
     made, model = {small_run.settings.sae.recipe: small_run.folder / "saes/bricken_2023"}, language_model.load(small_run)
     monkeypatch.setattr(training, "training_summary", lambda *_: summary)
-    monkeypatch.setattr(training, "train", lambda run, hook, sae, folder: trained.append(folder.name))
+    monkeypatch.setattr(training, "train", lambda run, hook, sae, folder, twin: trained.append(folder.name))
     monkeypatch.setattr(training.language_model, "make_language_model", lambda run: None)
     monkeypatch.setattr(training.language_model, "load", lambda run: model)
     original = training.make_autoencoder
     monkeypatch.setattr(training, "make_autoencoder", lambda run, name="": made[run.settings.sae.recipe] if not name else original(run, name))
     folder = training.make_autoencoder(run, "bricken_2023-no_resampling")
     assert trained == (["bricken_2023-no_resampling"] if resampled else []) and folder.exists() == (not resampled)
+
+
+def test_impossible_numbers_of_active_features_are_refused():
+    assert resolve(SAESettings(recipe="topk", k=7)).k == 7
+    with pytest.raises(SettingsError, match="sae.k: bricken_2023 has no k.*topk, batchtopk"):
+        resolve(SAESettings(k=7))
+    with pytest.raises(SettingsError, match="sae.k: 16 .*sae.d_sae=8"):
+        resolve(SAESettings(recipe="topk", d_sae=8))
 
 
 def test_a_window_that_training_cannot_outlast_is_refused():
