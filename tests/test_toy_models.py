@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_lib import recipes, toy_autoencoder, toy_check, toy_experiments, toy_findings, toy_gates, toy_neurons, toy_recipes, toy_variants
+from sae_lib import toy_autoencoder, toy_check, toy_experiments, toy_findings, toy_gates, toy_neurons, toy_recipes, toy_variants
 from sae_lib import toy_models as toy
 from sae_lib.errors import SettingsError
 
