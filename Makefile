@@ -5,7 +5,7 @@ PYTHON ?=
 PROFILE ?= laptop
 PY := .venv/bin/python
 export PYTHON
-.PHONY: help install run test lab bench check-toy doctor lint clean
+.PHONY: help install run test lab bench interop check-toy doctor lint clean
 
 help:
 	@echo "make run        set up, then the whole job at the laptop profile: runs/laptop/report.md (other settings: ARGS=\"--set ...\")"
@@ -13,6 +13,7 @@ help:
 	@echo "make lab        JupyterLab on the notebooks"
 	@echo "make install    the set-up alone    make doctor  what is off on this machine    make lint  ruff"
 	@echo "make bench      benchmarks          make check-toy  the toy models against their known results"
+	@echo "make interop    our folders opened by SAELens, in an environment of its own"
 	@echo "make clean      remove .venv and caches (runs/ stays)"
 
 install: .venv/.installed
@@ -23,6 +24,10 @@ install: .venv/.installed
 
 .venv/.installed-dev: requirements-dev.txt .venv/.installed
 	@scripts/install.sh requirements-dev.txt
+	@touch $@
+
+.venv-saelens/.installed: requirements-saelens.txt
+	@VENV=.venv-saelens CONSTRAINTS=/dev/null scripts/install.sh requirements-saelens.txt
 	@touch $@
 
 run: .venv/.installed
@@ -37,6 +42,11 @@ lab: .venv/.installed
 
 bench: .venv/.installed
 	$(PY) -m benchmarks $(ARGS)
+
+interop: .venv/.installed .venv-saelens/.installed
+	$(PY) tests/interop/write_folders.py runs/interop
+	.venv-saelens/bin/python tests/interop/open_in_saelens.py runs/interop
+	$(PY) tests/interop/read_back.py runs/interop
 
 check-toy: .venv/.installed
 	$(PY) -m sae_lib check-toy $(ARGS)

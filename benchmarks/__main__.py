@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import language_model_step, sae_step
+from benchmarks import end_to_end, language_model_step, sae_step, scaling
 from sae_lib.report.machine import machine
 
 
@@ -16,7 +16,7 @@ def rows(result: dict):
 
 
 def main() -> None:
-    results = {"machine": machine(), "threads": torch.get_num_threads()} | {m.__name__.split(".")[-1]: m.run() for m in (language_model_step, sae_step)}
+    results = {"machine": machine(), "threads": torch.get_num_threads()} | {m.__name__.split(".")[-1]: m.run() for m in (language_model_step, sae_step, end_to_end, scaling)}
     (Path(__file__).parent / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     print("| benchmark | contender | median | times the first |\n|---|---|---|---|")
     for result in results.values():

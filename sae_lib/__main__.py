@@ -1,4 +1,4 @@
-"""The command line: `python -m sae_lib run | stage | report | lab | doctor | check-toy`."""
+"""The command line: `python -m sae_lib run | stage | sweep | export | report | lab | doctor | check-toy`."""
 
 import subprocess
 import sys
@@ -56,9 +56,10 @@ def run(
 @app.command()
 def stage(name: Stage, profile: Profile = "laptop", set_: Set = None, run_dir: RunDir = "") -> None:
     """Make one stage's artefact, and what it needs before it, without notebooks. A finished stage is not redone."""
-    from sae_lib import evaluation, features, language_model, report, tokens, training
+    from sae_lib import distributed, evaluation, features, language_model, report, tokens, training
     from sae_lib.runs import open_run
 
+    distributed.start()
     functions = {
         Stage.corpus: tokens.make_tokens,
         Stage.lm: language_model.make_language_model,
@@ -70,6 +71,23 @@ def stage(name: Stage, profile: Profile = "laptop", set_: Set = None, run_dir: R
     opened = open_run(profile, run_dir, set_ or [])
     made = functions[name](opened)
     typer.echo(f"{name.value}: {made if isinstance(made, Path) else opened.results_folder}")
+
+
+@app.command()
+def sweep(profile: Profile = "laptop", set_: Set = None, run_dir: RunDir = "") -> None:
+    """Train a grid of autoencoders, for example --set sae.recipe=bricken_2023,topk --set sae.seed=0,1, and draw its frontier."""
+    from sae_lib.sweep import sweep as train_grid
+
+    typer.echo(f"sweep: {train_grid(profile, run_dir, set_ or [])}")
+
+
+@app.command()
+def export(sae: Annotated[Path, typer.Argument(help="an autoencoder's folder, for example runs/laptop/saes/bricken_2023")], out: Path) -> None:
+    """Write an autoencoder in dictionary_learning's format. (The folder itself is SAELens' own format.)"""
+    from sae_lib.autoencoder import SparseAutoencoder
+    from sae_lib.export import to_dictionary_learning
+
+    typer.echo(f"exported: {to_dictionary_learning(SparseAutoencoder.load(sae), out)}")
 
 
 @app.command()

@@ -47,6 +47,7 @@ class Recipe:
     lr_warmup: float = 0.0  # share of training
     lr_decay: float = 0.0  # last share of training, linearly to zero
     l1_warmup: float = 0.0
+    patience: int = 0  # held-out checks without a better FVU + L0 / d_in after which training stops; 0: never
 
     def objective(self, d_in: int, share: float = 1.0) -> Objective:
         """The loss, with the penalty at `share` of its weight."""
@@ -184,8 +185,11 @@ TIED = replace(
     BRICKEN_2023,
     name="tied",
     source="Cunningham et al. 2023, Sparse autoencoders find highly interpretable features in language models",
-    differences=("unit features, b_dec and the scaling as in `bricken_2023`; learning rate, λ, batch and resampling are our own",),
+    differences=("unit features, b_dec and the scaling as in `bricken_2023`; learning rate, λ, batch, resampling and the rule for stopping are our own",),
     tied=True,
+    encoder_init=1.0,
+    lr_decay=0.0,
+    patience=4,
 )
 
 RECIPES = {recipe.name: recipe for recipe in (BRICKEN_2023, WARD_2024, APRIL_2024, TOPK, BATCHTOPK, JUMPRELU, TIED)}
@@ -206,7 +210,7 @@ def resolve(sae: SAESettings) -> Recipe:
         raise SettingsError(f"sae.k: {recipe.name} has no k; those that have: {', '.join(name for name, r in RECIPES.items() if r.k)}")
     if (sae.k or recipe.k) > sae.d_sae:
         raise SettingsError(f"sae.k: {sae.k or recipe.k} features cannot be active of sae.d_sae={sae.d_sae}")
-    given = {key: value for key in ("batch", "lr", "l1", "k") if (value := getattr(sae, key)) is not None}
+    given = {key: value for key in ("batch", "lr", "l1", "k", "patience") if (value := getattr(sae, key)) is not None}
     return replace(recipe, **given, resampling=recipe.resampling if sae.resampling else None)
 
 

@@ -80,9 +80,12 @@ class SAESettings(Section):
     lr: float | None = Field(None, gt=0)
     l1: float | None = Field(None, ge=0)  # λ, whatever the recipe's penalty
     k: PositiveInt | None = None  # topk, batchtopk
-    precision: Literal["auto", "float32", "bfloat16"] = "float32"  # of the encoder product
+    patience: PositiveInt | None = None  # held-out checks without improvement after which training stops
+    seed: int | None = None  # of the autoencoder alone; None: the run's
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"  # of the features' activations in training
     buffer_rows: PositiveInt = 1024  # rows of text harvested and shuffled together
     log_every: PositiveInt = 50  # steps
+    check_every: PositiveInt = 250  # steps, where training may stop early
     checkpoint_every: PositiveInt = 500  # steps
 
 

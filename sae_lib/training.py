@@ -9,15 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sae_lib import checkpoints, language_model
+from sae_lib import checkpoints, distributed, language_model
 from sae_lib.activations import ActivationBuffer, HookPoint, Source, harvest
 from sae_lib.autoencoder import SparseAutoencoder
 from sae_lib.device import device_of, precision
+from sae_lib.early_stopping import ACTIVATIONS, EarlyStopping
 from sae_lib.errors import TrainingError
+from sae_lib.initialise import initialise, statistics
 from sae_lib.recipes import Recipe, resolve, variants
 from sae_lib.resampling import resample
 from sae_lib.runs import Run, keep_freed_memory, writing
@@ -26,7 +27,6 @@ from sae_lib.sparse_step import gradients
 from sae_lib.tokens import open_tokens
 
 THRESHOLD_SPEED = 0.01  # of the moving average that batchtopk's threshold is, per step
-STATISTICS_ROWS = 256  # rows of text that the scale and the mean are taken from
 
 
 def sae_made_from(run: Run, sae: SAESettings) -> dict:
@@ -40,7 +40,8 @@ def make_autoencoder(run: Run, name: str = "") -> Path:
     folder = run.folder / "saes" / name
     if run.is_made(folder, sae_made_from(run, sae)):
         return folder
-    language_model.make_language_model(run)
+    with distributed.first_process_first():
+        language_model.make_language_model(run)
     if name == f"{run.settings.sae.recipe}-no_resampling":
         main = make_autoencoder(run)
         if not any(e["resampled"] for e in training_summary(run)["resampling"]):
@@ -85,59 +86,76 @@ def training_summary(run: Run, name: str = "") -> dict:
 def train(run: Run, hook: HookPoint, settings: SAESettings, folder: Path, twin: tuple[Path, dict] | None = None) -> None:
     """Fit on the run's training tokens and write the artefact: the autoencoder, and `training.json` with what happened."""
     rows, made_from = open_tokens(run).rows("train", run.settings.lm.context), sae_made_from(run, settings)
-    scratch = _checkpoints_of(folder)
+    scratch, context = _checkpoints_of(folder), run.settings.lm.context
+    heldout = open_tokens(run).rows("heldout", context)[: ACTIVATIONS // context] if resolve(settings).patience else None
     keep_freed_memory()
     torch.set_flush_denormal(True)  # Adam's moments of silent features decay into denormals, which are an order of magnitude slower
     try:
-        sae, summary = fit(hook, rows, settings, run.settings.seed, scratch, made_from, twin)
+        sae, summary = fit(hook, rows, settings, run.settings.seed, scratch, made_from, twin, heldout)
     finally:
         torch.set_flush_denormal(False)
-    metadata = {"model_name": run.settings.lm.source, "context_size": run.settings.lm.context, "dataset_path": run.settings.corpus.source, "prepend_bos": False}
-    with writing(folder, made_from) as out:
-        sae.save(out, metadata | {"hook_name": settings.hook_name})
-        (out / "training.json").write_text(json.dumps(summary, indent=1))
-    shutil.rmtree(scratch, ignore_errors=True)
+    metadata = {"model_name": run.settings.lm.source, "context_size": context, "dataset_path": run.settings.corpus.source, "prepend_bos": False}
+    with distributed.first_process_first():
+        if distributed.place()[0] == 0:
+            with writing(folder, made_from) as out:
+                sae.save(out, metadata | {"hook_name": settings.hook_name})
+                (out / "training.json").write_text(json.dumps(summary, indent=1))
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def fit(
-    hook: Source, rows: np.ndarray, settings: SAESettings, seed: int, scratch: Path, made_from: dict, twin: tuple[Path, dict] | None = None
-) -> tuple[SparseAutoencoder, dict]:
+    hook: Source, rows: np.ndarray, settings: SAESettings, seed: int, scratch: Path, made_from: dict,
+    twin: tuple[Path, dict] | None = None, heldout: np.ndarray | None = None,
+) -> tuple[SparseAutoencoder, dict]:  # fmt: skip
     """The training loop, on the hook's activations of all positions of `rows` [row, position].
 
     Goes on from the last checkpoint in `scratch` where there is one made from the same settings. Until resampling touches a
-    feature, training without it is the same computation: up to there its checkpoint goes to `twin` as well. Returns the autoencoder for
-    unscaled activations and a summary: curves, resampling events, seconds, activations per second.
+    feature, training without it is the same computation: up to there its checkpoint goes to `twin` as well. `heldout` rows are for
+    early stopping. Returns the autoencoder for unscaled activations and a summary: curves, resampling events, seconds,
+    activations per second.
     """
-    recipe = resolve(settings)
-    n_steps = max(1, settings.activations // recipe.batch)
+    recipe, (rank, ranks) = resolve(settings), distributed.place()
+    seed = seed if settings.seed is None else settings.seed
+    n_steps = max(1, settings.activations // (recipe.batch * ranks))
     mean, scale = statistics(hook, rows, recipe)
     sae = initialise(recipe, mean * scale, settings.d_sae, seed).to(mean.device)
     optimiser = torch.optim.Adam(trained(sae, recipe), lr=recipe.lr, betas=recipe.betas, fused=mean.device.type != "mps")
     encoder_dtype = precision(settings.precision, mean.device)
+    stopping = EarlyStopping(harvest(hook, heldout).float() * scale, recipe.patience) if recipe.patience and heldout is not None else None
     silent = torch.zeros(settings.d_sae, dtype=torch.int64, device=mean.device)  # activations since the feature last fired
+    made_from = made_from | {"torch": torch.__version__, "threads": torch.get_num_threads(), "processes": ranks}  # to the bit, training depends on them
     start, curve, events, seconds = 0, [], [], 0.0
     if checkpoint := checkpoints.load_checkpoint(scratch, made_from):
         start, tensors, state = checkpoint
-        sae.load_state_dict({k.removeprefix("sae."): v for k, v in tensors.items() if k.startswith("sae.")})
+        parts = lambda prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}  # noqa: E731
+        sae.load_state_dict(parts("sae."))
         checkpoints.restore_optimiser(optimiser, tensors)
         silent.copy_(tensors["silent"])
         curve, events, seconds = state["curve"], state["events"], state["seconds"]
-    buffer = ActivationBuffer(hook, rows, recipe.batch, settings.buffer_rows, seed, start)
-    began = time.perf_counter() - seconds
+        if stopping:
+            stopping.checks, stopping.best = state["checks"], parts("best.")
 
     def save(folder: Path, made_from: dict, step: int, events: list[dict]) -> None:
-        tensors = {f"sae.{k}": v for k, v in sae.state_dict().items()} | checkpoints.optimiser_tensors(optimiser) | {"silent": silent}
-        checkpoints.save_checkpoint(folder, step, tensors, {"curve": curve, "events": events, "seconds": time.perf_counter() - began}, made_from)
+        if rank == 0:
+            tensors = {f"sae.{k}": v for k, v in sae.state_dict().items()} | checkpoints.optimiser_tensors(optimiser) | {"silent": silent}
+            tensors |= {f"best.{k}": v for k, v in stopping.best.items()} if stopping else {}
+            state = {"curve": curve, "events": events, "seconds": time.perf_counter() - began, "checks": stopping.checks if stopping else []}
+            checkpoints.save_checkpoint(folder, step, tensors, state, made_from)
 
-    bar = tqdm(zip(range(start, n_steps), buffer, strict=False), desc=recipe.name, initial=start, total=n_steps)
+    buffer = ActivationBuffer(hook, rows[rank::ranks], recipe.batch, settings.buffer_rows, seed, start)
+    began, step = time.perf_counter() - seconds, start - 1
+    bar = tqdm(zip(range(start, n_steps), buffer, strict=False), desc=recipe.name, initial=start, total=n_steps, disable=rank > 0)
     for step, x in bar:
         for group in optimiser.param_groups:
             group["lr"] = recipe.lr * rate(step, n_steps, recipe.lr_warmup, recipe.lr_decay)
         measured = gradients(sae, x * scale, recipe.objective(sae.d_in, rate(step, n_steps, recipe.l1_warmup, 0)), encoder_dtype)
+        if ranks > 1:
+            distributed.average_gradients([p for p in sae.parameters() if p.grad is not None])
+            measured = distributed.agree(measured)
         update(sae, optimiser, recipe)
         if sae.architecture == "batchtopk":
             sae.threshold.data.lerp_(measured.smallest, THRESHOLD_SPEED if step else 1.0)
-        silent = torch.where(measured.fired, 0, silent + len(x))
+        silent = torch.where(measured.fired, 0, silent + len(x) * ranks)
         if (step + 1) % settings.log_every == 0 or step + 1 == n_steps:
             point = {"step": step + 1, "squared_error": measured.squared_error.item(), "l1": measured.l1.item(), "l0": measured.l0.item()}
             if not math.isfinite(point["squared_error"] + point["l1"]):
@@ -146,42 +164,24 @@ def fit(
             bar.set_postfix(error=f"{point['squared_error']:.3g}", L0=f"{point['l0']:.1f}")
         if is_resampling_step(recipe, step + 1, n_steps):
             if twin and not any(e["resampled"] for e in events):
-                save(*twin, step + 1, [])
+                save(twin[0], twin[1] | {k: made_from[k] for k in ("torch", "threads", "processes")}, step + 1, [])
             events.append(resample_dead(hook, rows, settings, recipe, sae, optimiser, silent, scale, seed, step + 1))
+            if ranks > 1:
+                distributed.follow_the_first(list(sae.parameters()))
+        if stopping and (step + 1) % settings.check_every == 0 and stopping.stop(sae, step + 1):
+            break
         if (step + 1) % settings.checkpoint_every == 0 and step + 1 < n_steps:
             save(scratch, made_from, step + 1, events)
-    seconds = time.perf_counter() - began
+    seconds, used = time.perf_counter() - began, (step + 1) * recipe.batch * ranks
+    if stopping and stopping.best:
+        sae.load_state_dict(stopping.best)
     sae.fold_scale(scale)
     sae.for_inference()
-    used = n_steps * recipe.batch
     return sae.requires_grad_(False), {
         "curve": curve, "resampling": events, "seconds": seconds, "activations": used, "activations_per_second": used / seconds,
         "scale": scale, "final_silent": (silent >= settings.dead_window).float().mean().item(), "recipe": asdict(recipe),
+        "checks": stopping.checks if stopping else [],
     }  # fmt: skip
-
-
-def statistics(hook: Source, rows: np.ndarray, recipe: Recipe) -> tuple[Float[Tensor, " d_in"], float]:
-    """The activations' mean, and the factor that makes their mean squared norm d_in (1 for recipes that keep their units)."""
-    acts = harvest(hook, rows[np.linspace(0, len(rows) - 1, min(STATISTICS_ROWS, len(rows))).astype(int)]).float()
-    scale = math.sqrt(acts.shape[1] / acts.pow(2).sum(1).mean().item()) if recipe.scale_activations else 1.0
-    return acts.mean(0), scale
-
-
-@torch.no_grad()
-def initialise(recipe: Recipe, mean: Float[Tensor, " d_in"], d_sae: int, seed: int) -> SparseAutoencoder:
-    """A fresh autoencoder: random unit features with a small tied encoder around the mean, or torch's `nn.Linear` defaults."""
-    sae, generator = SparseAutoencoder(len(mean), d_sae, recipe.architecture, recipe.k), torch.Generator().manual_seed(seed)
-    if recipe.init == "small_tied":
-        sae.W_dec.normal_(generator=generator)
-        sae.W_dec *= recipe.decoder_init / sae.W_dec.norm(dim=1, keepdim=True)
-        sae.W_enc.copy_(sae.W_dec.T * (1.0 if recipe.tied else recipe.encoder_init / recipe.decoder_init))
-        sae.b_dec.copy_(mean)
-        if recipe.architecture == "jumprelu":
-            sae.threshold.fill_(recipe.threshold_init)
-    else:
-        for parameter, fan_in in ((sae.W_enc_T, len(mean)), (sae.b_enc, len(mean)), (sae.W_dec, d_sae), (sae.b_dec, d_sae)):
-            parameter.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
-    return sae
 
 
 def trained(sae: SparseAutoencoder, recipe: Recipe) -> list[Tensor]:

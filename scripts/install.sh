@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs a requirements file into .venv (made if missing), with the smallest torch build that this machine can use.
-# Usage: scripts/install.sh [requirements.txt]      PYTHON=python3.12 chooses the interpreter.
+# Usage: scripts/install.sh [requirements.txt]      PYTHON=python3.12 chooses the interpreter, VENV another folder, CONSTRAINTS another file.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 requirements=${1:-requirements.txt}
@@ -54,8 +54,8 @@ install_torch() {
 }
 
 make_venv
-if [ "$requirements" = requirements.txt ]; then install_torch; fi
+install_torch
 say "packages of $requirements"
-pip install --quiet -r "$requirements" -c constraints.txt
+pip install --quiet -r "$requirements" -c "${CONSTRAINTS:-constraints.txt}"
 # Any kernel of this environment finds sae_lib, whatever folder its notebook lies in.
 pwd >"$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/sae_lib.pth"

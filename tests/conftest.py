@@ -25,14 +25,18 @@ def text_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_run(text_folder, tmp_path_factory):
+def small_overrides(text_folder) -> list[str]:
+    return [f"corpus=files:{text_folder}", "corpus.train_tokens=150000", "corpus.heldout_tokens=20000", "lm.train_tokens=100000",
+                 "sae.activations=40000", "sae.compare=[]", "sae.widths=[]", "evaluation.tokens=8192", "evaluation.loss_tokens=2048"]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def small_run(small_overrides, tmp_path_factory):
     """A `smoke` run on those files with everything trained once: tokens, language model, autoencoder."""
     from sae_lib import training
     from sae_lib.runs import open_run
 
-    overrides = [f"corpus=files:{text_folder}", "corpus.train_tokens=150000", "corpus.heldout_tokens=20000", "lm.train_tokens=100000",
-                 "sae.activations=40000", "sae.compare=[]", "sae.widths=[]", "evaluation.tokens=8192", "evaluation.loss_tokens=2048"]  # fmt: skip
-    run = open_run("smoke", tmp_path_factory.mktemp("runs") / "small", overrides)
+    run = open_run("smoke", tmp_path_factory.mktemp("runs") / "small", small_overrides)
     training.make_autoencoder(run)
     return run
 

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sae_lib.autoencoder import SparseAutoencoder
-from sae_lib.errors import ArtefactError
+from sae_lib.errors import ArtefactError, SettingsError
+from sae_lib.export import to_dictionary_learning
 from tests.test_sparse_step import random_sae
 
 
@@ -23,6 +24,67 @@ def test_round_trip_reconstructs_equally(tmp_path):
     sae.save(tmp_path, {"hook_name": "blocks.0.mlp.hook_post"})
     x = torch.randn(11, 5)
     assert torch.equal(SparseAutoencoder.load(tmp_path)(x), sae(x))
+
+
+@pytest.mark.parametrize("architecture", ["topk", "jumprelu", "batchtopk"])
+def test_other_architectures_round_trip(tmp_path, architecture):
+    sae = SparseAutoencoder(5, 7, architecture, k=2 if "topk" in architecture else 0)
+    sae.load_state_dict(random_sae(5, 7, 0, bias=0.0).state_dict(), strict=False)
+    if architecture != "topk":
+        sae.threshold.data.uniform_(0.1, 1.0)
+    sae.for_inference()
+    sae.save(tmp_path, {})
+    x, again = torch.randn(11, 5), SparseAutoencoder.load(tmp_path)
+    assert torch.equal(again(x), sae(x))
+    expected = {"topk": ("topk", 2), "jumprelu": ("jumprelu", 0), "batchtopk": ("jumprelu", 0)}[architecture]
+    assert (again.architecture, again.k) == expected and json.loads((tmp_path / "cfg.json").read_text()).get("k", 0) == expected[1]
+
+
+def test_the_architectures_are_the_papers():
+    """One feature per dimension, so that the features are the activations themselves."""
+    z = torch.tensor([[3.0, -1.0, 2.0, 0.5], [0.1, 0.2, -2.0, -3.0]])
+    made = {}
+    for architecture, k in (("standard", 0), ("topk", 1), ("batchtopk", 1), ("jumprelu", 0)):
+        sae = SparseAutoencoder(4, 4, architecture, k)
+        with torch.no_grad():
+            sae.W_enc_T[:] = torch.eye(4)
+            if architecture == "jumprelu":
+                sae.threshold[:] = torch.tensor([0.0, 0.0, 2.0, 0.4])
+        made[architecture] = sae.encode(z).tolist()
+    flat = {name: [[round(v, 4) for v in row] for row in rows] for name, rows in made.items()}
+    assert flat["standard"] == [[3, 0, 2, 0.5], [0.1, 0.2, 0, 0]]
+    assert flat["topk"] == [[3, 0, 0, 0], [0, 0.2, 0, 0]]
+    assert flat["batchtopk"] == [[3, 0, 2, 0], [0, 0, 0, 0]], "two activations, k = 1: the two largest of all"
+    assert flat["jumprelu"] == [[3, 0, 0, 0.5], [0.1, 0.2, 0, 0]], "strictly above the threshold"
+
+
+@pytest.mark.parametrize("architecture", ["standard", "topk", "batchtopk"])
+def test_dictionary_learnings_format_computes_the_same(tmp_path, architecture):
+    """Its three classes, as their published formulas have them, on the exported tensors."""
+    sae = SparseAutoencoder(5, 7, architecture, k=2 if "topk" in architecture else 0)
+    sae.load_state_dict(random_sae(5, 7, 0, bias=0.0).state_dict(), strict=False)
+    if architecture == "batchtopk":
+        sae.threshold.data.fill_(0.3)
+    sae.for_inference()
+    to_dictionary_learning(sae, tmp_path)
+    t, config = torch.load(tmp_path / "ae.pt", weights_only=True), json.loads((tmp_path / "config.json").read_text())["trainer"]
+    x = torch.randn(11, 5)
+    bias = t["bias"] if architecture == "standard" else t["b_dec"]
+    f = torch.nn.functional.linear(x - bias, t["encoder.weight"], t["encoder.bias"]).relu()
+    if architecture == "topk":
+        f = torch.zeros_like(f).scatter(1, f.topk(int(t["k"])).indices, f.topk(int(t["k"])).values)
+    elif architecture == "batchtopk":
+        f = f * (f > t["threshold"])
+    torch.testing.assert_close(torch.nn.functional.linear(f, t["decoder.weight"]) + bias, sae(x))
+    assert config["dict_class"] == {"standard": "AutoEncoder", "topk": "AutoEncoderTopK", "batchtopk": "BatchTopKSAE"}[architecture]
+
+
+def test_thresholds_that_differ_cannot_be_exported(tmp_path):
+    sae = SparseAutoencoder(5, 7, "jumprelu")
+    sae.threshold.data.uniform_(0, 1)
+    with pytest.raises(SettingsError, match="one threshold"):
+        to_dictionary_learning(sae, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_layout_is_saelens_own(tmp_path):

@@ -154,6 +154,54 @@ def test_training_without_resampling_goes_on_from_where_resampling_began(tmp_pat
     assert went_on["curve"] == from_start["curve"] and went_on["resampling"] == []
 
 
+GROUND_TRUTH = {"april_2024": {"l1": 1.0}, "topk": {"k": 2}, "batchtopk": {"k": 2}, "jumprelu": {"l1": 1.0}, "tied": {"l1": 2.0}}
+
+
+@pytest.mark.parametrize("recipe", GROUND_TRUTH)
+def test_every_recipe_finds_the_true_directions(tmp_path, recipe):
+    hook, sae, summary = fit(tmp_path, recipe=recipe, **{"activations": 200_000, "lr": 3e-3, "l1": None, "resampling": False} | GROUND_TRUTH[recipe])
+    assert hook.recovered(sae) > (0.75 if recipe == "tied" else 0.9)
+    assert sae.architecture == {"topk": "topk", "batchtopk": "jumprelu", "jumprelu": "jumprelu"}.get(recipe, "standard")
+    f = sae.encode(hook.table[:2000])
+    if "topk" in recipe:
+        assert (f > 0).sum(1).float().mean().item() == pytest.approx(2, abs=0.3)
+    if recipe == "tied":
+        scale = summary["scale"]
+        torch.testing.assert_close(sae.W_enc_T / scale, sae.W_dec * scale)
+
+
+def test_training_stops_early_and_keeps_the_best_weights(tmp_path):
+    held_out = np.random.default_rng(1).integers(0, VOCABULARY, (64, 32))
+    changes = {"d_sae": 64, "batch": 100, "l1": 0.4, "buffer_rows": 50, "activations": 200_000, "resampling": False, "log_every": 20}
+    settings = SAESettings(**changes, patience=2, check_every=25, lr=0.05)  # a rate at which training soon only wanders
+    hook = SyntheticHook()
+    sae, summary = training.fit(hook, ROWS, settings, 0, tmp_path, {}, heldout=held_out)
+    scores = [check["score"] for check in summary["checks"]]
+    assert len(scores) == scores.index(min(scores)) + 3 and summary["activations"] == summary["checks"][-1]["step"] * 100 < 200_000
+    x = hook.table[held_out.reshape(-1)]
+    fvu = ((x - sae(x)).pow(2).sum() / (x - x.mean(0)).pow(2).sum()).item()
+    assert fvu == pytest.approx(min(summary["checks"], key=lambda c: c["score"])["fvu"], rel=1e-3)
+
+
+@pytest.mark.parametrize("recipe", ["batchtopk", "jumprelu", "tied"])
+def test_interrupted_training_of_other_recipes_ends_the_same(tmp_path, monkeypatch, recipe):
+    changes = dict(recipe=recipe, activations=30_000, checkpoint_every=50, dead_window=2000, **GROUND_TRUTH[recipe] | ({} if "l1" in GROUND_TRUTH[recipe] else {"l1": None}))
+    _, whole, _ = fit(tmp_path / "whole", **changes)
+    save = checkpoints.save_checkpoint
+
+    def save_then_die(folder, step, *rest):
+        save(folder, step, *rest)
+        if step == 150:
+            raise Killed
+
+    monkeypatch.setattr(checkpoints, "save_checkpoint", save_then_die)
+    with pytest.raises(Killed):
+        fit(tmp_path / "broken", **changes)
+    monkeypatch.setattr(checkpoints, "save_checkpoint", save)
+    _, again, _ = fit(tmp_path / "broken", **changes)
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in whole.state_dict().items())
+
+
 def test_an_exploding_loss_stops_training_with_the_step_and_a_cause(tmp_path):
     with pytest.raises(TrainingError, match=r"step \d+.*sae.lr"):
         fit(tmp_path, lr=1e30)

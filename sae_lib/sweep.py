@@ -1,0 +1,99 @@
+"""A grid of autoencoders on one language model, and the frontier between sparsity and loss recovered that they draw."""
+
+import hashlib
+import itertools
+import json
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from sae_lib import evaluation, figures, language_model, training
+from sae_lib.activations import HookPoint
+from sae_lib.errors import SettingsError
+from sae_lib.recipes import resolve
+from sae_lib.runs import open_run
+from sae_lib.settings import SAESettings, load
+
+COLUMNS = ["l0_mean", "recovered_zero", "recovered_mean", "fvu", "dead_share", "alive", "seconds", "activations_per_second"]
+
+
+def split(overrides: list[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """(overrides with one value, settings of `sae` with several): `sae.l1=1,2,4` is an axis of the grid."""
+    single, axes = [], {}
+    for override in overrides:
+        key, _, text = override.partition("=")
+        if key.startswith("sae.") and "," in text and not text.lstrip().startswith("["):
+            axes[key] = [value for value in text.split(",") if value]
+        else:
+            single.append(override)
+    if not axes:
+        raise SettingsError("sweep: no setting has several values; give at least one of sae, for example --set sae.l1=1,2,4 --set sae.seed=0,1,2")
+    return single, axes
+
+
+def grid(profile: str, single: list[str], axes: dict[str, list[str]]) -> dict[str, SAESettings]:
+    """The autoencoder's settings at every point, by name; checked before anything is trained."""
+    points = {}
+    for values in itertools.product(*axes.values()):
+        chosen = [f"{key}={value}" for key, value in zip(axes, values, strict=True)]
+        settings = load(profile, [*single, *chosen]).sae
+        resolve(settings)
+        points[" ".join(c.removeprefix("sae.") for c in chosen)] = settings
+    return points
+
+
+def sweep(profile: str, run_dir: str | Path, overrides: list[str]) -> Path:
+    """Train and evaluate every point, in the folder of the run without the grid; returns `results/sweep.json`.
+
+    A finished point is not done again, and points of earlier sweeps of the same run stay in the table and the figure.
+    """
+    single, axes = split(overrides)
+    points = grid(profile, single, axes)
+    run = open_run(profile, run_dir, single)
+    language_model.make_language_model(run)
+    hook = HookPoint(language_model.load(run), run.settings.sae.hook_name)
+    for name, settings in points.items():
+        made_from = training.sae_made_from(run, settings) | {"evaluation": run.settings.evaluation.model_dump()}
+        point = _point_name(settings)
+        if run.saved_results(f"sweep/{point}", made_from) is not None:
+            continue
+        folder = run.folder / "sweep" / point
+        if not run.is_made(folder, training.sae_made_from(run, settings)):
+            training.train(run, hook, settings, folder)
+        measured = evaluation.evaluate(run, hook, {name: training.SparseAutoencoder.load(folder, hook.device)})[name]
+        summary = json.loads((folder / "training.json").read_text())
+        record = {"recipe": settings.recipe, "name": name, "lambda": summary["recipe"]["l1"], "k": summary["recipe"]["k"], "d_sae": settings.d_sae,
+                  "seed": run.settings.seed if settings.seed is None else settings.seed, "seconds": summary["seconds"], "activations": summary["activations"],
+                  "activations_per_second": summary["activations_per_second"]}  # fmt: skip
+        run.save_results(f"sweep/{point}", record | {k: measured[k] for k in COLUMNS if k in measured}, made_from)
+    found = [json.loads(path.read_text()) for path in sorted((run.results_folder / "sweep").glob("*.json"))]
+    run.figure(frontier(table(found)), "frontier")
+    return run.save_results("sweep", {"points": found})
+
+
+def _point_name(settings: SAESettings) -> str:
+    return f"{settings.recipe}-{hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:8]}"
+
+
+def table(points: list[dict]) -> pd.DataFrame:
+    """A row per setting: means over its seeds, their number, and the spread (largest − smallest) of loss recovered."""
+    frame = pd.DataFrame(points)
+    groups = frame.groupby(["recipe", "d_sae", "lambda", "k", "activations"], sort=True)
+    means = groups[[c for c in COLUMNS if c in frame]].mean()
+    spread = groups["recovered_mean"].agg(lambda v: v.max() - v.min())
+    return means.assign(seeds=groups.size(), spread=spread).reset_index().sort_values(["recipe", "d_sae", "l0_mean"])
+
+
+def frontier(frame: pd.DataFrame) -> go.Figure:
+    """Loss recovered over L0, a line per recipe (and width), bars for the spread of the seeds."""
+    fig = go.Figure()
+    several = frame["d_sae"].nunique() > 1
+    for colour, ((recipe, d_sae), rows) in zip(itertools.cycle(figures.PALETTE), frame.groupby(["recipe", "d_sae"]), strict=False):
+        fig.add_scatter(
+            x=rows["l0_mean"], y=rows["recovered_mean"], name=f"{recipe}, {d_sae:,} features" if several else recipe, mode="lines+markers", line_color=colour,
+            error_y={"type": "data", "array": rows["spread"] / 2, "visible": bool((rows["seeds"] > 1).any())},
+        )  # fmt: skip
+    fig.update_xaxes(title="features active per activation (L0)", type="log")
+    fig.update_yaxes(title="loss recovered against mean ablation", tickformat=".1%")
+    return fig

@@ -1,0 +1,22 @@
+"""What SAELens saved opens here and reconstructs equally: `python read_back.py FOLDER`, after `open_in_saelens.py`."""
+
+import sys
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from sae_lib.autoencoder import SparseAutoencoder
+
+
+def main(folder: Path) -> None:
+    paths = sorted(folder.glob("*/saelens"))
+    assert len(paths) == 4, f"{folder}: expected four folders saved by SAELens, found {len(paths)}"
+    for path in paths:
+        ours = load_file(path.parent / "ours.safetensors")
+        difference = (SparseAutoencoder.load(path)(ours["x"]) - ours["reconstruction"]).abs().max().item()
+        assert difference < 1e-3, f"{path}: largest difference {difference:.2g}"
+        print(f"{path.parent.name}: what SAELens saved opens here, largest difference {difference:.1e}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
