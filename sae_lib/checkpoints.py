@@ -3,6 +3,10 @@
 import hashlib
 import json
 import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,31 @@ from sae_lib.errors import ArtefactError
 from sae_lib.runs import check_same, write_atomically
 
 KEEP = 2
+
+
+def circumstances() -> dict[str, Any]:
+    """What training depends on to the last bit besides its settings; a checkpoint goes on only under the same."""
+    return {"torch": torch.__version__, "threads": torch.get_num_threads()}
+
+
+@contextmanager
+def finish_the_step() -> Iterator[threading.Event]:
+    """Inside, Ctrl-C sets the event, so that a loop can finish its step and save; a second one interrupts at once."""
+    pressed = threading.Event()
+
+    def on_interrupt(*_: Any) -> None:
+        if pressed.is_set():
+            raise KeyboardInterrupt
+        pressed.set()
+
+    if threading.current_thread() is not threading.main_thread():  # only there can signals be caught
+        yield pressed
+        return
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], made_from: dict[str, Any]) -> None:

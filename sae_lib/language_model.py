@@ -7,6 +7,7 @@ import time
 from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,7 +38,8 @@ def make_language_model(run: Run) -> Path:
     if run.settings.lm.source != "train" or run.is_made(folder, lm_made_from(run)):
         return folder
     make_tokens(run)
-    train(run, folder)
+    with checkpoints.finish_the_step() as interrupted:
+        train(run, folder, interrupted)
     return folder
 
 
@@ -139,10 +141,11 @@ def next_token_loss(model: "transformers.PreTrainedModel", tokens: Int[Tensor, "
     return LinearCrossEntropy.apply(hidden, model.get_output_embeddings().weight, tokens[:, 1:].reshape(-1), LOSS_CHUNK)
 
 
-def train(run: Run, folder: Path) -> None:
+def train(run: Run, folder: Path, interrupted: Event) -> None:
     """AdamW, linear warm-up, cosine decay, gradient clipping; goes on from the last checkpoint of an interrupted run."""
     keep_freed_memory()
     s, device, made_from = run.settings.lm, device_of(run), lm_made_from(run)
+    resumable = made_from | checkpoints.circumstances()
     tokens = open_tokens(run)
     rows = tokens.rows("train", s.context + 1)
     if len(rows) < s.batch:
@@ -155,7 +158,7 @@ def train(run: Run, folder: Path) -> None:
     n_steps = max(1, s.train_tokens // (s.batch * s.context))
     dtype, scratch = precision(s.precision, device), folder.with_name(".language_model.checkpoints")
     start, curve, seconds = 0, [], 0.0
-    if checkpoint := checkpoints.load_checkpoint(scratch, made_from):
+    if checkpoint := checkpoints.load_checkpoint(scratch, resumable):
         start, tensors, state = checkpoint
         model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         checkpoints.restore_optimiser(optimiser, tensors)
@@ -178,10 +181,12 @@ def train(run: Run, folder: Path) -> None:
                 raise TrainingError(f"language model: the loss is {point['train']} at step {step + 1}; likely lm.lr {s.lr} is too high; checkpoints up to the one before lie in {scratch}")
             curve.append(point)
             bar.set_postfix(heldout=f"{heldout:.3f}", density=f"{point['density_median']:.0%}")
-        if (step + 1) % s.checkpoint_every == 0 and not last:
+        if not last and ((step + 1) % s.checkpoint_every == 0 or interrupted.is_set()):
             state = {"curve": curve, "seconds": time.perf_counter() - began}
             tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | checkpoints.optimiser_tensors(optimiser)
-            checkpoints.save_checkpoint(scratch, step + 1, tensors, state, made_from)
+            checkpoints.save_checkpoint(scratch, step + 1, tensors, state, resumable)
+            if interrupted.is_set():
+                raise KeyboardInterrupt
     seconds = time.perf_counter() - began
     with writing(folder, made_from) as out:
         model.save_pretrained(out)

@@ -195,6 +195,18 @@ TIED = replace(
 RECIPES = {recipe.name: recipe for recipe in (BRICKEN_2023, WARD_2024, APRIL_2024, TOPK, BATCHTOPK, JUMPRELU, TIED)}
 
 
+def rate(step: int, n_steps: int, warmup: float, decay: float) -> float:
+    """Share of the peak value: linear up over the first `warmup`, linear down to zero over the last `decay` of training."""
+    up = (step + 1) / max(1, round(warmup * n_steps))
+    down = (n_steps - step) / max(1, round(decay * n_steps)) if decay else 1.0
+    return min(1.0, up, down)
+
+
+def is_resampling_step(recipe: Recipe, step: int, n_steps: int) -> bool:
+    r = recipe.resampling
+    return bool(r) and (step in {round(share * n_steps) for share in r.at} or (r.every > 0 and step % r.every == 0))
+
+
 def resolve(sae: SAESettings) -> Recipe:
     """The recipe that the settings ask for, with the values that they override."""
     if sae.recipe not in RECIPES:

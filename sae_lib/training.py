@@ -6,6 +6,7 @@ import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from sae_lib.device import device_of, precision
 from sae_lib.early_stopping import ACTIVATIONS, EarlyStopping
 from sae_lib.errors import TrainingError
 from sae_lib.initialise import initialise, statistics
-from sae_lib.recipes import Recipe, resolve, variants
+from sae_lib.recipes import Recipe, is_resampling_step, rate, resolve, variants
 from sae_lib.resampling import resample
 from sae_lib.runs import Run, keep_freed_memory, writing
 from sae_lib.settings import SAESettings
@@ -91,7 +92,8 @@ def train(run: Run, hook: HookPoint, settings: SAESettings, folder: Path, twin: 
     keep_freed_memory()
     torch.set_flush_denormal(True)  # Adam's moments of silent features decay into denormals, which are an order of magnitude slower
     try:
-        sae, summary = fit(hook, rows, settings, run.settings.seed, scratch, made_from, twin, heldout)
+        with checkpoints.finish_the_step() as interrupted:
+            sae, summary = fit(hook, rows, settings, run.settings.seed, scratch, made_from, twin, heldout, interrupted)
     finally:
         torch.set_flush_denormal(False)
     metadata = {"model_name": run.settings.lm.source, "context_size": context, "dataset_path": run.settings.corpus.source, "prepend_bos": False}
@@ -105,13 +107,13 @@ def train(run: Run, hook: HookPoint, settings: SAESettings, folder: Path, twin: 
 
 def fit(
     hook: Source, rows: np.ndarray, settings: SAESettings, seed: int, scratch: Path, made_from: dict,
-    twin: tuple[Path, dict] | None = None, heldout: np.ndarray | None = None,
+    twin: tuple[Path, dict] | None = None, heldout: np.ndarray | None = None, interrupted: Event | None = None,
 ) -> tuple[SparseAutoencoder, dict]:  # fmt: skip
     """The training loop, on the hook's activations of all positions of `rows` [row, position].
 
     Goes on from the last checkpoint in `scratch` where there is one made from the same settings. Until resampling touches a
     feature, training without it is the same computation: up to there its checkpoint goes to `twin` as well. `heldout` rows are for
-    early stopping. Returns the autoencoder for unscaled activations and a summary: curves, resampling events, seconds,
+    early stopping; `interrupted` ends training with a checkpoint after the step. Returns the autoencoder for unscaled activations and a summary: curves, resampling events, seconds,
     activations per second.
     """
     recipe, (rank, ranks) = resolve(settings), distributed.place()
@@ -123,7 +125,8 @@ def fit(
     encoder_dtype = precision(settings.precision, mean.device)
     stopping = EarlyStopping(harvest(hook, heldout).float() * scale, recipe.patience) if recipe.patience and heldout is not None else None
     silent = torch.zeros(settings.d_sae, dtype=torch.int64, device=mean.device)  # activations since the feature last fired
-    made_from = made_from | {"torch": torch.__version__, "threads": torch.get_num_threads(), "processes": ranks}  # to the bit, training depends on them
+    circumstances = checkpoints.circumstances() | {"processes": ranks}
+    made_from = made_from | circumstances
     start, curve, events, seconds = 0, [], [], 0.0
     if checkpoint := checkpoints.load_checkpoint(scratch, made_from):
         start, tensors, state = checkpoint
@@ -164,14 +167,17 @@ def fit(
             bar.set_postfix(error=f"{point['squared_error']:.3g}", L0=f"{point['l0']:.1f}")
         if is_resampling_step(recipe, step + 1, n_steps):
             if twin and not any(e["resampled"] for e in events):
-                save(twin[0], twin[1] | {k: made_from[k] for k in ("torch", "threads", "processes")}, step + 1, [])
+                save(twin[0], twin[1] | circumstances, step + 1, [])
             events.append(resample_dead(hook, rows, settings, recipe, sae, optimiser, silent, scale, seed, step + 1))
             if ranks > 1:
                 distributed.follow_the_first(list(sae.parameters()))
         if stopping and (step + 1) % settings.check_every == 0 and stopping.stop(sae, step + 1):
             break
-        if (step + 1) % settings.checkpoint_every == 0 and step + 1 < n_steps:
+        stop = interrupted is not None and interrupted.is_set()
+        if step + 1 < n_steps and ((step + 1) % settings.checkpoint_every == 0 or stop):
             save(scratch, made_from, step + 1, events)
+            if stop:
+                raise KeyboardInterrupt
     seconds, used = time.perf_counter() - began, (step + 1) * recipe.batch * ranks
     if stopping and stopping.best:
         sae.load_state_dict(stopping.best)
@@ -214,18 +220,6 @@ def keep_shape(sae: SparseAutoencoder, recipe: Recipe) -> None:
         sae.W_enc_T.copy_(sae.W_dec)
     if sae.architecture == "jumprelu":
         sae.threshold.clamp_(min=0)
-
-
-def rate(step: int, n_steps: int, warmup: float, decay: float) -> float:
-    """Share of the peak value: linear up over the first `warmup`, linear down to zero over the last `decay` of training."""
-    up = (step + 1) / max(1, round(warmup * n_steps))
-    down = (n_steps - step) / max(1, round(decay * n_steps)) if decay else 1.0
-    return min(1.0, up, down)
-
-
-def is_resampling_step(recipe: Recipe, step: int, n_steps: int) -> bool:
-    r = recipe.resampling
-    return bool(r) and (step in {round(share * n_steps) for share in r.at} or (r.every > 0 and step % r.every == 0))
 
 
 def resample_dead(hook: Source, rows: np.ndarray, settings: SAESettings, recipe: Recipe, sae, optimiser, silent, scale: float, seed: int, step: int) -> dict:
