@@ -121,11 +121,18 @@ def doctor(profile: Profile = "laptop") -> None:
 
 
 @app.command("check-toy")
-def check_toy(out: Annotated[Path, typer.Option(help="folder for cached results, table and figures")] = Path("runs/toy"), preset: str = "full") -> None:
+def check_toy(
+    out: Annotated[Path, typer.Option(help="folder for cached results, table and figures")] = Path("runs/toy"),
+    preset: str = "full",
+    publish: Annotated[bool, typer.Option(help="also copy gates and figures to ./report/toy/, for the report")] = False,
+) -> None:
     """Every toy-model experiment at full size, held against its known results."""
-    from sae_lib.toy_check import check_toy as check
+    from sae_lib import toy_check
 
-    raise typer.Exit(0 if check(out, preset) else 1)
+    passed = toy_check.check_toy(out, preset)
+    if publish:
+        typer.echo(f"published: {toy_check.publish(out)}")
+    raise typer.Exit(0 if passed else 1)
 
 
 def _name_and_value(text: str) -> tuple[str, object]:

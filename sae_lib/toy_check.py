@@ -5,6 +5,7 @@ import inspect
 import json
 import logging
 import re
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -126,7 +127,36 @@ def gates_table(rows: list[dict]) -> str:
     return "\n".join(["| experiment | what | measured | expected | |", "|---|---|---|---|---|", *lines]) + "\n"
 
 
-def committed_summary() -> dict:
-    """The summary of the last full check that is kept in the repository (`report/toy/gates.json`); empty where there is none."""
-    path = Path(__file__).parent.parent / "report" / "toy" / "gates.json"
+PUBLISHED = Path(__file__).parent.parent / "report" / "toy"  # the last full check that the repository keeps
+PUBLISHED_FIGURES = {
+    "toy_weights_and_norms_large": "Eighty features in twenty dimensions.",
+    "toy_varied_density": "One feature of another density among equals.",
+    "toy_learning_dynamics": "Features snap into place one after another while the loss falls in steps.",
+    "toy_adversarial": "Superposition makes models vulnerable.",
+    "toy_privileged_basis": "A ReLU on the hidden layer gives it a privileged basis.",
+    "toy_absolute_value": "Three absolute values through six neurons.",
+}
+
+
+def publish(folder: Path, to: Path = PUBLISHED) -> Path:
+    """Keep a full check in the repository: its gates, and the figures that the report shows."""
+    (to / "figures").mkdir(parents=True, exist_ok=True)
+    shutil.copy2(folder / "gates.json", to / "gates.json")
+    for name in PUBLISHED_FIGURES:
+        shutil.copy2(folder / "figures" / f"{name}.png", to / "figures" / f"{name}.png")
+    return to
+
+
+def published_summary() -> dict:
+    """The gates of the published check; empty where there is none."""
+    path = PUBLISHED / "gates.json"
     return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def copy_published_figures(folder: Path) -> dict[str, str]:
+    """Put the published check's figures into `folder`, as `full_<name>.png`; returns their captions by name."""
+    there = {name: caption for name, caption in PUBLISHED_FIGURES.items() if (PUBLISHED / "figures" / f"{name}.png").is_file()}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in there:
+        shutil.copy2(PUBLISHED / "figures" / f"{name}.png", folder / f"full_{name}.png")
+    return {f"full_{name}": caption for name, caption in there.items()}

@@ -137,7 +137,7 @@ def neurons(r: Results) -> list[dict]:
     return [
         gate("learning_dynamics", "loss at the end / at the start; share of features with D within 0.03 of ½ at the end", [x["loss"][-1] / x["loss"][0], final], "< 0.8; ≥ 0.5", x["loss"][-1] < 0.8 * x["loss"][0] and final >= 0.5),
         gate("adversarial", "correlation of vulnerability with features per dimension", a, "≥ 0.8", a >= 0.8),
-        gate("privileged_basis", "monosemantic neurons, best of the seeds, by density", best, "5 at the densest, 0 at the sparsest, falling", best[0] == 5 and best[-1] == 0 and all(b <= a for a, b in zip(best, best[1:], strict=False))),
+        gate("privileged_basis", "monosemantic neurons, best of the seeds, by density", best, "5 at the densest, 0 at the sparsest, no step up by more than one", best[0] == 5 and best[-1] == 0 and all(b <= a + 1 for a, b in zip(best, best[1:], strict=False))),
         gate("absolute_value", "seeds with one positive and one negative neuron for each feature, |w1·w2| = 1 ± 0.02, loss < 1e-6", w["solved"][0], f"at least one of {w['solved'][1]}", w["solved"][0] >= 1),
         gate("absolute_value_large", "share of monosemantic neurons by density", share, "≥ 0.8 at p = 1, ≤ 0.1 at p ≤ 0.01, falling", share[0] >= 0.8 and max(share[4:]) <= 0.1 and all(b <= a + 0.02 for a, b in zip(share, share[1:], strict=False))),
     ]

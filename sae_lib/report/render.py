@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, Undefined, UndefinedError
 
+from sae_lib import toy_check
 from sae_lib.errors import ArtefactError
 from sae_lib.report import content, tables
 from sae_lib.report import formats as f
@@ -86,6 +87,7 @@ def markdown(run: Run) -> str:
             prompts_of=(values["activations"] or {}).get("prompts"),
             toy_parts=TOY_PARTS,
             toy_figures=TOY_FIGURES,
+            full_figures=toy_check.copy_published_figures(run.folder / "figures"),
             tab=registry.table,
             figure=registry.figure,
             traceability=registry.traceability,
