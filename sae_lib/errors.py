@@ -2,7 +2,9 @@
 
 
 class UserError(Exception):
-    """Something the user can mend; the command line prints the message alone and exits with status 2."""
+    """Something the user can mend; the command line prints the message alone and exits with its status."""
+
+    status = 2
 
 
 class SettingsError(UserError):
@@ -23,3 +25,9 @@ class ModelError(UserError):
 
 class TrainingError(UserError):
     """Training that cannot go on: a loss that is not finite, or that explodes."""
+
+
+class Interrupted(UserError):
+    """Ctrl-C during training: what was done is saved."""
+
+    status = 130

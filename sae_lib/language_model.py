@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from sae_lib import checkpoints, hub
 from sae_lib.activations import HookPoint
 from sae_lib.device import device_of, precision
-from sae_lib.errors import CorpusError, ModelError, TrainingError
+from sae_lib.errors import CorpusError, Interrupted, ModelError, TrainingError
 from sae_lib.runs import Run, keep_freed_memory, writing
 from sae_lib.settings import LanguageModelSettings
 from sae_lib.tokens import Tokens, make_tokens, open_tokens, tokens_made_from
@@ -186,7 +186,7 @@ def train(run: Run, folder: Path, interrupted: Event) -> None:
             tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | checkpoints.optimiser_tensors(optimiser)
             checkpoints.save_checkpoint(scratch, step + 1, tensors, state, resumable)
             if interrupted.is_set():
-                raise KeyboardInterrupt
+                raise Interrupted(f"language model: interrupted; step {step + 1} of {n_steps} is saved, the same command goes on from there")
     seconds = time.perf_counter() - began
     with writing(folder, made_from) as out:
         model.save_pretrained(out)

@@ -131,7 +131,7 @@ PUBLISHED = Path(__file__).parent.parent / "report" / "toy"  # the last full che
 PUBLISHED_FIGURES = {
     "toy_weights_and_norms_large": "Eighty features in twenty dimensions.",
     "toy_varied_density": "One feature of another density among equals.",
-    "toy_learning_dynamics": "Features snap into place one after another while the loss falls in steps.",
+    "toy_learning_dynamics": "Features appear one after another and settle at half a dimension each.",
     "toy_adversarial": "Superposition makes models vulnerable.",
     "toy_privileged_basis": "A ReLU on the hidden layer gives it a privileged basis.",
     "toy_absolute_value": "Three absolute values through six neurons.",

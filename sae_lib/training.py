@@ -18,7 +18,7 @@ from sae_lib.activations import ActivationBuffer, HookPoint, Source, harvest
 from sae_lib.autoencoder import SparseAutoencoder
 from sae_lib.device import device_of, precision
 from sae_lib.early_stopping import ACTIVATIONS, EarlyStopping
-from sae_lib.errors import TrainingError
+from sae_lib.errors import Interrupted, TrainingError
 from sae_lib.initialise import initialise, statistics
 from sae_lib.recipes import Recipe, is_resampling_step, rate, resolve, variants
 from sae_lib.resampling import resample
@@ -177,7 +177,7 @@ def fit(
         if step + 1 < n_steps and ((step + 1) % settings.checkpoint_every == 0 or stop):
             save(scratch, made_from, step + 1, events)
             if stop:
-                raise KeyboardInterrupt
+                raise Interrupted(f"{recipe.name}: interrupted; step {step + 1} of {n_steps} is saved, the same command goes on from there")
     seconds, used = time.perf_counter() - began, (step + 1) * recipe.batch * ranks
     if stopping and stopping.best:
         sae.load_state_dict(stopping.best)

@@ -24,12 +24,12 @@ def start(folder, overrides, every=("lm.checkpoint_every=7", "sae.checkpoint_eve
 @pytest.mark.parametrize("seed", [0])
 def test_killed_runs_end_with_the_same_weights(small_overrides, tmp_path, seed):
     began = time.monotonic()
-    whole = start(tmp_path / "whole", small_overrides)
+    whole = start(tmp_path / "a" / "whole", small_overrides)
     assert whole.wait(600) == 0, whole.stdout.read()
     seconds, chance = time.monotonic() - began, random.Random(seed)
     killed = 0
     for _ in range(KILLS):
-        broken = start(tmp_path / "broken", small_overrides)
+        broken = start(tmp_path / "b" / "broken", small_overrides)
         try:
             broken.wait(seconds * chance.uniform(0.4, 0.9))
             break  # done before its time came
@@ -37,11 +37,11 @@ def test_killed_runs_end_with_the_same_weights(small_overrides, tmp_path, seed):
             broken.send_signal(signal.SIGKILL)
             broken.wait()
             killed += 1
-    last = start(tmp_path / "broken", small_overrides)
+    last = start(tmp_path / "b" / "broken", small_overrides)
     assert killed and last.wait(600) == 0, last.stdout.read()
     for file in FILES:
-        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "broken" / file).read_bytes(), f"{file} differs after {killed} kills (seed {seed})"
-    assert not list((tmp_path / "broken").rglob(".*.partial")) and not list((tmp_path / "broken").rglob("step-*"))
+        assert (tmp_path / "a" / "whole" / file).read_bytes() == (tmp_path / "b" / "broken" / file).read_bytes(), f"{file} differs after {killed} kills (seed {seed})"
+    assert not list((tmp_path / "b" / "broken").rglob(".*.partial")) and not list((tmp_path / "b" / "broken").rglob("step-*"))
 
 
 def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(small_overrides, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_lib import settings
+from sae_lib import settings, toy_check
 from sae_lib.errors import ArtefactError
 from sae_lib.report import content, pages, publish, publish_report, render, write_report
 from sae_lib.report import formats as f
@@ -147,6 +147,12 @@ def make(folder, values: dict, figures=FIGURES, overrides=("corpus.train_tokens=
     return run
 
 
+@pytest.fixture(autouse=True)
+def no_published_check(monkeypatch, tmp_path_factory):
+    """Reports of made-up results, without the toy check that the repository keeps."""
+    monkeypatch.setattr(toy_check, "PUBLISHED", tmp_path_factory.mktemp("published"))
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     monkeypatch.setattr(pages, "find_chromium", lambda: None)
@@ -268,6 +274,19 @@ def test_a_figure_without_its_file_is_left_out_and_an_interactive_one_linked(run
     text = render.markdown(run)
     assert "density.png" not in text
     assert re.search(r"(?<!!)\[Figure 2\..*\(interactive page\)\]\(figures/neuron_density.html\)", text)
+
+
+def test_the_published_toy_check_is_shown_with_its_figures(run, tmp_path):
+    done = tmp_path / "check"
+    (done / "figures").mkdir(parents=True)
+    (done / "gates.json").write_text('{"preset": "full", "passed": 1, "gates": []}')
+    for name in toy_check.PUBLISHED_FIGURES:
+        (done / "figures" / f"{name}.png").write_bytes((run.folder / "figures" / "density.png").read_bytes())
+    toy_check.publish(done, toy_check.PUBLISHED)
+    assert toy_check.published_summary()["passed"] == 1
+    text = render.markdown(run)
+    for name, caption in toy_check.PUBLISHED_FIGURES.items():
+        assert f"(figures/full_{name}.png)" in text and caption in text and (run.folder / "figures" / f"full_{name}.png").is_file()
 
 
 @pytest.mark.parametrize("name", ["toy", "activations", "training", "features", "last_mlp", "run"])

@@ -49,7 +49,7 @@ def third_party_imports(file: Path) -> set[str]:
     return {n.split(".")[0] for n in names} - set(sys.stdlib_module_names) - {"sae_lib", "benchmarks", "tests"}
 
 
-@pytest.mark.parametrize("folder, files", [("sae_lib", ["requirements.txt"]), ("benchmarks", ["requirements.txt", "requirements-dev.txt"])])
+@pytest.mark.parametrize("folder, files", [("sae_lib", ["requirements.txt"]), ("benchmarks", ["requirements.txt", "requirements-dev.txt", "requirements-saelens.txt"])])
 def test_every_third_party_import_is_a_requirement(folder, files):
     required = {name for file in files for name, _ in pins(file)}
     providers = packages_distributions()
