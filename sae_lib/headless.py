@@ -3,11 +3,13 @@
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import papermill
+from jupyter_client.manager import KernelManager
 from papermill.exceptions import PapermillExecutionError
 
 from sae_lib.errors import SettingsError, UserError
@@ -15,6 +17,7 @@ from sae_lib.runs import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
+KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=ERROR"]
 
 
 class NotebookError(UserError):
@@ -47,20 +50,45 @@ def run_notebooks(run: Run, overrides: list[str], only: str, extra: dict[str, An
     out.mkdir(parents=True, exist_ok=True)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    for i, notebook in enumerate(chosen, 1):
-        say(f"[{i}/{len(chosen)}] {notebook.stem} …")
-        began = time.perf_counter()
-        with open(out / f"{notebook.stem}.log", "w", encoding="utf-8") as log:
-            try:
-                papermill.execute_notebook(
-                    notebook, out / notebook.name, parameters, kernel_name="python3", progress_bar=False, stdout_file=log, stderr_file=log,
-                    extra_arguments=["--IPKernelApp.log_level=ERROR"],
-                )  # fmt: skip
-            except PapermillExecutionError as error:
-                raise NotebookError(_failure(notebook, error, out)) from None
-        seconds[notebook.stem] = time.perf_counter() - began
-        say(f"[{i}/{len(chosen)}] {notebook.stem}: {seconds[notebook.stem]:.0f} s")
+    with _one_kernel() if run.settings.profile == "smoke" else nullcontext() as kernel:
+        for i, notebook in enumerate(chosen, 1):
+            say(f"[{i}/{len(chosen)}] {notebook.stem} …")
+            began = time.perf_counter()
+            with open(out / f"{notebook.stem}.log", "w", encoding="utf-8") as log:
+                try:
+                    papermill.execute_notebook(
+                        notebook, out / notebook.name, parameters, kernel_name="python3", progress_bar=False, stdout_file=log, stderr_file=log,
+                        **({"km": kernel} if kernel else {"extra_arguments": KERNEL_ARGUMENTS}),
+                    )  # fmt: skip
+                except PapermillExecutionError as error:
+                    raise NotebookError(_failure(notebook, error, out)) from None
+            if kernel:
+                _forget_everything(kernel)
+            seconds[notebook.stem] = time.perf_counter() - began
+            say(f"[{i}/{len(chosen)}] {notebook.stem}: {seconds[notebook.stem]:.0f} s")
     return seconds
+
+
+@contextmanager
+def _one_kernel() -> Iterator[KernelManager]:
+    """A kernel for all notebooks: starting one and importing torch takes longer than a notebook's work at the smoke profile."""
+    kernel = KernelManager(kernel_name="python3")
+    kernel.start_kernel(extra_arguments=KERNEL_ARGUMENTS)
+    try:
+        yield kernel
+    finally:
+        kernel.shutdown_kernel(now=True)
+
+
+def _forget_everything(kernel: KernelManager) -> None:
+    """No name of one notebook reaches the next."""
+    client = kernel.blocking_client()
+    client.start_channels()
+    try:
+        client.wait_for_ready()
+        client.execute_interactive("%reset -f", silent=True, timeout=60)
+    finally:
+        client.stop_channels()
 
 
 def _failure(notebook: Path, error: PapermillExecutionError, out: Path) -> str:

@@ -79,7 +79,8 @@ def check_toy(folder: Path, preset: str = "full") -> bool:
     results = {name: result(name, preset, folder / "cache") for name in EXPERIMENTS}
     rows = toy_gates.all_gates(results.__getitem__)
     seconds = {name: json.loads((folder / "cache" / f"{name}.{preset}.json").read_text())["seconds"] for name in EXPERIMENTS}
-    summary = {"preset": preset, "passed": sum(row["passed"] for row in rows), "gates": rows, "seconds": seconds, "observations": results["five_cases"]["observations"]}
+    summary = {"preset": preset, "passed": sum(row["passed"] for row in rows), "gates": rows, "seconds": seconds, "observations": results["five_cases"]["observations"],
+               "recipes": toy_recipes.table(results["recipes"]).reset_index(names="recipe").to_dict("records")}  # fmt: skip
     (folder / "gates.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     (folder / "gates.md").write_text(gates_table(rows))
     for name, fig in all_figures(results).items():
