@@ -25,7 +25,7 @@ def main() -> None:
         for name, tensor in load_file(f"{sys.argv[6]}/sae_weights.safetensors").items():
             getattr(sae, name).copy_(tensor)
     config = SAETrainerConfig(
-        n_checkpoints=0, checkpoint_path=None, save_final_checkpoint=False, total_training_samples=10**9, device="cpu", autocast=False, lr=1e-12, lr_end=None,
+        n_checkpoints=0, checkpoint_path=None, save_final_checkpoint=False, total_training_samples=10**9, device="cpu", autocast=False, lr=1e-12, lr_end=1e-12,
         lr_scheduler_name="constant", lr_warm_up_steps=0, adam_beta1=0.9, adam_beta2=0.999, lr_decay_steps=0, n_restart_cycles=1,
         train_batch_size_samples=batch, dead_feature_window=1000, feature_sampling_window=2000, logger=LoggingConfig(log_to_wandb=False),
     )  # fmt: skip

@@ -53,15 +53,21 @@ def pairs_of(feature_acts: Float[Tensor, "n d_sae"]) -> ActivePairs:
 
 def _above(sae: SparseAutoencoder, x: Float[Tensor, "n d_in"], threshold: Float[Tensor, " d_sae"] | float, dtype: torch.dtype) -> ActivePairs:
     """The pairs whose pre-activation is above the feature's threshold."""
-    centred = x - sae.b_dec
-    if dtype == torch.float32 and fast_bfloat16():
-        row, column = _candidates(sae, centred, sae.b_enc - threshold)
+    centred, bias = x - sae.b_dec, sae.b_enc - threshold
+    at = (lambda column: threshold[column]) if isinstance(threshold, Tensor) else (lambda column: threshold)
+    if dtype == torch.bfloat16:
+        product = _bfloat16_product(sae, centred, bias)
+        row, column = _where_positive(product)
+        return ActivePairs(row, column, product[row, column].float() + at(column))
+    if fast_bfloat16():
+        margin = (centred.norm(dim=1) * 1.01, sae.W_enc_T.norm(dim=1) * (1.01 * ROUNDING))
+        row, column = _where_positive(_bfloat16_product(sae, centred, bias + 2**-7 * bias.abs(), margin))  # every pair that float32 could find above
         if len(row) < MANY * len(x) * sae.d_sae:
             pattern = ActivePairs(row, column, torch.zeros(len(row))).csr((len(x), sae.d_sae))
             z = torch.sparse.sampled_addmm(pattern, centred, sae.W_enc, beta=0).values().add_(sae.b_enc[column])
-            above = z > (threshold[column] if isinstance(threshold, Tensor) else threshold)
+            above = z > at(column)
             return ActivePairs(row[above], column[above], z[above])
-    z = sae.pre_activations(x) if dtype == torch.float32 else (centred.to(dtype) @ sae.W_enc_T.to(dtype).T).float().add_(sae.b_enc)
+    z = sae.pre_activations(x)
     row, column = _where_positive(z - threshold)
     return ActivePairs(row, column, z[row, column])
 
@@ -98,14 +104,15 @@ def starts(index: Int[Tensor, " pair"], length: int) -> Int[Tensor, " _"]:
     return result
 
 
-def _candidates(sae: SparseAutoencoder, centred: Float[Tensor, "n d_in"], bias: Float[Tensor, " d_sae"]) -> tuple[Int[Tensor, " pair"], Int[Tensor, " pair"]]:
-    """Every pair that float32 could find above zero: x·w + bias + ROUNDING ‖x‖‖w‖ > 0, as one bfloat16 product with two columns more."""
+def _bfloat16_product(sae: SparseAutoencoder, centred: Float[Tensor, "n d_in"], bias: Tensor, margin: tuple[Tensor, Tensor] | None = None) -> Float[Tensor, "n d_sae"]:
+    """x·w + bias, and + margin₀ margin₁ where given, in one product: each is one column more (to a multiple of 32, as the processor likes it)."""
     d_in = sae.d_in
     x, w = (torch.zeros(len(t), -(-(d_in + 2) // 32) * 32, dtype=torch.bfloat16) for t in (centred, sae.W_enc_T))
     x[:, :d_in], w[:, :d_in] = centred, sae.W_enc_T
-    x[:, d_in], w[:, d_in] = 1, bias + 2**-7 * bias.abs()
-    x[:, d_in + 1], w[:, d_in + 1] = centred.norm(dim=1) * 1.01, sae.W_enc_T.norm(dim=1) * (1.01 * ROUNDING)
-    return _where_positive(x @ w.T)
+    x[:, d_in], w[:, d_in] = 1, bias
+    if margin:
+        x[:, d_in + 1], w[:, d_in + 1] = margin
+    return x @ w.T
 
 
 def _where_positive(product: Float[Tensor, "n d_sae"]) -> tuple[Int[Tensor, " pair"], Int[Tensor, " pair"]]:
