@@ -79,10 +79,20 @@ def test_gradients_are_those_of_autograd(kind, screened, d_in, d_sae, n, seed):
         patch.setattr(active_pairs, "MANY", 2.0)
         patch.setattr(active_pairs, "fast_bfloat16", lambda: screened)
         measured = sparse_step.gradients(sae, x, OBJECTIVES[kind])
-    assert_same_gradients(sae, expected)
+    assert_same_gradients(sae, expected, 1e-4)  # in one dimension sums can cancel to nearly nothing
     for name, value in loss_measured.items():
         if name != "smallest" or measured.fired.any():
             torch.testing.assert_close(getattr(measured, name).float(), value.float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_gradients_agree_to_the_last_digits_at_a_usual_size(kind):
+    sae, x = some_sae("standard" if kind == "norm" else kind, 128, 512, 0), torch.randn(256, 128, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        sae.b_enc -= 20  # about 4 % of the features are active
+    expected, _ = autograd(sae, x, OBJECTIVES[kind])
+    sparse_step.gradients(sae, x, OBJECTIVES[kind])
+    assert_same_gradients(sae, expected, 2e-6)
 
 
 @pytest.mark.parametrize("kind", OBJECTIVES)
