@@ -321,6 +321,15 @@ def test_a_value_that_is_not_defined_is_said(tmp_path):
     assert row[2] == "not defined"
 
 
+def test_text_that_is_not_of_an_installation_has_no_distributions(tmp_path):
+    values = results()
+    values["activations"]["text"]["source"] = "files"
+    for split in ("train", "heldout"):
+        del values["activations"]["text"][split]["distributions"]
+    text = section(rendered(tmp_path, values), "2 ")
+    assert "Whole documents are held out" in text and "distributions" not in text
+
+
 def test_a_stand_in_is_named_and_a_real_model_is_not_disowned(tmp_path):
     assert "**Stheno-8B itself was not run.**" in section(rendered(tmp_path / "a", results()), "10 ")
     values = results()
