@@ -28,11 +28,17 @@ pio.templates.default = "sae_lib"
 
 
 class OfflineRenderer(NotebookRenderer):
-    """plotly's notebook renderer, which carries plotly.js along, without its link to a MathJax on the web."""
+    """plotly's notebook renderer, which carries plotly.js along, without its link to a MathJax on the web.
+
+    A figure's width is its largest: in a narrower notebook it shrinks instead of being cut off.
+    """
 
     def to_mimebundle(self, fig_dict):
-        bundle = super().to_mimebundle(fig_dict)
-        return bundle | {"text/html": re.sub(r'<script src="https?://[^"]*"[^>]*></script>', "", bundle["text/html"])}
+        layout = dict(fig_dict.get("layout", {}))
+        width = layout.pop("width", None)
+        bundle = super().to_mimebundle(fig_dict | {"layout": layout | {"autosize": True}})
+        html = re.sub(r'<script src="https?://[^"]*"[^>]*></script>', "", bundle["text/html"])
+        return bundle | {"text/html": f'<div style="max-width:{width}px">{html}</div>' if width else html}
 
 
 pio.renderers["offline"] = OfflineRenderer()

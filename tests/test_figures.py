@@ -23,3 +23,8 @@ def test_without_chromium_the_figure_is_interactive_html_and_one_line_says_so(tm
 def test_a_figure_in_a_notebook_asks_no_network():
     html = pio.renderers[pio.renderers.default].to_mimebundle(px.line(x=[1, 2], y=[1, 2]).to_dict())["text/html"]
     assert "Plotly.newPlot" in html and "<script src=" not in html and "cdnjs" not in html
+
+
+def test_a_wide_figure_shrinks_with_the_notebook():
+    html = pio.renderers[pio.renderers.default].to_mimebundle(px.line(x=[1, 2], y=[1, 2], width=1100).to_dict())["text/html"]
+    assert html.startswith('<div style="max-width:1100px">') and '"width":1100' not in html.replace(" ", "")
