@@ -1,12 +1,17 @@
-"""`python -m benchmarks`: measure, write results.json beside this file, print one table."""
+"""`python -m benchmarks [NAME …]`: measure, keep the results in results.json beside this file, print one table."""
 
 import json
+import sys
+from importlib import import_module
 from pathlib import Path
 
 import torch
 
-from benchmarks import end_to_end, language_model_step, sae_step, scaling
 from sae_lib.report.machine import machine
+
+SPEED = ("language_model_step", "sae_step", "end_to_end", "scaling")  # run when no name is given
+NAMES = (*SPEED, "ground_truth")
+RESULTS = Path(__file__).parent / "results.json"
 
 
 def rows(result: dict):
@@ -15,15 +20,21 @@ def rows(result: dict):
             yield f"{result['what']}{', ' + case if case else ''}", name, f"{rate['median']:,.0f} {result['unit']}", f"{values['ratios'][name]:.2f}"
 
 
-def main() -> None:
-    results = {"machine": machine(), "threads": torch.get_num_threads()} | {m.__name__.split(".")[-1]: m.run() for m in (language_model_step, sae_step, end_to_end, scaling)}
-    (Path(__file__).parent / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+def main(names: list[str]) -> None:
+    if unknown := set(names) - set(NAMES):
+        sys.exit(f"benchmarks: {', '.join(sorted(unknown))} does not exist; there are: {', '.join(NAMES)}")
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() and names else {}
+    here = {"machine": machine(), "threads": torch.get_num_threads()}
+    measured = {name: import_module(f"benchmarks.{name}").run() | ({"measured on": here} if names else {}) for name in names or SPEED}
+    RESULTS.write_text(json.dumps((kept or here) | measured, indent=1) + "\n")
     print("| benchmark | contender | median | times the first |\n|---|---|---|---|")
-    for result in results.values():
-        if isinstance(result, dict) and "what" in result:
+    for result in measured.values():
+        if "what" in result:
             for row in rows(result):
                 print("| " + " | ".join(row) + " |")
+        else:
+            print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

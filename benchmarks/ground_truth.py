@@ -14,7 +14,7 @@ from sae_lib.autoencoder import SparseAutoencoder
 from sae_lib.settings import SAESettings
 
 D_IN, DIRECTIONS, ACTIVE, SEEDS = 64, 256, 3, 5  # strengths U[0.5, 1]; as many features as directions
-TABLE, ACTIVATIONS = 2**17, 1_500_000
+TABLE, ACTIVATIONS = 2**17, 1_000_000
 SETTINGS = {
     "bricken_2023": {"lr": 3e-3, "l1": 1.0},
     "ward_2024": {},
