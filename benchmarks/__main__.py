@@ -33,7 +33,7 @@ def main(names: list[str]) -> None:
             for row in rows(result):
                 print("| " + " | ".join(row) + " |")
         else:
-            print(json.dumps(result, indent=1))
+            print(json.dumps({key: value for key, value in result.items() if key != "measured on"}, indent=1))
 
 
 if __name__ == "__main__":

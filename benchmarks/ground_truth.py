@@ -18,11 +18,11 @@ TABLE, ACTIVATIONS = 2**17, 1_000_000
 SETTINGS = {
     "bricken_2023": {"lr": 3e-3, "l1": 1.0},
     "ward_2024": {},
-    "april_2024": {"lr": 3e-3, "l1": 1.0},
+    "april_2024": {"lr": 3e-3, "l1": 2.0},
     "topk": {"lr": 3e-3, "k": ACTIVE},
     "batchtopk": {"lr": 3e-3, "k": ACTIVE},
     "jumprelu": {"lr": 3e-3, "l1": 1.0},
-    "tied": {"lr": 3e-3, "l1": 1.0},
+    "tied": {"lr": 1e-2, "l1": 1.0},
 }
 
 
