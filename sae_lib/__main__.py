@@ -68,7 +68,8 @@ def stage(name: Stage, profile: Profile = "laptop", set_: Set = None, run_dir: R
         Stage.features: features.make_features,
         Stage.report: report.write_report,
     }
-    opened = open_run(profile, run_dir, set_ or [])
+    with distributed.first_process_first():
+        opened = open_run(profile, run_dir, set_ or [])
     made = functions[name](opened)
     typer.echo(f"{name.value}: {made if isinstance(made, Path) else opened.results_folder}")
 

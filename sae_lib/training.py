@@ -39,7 +39,9 @@ def make_autoencoder(run: Run, name: str = "") -> Path:
     name = name or run.settings.sae.recipe
     sae = variants(run.settings)[name]
     folder = run.folder / "saes" / name
-    if run.is_made(folder, sae_made_from(run, sae)):
+    with distributed.first_process_first():
+        made = run.is_made(folder, sae_made_from(run, sae))
+    if made:
         return folder
     with distributed.first_process_first():
         language_model.make_language_model(run)

@@ -56,3 +56,13 @@ def test_the_loss_curve_is_that_of_one_process_with_the_double_batch(two, tmp_pa
         both, one = (torch.tensor([p[quantity] for p in s["curve"]]) for s in (summary, alone))
         assert ((both - one).abs() / one).mean() < 0.1, quantity
     assert abs(hook.recovered(SparseAutoencoder.load(two / "0")) - hook.recovered(sae)) < 0.15
+
+
+def test_the_command_line_under_torchrun_makes_one_whole_artefact(small_overrides, tmp_path):
+    """Both processes come to the same folders at once: one makes them, the other finds them."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--", "sae_lib", "stage", "sae", "--profile", "smoke"]
+    sets = [part for override in small_overrides for part in ("--set", override)]
+    done = subprocess.run([*command, "--run", str(tmp_path / "run"), *sets], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert SparseAutoencoder.load(tmp_path / "run/saes/bricken_2023").d_sae == 256
+    assert done.stdout.count("sae: ") == 2
