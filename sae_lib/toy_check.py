@@ -133,7 +133,7 @@ PUBLISHED_FIGURES = {
     "toy_weights_and_norms_large": "Eighty features in twenty dimensions.",
     "toy_varied_density": "One feature of another density among equals.",
     "toy_learning_dynamics": "Features appear one after another and settle at half a dimension each.",
-    "toy_adversarial": "Superposition makes models vulnerable.",
+    "toy_adversarial": "Loss added by an attack: it grows with features per dimension on the same inputs for all models, but not on inputs of each model's own density.",
     "toy_privileged_basis": "A ReLU on the hidden layer gives it a privileged basis.",
     "toy_absolute_value": "Three absolute values through six neurons.",
 }
