@@ -12,32 +12,16 @@ from tqdm.auto import tqdm
 
 from sae_lib import language_model, training
 from sae_lib.activations import HookPoint, Source, harvest
-from sae_lib.active_pairs import ActivePairs, active_pairs, pairs_of
+from sae_lib.active_pairs import ActivePairs
 from sae_lib.autoencoder import SparseAutoencoder
 from sae_lib.device import device_of
+from sae_lib.dictionaries import Dictionary, Neurons, active
 from sae_lib.recipes import variants
 from sae_lib.runs import Run
 from sae_lib.tokens import open_tokens
 
 ROWS_AT_ONCE = 64
 ALIVE = 100  # activations on the evaluation set, the original's own threshold
-
-
-class Neurons:
-    """The neurons themselves as features: the baseline that goes through the same code."""
-
-    def __init__(self, d_in: int, device: torch.device | str = "cpu"):
-        self.d_in = self.d_sae = d_in
-        self.W_dec = torch.eye(d_in, device=device)
-
-    def encode(self, x: Tensor) -> Tensor:
-        return x
-
-    def decode(self, feature_acts: Tensor) -> Tensor:
-        return feature_acts
-
-
-Dictionary = SparseAutoencoder | Neurons  # what can be evaluated
 
 
 def heldout_rows(run: Run, n_tokens: int) -> np.ndarray:
@@ -84,11 +68,6 @@ def firing(hook: Source, dictionaries: dict[str, Dictionary], rows: np.ndarray) 
             "density": density.numpy(),
         }
     return results, mean.float()
-
-
-def active(dictionary: Dictionary, x: Float[Tensor, "n d_in"]) -> ActivePairs:
-    """Where a dictionary's features are above zero: a table of thousands of features is nearly empty."""
-    return active_pairs(dictionary, x) if isinstance(dictionary, SparseAutoencoder) else pairs_of(dictionary.encode(x))
 
 
 def _decode(dictionary: Dictionary, x: Float[Tensor, "n d_in"], pairs: ActivePairs) -> Float[Tensor, "n d_in"]:

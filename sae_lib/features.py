@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sae_lib import evaluation, language_model, training
 from sae_lib.activations import HookPoint, harvest
 from sae_lib.device import device_of
-from sae_lib.evaluation import Dictionary
+from sae_lib.dictionaries import Dictionary, Neurons, activations_of, active
 from sae_lib.recipes import variants
 from sae_lib.runs import Run, writing
 from sae_lib.settings import FeatureSettings
@@ -30,7 +30,7 @@ def make_features(run: Run, name: str = "") -> Path:
         return folder
     training.make_autoencoder(run, "" if name == "neurons" else name)
     hook = HookPoint(language_model.load(run), sae.hook_name)
-    dictionary = evaluation.Neurons(training.load_autoencoder(run).d_in, device_of(run)) if name == "neurons" else training.load_autoencoder(run, name)
+    dictionary = Neurons(training.load_autoencoder(run).d_in, device_of(run)) if name == "neurons" else training.load_autoencoder(run, name)
     rows = evaluation.heldout_rows(run, s.evaluation.tokens)
     features, examples = build(hook, dictionary, rows, open_tokens(run), s.features)
     with writing(folder, made_from) as out:
@@ -82,7 +82,7 @@ def build(hook: HookPoint, dictionary: Dictionary, rows: np.ndarray, tokens: Tok
     top = TopExamples.empty(d_sae, s.top_k)
     counts, sums = torch.zeros(d_sae, dtype=torch.int64), torch.zeros(d_sae, dtype=torch.float64)
     for first, x in evaluation.chunks(hook, rows, "features"):
-        token, feature, value = (t.cpu() for t in evaluation.active(dictionary, x))
+        token, feature, value = (t.cpu() for t in active(dictionary, x))
         counts += torch.bincount(feature, minlength=d_sae)
         sums.index_add_(0, feature, value.double())
         top.update(feature, token + first, value)
@@ -129,13 +129,6 @@ def _contexts(hook: HookPoint, dictionary: Dictionary, rows: np.ndarray, top: To
                 records.append((feature[m], rank[m], column[position[m]], r, position[m], position[m] - window.start, rows[r, position[m]], rows[r, window], column[window]))
     columns = ["feature", "rank", "activation", "row", "position", "focus", "token_id", "token_ids", "activations"]
     return pd.DataFrame(records, columns=columns).sort_values(["feature", "rank"], ignore_index=True)
-
-
-def activations_of(dictionary: Dictionary, x: Float[Tensor, "n d_in"], features: Int[Tensor, " k"]) -> Float[Tensor, "n k"]:
-    """Activations of a few features only, without encoding the others."""
-    if isinstance(dictionary, evaluation.Neurons):
-        return x[:, features]
-    return torch.relu((x - dictionary.b_dec) @ dictionary.W_enc[:, features] + dictionary.b_enc[features])
 
 
 @torch.no_grad()
