@@ -82,6 +82,27 @@ def sweep(profile: Profile = "laptop", set_: Set = None, run_dir: RunDir = "") -
     typer.echo(f"sweep: {train_grid(profile, run_dir, set_ or [])}")
 
 
+class Study(StrEnum):
+    recipes = "recipes"
+    widths = "widths"
+    classical = "classical"
+
+
+@app.command()
+def study(
+    which: Study, profile: Profile = "laptop", set_: Set = None, run_dir: RunDir = "", publish: Annotated[bool, typer.Option(help="also copy it to ./report/studies/, for the report")] = False
+) -> None:
+    """Many autoencoders on one language model, at the same L0 and over seeds: the recipes, the widths, or the classical recipe's settings."""
+    from sae_lib import studies
+    from sae_lib.runs import open_run
+
+    opened = open_run(profile, run_dir, set_ or [])
+    studies.study(opened, which.value)
+    typer.echo(f"study: {opened.results_folder / f'study_{which.value}.json'}")
+    if publish:
+        typer.echo(f"published: {studies.publish(opened)}")
+
+
 @app.command()
 def export(sae: Annotated[Path, typer.Argument(help="an autoencoder's folder, for example runs/laptop/saes/bricken_2023")], out: Path) -> None:
     """Write an autoencoder in dictionary_learning's format. (The folder itself is SAELens' own format.)"""

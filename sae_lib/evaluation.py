@@ -106,6 +106,12 @@ def loss_recovered(hook: HookPoint, dictionaries: dict[str, Dictionary], rows: n
     return results
 
 
+def mmcs(directions: Float[Tensor, "n d_in"], others: Float[Tensor, "m d_in"]) -> float:
+    """Mean over `directions` of the largest cosine with one of `others` (Sharkey et al. 2022); give it living features only."""
+    unit = [d / d.norm(dim=1, keepdim=True).clamp_min(1e-8) for d in (directions, others)]
+    return torch.cat([(part @ unit[1].T).amax(1) for part in unit[0].split(1024)]).mean().item()
+
+
 def _log_probabilities(hook: HookPoint, tokens: Tensor) -> Float[Tensor, "n vocab"]:
     logits = hook.model(input_ids=tokens, use_cache=False).logits[:, :-1]
     return rearrange(logits.float(), "row position vocab -> (row position) vocab").log_softmax(-1)

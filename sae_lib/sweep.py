@@ -12,7 +12,7 @@ from sae_lib import evaluation, figures, language_model, training
 from sae_lib.activations import HookPoint
 from sae_lib.errors import SettingsError
 from sae_lib.recipes import resolve
-from sae_lib.runs import open_run
+from sae_lib.runs import Run, open_run
 from sae_lib.settings import SAESettings, load
 
 COLUMNS = ["l0_mean", "recovered_zero", "recovered_mean", "fvu", "dead_share", "alive", "seconds", "activations_per_second"]
@@ -53,23 +53,34 @@ def sweep(profile: str, run_dir: str | Path, overrides: list[str]) -> Path:
     run = open_run(profile, run_dir, single)
     language_model.make_language_model(run)
     hook = HookPoint(language_model.load(run), run.settings.sae.hook_name)
-    for name, settings in points.items():
-        made_from = training.sae_made_from(run, settings) | {"evaluation": run.settings.evaluation.model_dump()}
-        point = _point_name(settings)
-        if run.saved_results(f"sweep/{point}", made_from) is not None:
-            continue
-        folder = run.folder / "sweep" / point
-        if not run.is_made(folder, training.sae_made_from(run, settings)):
-            training.train(run, hook, settings, folder)
-        measured = evaluation.evaluate(run, hook, {name: training.SparseAutoencoder.load(folder, hook.device)})[name]
-        summary = json.loads((folder / "training.json").read_text())
-        record = {"recipe": settings.recipe, "name": name, "lambda": summary["recipe"]["l1"], "k": summary["recipe"]["k"], "d_sae": settings.d_sae,
-                  "seed": run.settings.seed if settings.seed is None else settings.seed, "seconds": summary["seconds"], "activations": summary["activations"],
-                  "activations_per_second": summary["activations_per_second"]}  # fmt: skip
-        run.save_results(f"sweep/{point}", record | {k: measured[k] for k in COLUMNS if k in measured}, made_from)
+    for settings in points.values():
+        measure(run, hook, settings)
     found = [json.loads(path.read_text()) for path in sorted((run.results_folder / "sweep").glob("*.json"))]
+    found = [{k: v for k, v in point.items() if k not in ("density", "made_from")} for point in found]
     run.figure(frontier(table(found)), "frontier")
     return run.save_results("sweep", {"points": found})
+
+
+def measure(run: Run, hook: HookPoint, settings: SAESettings) -> dict:
+    """Train and evaluate one autoencoder, where that has not been done: what it is, `COLUMNS`, and the density of its features."""
+    made_from = training.sae_made_from(run, settings) | {"evaluation": run.settings.evaluation.model_dump()}
+    point, folder = _point_name(settings), folder_of(run, settings)
+    if (found := run.saved_results(f"sweep/{point}", made_from)) is not None:
+        return found
+    if not run.is_made(folder, training.sae_made_from(run, settings)):
+        training.train(run, hook, settings, folder)
+    measured = evaluation.evaluate(run, hook, {point: training.SparseAutoencoder.load(folder, hook.device)})[point]
+    summary = json.loads((folder / "training.json").read_text())
+    recipe, given = summary["recipe"], {"seed": run.settings.seed if settings.seed is None else settings.seed, "d_sae": settings.d_sae, "precision": settings.precision}
+    record = {"recipe": settings.recipe, "lambda": recipe["l1"], "k": recipe["k"], "lr": recipe["lr"]} | given
+    record |= {key: summary[key] for key in ("seconds", "activations", "activations_per_second")}
+    run.save_results(f"sweep/{point}", record | {k: measured[k] for k in (*COLUMNS, "density") if k in measured}, made_from)
+    return run.saved_results(f"sweep/{point}", made_from)
+
+
+def folder_of(run: Run, settings: SAESettings) -> Path:
+    """Where the autoencoder of a point lies."""
+    return run.folder / "sweep" / _point_name(settings)
 
 
 def _point_name(settings: SAESettings) -> str:
@@ -79,7 +90,7 @@ def _point_name(settings: SAESettings) -> str:
 def table(points: list[dict]) -> pd.DataFrame:
     """A row per setting: means over its seeds, their number, and the spread (largest − smallest) of loss recovered."""
     frame = pd.DataFrame(points)
-    groups = frame.groupby(["recipe", "d_sae", "lambda", "k", "activations"], sort=True)
+    groups = frame.groupby(["recipe", "d_sae", "lambda", "k", "lr", "precision", "activations"], sort=True)
     means = groups[[c for c in COLUMNS if c in frame]].mean()
     spread = groups["recovered_mean"].agg(lambda v: v.max() - v.min())
     return means.assign(seeds=groups.size(), spread=spread).reset_index().sort_values(["recipe", "d_sae", "l0_mean"])
