@@ -1,4 +1,4 @@
-"""Checkpoints of a training loop: safetensors and JSON, written atomically, the last two kept, never unpickled."""
+"""Checkpoints of a training loop: safetensors and JSON, written atomically, the last two kept while they fit, never unpickled."""
 
 import hashlib
 import json
@@ -45,13 +45,17 @@ def finish_the_step() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], made_from: dict[str, Any]) -> None:
-    """Write `step-N.safetensors`, then the `step-N.json` that vouches for it; older ones than the last two go."""
+def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], made_from: dict[str, Any], budget: float = float("inf")) -> None:
+    """Write `step-N.safetensors`, then the `step-N.json` that vouches for it; older ones than the last two go, or than the last where two are over `budget` bytes.
+
+    While the new one is written the one before stays, whatever the budget: there is always a whole one.
+    """
     blob = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     record = {"step": step, "sha256": hashlib.sha256(blob).hexdigest(), "state": state, "made_from": made_from}
     write_atomically(folder / f"step-{step:08d}.safetensors", blob)
     write_atomically(folder / f"step-{step:08d}.json", json.dumps(record))
-    for old in steps(folder)[:-KEEP]:
+    keep = KEEP if KEEP * len(blob) <= budget else 1
+    for old in steps(folder)[:-keep]:
         (folder / f"step-{old:08d}.json").unlink()
         (folder / f"step-{old:08d}.safetensors").unlink()
 

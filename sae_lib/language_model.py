@@ -44,7 +44,7 @@ def make_language_model(run: Run) -> Path:
 
 
 def lm_made_from(run: Run) -> dict:
-    return tokens_made_from(run) | {"lm": run.settings.lm.model_dump(mode="json")}
+    return tokens_made_from(run) | {"lm": run.settings.lm.model_dump(mode="json", exclude={"checkpoint_gb"})}
 
 
 def load(run: Run) -> "transformers.PreTrainedModel":
@@ -184,7 +184,7 @@ def train(run: Run, folder: Path, interrupted: Event) -> None:
         if not last and ((step + 1) % s.checkpoint_every == 0 or interrupted.is_set()):
             state = {"curve": curve, "seconds": time.perf_counter() - began}
             tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | checkpoints.optimiser_tensors(optimiser)
-            checkpoints.save_checkpoint(scratch, step + 1, tensors, state, resumable)
+            checkpoints.save_checkpoint(scratch, step + 1, tensors, state, resumable, s.checkpoint_gb * 1e9)
             if interrupted.is_set():
                 raise Interrupted(f"language model: interrupted; step {step + 1} of {n_steps} is saved, the same command goes on from there")
     seconds = time.perf_counter() - began

@@ -55,6 +55,7 @@ class LanguageModelSettings(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     eval_every: PositiveInt = 100  # steps
     checkpoint_every: PositiveInt = 250  # steps
+    checkpoint_gb: float = Field(40.0, gt=0)  # of disk: the last two checkpoints are kept while both fit, else one
     eval_rows: PositiveInt = 512
 
     @model_validator(mode="after")
@@ -87,6 +88,7 @@ class SAESettings(Section):
     log_every: PositiveInt = 50  # steps
     check_every: PositiveInt = 250  # steps, where training may stop early
     checkpoint_every: PositiveInt = 500  # steps
+    checkpoint_gb: float = Field(40.0, gt=0)  # of disk: the last two checkpoints are kept while both fit, else one
 
 
 class EvaluationSettings(Section):

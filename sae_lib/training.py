@@ -31,7 +31,7 @@ THRESHOLD_SPEED = 0.01  # of the moving average that batchtopk's threshold is, p
 
 
 def sae_made_from(run: Run, sae: SAESettings) -> dict:
-    return language_model.lm_made_from(run) | {"sae": sae.model_dump(mode="json", exclude={"compare", "widths", "checkpoint_every"})}
+    return language_model.lm_made_from(run) | {"sae": sae.model_dump(mode="json", exclude={"compare", "widths", "checkpoint_every", "checkpoint_gb"})}
 
 
 def make_autoencoder(run: Run, name: str = "") -> Path:
@@ -145,7 +145,7 @@ def fit(
             tensors = {f"sae.{k}": v for k, v in sae.state_dict().items()} | checkpoints.optimiser_tensors(optimiser) | {"silent": silent}
             tensors |= {f"best.{k}": v for k, v in stopping.best.items()} if stopping else {}
             state = {"curve": curve, "events": events, "seconds": time.perf_counter() - began, "checks": stopping.checks if stopping else []}
-            checkpoints.save_checkpoint(folder, step, tensors, state, made_from)
+            checkpoints.save_checkpoint(folder, step, tensors, state, made_from, settings.checkpoint_gb * 1e9)
 
     buffer = ActivationBuffer(hook, rows[rank::ranks], recipe.batch, settings.buffer_rows, seed, start)
     began, step = time.perf_counter() - seconds, start - 1

@@ -103,6 +103,12 @@ def test_interrupted_training_ends_with_the_same_weights_bit_for_bit(small_run, 
     assert curves[0] == curves[1]
 
 
+def test_one_checkpoint_is_kept_where_two_are_over_the_budget(tmp_path):
+    for step in (1, 2, 3):
+        checkpoints.save_checkpoint(tmp_path, step, {"w": torch.arange(1000.0)}, {"x": step}, {"seed": 0}, budget=7_000)
+    assert checkpoints.steps(tmp_path) == [3] and len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_flipped_byte_in_a_checkpoint_is_refused_by_name(tmp_path):
     for step in (1, 2, 3):
         checkpoints.save_checkpoint(tmp_path, step, {"w": torch.arange(10.0)}, {"x": step}, {"seed": 0})
