@@ -1,8 +1,10 @@
 """Questions that one autoencoder cannot answer: recipes and widths at the same L0, over several seeds, on one language model."""
 
 import itertools
+import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import scipy.sparse
@@ -15,7 +17,7 @@ from sae_lib.activations import HookPoint
 from sae_lib.autoencoder import SparseAutoencoder
 from sae_lib.dictionaries import active
 from sae_lib.recipes import RECIPES, resolve
-from sae_lib.runs import Run
+from sae_lib.runs import Run, write_atomically
 from sae_lib.settings import SAESettings
 from sae_lib.tokens import open_tokens
 
@@ -26,6 +28,7 @@ RATES = (1.0, 2.0)  # times a recipe's learning rate; the better one at that L0 
 WARD_RATES = (10.0, 30.0)  # times ward_2024's, which is far from done at its own
 GRID = (0.5, 1.0, 2.0)  # times λ and learning rate, in the study of the classical recipe
 WIDTHS = (512, 1024, 2048, 4096, 8192)
+NULL_SEED = 10_000_019  # far from the seeds that autoencoders start from
 CHILD = 0.5  # cosine, and share of its activations inside the parent's, from which a feature of a wide dictionary counts as part of one of a narrow
 SPLIT_TOKENS = 131_072
 
@@ -112,15 +115,15 @@ def at_l0(run: Run, hook: HookPoint, settings: SAESettings, l0: float, tolerance
     return tried[0][2], tried[0][3]
 
 
-def of_seeds(run: Run, hook: HookPoint, settings: SAESettings, seeds: Iterable[int] = SEEDS) -> list[dict]:
-    return [plain_record(sweep.measure(run, hook, settings.model_copy(update={"seed": seed}))) for seed in seeds]
+def of_seeds(run: Run, hook: HookPoint, settings: SAESettings) -> list[dict]:
+    return [plain_record(sweep.measure(run, hook, settings.model_copy(update={"seed": seed}))) for seed in SEEDS]
 
 
 def agreement_of_seeds(run: Run, hook: HookPoint, settings: SAESettings) -> dict:
     """MMCS between the living features of every two seeds, both ways; and with as many random directions: {"pairs", "mean", "null"}."""
     living = [living_directions(run, hook, settings.model_copy(update={"seed": seed})) for seed in SEEDS]
     pairs = [evaluation.mmcs(a, b) for a, b in itertools.permutations(living, 2)]
-    random = torch.randn(living[0].shape, generator=torch.Generator().manual_seed(SEEDS[0]))
+    random = torch.randn(living[0].shape, generator=torch.Generator().manual_seed(NULL_SEED))
     return {"pairs": pairs, "mean": float(np.mean(pairs)), "null": evaluation.mmcs(living[0].cpu(), random)}
 
 
@@ -186,3 +189,23 @@ def plain_record(record: dict) -> dict:
 
 def hook_width(hook: HookPoint) -> int:
     return hook.activations(torch.zeros(1, 1, dtype=torch.long, device=hook.device)).shape[-1]
+
+
+PUBLISHED = Path(__file__).parent.parent / "report" / "studies"  # the last studies that the repository keeps
+STUDIES = ("recipes", "widths", "classical", "saelens")
+
+
+def publish(run: Run, to: Path = PUBLISHED) -> Path:
+    """Keep the run's studies in the repository, for reports of runs that have made none."""
+    for which in STUDIES:
+        if (run.results_folder / f"study_{which}.json").exists():
+            write_atomically(to / f"{which}.json", (run.results_folder / f"study_{which}.json").read_text())
+    return to
+
+
+def found(run: Run, which: str) -> dict | None:
+    """The run's own study (with `own` true), else the published one, else None."""
+    for folder, name, own in ((run.results_folder, f"study_{which}", True), (PUBLISHED, which, False)):
+        if (path := folder / f"{name}.json").is_file():
+            return json.loads(path.read_text()) | {"own": own}
+    return None

@@ -18,6 +18,10 @@ NOTEBOOK_OF = {
     "evaluation": "03_sae_training",
     "features": "04_feature_browser",
     "last_mlp": "05_stheno_last_mlp",
+    "study_recipes": "`python -m sae_lib study`",
+    "study_widths": "`python -m sae_lib study`",
+    "study_classical": "`python -m sae_lib study`",
+    "study_saelens": "`python -m benchmarks.saelens_frontier`",
 }
 ESSENTIAL = ("evaluation",)
 OPTIONAL = ("run", "activations", "training", "toy", "features", "last_mlp")
@@ -42,6 +46,7 @@ def load(run: Run) -> dict[str, Any]:
 
 def context(run: Run) -> dict[str, Any]:
     """The template's values."""
+    from sae_lib import studies
     from sae_lib.evaluation import ALIVE
     from sae_lib.recipes import RECIPES
 
@@ -82,6 +87,7 @@ def context(run: Run) -> dict[str, Any]:
         "few_tokens": evaluation[main]["tokens"] < 0.95 * ORIGINAL["facts"]["alive_tokens"]["value"],
         "alive_at": ALIVE,
         "notebook_of": NOTEBOOK_OF,
+        "studies": {which: studies.found(run, which) for which in studies.STUDIES},
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, Undefined, UndefinedError
 
-from sae_lib import toy_check
+from sae_lib import study_figures, toy_check
 from sae_lib.errors import ArtefactError
 from sae_lib.report import content, tables
 from sae_lib.report import formats as f
@@ -39,6 +39,8 @@ BOUND = {
     "width_table": tables.width_table,
     "resampling_table": tables.resampling_table,
     "last_table": tables.last_table,
+    "recipes_study_table": tables.recipes_study_table,
+    "widths_study_table": tables.widths_study_table,
 }
 
 
@@ -80,6 +82,8 @@ def markdown(run: Run) -> str:
     """The report of a run as Markdown, from its results alone."""
     values = content.context(run)
     registry = Registry((run.parent or run).folder / "figures")
+    for name, fig in study_figures.drawn(values["studies"]).items():
+        (run.parent or run).figure(fig, name)
     try:
         text = _template().render(
             values,
@@ -101,6 +105,7 @@ def markdown(run: Run) -> str:
             length_table=tables.length_table,
             event_table=tables.event_table,
             original_table=original_table,
+            compared=lambda one, other: tables.compared(values, one, other),
             **{name: (lambda make=make: make(values)) for name, make in BOUND.items()},
         )
     except (UndefinedError, KeyError) as error:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from sae_lib import study_figures
 from sae_lib.report import formats as f
 from sae_lib.report.markup import plain, table
 
@@ -152,3 +153,33 @@ def last_table(v: dict[str, Any]) -> str:
     measures = (*COMPARED[:4], ("L0, median", "l0_median", f.count), *COMPARED[4:], ("KL, nats/token", "kl", f.small))
     header = ["", *(f"`{n}`" if n != "neurons" else n for n in e)]
     return table(header, [[label, *(write(r[key]) for r in e.values())] for label, key, write in measures])
+
+
+def recipes_study_table(v: dict[str, Any]) -> str:
+    """The recipes at the same L0, the best first."""
+    rows = []
+    for r in study_figures.recipes_rows(v["studies"]["recipes"]):
+        setting = f"k = {f.count(r['k'])}" if r["k"] else f"λ = {f.exact(r['lambda'])}"
+        rows.append([plain(r["contender"]), f"{setting}, rate {f.exact(r['lr'])}", *_study_cells(r)])
+    return table(["Recipe", "Setting", *STUDY_HEAD], rows, left=2)
+
+
+def widths_study_table(v: dict[str, Any]) -> str:
+    """The widths at the same L0."""
+    rows = [[f.count(r["d_sae"]), f"λ = {f.exact(r['lambda'])}", *_study_cells(r)] for r in study_figures.widths_rows(v["studies"]["widths"])]
+    return table(["Features", "Setting", *STUDY_HEAD], rows, left=2)
+
+
+STUDY_HEAD = ("Recovered, zero", "Recovered, mean", "Spread", "FVU", "L0", "Dead", "MMCS (random)")
+
+
+def _study_cells(r: dict[str, Any]) -> list[str]:
+    mmcs = f"{f.number(r['mmcs'])} ({f.number(r['mmcs_null'])})"
+    return [f.percent(r["recovered_zero"]), f.percent(r["recovered_mean"]), f.percent(r["spread"]), f.small(r["fvu"]), f.number(r["l0_mean"]), f.percent(r["dead_share"]), mmcs]
+
+
+def compared(v: dict[str, Any], one: str, other: str) -> str:
+    """A sentence on two contenders of the study of recipes at its L0, whichever way it came out."""
+    d = study_figures.difference(v["studies"]["recipes"], one, other)
+    verdict = "all seeds of the one lie on the same side of all seeds of the other" if d["apart"] else "which is within the spread of the seeds"
+    return f"{plain(one)} recovers {f.percent(d['one'])} (mean ablation), {plain(other)} {f.percent(d['other'])}: {verdict}."

@@ -1,0 +1,123 @@
+"""What the studies found, as tables, figures and sentences: for notebook 03 and the report."""
+
+import itertools
+from collections import defaultdict
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from sae_lib import figures
+
+MEASURES = ("recovered_zero", "recovered_mean", "fvu", "l0_mean", "dead_share")
+
+
+def by_contender(points: list[dict], l0: float) -> dict[str, list[dict]]:
+    """The points at one L0, by contender: a record per seed."""
+    groups = defaultdict(list)
+    for point in points:
+        if point.get("l0", l0) == l0:
+            groups[point["contender"]].append(point)
+    return dict(groups)
+
+
+def mean(records: list[dict], key: str) -> float:
+    return sum(r[key] for r in records) / len(records)
+
+
+def spread(records: list[dict], key: str) -> float:
+    """Largest minus smallest over the seeds."""
+    return max(r[key] for r in records) - min(r[key] for r in records)
+
+
+def recipes_rows(study: dict) -> list[dict]:
+    """A row per contender, the best first: means over seeds, spread of loss recovered, MMCS between seeds."""
+    rows = []
+    for name, records in by_contender(study["points"], study["about"]["l0"]).items():
+        row = {"contender": name, "seeds": len(records), "lr": records[0]["lr"], "lambda": records[0]["lambda"], "k": records[0]["k"]}
+        row |= {key: mean(records, key) for key in MEASURES} | {"spread": spread(records, "recovered_mean")}
+        rows.append(row | {"mmcs": study["mmcs"][name]["mean"], "mmcs_null": study["mmcs"][name]["null"]})
+    return sorted(rows, key=lambda row: -row["recovered_mean"])
+
+
+def widths_rows(study: dict) -> list[dict]:
+    """A row per width: means over seeds, spread, MMCS between seeds."""
+    rows = []
+    for width in sorted({p["d_sae"] for p in study["points"]}):
+        records, agreement = [p for p in study["points"] if p["d_sae"] == width], study["mmcs"][str(width)]
+        row = {"d_sae": width, "seeds": len(records), "lambda": records[0]["lambda"]} | {key: mean(records, key) for key in MEASURES}
+        rows.append(row | {"spread": spread(records, "recovered_mean"), "mmcs": agreement["mean"], "mmcs_null": agreement["null"]})
+    return rows
+
+
+def difference(study: dict, one: str, other: str, key: str = "recovered_mean") -> dict:
+    """How two contenders compare at the study's L0: means, their difference, and whether every seed of one is above every seed of the other."""
+    groups = by_contender(study["points"], study["about"]["l0"])
+    a, b = ([r[key] for r in groups[name]] for name in (one, other))
+    return {"one": sum(a) / len(a), "other": sum(b) / len(b), "difference": sum(a) / len(a) - sum(b) / len(b), "apart": min(a) > max(b) or max(a) < min(b)}
+
+
+def recipes_figure(study: dict, saelens: dict | None = None) -> go.Figure:
+    """Loss recovered over L0, a line per recipe; bars span the seeds. SAELens' own trainer beside them where it was measured."""
+    fig = go.Figure()
+    groups = defaultdict(lambda: defaultdict(list))
+    for point in study["points"] + (saelens["points"] if saelens else []):
+        setting = (point["lambda"], point["k"] if "k" in point else 0, point["lr"])
+        groups[point["contender"]][setting].append(point)
+    dashes = itertools.cycle(["solid"] * len(figures.PALETTE) + ["dash"] * len(figures.PALETTE))
+    for (name, settings), colour, dash in zip(groups.items(), itertools.cycle(figures.PALETTE), dashes, strict=False):
+        rows = sorted(settings.values(), key=lambda records: mean(records, "l0_mean"))
+        y = [mean(records, "recovered_mean") for records in rows]
+        low, high = ([abs(pick(r["recovered_mean"] for r in records) - m) for records, m in zip(rows, y, strict=True)] for pick in (min, max))
+        mode = "markers" if len(rows) == 1 or name.startswith("SAELens") else "lines+markers"
+        fig.add_scatter(
+            x=[mean(records, "l0_mean") for records in rows], y=y, name=name, mode=mode, line=dict(color=colour, dash=dash), marker=dict(color=colour, size=9, symbol="x" if name.startswith("SAELens") else "circle"),
+            error_y=dict(type="data", symmetric=False, array=high, arrayminus=low, thickness=1.2),
+        )  # fmt: skip
+    fig.update_xaxes(title="features active per activation (L0), logarithmic", type="log", tickvals=[4, 8, 16, 32, 64])
+    fig.update_yaxes(title="loss recovered against mean ablation", tickformat=".0%")
+    fig.update_layout(title="Sparsity against faithfulness: every recipe on the same activations")
+    return fig
+
+
+def widths_figure(study: dict) -> go.Figure:
+    """What width buys at the same L0: loss recovered, FVU, dead share, and agreement of seeds."""
+    rows = widths_rows(study)
+    panels = (("recovered_mean", "loss recovered (mean ablation)", ".1%"), ("fvu", "FVU", ""), ("dead_share", "dead share", ".1%"), ("mmcs", "MMCS of two seeds", ".2f"))
+    fig = make_subplots(1, 4, subplot_titles=[title for _, title, _ in panels], horizontal_spacing=0.07)
+    for column, (key, _, form) in enumerate(panels, 1):
+        fig.add_scatter(x=[r["d_sae"] for r in rows], y=[r[key] for r in rows], mode="lines+markers", line_color=figures.PALETTE[0], showlegend=False, row=1, col=column)
+        if key == "mmcs":
+            fig.add_scatter(x=[r["d_sae"] for r in rows], y=[r["mmcs_null"] for r in rows], mode="lines", line=dict(color=figures.PALETTE[5], dash="dot"), name="random directions", row=1, col=column)
+        fig.update_xaxes(type="log", tickvals=[r["d_sae"] for r in rows], tickangle=-45, title="features", row=1, col=column)
+        fig.update_yaxes(tickformat=form, row=1, col=column)
+    fig.update_annotations(font_size=13)
+    fig.update_layout(title=f"The same recipe at the same L0 ({study['about']['l0']:.0f}) and different widths", legend=dict(x=1, y=1.25, xanchor="right"))
+    return fig
+
+
+def classical_figure(study: dict) -> go.Figure:
+    """FVU + L0 / d_in over λ, a line per learning rate, a panel per width; stars stopped early."""
+    widths = sorted({p["d_sae"] for p in study["points"]})
+    fig = make_subplots(1, len(widths), subplot_titles=[f"{w:,} features" for w in widths], shared_yaxes=True, horizontal_spacing=0.05)
+    rates = sorted({p["lr"] for p in study["points"]})
+    for column, width in enumerate(widths, 1):
+        for rate, colour in zip(rates, figures.PALETTE, strict=False):
+            points = sorted((p for p in study["points"] if p["d_sae"] == width and p["lr"] == rate), key=lambda p: p["lambda"])
+            early = [p["activations"] < study["about"]["activations"] // 1024 * 1024 for p in points]
+            fig.add_scatter(
+                x=[p["lambda"] for p in points], y=[p["score"] for p in points], mode="lines+markers", name=f"rate {rate:g}", legendgroup=str(rate), showlegend=column == 1, line_color=colour,
+                marker=dict(size=10, symbol=["star" if e else "circle" for e in early]), text=[f"L0 {p['l0_mean']:.1f}, FVU {p['fvu']:.3f}, {p['activations']:,} activations" for p in points],
+                row=1, col=column,
+            )  # fmt: skip
+        fig.update_xaxes(title="λ", type="log", tickvals=sorted({p["lambda"] for p in study["points"]}), row=1, col=column)
+    fig.update_yaxes(title="FVU + L0 / d_in", row=1, col=1)
+    fig.update_layout(title="Tied weights, L1, early stopping: which λ and rate (stars stopped early)")
+    return fig
+
+
+def drawn(studies: dict[str, dict | None]) -> dict[str, go.Figure]:
+    """The figure of every study that is there, by the name of its file."""
+    found = {which: study for which, study in studies.items() if study}
+    figs = {"study_recipes": recipes_figure(found["recipes"], found.get("saelens"))} if "recipes" in found else {}
+    figs |= {"study_widths": widths_figure(found["widths"])} if "widths" in found else {}
+    return figs | ({"study_classical": classical_figure(found["classical"])} if "classical" in found else {})
