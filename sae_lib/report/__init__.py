@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from sae_lib import studies, study_figures
 from sae_lib.report import pages, publish, render
 from sae_lib.runs import Run, write_atomically
 
@@ -14,6 +15,8 @@ def write_report(run: Run) -> Path:
     `ArtefactError` where a result is missing that the report stands on; other missing results are said in their section.
     """
     path, page = run.folder / "report.md", run.folder / "report.html"
+    for name, fig in study_figures.drawn({which: studies.found(run, which) for which in studies.STUDIES}).items():
+        run.figure(fig, name)
     text = render.markdown(run)
     write_atomically(path, text)
     write_atomically(page, pages.html(text, run.folder))

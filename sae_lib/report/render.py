@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, Undefined, UndefinedError
 
-from sae_lib import study_figures, toy_check
+from sae_lib import toy_check
 from sae_lib.errors import ArtefactError
 from sae_lib.report import content, tables
 from sae_lib.report import formats as f
@@ -82,8 +82,6 @@ def markdown(run: Run) -> str:
     """The report of a run as Markdown, from its results alone."""
     values = content.context(run)
     registry = Registry((run.parent or run).folder / "figures")
-    for name, fig in study_figures.drawn(values["studies"]).items():
-        (run.parent or run).figure(fig, name)
     try:
         text = _template().render(
             values,
