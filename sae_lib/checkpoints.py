@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from sae_lib.errors import ArtefactError
+from sae_lib.errors import ArtefactError, TrainingError
 from sae_lib.runs import check_same, write_atomically
 
 KEEP = 2
@@ -43,6 +43,14 @@ def finish_the_step() -> Iterator[threading.Event]:
         yield pressed
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def check_loss(what: str, loss: float, limit: float, step: int, folder: Path, causes: str) -> None:
+    """`TrainingError` where a loss is not finite or has exploded beyond `limit`, with the step, the last good checkpoint and likely causes."""
+    if loss <= limit:  # false for NaN
+        return
+    good = f"the last good checkpoint is step {steps(folder)[-1]} in {folder}; other values need another run folder" if steps(folder) else "there is no checkpoint yet"
+    raise TrainingError(f"{what}: the loss is {loss:.4g} at step {step} (more than {limit:.4g} is no training); likely causes: {causes}; {good}")
 
 
 def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], made_from: dict[str, Any], budget: float = float("inf")) -> None:

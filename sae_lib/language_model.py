@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from sae_lib import checkpoints, hub
 from sae_lib.activations import HookPoint
 from sae_lib.device import device_of, precision
-from sae_lib.errors import CorpusError, Interrupted, ModelError, TrainingError
+from sae_lib.errors import CorpusError, Interrupted, ModelError
 from sae_lib.runs import Run, keep_freed_memory, writing
 from sae_lib.settings import LanguageModelSettings
 from sae_lib.tokens import Tokens, make_tokens, open_tokens, tokens_made_from
@@ -29,6 +29,7 @@ from sae_lib.tokens import Tokens, make_tokens, open_tokens, tokens_made_from
 if TYPE_CHECKING:  # seconds of imports, left to `bridge`; of `transformers` the same holds for everything taken by attribute
     import transformer_lens
 
+EXPLODED = 10  # times the loss of a guess among all tokens alike
 LOSS_CHUNK = 512  # tokens whose logits exist at once: small enough for a core's cache
 
 
@@ -174,14 +175,16 @@ def train(run: Run, folder: Path, interrupted: Event) -> None:
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), s.grad_clip)
         optimiser.step()
         last = step + 1 == n_steps
+        due = not last and ((step + 1) % s.checkpoint_every == 0 or interrupted.is_set())
+        if due or last or (step + 1) % s.eval_every == 0:
+            limit = EXPLODED * math.log(model.config.vocab_size) if math.isfinite(norm.item()) else -1.0
+            checkpoints.check_loss("language model", loss.item(), limit, step + 1, scratch, f"lm.lr {s.lr} too high, or lm.grad_clip {s.grad_clip} too lax")
         if (step + 1) % s.eval_every == 0 or last:
             heldout, density = evaluate(model, tokens, s)
             point = {"step": step + 1, "tokens": (step + 1) * s.batch * s.context, "train": loss.item(), "heldout": heldout, "density_median": density.median().item()}
-            if not math.isfinite(point["train"] + norm.item()):
-                raise TrainingError(f"language model: the loss is {point['train']} at step {step + 1}; likely lm.lr {s.lr} is too high; checkpoints up to the one before lie in {scratch}")
             curve.append(point)
             bar.set_postfix(heldout=f"{heldout:.3f}", density=f"{point['density_median']:.0%}")
-        if not last and ((step + 1) % s.checkpoint_every == 0 or interrupted.is_set()):
+        if due:
             state = {"curve": curve, "seconds": time.perf_counter() - began}
             tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | checkpoints.optimiser_tensors(optimiser)
             checkpoints.save_checkpoint(scratch, step + 1, tensors, state, resumable, s.checkpoint_gb * 1e9)

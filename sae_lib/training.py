@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,7 @@ from sae_lib.activations import ActivationBuffer, HookPoint, Source, harvest
 from sae_lib.autoencoder import SparseAutoencoder
 from sae_lib.device import device_of, precision
 from sae_lib.early_stopping import ACTIVATIONS, EarlyStopping
-from sae_lib.errors import Interrupted, TrainingError
+from sae_lib.errors import Interrupted
 from sae_lib.initialise import initialise, statistics
 from sae_lib.recipes import Recipe, is_resampling_step, rate, resolve, variants
 from sae_lib.resampling import resample
@@ -27,6 +28,7 @@ from sae_lib.settings import SAESettings
 from sae_lib.sparse_step import gradients
 from sae_lib.tokens import open_tokens
 
+EXPLODED = 1000  # times the first squared error that was logged
 THRESHOLD_SPEED = 0.01  # of the moving average that batchtopk's threshold is, per step
 
 
@@ -161,10 +163,13 @@ def fit(
         if sae.architecture == "batchtopk":
             sae.threshold.data.lerp_(measured.smallest, THRESHOLD_SPEED if step else 1.0)
         silent = torch.where(measured.fired, 0, silent + len(x) * ranks)
+        stop = interrupted is not None and interrupted.is_set()
+        due = step + 1 < n_steps and ((step + 1) % settings.checkpoint_every == 0 or stop)
+        if due or (step + 1) % settings.log_every == 0 or step + 1 == n_steps:
+            total, reference = (measured.squared_error + measured.l1).item(), curve[0]["squared_error"] if curve else math.inf
+            checkpoints.check_loss(recipe.name, total, min(EXPLODED * reference, sys.float_info.max), step + 1, scratch, f"sae.lr {recipe.lr} or λ {recipe.l1} too high, or activations that are not finite")
         if (step + 1) % settings.log_every == 0 or step + 1 == n_steps:
             point = {"step": step + 1, "squared_error": measured.squared_error.item(), "l1": measured.l1.item(), "l0": measured.l0.item()}
-            if not math.isfinite(point["squared_error"] + point["l1"]):
-                raise TrainingError(f"{recipe.name}: the loss is not finite at step {step + 1}; likely sae.lr {recipe.lr} is too high; the last good checkpoint lies in {scratch}")
             curve.append(point | {"silent": (silent >= settings.dead_window).float().mean().item()})
             bar.set_postfix(error=f"{point['squared_error']:.3g}", L0=f"{point['l0']:.1f}")
         if is_resampling_step(recipe, step + 1, n_steps):
@@ -175,8 +180,7 @@ def fit(
                 distributed.follow_the_first(list(sae.parameters()))
         if stopping and (step + 1) % settings.check_every == 0 and stopping.stop(sae, step + 1):
             break
-        stop = interrupted is not None and interrupted.is_set()
-        if step + 1 < n_steps and ((step + 1) % settings.checkpoint_every == 0 or stop):
+        if due:
             save(scratch, made_from, step + 1, events)
             if stop:
                 raise Interrupted(f"{recipe.name}: interrupted; step {step + 1} of {n_steps} is saved, the same command goes on from there")

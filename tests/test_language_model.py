@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_lib import checkpoints, language_model
-from sae_lib.errors import ArtefactError, CorpusError, ModelError
+from sae_lib.errors import ArtefactError, CorpusError, ModelError, TrainingError
 from sae_lib.runs import Run, open_run
 from sae_lib.settings import LanguageModelSettings
 
@@ -144,3 +144,11 @@ def test_models_that_cannot_be_had_are_named(tmp_path, monkeypatch):
 def test_a_gated_model_asks_for_the_token():
     message = language_model._why_not("a/b", OSError("403 Client Error. Access to model a/b is gated"))
     assert "HF_TOKEN" in message and "licence" in message
+
+
+def test_an_exploding_loss_ends_training_with_its_causes(small_run, tmp_path):
+    lm = small_run.settings.lm.model_copy(update={"lr": 1e4, "grad_clip": 1e6, "warmup": 0.0, "checkpoint_every": 3})
+    run = Run(small_run.settings.model_copy(update={"lm": lm}), tmp_path / "wild", parent=small_run)
+    with pytest.raises(TrainingError, match=r"language model: the loss is .* at step \d+ .*likely causes: lm.lr 10000.0"):
+        language_model.make_language_model(run)
+    assert not (run.folder / "language_model").exists()

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from sae_lib import checkpoints, language_model, training
 from sae_lib.activations import ActivationTable
@@ -263,3 +264,11 @@ def test_a_window_that_training_cannot_outlast_is_refused():
     with pytest.raises(SettingsError, match="sae.dead_window.*60%"):
         resolve(SAESettings(activations=800_000, dead_window=500_000))
     assert resolve(SAESettings(activations=800_000, dead_window=500_000, resampling=False)).resampling is None
+
+
+@pytest.mark.parametrize("changes", [dict(lr=1e18), dict(recipe="april_2024", lr=300.0, l1=0.01)])
+def test_a_loss_that_explodes_or_is_no_number_ends_training_with_its_causes(tmp_path, changes):
+    with pytest.raises(TrainingError, match=r"the loss is .* at step \d+.*likely causes: sae.lr .*the last good checkpoint is step \d+ in|there is no checkpoint yet"):
+        fit(tmp_path, checkpoint_every=10, **changes)
+    for path in tmp_path.glob("step-*.safetensors"):
+        assert all(t.isfinite().all() for t in load_file(path).values()), "what is called good must be good"
