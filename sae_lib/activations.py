@@ -136,17 +136,37 @@ class ActivationBuffer:
         self.store: Tensor | None = None  # one chunk; written again and again, as fresh memory costs more than the forward pass
 
     def __iter__(self) -> Iterator[Float[Tensor, "batch d_in"]]:
-        chunks_per_epoch = max(1, len(self.rows) // self.buffer_rows)
+        stream = torch.cuda.Stream(self.hook.device) if self.hook.device.type == "cuda" else None
+        ahead = self._start(self.position // self.per_chunk, stream) if stream else None
         while True:
             chunk, i = divmod(self.position, self.per_chunk)
-            epoch, part = divmod(chunk, chunks_per_epoch)
-            rng = np.random.default_rng((self.seed, epoch))
-            drawn = rng.permutation(len(self.rows))[part * self.buffer_rows : (part + 1) * self.buffer_rows]
-            acts = self.store = harvest(self.hook, self.rows[np.sort(drawn)], out=self.store)
-            order = torch.from_numpy(np.random.default_rng((self.seed, epoch, part)).permutation(len(acts))).to(acts.device)
+            acts, order = self._finish(*ahead, stream) if ahead else self._chunk(chunk)
+            ahead = self._start(chunk + 1, stream) if stream else None
             for j in range(i, self.per_chunk):
                 self.position += 1
                 yield acts[order[j * self.batch : (j + 1) * self.batch]].float()  # a large model's are bfloat16
+
+    def _chunk(self, chunk: int) -> tuple[Float[Tensor, "n d_in"], Int[Tensor, " n"]]:
+        """The activations of the chunk of that number, and the order in which they are handed out."""
+        epoch, part = divmod(chunk, max(1, len(self.rows) // self.buffer_rows))
+        drawn = np.random.default_rng((self.seed, epoch)).permutation(len(self.rows))[part * self.buffer_rows : (part + 1) * self.buffer_rows]
+        acts = self.store = harvest(self.hook, self.rows[np.sort(drawn)], out=self.store)
+        return acts, torch.from_numpy(np.random.default_rng((self.seed, epoch, part)).permutation(len(acts))).to(acts.device)
+
+    def _start(self, chunk: int, stream: torch.cuda.Stream) -> tuple[Tensor, Tensor]:
+        """Harvest a chunk on a stream of its own, so that a GPU does it while it trains on the one before."""
+        self.store = None  # which is still being read
+        stream.wait_stream(torch.cuda.current_stream(self.hook.device))
+        with torch.cuda.stream(stream):
+            return self._chunk(chunk)
+
+    def _finish(self, acts: Tensor, order: Tensor, stream: torch.cuda.Stream) -> tuple[Tensor, Tensor]:
+        """Wait for a chunk that was started, on the GPU and not on the host."""
+        training = torch.cuda.current_stream(self.hook.device)
+        training.wait_stream(stream)
+        for tensor in (acts, order):
+            tensor.record_stream(training)
+        return acts, order
 
 
 def harvest(hook: Source, rows: np.ndarray, rows_at_once: int = 64, out: Float[Tensor, "n d_in"] | None = None) -> Float[Tensor, "n d_in"]:
