@@ -32,7 +32,7 @@ def entry(table: FeatureTable, number: int) -> dict[str, Any]:
         "density": page["density"],
         "n_active": page["n_active"],
         "maximum": page["maximum"],
-        "top_tokens": page["top_tokens"][:LOGITS],
+        "top_tokens": page["strongest_on"][:LOGITS],
         "n_examples": page["n_examples"],
         "raised": page["raised"][:LOGITS],
         "lowered": page["lowered"][:LOGITS],
