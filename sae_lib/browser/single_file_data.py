@@ -10,8 +10,8 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from pandas.api.types import is_numeric_dtype
 
+from sae_lib.browser.query import FIELDS
 from sae_lib.browser.table import FeatureTable
 from sae_lib.browser.visible import SHAPELESS
 
@@ -22,17 +22,12 @@ TOP, DIGITS = 10, 6  # true top examples of each feature; significant digits of 
 class CompactTable(FeatureTable):
     """The same pages, with only what the page keeps of each text: token ids, and the activations that are not 0."""
 
-    def chosen(self, number: int) -> Any:
-        """Examples for the page: the strongest, then one of each tenth of the range where there are any."""
-        examples = self.examples.iloc[self._starts[number] : self._starts[number + 1]]
-        if "tenth" not in examples:
-            return examples.head(TOP)
-        return examples[((examples["tenth"] < 0) & (examples["rank"] < TOP)) | ((examples["tenth"] >= 0) & (examples["rank"] == 0))]
+    def __init__(self, table: FeatureTable):
+        self.__dict__.update(table.__dict__)
 
-    def tokens(self, ids: Any, values: Any, focus: int) -> dict[str, list]:
-        values = np.asarray(values, dtype=np.float32)
-        at = np.flatnonzero(values)
-        return {"ids": np.asarray(ids).tolist(), "at": at.tolist(), "values": values[at].tolist(), "focus": [focus]}
+    def tokens(self, ids: list[int], values: list[float], focus: int = -1) -> dict[str, list[int] | list[float]]:
+        at = [i for i, value in enumerate(values) if value != 0]
+        return {"ids": ids, "at": at, "values": [values[i] for i in at], "focus": [int(focus)]}
 
 
 def packed(data: Any) -> str:
@@ -53,21 +48,24 @@ def rounded(value: Any) -> Any:
 
 
 def index(table: FeatureTable) -> dict[str, Any]:
-    """Columns that the list, the search and the sorting need, one entry per feature."""
-    numbers = {name: table.features[name].astype(float).tolist() for name in table.features if name != "feature" and is_numeric_dtype(table.features[name])}
-    strongest = [table._strongest[start:end] for start, end in zip(table._starts[:-1], table._starts[1:], strict=True)]
+    """What the list, the search and the sorting need: columns of numbers, and lists of token ids, an entry per feature."""
+    columns = [column for column in FIELDS.values() if column in table.features]
+    strongest = np.split(table._strongest, table._starts[1:-1])
+    lists = {column: [np.asarray(ids).tolist() for ids in table.features[column]] for column in ("top_tokens", "before_tokens") if column in table.features}
     return {
-        "numbers": numbers,
+        "numbers": {column: table.features[column].astype(float).tolist() for column in columns},
         "strongest": [list(dict.fromkeys(ids.tolist())) for ids in strongest],  # in the order of strength
         "raised": table.raised.tolist(),
+        "lowered": table.lowered.tolist(),
         "rule": table.features["rule"].fillna("").tolist() if "rule" in table.features else [],
-    }
+    } | lists
 
 
 def pages(table: FeatureTable, progress: Callable = iter) -> Iterator[list[dict[str, Any]]]:
     """The pages of `CHUNK` features at a time, as the template takes them but for the texts' tokens."""
+    compact = CompactTable(table)
     for first in progress(range(0, len(table), CHUNK)):
-        yield [table.page(number) for number in range(first, min(first + CHUNK, len(table)))]
+        yield [compact.page(number, TOP, per_tenth=1) for number in range(first, min(first + CHUNK, len(table)))]
 
 
 @lru_cache(maxsize=1)

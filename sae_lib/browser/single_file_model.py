@@ -102,16 +102,18 @@ def model_block(model: Any, dictionary: Dictionary, hook_name: str, tokenizer: A
 
 
 def tokenizer_data(tokenizer: Any) -> dict[str, Any]:
-    """Merges as (left id, right id, merged id) in the order of their rank, the token of each byte, and the added tokens."""
+    """Merges as (left id, right id, merged id) in the order of their rank, the token of each byte, and the added tokens.
+
+    As everywhere in this project (`tokenizer.exact_encoder`) special tokens in a text are ordinary text, so they are left out.
+    """
     described = json.loads(tokenizer.backend_tokenizer.to_str())
     ids, merges = described["model"]["vocab"], described["model"]["merges"]
     pairs = [m.split(" ") if isinstance(m, str) else m for m in merges]
-    vocabulary, added = Vocabulary(tokenizer), [[t["content"], t["id"]] for t in described["added_tokens"]]
-    special = {i for _, i in added}
-    byte_ids = {b[0]: i for i, b in enumerate(vocabulary.bytes) if len(b) == 1 and i not in special}
+    vocabulary, added = Vocabulary(tokenizer), described["added_tokens"]
+    byte_ids = {b[0]: i for i, b in enumerate(vocabulary.bytes) if len(b) == 1 and i not in {t["id"] for t in added}}
     return {
         "merges": [n for left, right in pairs for n in (ids[left], ids[right], ids[left + right])],
         "bytes": [byte_ids[b] for b in range(256)],
-        "added": added,
+        "added": [[t["content"], t["id"]] for t in added if not t["special"]],
         "end": tokenizer.eos_token_id,
     }

@@ -7,6 +7,7 @@ off here. What the subset below does not hold (calls of methods, `{% call %}`, `
 
 import inspect
 import json
+from collections.abc import Callable
 from itertools import count
 
 from jinja2 import Environment, nodes
@@ -75,7 +76,7 @@ class _Writer:
     def _output(self, node: nodes.Node, scope: dict[str, str]) -> str:
         if isinstance(node, nodes.TemplateData):
             return f"out += {_text(node.data)};\n"
-        as_text = "float_text" if _is_float(node) else "escaped"
+        as_text = "float_text" if self._is_float(node) else "escaped"
         return f"out += {as_text}({self._value(node, scope)});\n"
 
     def _loop(self, node: nodes.For, scope: dict[str, str]) -> str:
@@ -182,6 +183,17 @@ class _Writer:
             left = right
         return f"({' && '.join(parts)})"
 
+    def _is_float(self, node: nodes.Node) -> bool:
+        """Whether Python would make a float of it whatever the operands: it prints 2.0 where JavaScript prints 2."""
+        match node:
+            case nodes.Add() | nodes.Sub() | nodes.Mul():
+                return self._is_float(node.left) or self._is_float(node.right)
+            case nodes.Call(node=nodes.Name(name=called)) if called not in self.macros:
+                return _gives_float(self.environment.globals.get(called))
+            case nodes.Filter():
+                return node.name == "round" or _gives_float(self.environment.filters.get(node.name))
+        return isinstance(node, nodes.Div)
+
     def _parse(self, name: str) -> nodes.Template:
         source, _, _ = self.environment.loader.get_source(self.environment, name)
         return self.environment.parse(source, name)
@@ -202,11 +214,8 @@ def _assigned(body: list[nodes.Node]) -> list[str]:
     return names
 
 
-def _is_float(node: nodes.Node) -> bool:
-    """Whether Python would make a float of it whatever the operands: it prints 2.0 where JavaScript prints 2."""
-    if isinstance(node, nodes.Add | nodes.Sub | nodes.Mul):
-        return _is_float(node.left) or _is_float(node.right)
-    return isinstance(node, nodes.Div) or (isinstance(node, nodes.Filter) and node.name == "round")
+def _gives_float(function: Callable | None) -> bool:
+    return getattr(function, "__annotations__", {}).get("return") is float
 
 
 def _text(value) -> str:

@@ -29,7 +29,7 @@ class Features {
     Object.assign(this, index);
     this.vocabulary = vocabulary;
     this.count = this.strongest.length;
-    this.lower = vocabulary.texts.map((t) => t.toLowerCase());
+    this.folded = vocabulary.texts.map((t) => t.toLowerCase());
     this.chunks = new Map();
     this.texts = null;
   }
@@ -66,17 +66,15 @@ class Features {
   }
 
   async load_texts() {
-    // The examples' texts in lower case, one string per feature: only a search in texts needs them.
+    // The examples' texts, folded, one string per feature: only a search in texts needs them.
     if (this.texts) return;
-    const found = [];
+    const bytes = this.folded.map(bytes_of), spelled = ({ ids }) => text_of_bytes(ids.flatMap((t) => bytes[t] ?? [])), found = [];
     for (let at = 0; at * CONSTANTS.chunk < this.count; at++) {
-      for (const page of await json_block(`pages-${at}`)) found.push(page.examples.map((e) => text_of_bytes(e.tokens.ids.flatMap((t) => this.bytes(t)))).join("\n").toLowerCase());
+      for (const page of await json_block(`pages-${at}`)) {
+        const examples = [...page.examples, ...page.tenths.flatMap((t) => t.examples)];
+        found.push(examples.map((e) => spelled(e.tokens)).join(END_OF_EXAMPLE));
+      }
     }
     this.texts = found;
-  }
-
-  bytes(id) {
-    this.all_bytes ??= this.vocabulary.texts.map(bytes_of);
-    return this.all_bytes[id] ?? [];
   }
 }

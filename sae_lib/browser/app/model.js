@@ -118,15 +118,17 @@ class Model {
   }
 
   generate(ids, new_tokens, temperature, seed, change) {
-    // Sampled continuation; the same seed gives the same random numbers, clamped or not.
-    const random = mulberry32(seed);
+    // Sampled continuation by Gumbel noise: the same seed gives every token the same noise at every step, clamped or not.
+    const random = mulberry32(seed), last = Math.min(this.context, ids.length + new_tokens);
     ids = ids.slice();
-    const last = Math.min(this.context, ids.length + new_tokens);
     while (ids.length < last) {
-      const p = softmax(this.run(ids, change)[0].map((l) => l / temperature));
-      let left = random(), next = 0;
-      while (next + 1 < p.length && (left -= p[next]) > 0) next++;
+      let best = -Infinity, next = 0;
+      this.run(ids, change)[0].forEach((logit, t) => {
+        const drawn = logit / temperature - Math.log(-Math.log(random() + 1e-12));
+        if (drawn > best) [best, next] = [drawn, t];
+      });
       ids.push(next);
+      if (next === this.tokenizer.end) break;
     }
     return ids;
   }

@@ -1,58 +1,63 @@
-// Search: words, "quoted words", #12, text:word, rule:word, and conditions such as density<0.001. All of them have to hold.
+// The list's query language of query.py once more, on the index that the page carries.
 
-const TERM = /(?:(text|token|rule):)?(?:"([^"]*)"|(\S+))/g;
-const CONDITION = /^([a-z_]+)(<=|>=|<|>|=)([-+]?[\d.]+(?:e[-+]?\d+)?)(%?)$/i;
-const COMPARE = { "<": (a, b) => a < b, ">": (a, b) => a > b, "<=": (a, b) => a <= b, ">=": (a, b) => a >= b, "=": (a, b) => a === b };
+const PLACES = CONSTANTS.places.join("|");
+const PART = new RegExp(`(?:(${PLACES}):)?(?:"([^"]+)"(?=\\s|$)|(\\S+))`, "g");
+const COMPARISON = new RegExp(`^(${Object.keys(CONSTANTS.fields).join("|")})(<=|>=|<|>|=)(\\d+\\.?\\d*|\\.\\d+)(%?)$`, "i");
+const HOLDS = { "<": (a, b) => a < b, ">": (a, b) => a > b, "<=": (a, b) => a <= b, ">=": (a, b) => a >= b, "=": (a, b) => a === b };
 const SHOWN = { "\u23ce": "\n", "\u00b7": " ", "\u21e5": "\t" }; // what a reader copies from the page, back to what it stands for
+const END_OF_EXAMPLE = "\uffff";
 
-function parse_query(text, columns) {
-  // [{where, value} or {column, holds}]; `unknown` names what looks like a condition on a column that is not there.
-  const terms = [], unknown = [];
-  for (const [, where, quoted, bare] of text.matchAll(TERM)) {
-    const condition = !where && bare !== undefined && bare.match(CONDITION);
-    if (condition && columns.includes(condition[1].toLowerCase())) {
-      const [, column, operator, number, share] = condition, limit = Number(number) / (share ? 100 : 1);
-      terms.push({ column: column.toLowerCase(), holds: (x) => x !== null && COMPARE[operator](x, limit) });
-      continue;
-    }
-    if (condition) unknown.push(condition[1]);
-    const value = (quoted ?? bare).replace(/[\u23ce\u00b7\u21e5]/g, (c) => SHOWN[c]).toLowerCase();
-    if (value) terms.push({ where: where ?? "any", value });
+const folded = (text) => text.replace(/[\u23ce\u00b7\u21e5]/g, (c) => SHOWN[c]).toLowerCase();
+
+function parse_query(query) {
+  // [{field, sign, value} or {place, wanted}]; all of them have to hold.
+  const parts = [];
+  for (const [, place, quoted, word] of query.matchAll(PART)) {
+    const compared = word && !place ? word.match(COMPARISON) : null;
+    if (compared) parts.push({ field: compared[1].toLowerCase(), sign: compared[2], value: Number(compared[3]) / (compared[4] ? 100 : 1) });
+    else if (word && !place && /^#\d+$/.test(word)) parts.push({ field: "number", sign: "=", value: Number(word.slice(1)) });
+    else parts.push({ place: place ?? "", wanted: (word && !place && !parts.length && query.startsWith(" ") ? " " : "") + folded(quoted ?? word) });
   }
-  return { terms, unknown };
+  return parts;
 }
 
-function named_feature(text) {
-  const digits = text.trim().match(/^#?(\d+)$/);
+function named_feature(query) {
+  const digits = query.trim().match(/^#?(\d+)$/);
   return digits ? Number(digits[1]) : -1;
 }
 
-async function matches(features, text, sort, descending, waiting = () => {}) {
+async function matches(features, query, column, descending, waiting = () => {}) {
   // Numbers of the features found, sorted; the dead and those without a value last. The feature that the query names is first.
-  const { terms, unknown } = parse_query(text, Object.keys(features.numbers));
-  if (terms.some((t) => t.where === "text") && !features.texts) {
+  const parts = parse_query(query), named = named_feature(query), found = [];
+  if (parts.some((part) => part.place === "text") && !features.texts) {
     waiting();
     await features.load_texts();
   }
-  const keep = terms.map((term) => test_of(features, term)), found = [];
-  for (let i = 0; i < features.count; i++) if (keep.every((holds) => holds(i))) found.push(i);
-  const named = named_feature(text), order = sorted(features, found, sort, descending).filter((i) => i !== named);
-  return { numbers: found.includes(named) ? [named, ...order] : order, unknown };
+  const tests = parts.map((part) => ("place" in part ? with_text(features, part) : compared(features, part)));
+  for (let i = 0; i < features.count; i++) if (i === named || tests.every((test) => test(i))) found.push(i);
+  const order = sorted(features, found, column, descending).filter((i) => i !== named);
+  return found.includes(named) ? [named, ...order] : order;
 }
 
-function test_of(features, { column, holds, where, value }) {
-  if (column) return (i) => holds(features.numbers[column][i]);
-  if (where === "text") return (i) => features.texts[i].includes(value);
-  if (where === "rule") return (i) => (features.rule[i] ?? "").toLowerCase().includes(value);
-  if (/^#\d+$/.test(value)) return (i) => i === Number(value.slice(1));
-  const number = named_feature(value), hit = features.lower.map((t) => t.includes(value));
-  return (i) =>
-    i === number || features.strongest[i].some((t) => hit[t]) || features.raised[i].some((t) => hit[t]) ||
-    (where === "any" && (features.rule[i] ?? "").toLowerCase().includes(value));
+function compared(features, { field, sign, value }) {
+  const column = features.numbers[CONSTANTS.fields[field]];
+  return (i) => column !== undefined && column[i] !== null && HOLDS[sign](column[i], value);
 }
 
-function sorted(features, found, sort, descending) {
-  if (sort === "feature") return descending ? found.slice().reverse() : found;
-  const keys = features.numbers[sort], last = (i) => features.numbers.n_active[i] === 0 || keys[i] === null, sign = descending ? -1 : 1;
-  return found.slice().sort((a, b) => last(a) - last(b) || (last(a) ? 0 : sign * (keys[a] - keys[b])) || a - b);
+function with_text(features, { place, wanted }) {
+  if (place === "text") return (i) => features.texts[i].includes(wanted);
+  const hit = features.folded.map((text) => text.includes(wanted)), tests = [];
+  const in_list = (column) => tests.push((i) => (features[column]?.[i] ?? []).some((t) => hit[t]));
+  if (place === "" || place === "token") ["strongest", "top_tokens"].forEach(in_list);
+  if (place === "" || place === "raises") in_list("raised");
+  if (place === "lowers") in_list("lowered");
+  if (place === "before") in_list("before_tokens");
+  if (place === "" || place === "rule") tests.push((i) => (features.rule[i] ?? "").toLowerCase().includes(wanted));
+  return (i) => tests.some((test) => test(i));
+}
+
+function sorted(features, found, column, descending) {
+  const keys = features.numbers[column], dead = features.numbers.n_active, sign = descending ? -1 : 1;
+  const last = (i) => keys[i] === null || (dead[i] === 0 && column !== "feature");
+  return found.slice().sort((a, b) => last(a) - last(b) || (keys[a] === null ? 0 : sign * (keys[a] - keys[b])) || a - b);
 }
