@@ -216,7 +216,7 @@ def test_search_finds_tokens_logits_and_numbers(tokenizer):
 def test_logits_without_a_token_do_not_break_the_search(tokenizer):
     table = make_table(tokenizer, TEXTS)
     table.raised[:] = len(tokenizer) + 7
-    assert len(table.search("import")) and "⟨#" in page.page_html(table, 2)
+    assert len(table.search("import")) and "⟨#" in page.page_html(table.kind, table.page(2))
     assert len(table.search(IMAGE)) == 0  # the last token is none of theirs
 
 
@@ -300,9 +300,9 @@ def test_the_static_page_holds_the_true_values(table):
 
 def test_a_histogram_is_drawn_where_there_is_one(tokenizer):
     table = make_table(tokenizer, TEXTS)
-    assert "<svg" not in page.page_html(table, 0)
+    assert "<svg" not in page.page_html(table.kind, table.page(0))
     table.features["histogram"] = [[8, 4, 0, 1]] * len(table)
-    assert re.findall(r'<rect[^>]*height="([\d.]+)"', page.page_html(table, 0)) == ["40.0", "29.3", "0.0", "12.6"]  # log(1 + count)
+    assert re.findall(r'<rect[^>]*height="([\d.]+)"', page.page_html(table.kind, table.page(0))) == ["40.0", "29.3", "0.0", "12.6"]  # log(1 + count)
 
 
 @pytest.mark.parametrize(("x", "text"), [(0, "0"), (0.00012345, "0.000123"), (1234567, "1\u2009234\u2009567"), (0.000000912, "0.000000912"), (3.14159, "3.14"), (99.97, "100")])

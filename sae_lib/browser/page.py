@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from IPython.display import HTML
@@ -22,13 +23,13 @@ def static(run: Run, features: Iterable[int], name: str = "", examples: int | No
 
 def static_html(table: FeatureTable, features: Iterable[int], examples: int | None = None) -> str:
     features = [int(f) for f in features]
-    rows, pages = [table.row(f) for f in features], [table.page(f, examples) for f in features]
+    rows, pages = [table.row(f) for f in features], [table.page(f, examples, 0 if examples is not None else None) for f in features]
     return str(template().static(table.kind, rows, pages))
 
 
-def page_html(table: FeatureTable, number: int, examples: int | None = None) -> str:
-    """One feature's page, without the style sheet."""
-    return str(template().page(table.kind, table.page(number, examples), False))
+def page_html(kind: str, page: dict[str, Any], links: bool = False) -> str:
+    """A page of `FeatureTable.page`, without the style sheet."""
+    return str(template().page(kind, page, links))
 
 
 def style_html() -> str:

@@ -26,7 +26,7 @@ def draw(table: FeatureTable, n: int, seed: int) -> list[dict[str, Any]]:
 
 def entry(table: FeatureTable, number: int) -> dict[str, Any]:
     """One feature as plain data, for `results/*.json`; all texts are made visible, none is escaped."""
-    page = table.page(number, EXAMPLES)
+    page = table.page(number, EXAMPLES, 0)
     return {
         "feature": page["number"],
         "density": page["density"],

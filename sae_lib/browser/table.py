@@ -142,39 +142,38 @@ class FeatureTable:
             "score": _score(f),
         }
 
-    def page(self, number: int, examples: int | None = None) -> dict[str, Any]:
+    def page(self, number: int, examples: int | None = None, per_tenth: int | None = None) -> dict[str, Any]:
         """A feature's page: its row, its strongest examples and those drawn from each tenth of its range, token by token.
 
-        `examples` limits the strongest and leaves the others out.
+        `examples` and `per_tenth` limit them; None means all that the table has.
         """
-        start, end = self._starts[number], self._starts[number + 1]
-        chosen = self.examples.iloc[start:end].head(examples if examples is not None else end - start)
         row = self.row(number)
         return row | {
-            "examples": [self._example(e) for e in chosen.to_dict("records")],
-            "tenths": self._tenths(number, row["maximum_all"]) if examples is None else [],
+            "examples": [self._example(e) for e in self.strongest(number)[:examples].to_dict("records")],
+            "tenths": self._tenths(number, row["maximum_all"], per_tenth),
         }
 
-    def all_examples(self, number: int) -> pd.DataFrame:
-        """The strongest examples of a feature, then those drawn from its tenths, highest first."""
-        samples = self.samples.iloc[self._sample_starts[number] : self._sample_starts[number + 1]]
-        if len(samples):
-            samples = samples.sort_values(["tenth", "rank"], ascending=[False, True])
-        return pd.concat([self.examples.iloc[self._starts[number] : self._starts[number + 1]], samples])
+    def strongest(self, number: int) -> pd.DataFrame:
+        return self.examples.iloc[self._starts[number] : self._starts[number + 1]]
 
-    def _tenths(self, number: int, maximum: float) -> list[dict[str, Any]]:
+    def sampled(self, number: int) -> pd.DataFrame:
+        """The examples drawn at random from each tenth of a feature's range, in the order of the tenths."""
+        return self.samples.iloc[self._sample_starts[number] : self._sample_starts[number + 1]]
+
+    def all_examples(self, number: int) -> pd.DataFrame:
+        """The strongest examples of a feature, then those from its tenths, the highest first."""
+        return pd.concat([self.strongest(number), self.sampled(number)[::-1]])
+
+    def _tenths(self, number: int, maximum: float, per_tenth: int | None) -> list[dict[str, Any]]:
         """The tenths that have examples, the highest first."""
-        samples = self.samples.iloc[self._sample_starts[number] : self._sample_starts[number + 1]]
-        shares = [float(s) for s in _list(self.features.iloc[number], "tenths")] or [0.0] * 10
-        return [
-            {
-                "from": maximum * tenth / 10,
-                "to": maximum * (tenth + 1) / 10,
-                "share": shares[tenth],
-                "examples": [self._example(e) for e in samples[samples["tenth"] == tenth].to_dict("records")],
-            }
-            for tenth in sorted(set(samples["tenth"].tolist()) if len(samples) else (), reverse=True)
-        ]
+        shares, tenths = _list(self.features.iloc[number], "tenths"), []
+        if per_tenth == 0 or len(sampled := self.sampled(number)) == 0:
+            return []
+        for tenth, drawn in sampled.groupby("tenth"):
+            share = float(shares[tenth]) if len(shares) else 0.0
+            shown = [self._example(e) for e in drawn[:per_tenth].to_dict("records")]
+            tenths.insert(0, {"from": maximum * tenth / 10, "to": maximum * (tenth + 1) / 10, "share": share, "examples": shown})
+        return tenths
 
     def _example(self, example: dict[str, Any]) -> dict[str, Any]:
         tokens = self.tokens(np.asarray(example["token_ids"]).tolist(), np.asarray(example["activations"], dtype=float).tolist(), example["focus"])
