@@ -1,9 +1,7 @@
 """The browser: corpus text is shown and never executed; search, sort and turning pages do what they say; values are the table's."""
 
 import html
-import os
 import re
-import shutil
 from html.parser import HTMLParser
 
 import markdown as python_markdown
@@ -72,22 +70,6 @@ def table(tokenizer):
     table._strongest = table._strongest.copy()
     table.raised[0, 0], table._strongest[0] = len(tokenizer) - 2, len(tokenizer) - 1  # markup as one token, in the list as well
     return table
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    missing = "" if shutil.which("chromium") else "Chromium is not installed"
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        missing = "playwright is not installed"
-    if missing:
-        assert os.environ.get("CI") != "true", missing
-        pytest.skip(missing)
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

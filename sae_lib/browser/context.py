@@ -45,8 +45,8 @@ class Context(w.VBox):
         self.list.add_class("sae-browser-list")
         self.ablate = w.Checkbox(description="change of the loss when ablated", indent=False)
         self.shown = w.HTML()
-        self.list.observe(lambda _: self.open(), "value")
-        self.ablate.observe(lambda _: self.open(), "value")
+        self.list.observe(lambda _: self.look(), "value")
+        self.ablate.observe(lambda _: self.look(), "value")
         super().__init__([self.list, self.ablate, self.shown])
 
     def turn(self, number: int) -> None:
@@ -57,7 +57,7 @@ class Context(w.VBox):
         self.list.value, self._busy = None, False
         self.shown.value = '<small class="sae-browser">Choose an example.</small>' if self.list.options else ""
 
-    def open(self) -> None:
+    def look(self) -> None:
         if not self._busy and self.list.value is not None:
             with said_in(self.shown):
                 self.shown.value = whole(self.table, self.model, self.number, self.list.value, self.ablate.value)
