@@ -57,8 +57,7 @@ class TopExamples:
         order, rank = order[rank < self.keys.shape[1]], rank[rank < self.keys.shape[1]]
         touched, place = np.unique(cell[order], return_inverse=True)
         fresh = TopExamples.empty(len(touched), self.keys.shape[1], self.keys.dtype.type)
-        for mine, theirs, new in ((self.keys, fresh.keys, key), (self.tokens, fresh.tokens, token), (self.values, fresh.values, value)):
-            theirs[place, rank] = new[order]
+        fresh.keys[place, rank], fresh.tokens[place, rank], fresh.values[place, rank] = key[order], token[order], value[order]
         merged = np.concatenate([self.keys[touched], fresh.keys], 1)
         best = np.argsort(-merged, axis=1, kind="stable")[:, : self.keys.shape[1]]
         for mine, theirs in ((self.keys, fresh.keys), (self.tokens, fresh.tokens), (self.values, fresh.values)):

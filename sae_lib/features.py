@@ -83,7 +83,8 @@ def make_directions(run: Run, hook: HookPoint, name: str, rows: Integer[np.ndarr
     """Directions to hold the run's autoencoder against, each as rarely active as one of its features, on a sample of `rows`.
 
     "random": as many as it has features; the i-th has the i-th feature's density. "principal": the principal components in both
-    senses; the largest has the density of the densest feature and so on down, through evenly spaced quantiles of those alive.
+    senses; the largest has the density of the densest feature and so on down, through evenly spaced quantiles of those alive. No
+    direction is active below the mean, so that half of all tokens or so is the most that a density can be.
     """
     density = load_features(make_features(run))[0]["density"].to_numpy()
     d_in = training.load_autoencoder(run).d_in

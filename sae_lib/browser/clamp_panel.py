@@ -60,14 +60,14 @@ class ClampPanel(w.VBox):
 
     def __init__(self, table: FeatureTable, model: Model):
         self.table, self.model = table, model
-        wide, narrow = w.Layout(width="300px"), w.Layout(width="170px")
-        self.prompt = w.Textarea(value=PROMPT, layout=w.Layout(width="100%", height="56px"))
+        narrow = w.Layout(width="180px")
+        self.prompt = w.Textarea(value=PROMPT, layout=w.Layout(width="auto", height="64px"))
         self.feature = w.BoundedIntText(min=0, max=len(table) - 1, description=table.kind.capitalize(), layout=narrow)
         self.how = w.Dropdown(options=HOW, layout=narrow)
         self.value = w.FloatText(description="Value", layout=narrow)
-        self.keep_error = w.Checkbox(value=True, description="keep what the autoencoder does not explain", indent=False, layout=wide)
+        self.keep_error = w.Checkbox(value=True, description="keep the error term", tooltip="what the autoencoder does not explain goes on unchanged", indent=False, layout=narrow)
         self.new_tokens = w.BoundedIntText(40, min=0, max=4096, description="Tokens", layout=narrow)
-        self.temperature = w.BoundedFloatText(0.8, min=0, max=5, step=0.1, description="Temperature", layout=narrow)
+        self.temperature = w.BoundedFloatText(0.8, min=0, max=5, step=0.1, description="Temperature", style={"description_width": "initial"}, layout=narrow)
         self.seed = w.BoundedIntText(0, min=0, max=2**31 - 1, description="Seed", layout=narrow)
         self.generate = w.Button(description="Generate", button_style="primary", layout=w.Layout(width="110px"))
         self.shown = w.HTML()
@@ -92,7 +92,7 @@ class ClampPanel(w.VBox):
         self.generate.disabled = True
         made = Clamp(self.feature.value, self.how.value, self.value.value)
         try:
-            with said_in(self.shown):
+            with said_in(self.shown, self.model):
                 self.shown.value = clamped_html(
                     self.table, self.model, self.prompt.value, made, self.new_tokens.value, self.temperature.value, self.seed.value, self.keep_error.value
                 )

@@ -4,7 +4,7 @@ import ipywidgets as w
 from IPython.display import HTML
 
 from sae_lib import features
-from sae_lib.browser.model import Model, said_in
+from sae_lib.browser.model import Model, note, said_in
 from sae_lib.browser.page import decimal, style_html, template
 from sae_lib.browser.table import FeatureTable, open_table
 from sae_lib.browser.visible import isolated
@@ -19,9 +19,9 @@ def context(run: Run, feature: int, example: int = 0, name: str = "", ablate: bo
 def whole(table: FeatureTable, model: Model, number: int, example: int, ablate: bool) -> str:
     chosen = table.all_examples(number).iloc[example]
     row, position = int(chosen["row"]), int(chosen["position"])
-    ids, values = features.whole_row(model.run, model.name, number, row)
-    ids = [int(t) for t in ids]
-    tokens = table.tokens(ids, [max(0.0, float(v)) for v in values], position)
+    ids = model.row(row)
+    values = features.row_activations(model.hook, model.dictionary, ids, number)
+    tokens = table.tokens(ids.tolist(), values.clamp_min(0).tolist(), position)
     effects = features.ablation_effect(model.hook, model.dictionary, ids, number).tolist() if ablate else [0.0] * len(ids)
     shown = {
         "row": row,
@@ -41,7 +41,7 @@ class Context(w.VBox):
 
     def __init__(self, table: FeatureTable, model: Model):
         self.table, self.model, self.number, self._busy = table, model, 0, False
-        self.list = w.Select(rows=6, layout=w.Layout(width="100%"))
+        self.list = w.Select(rows=6, layout=w.Layout(width="auto"))
         self.list.add_class("sae-browser-list")
         self.ablate = w.Checkbox(description="change of the loss when ablated", indent=False)
         self.shown = w.HTML()
@@ -55,11 +55,11 @@ class Context(w.VBox):
         self.list.value = None
         self.list.options = [(self._label(e), i) for i, e in enumerate(self.table.all_examples(number).to_dict("records"))]
         self.list.value, self._busy = None, False
-        self.shown.value = '<small class="sae-browser">Choose an example.</small>' if self.list.options else ""
+        self.shown.value = note("Choose an example.") if self.list.options else ""
 
     def look(self) -> None:
         if not self._busy and self.list.value is not None:
-            with said_in(self.shown):
+            with said_in(self.shown, self.model):
                 self.shown.value = whole(self.table, self.model, self.number, self.list.value, self.ablate.value)
 
     def _label(self, example: dict) -> str:

@@ -2,6 +2,7 @@
 
 import operator
 import re
+from bisect import bisect_right
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,7 +76,9 @@ class ExampleTexts:
         sizes = np.array([len(ids) for ids in token_ids], dtype=np.int64)
         ids = np.minimum(np.concatenate(token_ids).astype(np.int32), len(encoded) - 1) if len(token_ids) else np.zeros(0, np.int32)
         ends = np.concatenate([[0], self._lengths[ids].cumsum(dtype=np.int64)])
-        self._ends, self._owner = ends[sizes.cumsum()], owner  # where each example ends, and whose it is
+        self._ends = ends[sizes.cumsum()].tolist()  # where each example ends
+        last = np.flatnonzero(np.diff(owner, append=-1))  # of each feature
+        self._feature_ends, self._features = [self._ends[i] for i in last], owner[last].tolist()
         self._data = b"".join(self._spelled(ids[i : i + (1 << 20)]).tobytes() for i in range(0, len(ids), 1 << 20))
 
     def _spelled(self, ids: np.ndarray) -> np.ndarray:
@@ -87,13 +90,12 @@ class ExampleTexts:
         """The features of which an example contains `wanted`."""
         needle, at, found = wanted.encode("utf-8", "surrogateescape"), 0, []
         while (at := self._data.find(needle, at)) >= 0:
-            example = int(np.searchsorted(self._ends, at, side="right"))
-            if at + len(needle) > self._ends[example]:  # runs into the next example
+            if at + len(needle) > self._ends[bisect_right(self._ends, at)]:  # runs into the next example
                 at += 1
                 continue
-            owner = int(self._owner[example])
-            found.append(owner)
-            at = int(self._ends[np.searchsorted(self._owner, owner, side="right") - 1])  # on to the next feature
+            nth = bisect_right(self._feature_ends, at)
+            found.append(self._features[nth])
+            at = self._feature_ends[nth]
         return found
 
 

@@ -18,7 +18,7 @@ from sae_lib.figures import PALETTE
 from sae_lib.runs import Run
 
 COLUMNS = ["time", "rater", "seed", "kind", "unit", "rating"]
-SCALE = {1: "no pattern", 2: "a hint of one", 3: "one in part", 4: "one, with exceptions", 5: "one clear meaning"}
+SCALE = {1: "no pattern", 2: "a hint", 3: "in part", 4: "exceptions", 5: "one meaning"}
 ORIGINAL = {"feature": 4.08, "neuron": 2.19}  # means of the original's blind ratings: 48 features, 52 neurons (jnward/monosemanticity-repro)
 RESAMPLES = 10_000
 
@@ -122,9 +122,9 @@ def figure(ratings: pd.DataFrame) -> go.Figure:
         label = f"{kind}s: mean {s['mean']:.2f} [{s['low']:.2f}, {s['high']:.2f}], n = {s['n']}"
         fig.add_bar(x=list(SCALE), y=share, marker_color=colour, opacity=0.6, name=label, width=1, hovertemplate="%{x}: %{y:.0f} %")
         fig.add_vline(s["mean"], line_color=colour, line_width=2)
-        fig.add_vline(ORIGINAL[kind], line_color=colour, line_dash="dot", annotation_text=f"original {ORIGINAL[kind]}", annotation_position=f"top {('right', 'left')[i]}")
-    fig.update_layout(barmode="overlay", bargap=0, title="Blind ratings", legend=dict(orientation="h", y=-0.2), width=760, height=420)
-    fig.update_xaxes(title="rating", tickvals=list(SCALE), ticktext=[f"{r}<br>{text}" for r, text in SCALE.items()], range=[0.5, 5.5])
+        fig.add_vline(ORIGINAL[kind], line_color=colour, line_dash="dot", annotation_text=f"the original's {kind}s {ORIGINAL[kind]}", annotation_font_size=11, annotation_position=f"top {('right', 'left')[i]}")
+    fig.update_layout(barmode="overlay", bargap=0, title="Blind ratings", legend=dict(orientation="h", y=1.02, yanchor="bottom"), margin_t=100, width=760, height=440)
+    fig.update_xaxes(title="rating", tickangle=0, tickvals=list(SCALE), ticktext=[f"{r}<br>{text}" for r, text in SCALE.items()], range=[0.5, 5.5])
     fig.update_yaxes(title="% of those rated")
     return fig
 

@@ -7,7 +7,7 @@ import ipywidgets as w
 from IPython.display import display
 
 from sae_lib.browser import rating
-from sae_lib.browser.model import said_in
+from sae_lib.browser.model import note, said_in
 from sae_lib.browser.page import page_html
 from sae_lib.browser.table import FeatureTable
 
@@ -21,12 +21,12 @@ class RatingPanel(w.VBox):
         self.at = 0
         field = w.Layout(width="200px")
         self.rater = w.Text(description="Your name", layout=field)
-        self.n = w.BoundedIntText(20, min=1, max=500, description="Of each kind", layout=field)
+        self.n = w.BoundedIntText(20, min=1, max=500, description="Of each kind", style={"description_width": "initial"}, layout=field)
         self.seed = w.BoundedIntText(0, min=0, max=2**31 - 1, description="Seed", layout=field)
         self.begin = w.Button(description="Begin", button_style="primary", layout=w.Layout(width="90px"))
         self.note, self.page, self.figure = w.HTML(), w.HTML(layout=w.Layout(max_height="560px", overflow="auto")), w.Output()
-        self.buttons = [w.Button(description=f"{r}  {text}", layout=w.Layout(width="170px")) for r, text in rating.SCALE.items()]
-        self.back = w.Button(description="Back", layout=w.Layout(width="80px"))
+        self.buttons = [w.Button(description=f"{r}  {text}", layout=w.Layout(width="132px")) for r, text in rating.SCALE.items()]
+        self.back = w.Button(description="Back", layout=w.Layout(width="60px"))
         for value, button in zip(rating.SCALE, self.buttons, strict=True):
             button.on_click(lambda _, value=value: self.rate(value))
         self.begin.on_click(lambda _: self.start())
@@ -34,7 +34,7 @@ class RatingPanel(w.VBox):
         what = "Features and neurons, mixed and without a sign of which is which. How clearly does what you see stand for one thing?"
         bar = w.HBox([self.rater, self.n, self.seed, self.begin], layout=w.Layout(flex_flow="row wrap"))
         self.controls = w.HBox([*self.buttons, self.back], layout=w.Layout(flex_flow="row wrap", display="none"))
-        super().__init__([w.HTML(f'<small class="sae-browser">{what}</small>'), bar, self.note, self.controls, self.page, self.figure])
+        super().__init__([w.HTML(note(what)), bar, self.note, self.controls, self.page, self.figure])
 
     def start(self) -> None:
         """Draw, and go to the first that this rater has not rated with this seed."""
@@ -63,12 +63,12 @@ class RatingPanel(w.VBox):
         done = at >= len(self.items)
         self.controls.layout.display = "none" if done else ""
         if done:
-            self.note.value = f'<p class="sae-browser">All {len(self.items)} are rated.</p>' if self.items else '<p class="sae-browser">Nothing fires often enough to be rated.</p>'
+            self.note.value = note(f"All {len(self.items)} are rated." if self.items else "Nothing fires often enough to be rated.")
             self.page.value = ""
             if self.items:
                 with self.figure:
                     display(rating.figure(rating.load_ratings(self.path)))
             return
         kind, unit = self.items[at]
-        self.note.value = f'<p class="sae-browser"><b>{at + 1}</b> of {len(self.items)}</p>'
+        self.note.value = note(f"<b>{at + 1}</b> of {len(self.items)}")
         self.page.value = page_html("unit", rating.blinded(self.tables[kind].page(unit), at + 1))

@@ -30,7 +30,7 @@ class FeatureTable:
         self.kind, self.vocabulary = kind, Vocabulary(tokenizer)
         self.features = features if scores is None else features.join(scores.set_index("unit")[SCORES], on="feature")
         tenth = examples["tenth"].to_numpy() if "tenth" in examples else np.full(len(examples), -1)
-        self.examples, self.samples = examples[tenth < 0], examples[tenth >= 0]  # the strongest; those drawn from each tenth
+        self._all, self.examples, self.samples = examples, examples[tenth < 0], examples[tenth >= 0]  # the strongest; those drawn from each tenth
         self.raised, self.lowered = (np.array(features[f"{end}_logits"].tolist()).reshape(len(features), -1) for end in ("top", "bottom"))
         owner, everyone = self.examples["feature"].to_numpy(), np.arange(len(features) + 1)
         self._starts, self._sample_starts = np.searchsorted(owner, everyone), np.searchsorted(self.samples["feature"].to_numpy(), everyone)
@@ -47,8 +47,7 @@ class FeatureTable:
 
     @cached_property
     def texts(self) -> language.ExampleTexts:
-        both = pd.concat([self.examples[["feature", "token_ids"]], self.samples[["feature", "token_ids"]]]).sort_values("feature", kind="stable")
-        return language.ExampleTexts(both["token_ids"].to_list(), both["feature"].to_numpy(), self.vocabulary.texts)
+        return language.ExampleTexts(self._all["token_ids"].to_list(), self._all["feature"].to_numpy(), self.vocabulary.texts)
 
     def search(self, query: str) -> np.ndarray:
         """Numbers of the features for which every part of the query holds (see `query.py`); 12 alone is a number and also a text."""

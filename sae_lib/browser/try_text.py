@@ -9,7 +9,7 @@ from IPython.display import HTML
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_lib.browser.model import Model, said_in
+from sae_lib.browser.model import Model, note, said_in
 from sae_lib.browser.page import decimal, style_html, template
 from sae_lib.browser.table import FeatureTable, open_table
 from sae_lib.browser.visible import isolated
@@ -54,13 +54,13 @@ class TryText(w.VBox):
     def __init__(self, table: FeatureTable, model: Model, choose: Callable[[int], None]):
         self.table, self.model, self.choose, self.number = table, model, choose, 0
         self.ids, self.acts, self._busy = [], torch.zeros(0, len(table)), False
-        self.text = w.Textarea(placeholder="type or paste a text", layout=w.Layout(width="100%", height="72px"))
+        self.text = w.Textarea(placeholder="type or paste a text", layout=w.Layout(width="auto", height="84px"))
         self.shown, self.note = w.HTML(), w.HTML()
-        self.list = w.Select(rows=12, layout=w.Layout(width="100%"))
+        self.list = w.Select(rows=12, layout=w.Layout(width="auto"))
         self.list.add_class("sae-browser-list")
         self.text.observe(lambda _: self.look(), "value")
         self.list.observe(self._chosen, "value")
-        heading = w.HTML(f'<small class="sae-browser">The {PER_TOKEN} strongest {table.kind}s on each token; choose a line to turn to its page.</small>')
+        heading = w.HTML(note(f"The {PER_TOKEN} strongest {table.kind}s on each token, with their activations and the token each is strongest on; choose a line to turn to its page."))
         super().__init__([self.text, self.note, self.shown, heading, self.list])
 
     def turn(self, number: int) -> None:
@@ -71,10 +71,10 @@ class TryText(w.VBox):
     def look(self) -> None:
         """Run the model on the text and show what it finds."""
         began = time.monotonic()
-        with said_in(self.note):
+        with said_in(self.note, self.model):
             self.ids, cut = self.model.encoded(self.text.value)
             self.acts = self.model.feature_acts(self.ids) if self.ids else self.acts[:0]
-            self.note.value = f'<small class="sae-browser">The model\'s context holds {len(self.ids)} tokens; the last {decimal(cut)} are left out.</small>' if cut else ""
+            self.note.value = note(f"The model's context holds {len(self.ids)} tokens; the last {decimal(cut)} are left out.") if cut else ""
         self.turn(self.number)
         self._busy = True
         self.list.value = None

@@ -1,11 +1,13 @@
 """The browser in JupyterLab: plain ipywidgets around the template's pages."""
 
+from threading import Thread
+
 import ipywidgets as w
 import numpy as np
 
 from sae_lib.browser.clamp_panel import ClampPanel
 from sae_lib.browser.context import Context
-from sae_lib.browser.model import Model
+from sae_lib.browser.model import Model, note
 from sae_lib.browser.page import decimal, page_html, percent, style_html
 from sae_lib.browser.query import HELP
 from sae_lib.browser.rating import ratings_file
@@ -15,6 +17,7 @@ from sae_lib.browser.try_text import TryText
 from sae_lib.browser.visible import isolated
 from sae_lib.runs import Run
 
+SHORT = {"description_width": "50px"}
 NEAR = 10  # buttons for the nearest features
 LISTED = 200  # at once: more would make the page slow, and nobody reads on
 SCORED = ("auroc", "balanced accuracy")  # sorted by these, a line of the list shows them in place of the maximum
@@ -37,14 +40,15 @@ class FeatureBrowser(w.VBox):
     def __init__(self, table: FeatureTable, model: Model | None = None, rate: RatingPanel | None = None):
         self.table, self.current, self.matches = table, -1, np.arange(0)
         self._rng, self._busy = np.random.default_rng(), False
-        self.search = w.Text(placeholder='import  text:"def main"  density<0.1%  #12', description="Search", tooltip=HELP, layout=w.Layout(width="340px"))
-        self.sort = w.Dropdown(options=table.sorts, value="density", description="Sort by", layout=w.Layout(width="220px"))
-        self.direction = w.Dropdown(options=list(DIRECTIONS), layout=w.Layout(width="125px"))
+        self.search = w.Text(placeholder='import  text:"def main"  density<0.1%  #12', description="Search", tooltip=HELP, style=SHORT, layout=w.Layout(width="255px"))
+        self.sort = w.Dropdown(options=table.sorts, value="density", description="Sort by", style=SHORT, layout=w.Layout(width="195px"))
+        self.direction = w.Dropdown(options=list(DIRECTIONS), layout=w.Layout(width="112px"))
         self.previous, self.next, self.random = (w.Button(description=d, layout=w.Layout(width="80px")) for d in ("Previous", "Next", "Random"))
         self.count = w.HTML()
-        self.list = w.Select(rows=30, layout=w.Layout(width="100%"))
+        self.list = w.Select(rows=30, layout=w.Layout(width="auto"))
         self.page = w.HTML(layout=w.Layout(max_height="640px", overflow="auto"))
-        self.near = [w.Button(layout=w.Layout(width="auto", height="24px", display="none")) for _ in range(NEAR)]
+        self.near = [w.Button(layout=w.Layout(width="auto", height="22px", display="none", margin="1px"), style={"font_size": "11px"}) for _ in range(NEAR)]
+        self.near_label = w.HTML(note("Nearest by decoder cosine:"))
         self.list.add_class("sae-browser-list")
         self.search.observe(lambda _: self.refresh(to_first=True), "value")
         for control in (self.sort, self.direction):
@@ -57,7 +61,8 @@ class FeatureBrowser(w.VBox):
             button.on_click(lambda b: self.show(b.number))
         bar = w.HBox([self.search, self.sort, self.direction, self.previous, self.next, self.random], layout=w.Layout(flex_flow="row wrap"))
         left = w.VBox([self.count, self.list], layout=w.Layout(flex="0 0 350px"))
-        right = w.VBox([w.HBox(self.near, layout=w.Layout(flex_flow="row wrap")), self.page], layout=w.Layout(flex="1 1 420px", min_width="0"))
+        nearest = w.HBox([self.near_label, *self.near], layout=w.Layout(flex_flow="row wrap", align_items="center"))
+        right = w.VBox([self.page, nearest], layout=w.Layout(flex="1 1 420px", min_width="0"))
         body = w.HBox([left, right], layout=w.Layout(flex_flow="row wrap", align_items="flex-start", grid_gap="16px"))
         panels = {} if model is None else {
             "Whole context of an example": Context(table, model),
@@ -69,6 +74,7 @@ class FeatureBrowser(w.VBox):
         parts = [w.HTML(style_html()), bar, w.HTML(f'<details class="sae-browser sae-help"><summary>how to search</summary>{HELP}</details>'), body]
         super().__init__([*parts, self.panels] if self.panels.children else parts, layout=w.Layout(margin="0 0 16px"))
         self.refresh()
+        Thread(target=lambda: table.texts, daemon=True).start()  # the index of the examples' texts, so that the first search in them does not wait
 
     def refresh(self, to_first: bool = False) -> None:
         """Search and sort again; the feature shown stays while it is among the matches, unless `to_first`."""
@@ -103,12 +109,12 @@ class FeatureBrowser(w.VBox):
                 panel.turn(self.current)
 
     def _nearest(self, near: list[dict]) -> None:
+        self.near_label.layout.display = "" if near else "none"
         for i, button in enumerate(self.near):
             button.layout.display = "" if i < len(near) else "none"
             if i < len(near):
                 button.number = near[i]["number"]
-                button.description = f"{near[i]['number']}  {isolated(near[i]['token'][:12])}  {decimal(round(near[i]['value'], 2))}"
-                button.tooltip = "near in decoder direction; the cosine stands last"
+                button.description = f"{near[i]['number']}  {isolated(near[i]['token'][:12])}  {near[i]['value']:.2f}"
 
     def _list(self, position: int) -> None:
         """List the `LISTED` matches around the one at `position`."""
