@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from sae_lib import language_model, training
 from sae_lib.browser import page, query
-from sae_lib.browser.single_file_data import CHUNK, index, packed, pages, unicode_classes
+from sae_lib.browser.single_file_data import CHUNK, as_json, id_type, index, packed, pages, unicode_classes, with_binary
 from sae_lib.browser.single_file_model import model_block, why_not
 from sae_lib.browser.table import SORTS, FeatureTable, open_table
 from sae_lib.browser.template_script import javascript
@@ -41,12 +41,12 @@ def write_browser(run: Run, name: str = "") -> Path:
 
 
 def title(run: Run, name: str) -> str:
-    return f"{name or run.settings.sae.recipe} of run {run.folder.name}"
+    return f"{'Neurons' if name == 'neurons' else 'Features'} of run {run.folder.resolve().name}" + (f", {name or run.settings.sae.recipe}" if name != "neurons" else "")
 
 
 def facts(run: Run, table: FeatureTable, dictionary: Dictionary) -> str:
-    what = f"{page.decimal(len(table))} {table.kind}s"
-    return f"{what} of {dictionary.d_in} activations at {run.settings.sae.hook_name}, on {page.decimal(run.settings.evaluation.tokens)} held-out tokens"
+    where = f"{run.settings.sae.hook_name} ({page.decimal(dictionary.d_in)} dimensions)"
+    return f"{page.decimal(len(table))} {table.kind}s on {where}, {page.decimal(run.settings.evaluation.tokens)} held-out tokens"
 
 
 def settings_of(run: Run) -> dict[str, str]:
@@ -60,7 +60,7 @@ def page_text(table: FeatureTable, title: str, facts: str, model: str, no_model:
     script, style = _script(table, title, bool(model)), (APP.parent / "style.css").read_text() + (APP / "app.css").read_text()
     note = f"The language model is not in this page: {no_model}." if no_model else "Reading the model…"
     blocks = [("model-data", model)] if model else []
-    blocks += [(f"pages-{i}", packed(chunk)) for i, chunk in enumerate(pages(table, lambda chunks: tqdm(chunks, desc="browser.html")))]
+    blocks += [(f"pages-{i}", packed(with_binary(*chunk))) for i, chunk in enumerate(pages(table, lambda chunks: tqdm(chunks, desc="browser.html")))]
     shown = {"title": title, "facts": facts, "help": query.HELP} | fields
     return Template((APP / "page.html").read_text()).substitute(
         {key: html.escape(text) for key, text in shown.items()},
@@ -68,8 +68,8 @@ def page_text(table: FeatureTable, title: str, facts: str, model: str, no_model:
         policy=f"default-src 'none'; script-src {_hash(script)}; style-src-elem {_hash(style)}; style-src-attr 'unsafe-inline'; base-uri 'none'; form-action 'none'",
         style=style,
         script=script,
-        index=packed(index(table)),
-        vocabulary=packed(table.vocabulary.texts),
+        index=packed(as_json(index(table))),
+        vocabulary=packed(as_json(table.vocabulary.texts)),
         blocks="\n".join(f'<script type="text/plain" id="{name}">{data}</script>' for name, data in blocks),
     )
 
@@ -77,7 +77,7 @@ def page_text(table: FeatureTable, title: str, facts: str, model: str, no_model:
 def _script(table: FeatureTable, title: str, model: bool) -> str:
     """The page's only script: constants from Python, the sources, the template as functions."""
     constants = {
-        "darkest": page.DARKEST, "chunk": CHUNK, "kind": table.kind, "title": title, "model": model,
+        "darkest": page.DARKEST, "chunk": CHUNK, "id_bytes": id_type(table)().itemsize, "kind": table.kind, "title": title, "model": model,
         "fields": query.FIELDS, "places": query.PLACES, "sorts": [[shown, column] for shown, column in SORTS.items() if column in table.features],
     }  # fmt: skip
     classes = ", ".join(f"{name}: /{pattern}/u" for name, pattern in unicode_classes().items())

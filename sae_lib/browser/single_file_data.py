@@ -1,6 +1,7 @@
 """What the one-file browser carries of the feature table: a small index for list and search, and the pages in chunks."""
 
 import json
+import struct
 import sys
 import unicodedata
 import zlib
@@ -25,15 +26,25 @@ class CompactTable(FeatureTable):
     def __init__(self, table: FeatureTable):
         self.__dict__.update(table.__dict__)
 
-    def tokens(self, ids: list[int], values: list[float], focus: int = -1) -> dict[str, list[int] | list[float]]:
+    def tokens(self, ids: list[int], values: list[float], focus: int = -1) -> dict[str, Any]:
         at = [i for i, value in enumerate(values) if value != 0]
-        return {"ids": ids, "at": at, "values": [values[i] for i in at], "focus": [int(focus)]}
+        return {"ids": ids, "at": at, "values": [values[i] for i in at], "focus": int(focus)}
 
 
-def packed(data: Any) -> str:
-    """Bytes, or anything JSON can hold, deflated, as base64: the page inflates it with the browser's own DecompressionStream."""
-    content = data if isinstance(data, bytes) else json.dumps(rounded(data), separators=(",", ":"), allow_nan=False).encode()
+def packed(content: bytes) -> str:
+    """Deflated, as base64: the page inflates it with the browser's own DecompressionStream."""
     return b64encode(zlib.compress(content, 9)).decode()
+
+
+def as_json(data: Any) -> bytes:
+    return json.dumps(rounded(data), separators=(",", ":"), allow_nan=False).encode()
+
+
+def with_binary(head: Any, *arrays: np.ndarray) -> bytes:
+    """Length of the head, the head as JSON, then the arrays' little-endian numbers; app/data.js reads it."""
+    text = as_json(head)
+    text += b" " * (-len(text) % 4)
+    return struct.pack("<I", len(text)) + text + b"".join(a.astype(a.dtype.newbyteorder("<")).tobytes() for a in arrays)
 
 
 def rounded(value: Any) -> Any:
@@ -61,11 +72,31 @@ def index(table: FeatureTable) -> dict[str, Any]:
     } | lists
 
 
-def pages(table: FeatureTable, progress: Callable = iter) -> Iterator[list[dict[str, Any]]]:
-    """The pages of `CHUNK` features at a time, as the template takes them but for the texts' tokens."""
+def pages(table: FeatureTable, progress: Callable = iter) -> Iterator[tuple[list[dict[str, Any]], np.ndarray]]:
+    """For `CHUNK` features at a time: their pages as the template takes them but for the texts' tokens, and the ids of these.
+
+    The ids of one text after the other, in the order in which the pages name the texts: as binary numbers they deflate best.
+    """
     compact = CompactTable(table)
     for first in progress(range(0, len(table), CHUNK)):
-        yield [compact.page(number, TOP, per_tenth=1) for number in range(first, min(first + CHUNK, len(table)))]
+        ids: list[int] = []
+        drawn = [_without_ids(compact.page(number, TOP, per_tenth=1), ids) for number in range(first, min(first + CHUNK, len(table)))]
+        yield drawn, np.array(ids, dtype=id_type(table))
+
+
+def _without_ids(value: Any, ids: list[int]) -> Any:
+    if isinstance(value, list):
+        return [_without_ids(v, ids) for v in value]
+    if not isinstance(value, dict):
+        return value
+    if "ids" in value and "focus" in value:
+        ids += value["ids"]
+        return value | {"ids": len(value["ids"])}
+    return {key: _without_ids(v, ids) for key, v in value.items()}
+
+
+def id_type(table: FeatureTable) -> type[np.unsignedinteger]:
+    return np.uint16 if len(table.vocabulary) <= 1 << 16 else np.uint32
 
 
 @lru_cache(maxsize=1)

@@ -5,7 +5,6 @@ layer and ReLU. `why_not` says what else a run holds; then the page is written w
 """
 
 import json
-import struct
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,9 @@ from jaxtyping import Float, Int8
 from torch import Tensor
 
 from sae_lib.autoencoder import SparseAutoencoder
+from sae_lib.browser.single_file_data import with_binary
 from sae_lib.browser.visible import Vocabulary
-from sae_lib.dictionaries import Dictionary, Neurons
+from sae_lib.dictionaries import Dictionary
 
 LEVELS = 127
 
@@ -96,9 +96,7 @@ def model_block(model: Any, dictionary: Dictionary, hook_name: str, tokenizer: A
         "architecture": dictionary.architecture if isinstance(dictionary, SparseAutoencoder) else "neurons",
         "k": getattr(dictionary, "k", 0), "d_sae": dictionary.d_sae, "tokenizer": tokenizer_data(tokenizer),
     }  # fmt: skip
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 4)
-    return struct.pack("<I", len(text)) + text + b"".join(a.astype("<f4").tobytes() for a in floats) + b"".join(a.tobytes() for a in levels)
+    return with_binary(header, *floats, *levels)
 
 
 def tokenizer_data(tokenizer: Any) -> dict[str, Any]:

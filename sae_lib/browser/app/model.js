@@ -2,11 +2,10 @@
 
 class Model {
   constructor(buffer) {
-    const length = new DataView(buffer).getUint32(0, true);
-    Object.assign(this, JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length))));
+    let [header, at] = with_binary(buffer);
+    Object.assign(this, header);
     this.tokenizer = new Tokenizer(this.tokenizer);
     this.sizes = this.layout;
-    let at = 4 + length;
     for (const [name, [rows]] of Object.entries(this.layout)) { // vectors, and the scales of matrices
       this[name] = new Float32Array(buffer.slice(at, at + 4 * rows));
       at += 4 * rows;

@@ -19,6 +19,12 @@ async function open_trial() {
 function listen_to_trial() {
   let wait;
   $("text").addEventListener("input", () => { clearTimeout(wait); wait = setTimeout(() => { read_text(); draw_trial(); }, 200); });
+  $("example").addEventListener("click", () => {
+    const example = shown.page.examples[0];
+    $("text").value = example ? text_of_bytes(example.tokens.flatMap((t) => bytes_of(t.text))).replace(/[\udc80-\udcff]/gu, "") : "";
+    read_text();
+    draw_trial();
+  });
   const to = (value) => { $("value").value = $("value-number").value = value; draw_clamped(); };
   $("value").addEventListener("input", () => to($("value").value));
   $("value-number").addEventListener("input", () => { $("value").value = $("value-number").value; draw_clamped(); });
