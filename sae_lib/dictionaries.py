@@ -1,11 +1,14 @@
 """What is measured beside an autoencoder, through the same code: neurons, random directions, principal directions."""
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sae_lib.active_pairs import ActivePairs, active_pairs, pairs_of
 from sae_lib.autoencoder import SparseAutoencoder
+
+DIRECTIONS_AT_ONCE = 128  # whose values on a whole sample exist together
 
 
 class Neurons:
@@ -39,9 +42,17 @@ class Directions:
 
     def at_density(self, x: Float[Tensor, "n d_in"], density: Float[Tensor, " d_sae"]) -> "Directions":
         """The same directions with thresholds at which each is active on its share `density` of the activations `x`."""
-        z = ((x - self.centre) @ self.W_dec.T).sort(dim=0, descending=True).values
-        nth = (density * len(x)).round().long().clamp(0, len(x) - 1)
-        return Directions(self.W_dec, self.centre, z[nth, torch.arange(self.d_sae)].clamp_min(0))
+        nth = (len(x) - (density * len(x)).round().long() - 1).clamp(0, len(x) - 1)  # from below
+        x, thresholds = x - self.centre, []
+        for some, n in zip(self.W_dec.split(DIRECTIONS_AT_ONCE), nth.split(DIRECTIONS_AT_ONCE), strict=True):
+            z = _sorted(some @ x.T)
+            thresholds.append(z.gather(1, n[:, None])[:, 0].clamp_min(0))
+        return Directions(self.W_dec, self.centre, torch.cat(thresholds))
+
+
+def _sorted(z: Tensor) -> Tensor:
+    """Its rows in rising order; numpy sorts floats in a tenth of the time that torch takes on the CPU."""
+    return torch.from_numpy(np.sort(z.numpy(), axis=1)) if z.device.type == "cpu" else z.sort(dim=1).values
 
 
 Dictionary = SparseAutoencoder | Neurons | Directions  # whatever can be asked where its features are active

@@ -101,6 +101,8 @@ class FeatureSettings(Section):
     context: PositiveInt = 24  # tokens shown before the strongest one
     after: PositiveInt = 12  # and after it
     logits: PositiveInt = 10
+    samples: PositiveInt = 3  # examples drawn from each tenth of a feature's range of activations
+    keep_marked: bool = False  # count first tokens, padding and outlying norms (attention sinks) among the top examples too
 
 
 class PromptSettings(Section):

@@ -47,3 +47,18 @@ def hook(small_run):
     from sae_lib.activations import HookPoint
 
     return HookPoint(language_model.load(small_run), small_run.settings.sae.hook_name)
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """Headless Chromium. Tests that need it fail where it is absent: what a reader sees is not left untested."""
+    from playwright.sync_api import sync_playwright
+
+    from sae_lib.report.pages import find_chromium
+
+    found = find_chromium()
+    assert found, "no Chromium found, and these tests look at pages in one; mend: scripts/chromium.sh --download, or apt-get install chromium"
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"])
+        yield browser
+        browser.close()

@@ -1,11 +1,10 @@
 """Evaluation and feature table: known answers on constructed cases, and oracles on a trained run."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
-from sae_lib import activations, evaluation, features, training
+from sae_lib import evaluation
 from sae_lib.dictionaries import Neurons, active
 from sae_lib.tokens import open_tokens
 from tests.test_sparse_step import random_sae
@@ -88,75 +87,3 @@ def test_the_stage_measures_every_variant_and_reuses_its_results(small_run, monk
     assert results["neurons"]["fvu"] == pytest.approx(0, abs=1e-6)
     monkeypatch.setattr(evaluation, "evaluate", lambda *_: pytest.fail("measured again"))
     assert evaluation.evaluate_run(small_run) == results
-
-
-# --- the feature table ---
-
-
-def test_top_examples_are_the_true_top_however_they_stream_in():
-    g = torch.Generator().manual_seed(0)
-    values = torch.rand(500, 6, generator=g) * (torch.rand(500, 6, generator=g) < 0.3)
-    values[:, 5] = 0
-    values[7:, 4] = 0  # fewer examples than k
-    top = features.TopExamples.empty(6, 5)
-    for start in range(0, 500, 64):
-        part = values[start : start + 64]
-        token, feature = part.nonzero(as_tuple=True)
-        top.update(feature, token + start, part[token, feature])
-    expected = values.T.topk(5).values
-    torch.testing.assert_close(top.values, expected)
-    for f in range(6):
-        for value, token in zip(top.values[f], top.tokens[f], strict=True):
-            assert (token == -1 and value == 0) or values[token, f] == value
-
-
-@pytest.fixture(scope="module")
-def table(small_run):
-    return features.load_features(features.make_features(small_run))
-
-
-def test_the_table_holds_what_a_direct_pass_gives(small_run, hook, table):
-    frame, examples = table
-    sae, rows = training.load_autoencoder(small_run), evaluation.heldout_rows(small_run, small_run.settings.evaluation.tokens)
-    f = sae.encode(activations.harvest(hook, rows))
-    torch.testing.assert_close(torch.tensor(frame["density"].to_numpy()), (f > 0).double().mean(0))
-    torch.testing.assert_close(torch.tensor(frame["maximum"].to_numpy()), f.max(0).values)
-    alive = frame[frame["n_active"] > 0]
-    mean_active = (f.sum(0) / (f > 0).sum(0))[alive["feature"].to_numpy()]
-    torch.testing.assert_close(torch.tensor(alive["mean_active"].to_numpy()).float(), mean_active, rtol=1e-4, atol=1e-6)
-    first = examples[examples["rank"] == 0]
-    assert len(first) == len(alive) and (first["activation"].to_numpy() == pytest.approx(alive["maximum"].to_numpy(), rel=1e-4))
-
-
-def test_examples_hold_their_text_and_activations(small_run, hook, table):
-    _, examples = table
-    sae, rows = training.load_autoencoder(small_run), evaluation.heldout_rows(small_run, small_run.settings.evaluation.tokens)
-    for _, e in examples.sample(20, random_state=0).iterrows():
-        window = rows[e["row"], e["position"] - e["focus"] :][: len(e["token_ids"])]
-        assert np.array_equal(window, e["token_ids"]) and e["token_ids"][e["focus"]] == e["token_id"]
-        acts = sae.encode(hook.activations(torch.from_numpy(rows[e["row"]][None].astype("int64"))))[0, :, e["feature"]]
-        expected = acts[e["position"] - e["focus"] :][: len(e["token_ids"])]
-        assert e["activations"] == pytest.approx(expected.numpy(), rel=1e-3, abs=1e-5)
-    ranks = examples.groupby("feature")["activation"].apply(lambda a: a.is_monotonic_decreasing)
-    assert ranks.all() and examples["rank"].max() < small_run.settings.features.top_k
-
-
-def test_logit_effects_are_what_a_push_along_the_feature_does(hook):
-    torch.manual_seed(0)
-    direction = torch.nn.functional.normalize(torch.randn(1, 64), dim=1)
-    (up, values), (down, _) = features.logit_effects(hook, direction, 5)
-    tokens = torch.tensor([[300, 301, 302]])
-    with torch.no_grad():  # so far along the feature that the final norm sees it alone; both signs, so that biases cancel
-        with hook.replaced(lambda x: x + 1e5 * direction):
-            forward = hook.model(tokens).logits[0, -1]
-        with hook.replaced(lambda x: x - 1e5 * direction):
-            backward = hook.model(tokens).logits[0, -1]
-    pushed = (forward - backward) / 2
-    assert pushed.topk(5).indices.tolist() == up[0].tolist() and pushed.topk(5, largest=False).indices.tolist() == down[0].tolist()
-    size = (pushed - pushed.mean())[up[0]] / values[0]
-    torch.testing.assert_close(size, size[:1].expand(5), rtol=1e-3, atol=0)  # the same up to the norm's scale
-
-
-def test_the_table_is_made_once(small_run, table, monkeypatch):
-    monkeypatch.setattr(features, "build", lambda *_: pytest.fail("made again"))
-    assert isinstance(features.load_features(features.make_features(small_run))[0], pd.DataFrame)

@@ -1,7 +1,9 @@
 """Feature pages and lists as HTML, from one template; whatever comes from the corpus is escaped there."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from IPython.display import HTML
@@ -15,23 +17,23 @@ DARKEST = 0.62  # opacity of the strongest colour: text stays readable on it, on
 
 
 def static(run: Run, features: Iterable[int], name: str = "", examples: int | None = None) -> HTML:
-    """A list and the pages of a few features as HTML that needs no kernel; `examples` limits those shown of each."""
+    """A list and the pages of a few features as HTML that needs no kernel; `examples` limits the strongest shown of each and leaves out those over the range."""
     return HTML(static_html(open_table(run, name), features, examples))
 
 
 def static_html(table: FeatureTable, features: Iterable[int], examples: int | None = None) -> str:
     features = [int(f) for f in features]
-    rows, pages = [table.row(f) for f in features], [table.page(f, examples) for f in features]
-    return str(_template().static(table.kind, rows, pages))
+    rows, pages = [table.row(f) for f in features], [table.page(f, examples, 0 if examples is not None else None) for f in features]
+    return str(template().static(table.kind, rows, pages))
 
 
-def page_html(table: FeatureTable, number: int, examples: int | None = None) -> str:
-    """One feature's page, without the style sheet."""
-    return str(_template().page(table.kind, table.page(number, examples)))
+def page_html(kind: str, page: dict[str, Any], links: bool = False) -> str:
+    """A page of `FeatureTable.page`, without the style sheet."""
+    return str(template().page(kind, page, links))
 
 
 def style_html() -> str:
-    return str(_template().style())
+    return str(template().style())
 
 
 def percent(share: float) -> str:
@@ -56,10 +58,21 @@ def shade(value: float, maximum: float) -> str:
     return f"{DARKEST * min(1.0, value / maximum):.2f}" if value > 0 and maximum > 0 else ""
 
 
-def _template():
-    return _ENVIRONMENT.get_template("template.html").module
+def bar(count: int, tallest: int) -> float:
+    """Height of a bar of the histogram, out of 40, on a logarithmic scale: the few strong activations are what one looks for."""
+    return round(40 * math.log1p(count) / math.log1p(tallest), 1) if tallest > 0 else 0.0
 
 
-_ENVIRONMENT = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-_ENVIRONMENT.filters |= {"percent": percent, "decimal": decimal, "signed": signed, "pieces": pieces, "isolated": isolated}
-_ENVIRONMENT.globals |= {"shade": shade}
+def tone(value: float, largest: float) -> str:
+    """Opacity of a signed quantity's colour; empty where it is next to nothing."""
+    return shade(abs(value), largest) if abs(value) > 0.02 * largest else ""
+
+
+def template():
+    """The template's macros, as functions."""
+    return ENVIRONMENT.get_template("template.html").module
+
+
+ENVIRONMENT = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+ENVIRONMENT.filters |= {"percent": percent, "decimal": decimal, "signed": signed, "pieces": pieces, "isolated": isolated}
+ENVIRONMENT.globals |= {"shade": shade, "bar": bar, "tone": tone}

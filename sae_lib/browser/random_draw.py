@@ -26,13 +26,13 @@ def draw(table: FeatureTable, n: int, seed: int) -> list[dict[str, Any]]:
 
 def entry(table: FeatureTable, number: int) -> dict[str, Any]:
     """One feature as plain data, for `results/*.json`; all texts are made visible, none is escaped."""
-    page = table.page(number, EXAMPLES)
+    page = table.page(number, EXAMPLES, 0)
     return {
         "feature": page["number"],
         "density": page["density"],
         "n_active": page["n_active"],
         "maximum": page["maximum"],
-        "top_tokens": page["top_tokens"][:LOGITS],
+        "top_tokens": page["strongest_on"][:LOGITS],
         "n_examples": page["n_examples"],
         "raised": page["raised"][:LOGITS],
         "lowered": page["lowered"][:LOGITS],
