@@ -36,7 +36,7 @@ def entry(table: FeatureTable, number: int) -> dict[str, Any]:
         "n_examples": page["n_examples"],
         "raised": page["raised"][:LOGITS],
         "lowered": page["lowered"][:LOGITS],
-        "examples": [_short(e) for e in page["examples"]],
+        "examples": [shortened(e) for e in page["examples"]],
     }
 
 
@@ -65,7 +65,7 @@ def code(text: str) -> str:
     return f"{fence}{padding}{text}{padding}{fence}"
 
 
-def _short(example: dict[str, Any]) -> dict[str, Any]:
+def shortened(example: dict[str, Any]) -> dict[str, Any]:
     tokens = example["tokens"]
     focus = next(i for i, t in enumerate(tokens) if t["strongest"])
     before, after = tokens[max(0, focus - BEFORE) : focus], tokens[focus + 1 : focus + 1 + AFTER]
