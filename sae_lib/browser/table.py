@@ -195,7 +195,7 @@ class FeatureTable:
 
 
 def open_table(run: Run, name: str = "") -> FeatureTable:
-    """The table of one autoencoder (the run's recipe by default) or of the "neurons", made first where it is not there; with scores where they are."""
+    """The table of one autoencoder (the run's recipe by default) or of one of `features.BASELINES`, made first where it is not there; with scores where they are."""
     folder = make_features(run, name)
     scores = run.folder / "interpretability" / run.settings.sae.recipe / "scores.parquet"
     known = scores.stat().st_mtime_ns if scores.exists() and name in ("", "neurons", run.settings.sae.recipe) else 0
