@@ -1,4 +1,4 @@
-"""The command line: `python -m sae_lib run | stage | sweep | export | report | lab | doctor | check-toy`."""
+"""The command line: `python -m sae_lib run | stage | sweep | export | report | browser | lab | doctor | check-toy`."""
 
 import subprocess
 import sys
@@ -101,6 +101,15 @@ def report(profile: Profile = "laptop", set_: Set = None, run_dir: RunDir = "", 
     typer.echo(f"report: {write_report(opened)}")
     if publish:
         typer.echo(f"published: {publish_report(opened)}")
+
+
+@app.command()
+def browser(profile: Profile = "laptop", set_: Set = None, run_dir: RunDir = "", name: Annotated[str, typer.Option(help="another autoencoder of the run, or neurons")] = "") -> None:
+    """Write browser.html: all features and the model in one page that opens from disk."""
+    from sae_lib.browser.single_file import write_browser
+    from sae_lib.runs import open_run
+
+    typer.echo(f"browser: {write_browser(open_run(profile, run_dir, set_ or []), name)}")
 
 
 @app.command()

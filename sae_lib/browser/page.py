@@ -70,9 +70,9 @@ def tone(value: float, largest: float) -> str:
 
 def template():
     """The template's macros, as functions."""
-    return _ENVIRONMENT.get_template("template.html").module
+    return ENVIRONMENT.get_template("template.html").module
 
 
-_ENVIRONMENT = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-_ENVIRONMENT.filters |= {"percent": percent, "decimal": decimal, "signed": signed, "pieces": pieces, "isolated": isolated}
-_ENVIRONMENT.globals |= {"shade": shade, "bar": bar, "tone": tone}
+ENVIRONMENT = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+ENVIRONMENT.filters |= {"percent": percent, "decimal": decimal, "signed": signed, "pieces": pieces, "isolated": isolated}
+ENVIRONMENT.globals |= {"shade": shade, "bar": bar, "tone": tone}
