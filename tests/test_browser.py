@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 from nbconvert.filters import markdown2html
 from tokenizers import Tokenizer, models
 
-from sae_lib.browser import page, random_draw, visible
+from sae_lib.browser import page, random_draw, rating, visible
+from sae_lib.browser import query as language
+from sae_lib.browser.rating_panel import RatingPanel
 from sae_lib.browser.table import FeatureTable
 from sae_lib.browser.widget import LISTED, FeatureBrowser
+from sae_lib.errors import SettingsError
 from sae_lib.tokenizer import train_tokenizer
 
 SCRIPT = "<script>window.hit=1</script>"
@@ -266,6 +269,231 @@ def test_a_long_list_shows_the_part_around_the_page(tokenizer):
     browser.show(LISTED - 1)
     browser.next.click()
     assert number_shown(browser) == browser.list.value == LISTED and len(browser.list.options) == LISTED
+
+
+# --- the full table ---
+
+
+@pytest.fixture(scope="module")
+def full(tokenizer):
+    """The table with every column of `features.build` and scores; feature 1 has no score, feature 5 is dead."""
+    plain = make_table(tokenizer, TEXTS, 6)
+    d, word = 6, tokenizer(" numpy", add_special_tokens=False)["input_ids"][0]
+    columns = {
+        "histogram": [[8, 4, 0, 1]] * d,
+        "tenths": [[0.5, 0.25] + [0.0] * 7 + [0.25]] * d,
+        "maximum_all": [10.0] * d,
+        "marked_share": [0.125, 0, 0, 0, 0, 0],
+        "top_tokens": [[word]] + [[]] * (d - 1),
+        "top_token_means": [[2.5]] + [[]] * (d - 1),
+        "top_token_counts": [[1234]] + [[]] * (d - 1),
+        "before_tokens": [[0, 1]] * d,
+        "before_counts": [[77, 66]] * d,
+        "near_features": [[(i + 1) % d, (i + 2) % d] for i in range(d)],
+        "near_cosines": [[0.9, -0.1]] * d,
+        "aligned_neurons": [[41, 42]] * d,
+        "aligned_values": [[0.8, -0.3]] * d,
+        "correlated_neurons": [[43]] * d,
+        "correlated_values": [[0.7]] * d,
+    }
+    top = plain.examples.assign(tenth=-1, marked=False)
+    drawn = top[top["rank"] == 0]
+    samples = [drawn.assign(tenth=tenth, marked=tenth == 9, activation=tenth + 0.5) for tenth in (0, 9)]
+    examples = pd.concat([top, *samples]).sort_values(["feature", "tenth", "rank"], ignore_index=True)
+    scores = pd.DataFrame({"unit": [0, 2, 3, 4], "rule": ["after <b>`x`", "none", "none", "a digit"], "n_conditions": [1, 2, 3, 4],
+                           "balanced_accuracy": [0.9, 0.8, 0.7, 0.6], "auroc": [0.5, 0.95, 0.6, 0.7]})  # fmt: skip
+    return FeatureTable(plain.features.assign(**columns), examples, tokenizer, scores=scores)
+
+
+def shown_text(page_html: str) -> str:
+    return re.sub(r"\s+", " ", html.unescape(re.sub("<[^>]+>", " ", page_html)))
+
+
+def test_the_page_shows_the_whole_table(full):
+    text = shown_text(page.page_html("feature", full.page(0)))
+    for part in ("on marked positions 12.5 %", "numpy 2.5 ", "Before it <|endoftext|> 77 ! 66", "Neurons 41 +0.8 42 -0.3", "Correlated 43 +0.7", "after <b>`x` ", "accuracy 0.9 , AUROC 0.5"):
+        assert part in text
+    assert re.search(r"Nearest 1 \S+ \+0.9 2 \S+ -0.1", text)
+    assert text.index("9 to 10 25 % of its activations 9.5 marked") < text.index("0 to 1 50 % of its activations 0.5 ")
+    assert text.count("marked") == 2  # the share in the head, and the one marked example
+    assert "AUROC" not in page.page_html("feature", full.page(1))
+
+
+def test_only_the_one_file_browser_gets_links(full):
+    assert re.findall('href="([^"]*)"', page.page_html("feature", full.page(0), links=True)) == ["#feature=1", "#feature=2"]
+    assert "<a" not in page.page_html("feature", full.page(0)) + page.static_html(full, [0])
+
+
+def test_limits_leave_out_what_is_over_the_range(full):
+    assert [len(t["examples"]) for t in full.page(0)["tenths"]] == [1, 1] and full.page(0, 1, 0)["tenths"] == []
+    assert [len(full.page(0, n)["examples"]) for n in (0, 1, None)] == [0, 1, 2]
+    assert "Over the whole range" in page.static_html(full, [0]) and "Over the whole range" not in page.static_html(full, [0], examples=1)
+
+
+def test_only_true_top_examples_are_in_the_gallery(full):
+    assert [e["activation"] for e in random_draw.entry(full, 0)["examples"]] == [4.0, 3.0]
+    assert full.label(0)[0] == full.vocabulary.name(int(full.examples["token_id"].iloc[0]))
+
+
+def test_buttons_turn_to_the_nearest(full):
+    browser = FeatureBrowser(full)
+    browser.show(0)
+    assert [b.description.split()[0] for b in browser.near if b.layout.display != "none"] == ["1", "2"]
+    browser.near[1].click()
+    assert number_shown(browser) == browser.current == 2 and browser.near[0].number == 3
+    browser.search.value = "no such token"
+    assert all(b.layout.display == "none" for b in browser.near)
+
+
+# --- the query language ---
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("auroc>0.55", {2, 3, 4}),
+        ("auroc>0.55 accuracy<=0.7", {3, 4}),
+        ("density<0.15%", {0, 5}),
+        ("density>=0.1% density<=0.001", {0}),
+        ("ACTIVE=0", {5}),
+        ("number>3", {4, 5}),
+        ("#2 auroc>0.9", {2}),
+        ("#1 auroc>0", set()),  # feature 1 has no score
+        ("marked>10%", {0}),
+        ("rule:digit", {4}),
+        ("rule:<B>", {0}),
+        ("token:numpy", {0, 4}),  # by mean; among the strongest
+        ('text:"as np"', {4}),
+        ('text:"as np" auroc<0.5', set()),
+        ('before:" "', set()),
+        ("before:endoftext number<2", {0, 1}),
+        ("densty<0.1%", set()),  # no such field: a text, which nothing contains
+        ('"', {0}),
+    ],
+)
+def test_queries(full, query, found):
+    assert set(full.search(query).tolist()) == found
+
+
+def test_a_blank_before_the_first_word_belongs_to_it(full):
+    parts = [language.parse(q) for q in (" numpy", '" numpy"', "·numpy", "text:⏎x", "numpy  as")]
+    assert parts[0] == parts[1] == parts[2] == [language.Text("", " numpy")]
+    assert parts[3] == [language.Text("text", "\nx")] and parts[4] == [language.Text("", "numpy"), language.Text("", "as")]
+
+
+def test_scores_that_are_not_there_match_nothing(tokenizer):
+    table = make_table(tokenizer, TEXTS)
+    assert len(table.search("auroc>0")) == 0 and table.sorts == ["number", "density", "maximum"]
+
+
+@pytest.mark.parametrize(("descending", "order"), [(True, [2, 4, 3, 0, 1, 5]), (False, [0, 3, 4, 2, 1, 5])])
+def test_sorted_by_score_those_without_are_last(full, descending, order):
+    assert full.matches("", "auroc", descending).tolist() == order
+
+
+@given(
+    examples=st.lists(st.tuples(st.integers(0, 3), st.lists(st.integers(0, 5), max_size=5)), max_size=8),
+    wanted=st.text(alphabet="abé", min_size=1, max_size=4),
+)
+@settings(max_examples=200, deadline=None)
+def test_the_index_of_texts_finds_what_a_plain_search_finds(examples, wanted):
+    texts = ["a", "b", "ab", "É", "\udcc3", "\udca9"]  # the last two: é in parts
+    examples.sort(key=lambda e: e[0])
+    made = language.ExampleTexts([np.array(ids, dtype=np.uint16) for _, ids in examples], np.array([owner for owner, _ in examples], dtype=int), texts)
+    spelled = ["".join(texts[i].casefold() for i in ids).encode("utf-8", "surrogateescape") for _, ids in examples]
+    assert made.owners(wanted) == sorted({owner for (owner, _), s in zip(examples, spelled, strict=True) if wanted.encode() in s})
+
+
+# --- blind ratings ---
+
+
+def test_the_draw_mixes_alive_units_of_both_kinds(tokenizer):
+    tables = {kind: make_table(tokenizer, TEXTS, 40, kind) for kind in ("feature", "neuron")}
+    for table in tables.values():
+        table.features.loc[:20, "n_active"] = 100
+    draws = [rating.draw_blind(tables, n, seed) for n, seed in ((5, 0), (5, 0), (5, 1), (8, 0))]
+    assert draws[0] == draws[1] != draws[2] and set(draws[0]) < set(draws[3])
+    assert [sum(kind == k for k, _ in draws[0]) for kind in tables] == [5, 5]
+    assert [kind for kind, _ in draws[0]] not in (["feature"] * 5 + ["neuron"] * 5, ["neuron"] * 5 + ["feature"] * 5)
+    assert len(rating.draw_blind(tables, 99, 0)) == 42 and max(n for _, n in rating.draw_blind(tables, 99, 0)) == 20
+
+
+def test_a_blind_page_does_not_give_its_kind_away(full, tokenizer):
+    """The same examples at another scale, number, density, with other neighbours, neurons and scores: the same page."""
+    frame, examples = full.features.drop(columns=["rule", "n_conditions", "balanced_accuracy", "auroc"]), full._all.copy()
+    frame = frame.assign(
+        density=0.3, n_active=99, mean_active=7.0, maximum=frame["maximum"] * 4, maximum_all=40.0, marked_share=0.5, near_features=[[5]] * 6, near_cosines=[[0.1]] * 6,
+        aligned_neurons=[[0]] * 6, histogram=[[1, 1]] * 6, tenths=[[0.1] * 10] * 6, top_tokens=[[]] * 6, before_counts=[[9, 8]] * 6, top_logit_values=[[5, 4, 3]] * 6,
+        bottom_logit_values=[[-5, -4, -3]] * 6, aligned_values=[[1]] * 6, top_token_means=[[]] * 6, top_token_counts=[[]] * 6,
+    )  # fmt: skip
+    examples["activation"], examples["activations"] = examples["activation"] * 4, [a * 4 for a in examples["activations"]]
+    other = FeatureTable(frame, examples, tokenizer, "neuron")
+    blind = [page.page_html("unit", rating.blinded(table.page(0), 3)) for table in (full, other)]
+    assert blind[0] == blind[1] and "Unit 3" in blind[0] and 'data-feature=""' in blind[0]
+    assert ">100<" in blind[0] and not re.search("density|neuron|feature(?!=)", shown_text(blind[0]), re.IGNORECASE)
+
+
+def test_ratings_survive_a_torn_line_and_the_last_one_counts(tmp_path):
+    path = tmp_path / "ratings" / "a.csv"
+    assert rating.load_ratings(path).empty
+    rating.save_rating(path, 'A "B", <b>', 0, "feature", 7, 2)
+    with path.open("a") as f:
+        f.write('2024-01-01T00:00:00,"A ""B')  # killed while it wrote
+    for unit, value in ((9, 5), (7, 4)):
+        rating.save_rating(path, 'A "B", <b>', 0, "feature", unit, value)
+    kept = rating.load_ratings(path)
+    assert kept[["rater", "seed", "kind", "unit", "rating"]].to_numpy().tolist() == [['A "B", <b>', 0, "feature", 9, 5], ['A "B", <b>', 0, "feature", 7, 4]]
+    assert path.read_text().splitlines()[0] == "time,rater,seed,kind,unit,rating" and len(path.read_text().splitlines()) == 5
+
+
+@pytest.mark.parametrize("name", ["", "  ", "a\nb", "=1+1", "x" * 61])
+def test_names_that_break_a_spreadsheet_are_refused(name):
+    with pytest.raises(SettingsError, match="1 to 60 printable"):
+        rating.rater_name(name)
+
+
+def test_ratings_are_summed_up_by_kind():
+    ratings = pd.DataFrame({"kind": ["feature"] * 4 + ["neuron"] * 3, "unit": [1, 1, 2, 3, 1, 2, 3], "rating": [5, 3, 4, 4, 2, 2, 2]})
+    found = rating.summary(ratings)
+    assert found["feature"] == {"n": 3, "mean": 4.0, "low": 4.0, "high": 4.0}  # unit 1 counts once, as 4
+    spread = rating.summary(pd.DataFrame({"kind": "feature", "unit": range(100), "rating": [1, 5] * 50}))["feature"]
+    assert abs(spread["mean"] - 3) < 1e-9 and abs(spread["high"] - 3 - 1.96 * 0.2) < 0.05 and abs(spread["low"] - 3 + 1.96 * 0.2) < 0.05
+    fig = rating.figure(ratings)
+    assert [bar.name for bar in fig.data] == ["features: mean 4.00 [4.00, 4.00], n = 3", "neurons: mean 2.00 [2.00, 2.00], n = 3"]
+    assert list(fig.data[0].y) == [0, 0, 25, 50, 25] and {a.text for a in fig.layout.annotations} == {"the original's features 4.08", "the original's neurons 2.19"}
+
+
+def rated(panel: RatingPanel, value: int) -> None:
+    next(b for b in panel.buttons if b.description.startswith(str(value))).click()
+
+
+def test_a_stopped_session_goes_on_and_back_corrects(tokenizer, tmp_path):
+    tables = {kind: make_table(tokenizer, TEXTS, 5, kind) for kind in ("feature", "neuron")}
+    path, shown = tmp_path / "r.csv", []
+
+    def begun() -> RatingPanel:
+        panel = RatingPanel(lambda: tables, path)
+        panel.rater.value, panel.n.value = "me", 3
+        panel.begin.click()
+        return panel
+
+    nameless = RatingPanel(lambda: tables, path)
+    nameless.begin.click()
+    assert "printable" in nameless.note.value and nameless.page.value == ""
+    panel = begun()
+    for value in (1, 2, 3):
+        shown.append(panel.items[panel.at])
+        rated(panel, value)
+    panel.back.click()
+    assert panel.items[panel.at] == shown[-1]
+    rated(panel, 5)
+    panel = begun()  # another day
+    assert panel.at == 3 and panel.items[panel.at] not in shown and "<b>4</b> of 6" in panel.note.value
+    for _ in range(3):
+        rated(panel, 4)
+    kept = rating.load_ratings(path)
+    assert len(kept) == 6 and kept.set_index(["kind", "unit"])["rating"].loc[[*shown]].tolist() == [1, 2, 5]
+    assert panel.page.value == "" and "6" in panel.note.value and panel.controls.layout.display == "none"
 
 
 # --- static page and gallery ---

@@ -14,11 +14,18 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import torch
+
+from sae_lib import browser, clamping, features, training
+from sae_lib.browser import context, page, try_text
+from sae_lib.browser.model import Model
+from sae_lib.browser.table import open_table
+from sae_lib.clamping import Clamp
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKUP = '<script>window.hit=1</script> "><img src=x onerror="window.hit=1">\n'
 OVERRIDES = [
-    "corpus.train_tokens=60000", "corpus.heldout_tokens=12000", "lm.train_tokens=40000", "sae.activations=20000",
+    "corpus.train_tokens=40000", "corpus.heldout_tokens=12000", "lm.train_tokens=30000", "sae.activations=12000", "sae.resampling=false",
     "sae.compare=[]", "sae.widths=[]", "evaluation.tokens=8192", "evaluation.loss_tokens=2048",
 ]  # fmt: skip
 
@@ -26,7 +33,6 @@ OVERRIDES = [
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A tiny trained run, a third of whose text is markup that would run if it were not text."""
-    from sae_lib import features
     from sae_lib.runs import open_run
 
     folder = tmp_path_factory.mktemp("lab")
@@ -97,6 +103,82 @@ def tab(chromium, lab):
     tab.close()
 
 
+# --- what the panels compute, without a page ---
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    return Model(run)
+
+
+def test_own_text_has_the_activations_of_the_model(run, model):
+    table, text = open_table(run), "import json\n<|endoftext|> x"
+    ids, cut = model.encoded(text)
+    assert cut == 0 and len(ids) > 6 and model.tokenizer.eos_token_id not in ids  # typed, it is text
+    direct = training.load_autoencoder(run).encode(model.hook.activations(torch.tensor([ids]))[0])
+    acts = model.feature_acts(ids)
+    assert torch.allclose(acts, direct, atol=1e-5)
+    rows = try_text.strongest_per_token(table, ids, acts, 3)
+    assert [r["name"] for r in rows] == [table.vocabulary.name(t) for t in ids]
+    for row, values in zip(rows, direct, strict=True):
+        assert [s["number"] for s in row["strongest"]] == values.topk(3).indices[values.topk(3).values > 0].tolist()
+    number = int(direct.max(0).values.argmax())
+    shown = browser.own_text(run, text, [number]).data
+    assert f"strongest here <b>{page.decimal(float(direct[:, number].max()))}</b>" in shown and 'class="sae-per-token"' in shown
+    assert 'class="sae-text"' not in browser.own_text(run, "").data  # nothing typed yet
+    assert model.encoded("x y " * 100)[0] == model.encoded("x y " * 200)[0] and model.encoded("x y " * 100)[1] > 0
+
+
+def test_the_open_panel_follows_the_page(run, model):
+    widget = browser.widget(run)
+    _, try_panel, clamp_panel, _ = widget.panels.children
+    widget.panels.selected_index = 1
+    try_panel.text.value = "import json " * 40
+    assert "64 tokens" in try_panel.note.value
+    number = next(n for (_, n) in dict(try_panel.list.options).values() if n != widget.current)
+    try_panel.list.value = next(v for v in dict(try_panel.list.options).values() if v[1] == number)
+    assert widget.current == number and f"<b>{number}</b>" in try_panel.shown.value
+    try_panel.text.value = ""
+    assert try_panel.shown.value == "" and try_panel.list.options == ()
+    widget.panels.selected_index = 2
+    assert clamp_panel.feature.value == number and clamp_panel.value.value == round(float(widget.table.features["maximum"][number]), 2)
+    clamp_panel.how.value = "ablate"
+    assert clamp_panel.value.disabled and clamp_panel.value.value == 0
+
+
+def test_the_whole_row_agrees_with_the_example_and_the_ablation(run, model):
+    table = open_table(run)
+    number = int(table.alive(200)[0])
+    for index in (0, len(table.all_examples(number)) - 1):  # a true top one; one from a tenth
+        example = table.all_examples(number).iloc[index]
+        ids = model.row(int(example["row"]))
+        text = context.whole(table, model, number, index, ablate=True)
+        first, second = (re.findall(r'<bdi title="([^"]*)"', part) for part in text.split("Change of the loss"))
+        assert len(first) == len(second) == len(ids) == 64
+        assert first[example["position"]].split()[-1] == page.decimal(float(example["activation"])) or "part of" in first[example["position"]]
+        effect = features.ablation_effect(model.hook, model.dictionary, ids, number)
+        assert [t.split()[-2] for t in second] == [page.signed(float(v)) for v in effect]
+        assert effect.abs().max() > 0
+    assert "Change of the loss" not in browser.whole_context(run, number).data
+
+
+def test_clamped_sides_are_those_of_clamping(run, model):
+    number = int(open_table(run).alive(100)[0])
+    made = Clamp(number, "pin", 30.0)
+    shown = browser.clamp(run, "import js", number, "pin", 30.0, new_tokens=8, seed=3).data
+    parts = (model.hook, model.tokenizer, model.dictionary, "import js", [made])
+    sides = clamping.side_by_side(*parts, 8, 0.8, 3)
+    baseline, clamped = re.findall(r'<div class="sae-text" dir="ltr">(.*?)</div>', shown, re.DOTALL)
+    assert baseline.count("<bdi") == len(sides[0]) and clamped.count("<bdi") == len(sides[1]) and baseline.count("sae-prompt") == sides[2]
+    table = clamping.next_tokens(*parts, k=12).table
+    assert page.percent(float(table["before"][0])) in shown and f"feature {number} pinned at 30" in shown
+    silent = browser.clamp(run, "import js", number, "scale", 1.0, new_tokens=0).data
+    assert 'class="sae-sides"' not in silent and "KL(as it is ‖ clamped) 0 nats" in silent
+
+
+# --- in JupyterLab ---
+
+
 def number_shown(tab) -> int:
     return int(tab.locator("[data-feature]").first.get_attribute("data-feature"))
 
@@ -114,17 +196,21 @@ def opened(tab, title: str):
 
 
 def test_search_finds_and_the_page_turns(tab, run):
-    first = number_shown(tab)
-    tab.get_by_role("textbox", name="Search").fill('text:"<script>" density<50%')
-    tab.wait_for_function("document.querySelector('.jp-OutputArea').innerText.match(/of\\s256\\sfeatures/)")
-    shown = number_shown(tab)
-    tab.get_by_role("button", name="Next").click()
-    after = turned_from(tab, shown)
-    tab.get_by_role("button", name="Previous").click()
-    assert turned_from(tab, after) == shown
+    found = open_table(run).matches('text:"<script>" density<90%', "density", descending=True)
+    assert len(found) > 2
+    search, first = tab.get_by_role("textbox", name="Search"), number_shown(tab)
+    other = next(n for n in range(256) if n not in (first, *found[:2]))
+    search.fill(f"#{other}")
+    assert turned_from(tab, first) == other
+    search.fill('text:"<script>" density<90%')
+    assert turned_from(tab, other) == found[0]
     assert "<script>" in tab.locator("[data-feature]").first.inner_text()
-    tab.get_by_role("textbox", name="Search").fill(f"#{(first + 1) % 256}")
-    assert turned_from(tab, shown) == (first + 1) % 256
+    tab.get_by_role("button", name="Next").click()
+    assert turned_from(tab, found[0]) == found[1]
+    tab.get_by_role("button", name="Previous").click()
+    assert turned_from(tab, found[1]) == found[0]
+    tab.locator("button", has_text=re.compile(r"^\d+  .* \d\.\d\d$")).first.click()  # the nearest feature
+    assert turned_from(tab, found[0]) == open_table(run).page(int(found[0]))["near"][0]["number"]
 
 
 def test_hover_shows_values(tab):
@@ -146,6 +232,16 @@ def test_own_text_shows_activations_and_turns_the_page(tab):
     panel.locator("select").select_option(index=other)
     assert turned_from(tab, before) == numbers[other]
     panel.locator(".sae-text bdi[style]").first.wait_for()  # coloured by the feature that is strong there
+
+
+def test_a_whole_row_is_opened(tab):
+    panel = opened(tab, "Whole context")
+    panel.locator("select").select_option(index=0)
+    panel.locator(".sae-text").first.wait_for()
+    assert panel.locator(".sae-text bdi").count() == 64  # the whole row
+    panel.get_by_label("change of the loss").check()
+    panel.locator("h4").wait_for()
+    assert panel.locator(".sae-text").nth(1).locator("bdi[title$=nats]").count() == 64
 
 
 def test_clamping_shows_both_sides(tab):
@@ -171,7 +267,7 @@ def test_ratings_are_saved_and_summed_up(tab, run):
         assert not re.search("feature|neuron|density", shown, re.IGNORECASE) and panel.locator("section").get_attribute("data-feature") == ""
         panel.get_by_role("button", name=re.compile(f"^{i} ")).click()
     panel.locator(".js-plotly-plot .bars").first.wait_for()
-    assert "original 4.08" in panel.locator(".js-plotly-plot").inner_text()
+    assert "features 4.08" in panel.locator(".js-plotly-plot").inner_text()
     rows = list(csv.DictReader(path.open()))
     assert [int(r["rating"]) for r in rows] == [1, 2, 3, 4] and {r["rater"] for r in rows} == {"R. <b>"}
     assert sorted(r["kind"] for r in rows) == ["feature", "feature", "neuron", "neuron"]

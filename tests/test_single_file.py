@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from jinja2 import DictLoader, Environment, StrictUndefined
 from tokenizers import Tokenizer
 from tokenizers import models as tokenizer_models
+from typer.testing import CliRunner
 
-from sae_lib import clamping, features, language_model, training
+from sae_lib import clamping, language_model, training
+from sae_lib.__main__ import app
 from sae_lib.browser import page, single_file, single_file_data, single_file_model, template_script
 from sae_lib.browser.page import ENVIRONMENT
 from sae_lib.browser.table import FeatureTable, open_table
@@ -32,8 +34,12 @@ MIXED = [
 
 
 @pytest.fixture(scope="module")
-def written(small_run):
-    return single_file.write_browser(small_run)
+def written(small_run, small_overrides):
+    """The page of the small run, from the command line."""
+    overrides = [part for o in small_overrides for part in ("--set", o)]
+    result = CliRunner().invoke(app, ["browser", "--profile", "smoke", "--run", str(small_run.folder), *overrides])
+    assert result.exit_code == 0 and f"browser: {small_run.folder / 'browser.html'}" in result.output
+    return small_run.folder / "browser.html"
 
 
 @pytest.fixture(scope="module")
@@ -74,13 +80,14 @@ def turned_to(tab, number):
 # --- the same text as Jinja ---
 
 
-def test_every_page_is_what_jinja_draws(opened, small_run):
+def test_pages_are_what_jinja_draws(opened, small_run):
     table = open_table(small_run)
     compact = single_file_data.CompactTable(table)
-    drawn = [json.loads(single_file_data.as_json(compact.page(n, 10, 1))) for n in range(len(table))]
-    assert len(drawn) == len(table) > 200 and sum(len(p["tenths"]) for p in drawn) > 500
-    there = opened.evaluate("() => Promise.all([...Array(sae.features.count).keys()].map(async (n) => sae.template.page('feature', await sae.features.page(n), true).html))")
-    for number, (stored, shown) in enumerate(zip(drawn, there, strict=True)):
+    some = list(range(0, len(table), 5))
+    drawn = [json.loads(single_file_data.as_json(compact.page(n, 10, 1))) for n in some]
+    assert len(drawn) > 50 and sum(len(p["tenths"]) for p in drawn) > 100
+    there = opened.evaluate("numbers => Promise.all(numbers.map(async (n) => sae.template.page('feature', await sae.features.page(n), true).html))", some)
+    for number, stored, shown in zip(some, drawn, there, strict=True):
         assert str(page.template().page("feature", filled(table, stored), True)) == shown, number
 
 
@@ -269,11 +276,11 @@ def test_search_sort_and_buttons_turn_the_page(tab, written, small_run):
     tab.click("#previous")
     turned_to(tab, by_density[0])
     tab.click("#random")
-    tab.wait_for_function(f"location.hash !== '#feature={by_density[0]}'")
+    tab.wait_for_function(f"() => location.hash !== '#feature={by_density[0]}'")
     tab.go_back()
     turned_to(tab, by_density[0])
     tab.go_forward()
-    tab.wait_for_function(f"!document.querySelector(\"#page [data-feature='{by_density[0]}']\")")
+    tab.wait_for_function(f"() => !document.querySelector(\"#page [data-feature='{by_density[0]}']\")")
     assert table.features.n_active[number_shown(tab)] > 0
     tab.select_option("#sort", "maximum")
     tab.click("#direction")
@@ -285,10 +292,10 @@ def test_search_sort_and_buttons_turn_the_page(tab, written, small_run):
     tab.locator("[role=option]").nth(3).click()
     turned_to(tab, smallest[3])
     tab.fill("#query", "no such token")
-    tab.wait_for_function("document.querySelector('#count').textContent.startsWith('none')")
+    tab.wait_for_function("() => document.querySelector('#count').textContent.startsWith('none')")
     assert tab.locator("#next").is_disabled()
     tab.fill("#query", "text:self")
-    tab.wait_for_function("/^[1-9]/.test(document.querySelector('#count').textContent)")
+    tab.wait_for_function("() => /^[1-9]/.test(document.querySelector('#count').textContent)")
 
 
 def test_deep_links_and_links_between_features(tab, written, small_run):
@@ -436,7 +443,7 @@ def test_own_text_and_clamping_in_the_page(tab, written, small_run):
     tab.click("#try-it")
     tab.wait_for_selector("#per-token tbody tr")
     tab.fill("#text", "import json\nself.assertEqual(1, <b>2</b>)")
-    tab.wait_for_function("document.querySelector('#tried').innerText.includes('assertEqual') && document.querySelector('#per-token').innerText.includes('json')")
+    tab.wait_for_function("() => document.querySelector('#tried').innerText.includes('assertEqual')")
     text = tab.locator("#tried .sae-text")
     assert "<b>2</b>" in text.inner_text() and tab.locator("#tried b b").count() == 0
     ids = tab.evaluate("sae.trial.ids")
@@ -444,7 +451,7 @@ def test_own_text_and_clamping_in_the_page(tab, written, small_run):
     link = tab.locator("#per-token a[href^='#feature=']").first
     other = int(link.get_attribute("href").split("=")[1])
     link.click()  # another feature, the same text
-    tab.wait_for_function(f"document.querySelector('#clamp-name').textContent === 'feature {other}'")
+    tab.wait_for_function(f"() => document.querySelector('#clamp-name').textContent === 'feature {other}'")
     assert tab.url.endswith(f"#feature={other}&view=try") and tab.locator("#tried bdi[style]").count() > 0
     before = tab.locator("#clamped table").inner_text()
     tab.fill("#value-number", "50")
@@ -458,11 +465,11 @@ def test_own_text_and_clamping_in_the_page(tab, written, small_run):
     sides = tab.locator("#clamped .sae-sides .sae-text").all_inner_texts()
     assert len(sides) == 2 and sides[0] != sides[1] and all("assertEqual" in side for side in sides)
     tab.fill("#text", "word " * 300)
-    tab.wait_for_function(f"document.querySelector('#tokens').textContent.includes('reads the first {small_run.settings.lm.context}')")
+    tab.wait_for_function(f"() => document.querySelector('#tokens').textContent.includes('reads the first {small_run.settings.lm.context}')")
     tab.click("#generate")
-    tab.wait_for_function("document.querySelector('#said').textContent.includes('shorten')")
+    tab.wait_for_function("() => document.querySelector('#said').textContent.includes('shorten')")
     tab.fill("#text", "")
-    tab.wait_for_function("document.querySelector('#tokens').textContent === '0 tokens'")
+    tab.wait_for_function("() => document.querySelector('#tokens').textContent === '0 tokens'")
     assert tab.locator("#clamped tbody tr").count() > 0
 
 
@@ -511,9 +518,8 @@ def test_a_table_of_an_older_run_is_drawn_without_what_it_lacks(tab, tokenizer, 
     assert "Dead" in tab.locator("#page").inner_text()
 
 
-def test_the_page_is_one_ascii_safe_file_without_addresses(written):
-    text = written.read_text(encoding="utf-8")
-    assert not re.search(r"(?:src|href)=[\"']?(?:https?:)?//", text) and "</script><script>window" not in text
+def test_the_page_is_one_file_without_addresses(written):
+    assert not re.search(r"(?:src|href)=[\"']?(?:https?:)?//", written.read_text(encoding="utf-8"))
     assert not list(written.parent.glob("*.partial"))
 
 
@@ -527,19 +533,9 @@ def test_scores_are_searched_sorted_and_shown(tab, tokenizer, tmp_path):  # noqa
     path.write_text(single_file.page_text(table, "t", "f", "", "it is none", {"text": "", "temperature": "1", "context": "8"}), encoding="utf-8")
     open_page(tab, path)
     tab.select_option("#sort", "auroc")
-    tab.wait_for_function("document.querySelector('[role=option]').id === 'row-3'")
+    tab.wait_for_function("() => document.querySelector('[role=option]').id === 'row-3'")
     assert [r.get_attribute("id") for r in tab.locator("[role=option]").all()[:5]] == [f"row-{i}" for i in (3, 1, 2, 4, 0)]
     tab.fill("#query", "auroc>0.65 rule:<b>")
-    turned_to(tab, 3)
-    assert tab.locator("[role=option]").count() == 3 and "token·is·<b>3</b>" in tab.locator(".sae-rule").inner_text().replace(" ", "·") and "0.95" in tab.locator("#row-3").inner_text()
-
-
-def test_the_command_line_writes_it(small_run, small_overrides, capsys):
-    from typer.testing import CliRunner
-
-    from sae_lib.__main__ import app
-
-    features.make_features(small_run)
-    overrides = [part for o in small_overrides for part in ("--set", o)]
-    result = CliRunner().invoke(app, ["browser", "--profile", "smoke", "--run", str(small_run.folder), *overrides])
-    assert result.exit_code == 0 and f"browser: {small_run.folder / 'browser.html'}" in result.output
+    tab.wait_for_function("() => document.querySelector('#count').textContent.startsWith('3 of 8')")
+    assert number_shown(tab) == 3 and tab.locator("[role=option]").count() == 3
+    assert "token is <b>3</b>" in tab.locator(".sae-rule").inner_text() and "0.95" in tab.locator("#row-3").inner_text()

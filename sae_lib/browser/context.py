@@ -11,7 +11,7 @@ from sae_lib.browser.visible import isolated
 from sae_lib.runs import Run
 
 
-def context(run: Run, feature: int, example: int = 0, name: str = "", ablate: bool = False) -> HTML:
+def whole_context(run: Run, feature: int, example: int = 0, name: str = "", ablate: bool = False) -> HTML:
     """The whole row around a feature's example (0 is the strongest) as HTML that needs no kernel; `ablate` adds the change of the loss."""
     return HTML(style_html() + whole(open_table(run, name), Model(run, name), feature, example, ablate))
 

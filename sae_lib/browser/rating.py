@@ -81,15 +81,14 @@ def load_ratings(path: Path) -> pd.DataFrame:
     """The last rating of each unit by each rater and seed; lines that are not whole are left out."""
     if not path.exists():
         return pd.DataFrame(columns=COLUMNS)
-    with open(path, newline="", encoding="utf-8", errors="replace") as f:
-        rows = [row for row in csv.DictReader(f, fieldnames=COLUMNS) if _whole(row)]
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    rows = [row for line in lines for row in csv.reader([line]) if _whole(row)]  # each on its own: a torn one must not swallow the next
     table = pd.DataFrame(rows, columns=COLUMNS).astype({"seed": int, "unit": int, "rating": int})
     return table.drop_duplicates(["rater", "seed", "kind", "unit"], keep="last", ignore_index=True)
 
 
-def _whole(row: dict[Any, Any]) -> bool:
-    numbers = [row[c] or "" for c in ("seed", "unit", "rating")]
-    return None not in row and all(n.removeprefix("-").isdecimal() for n in numbers) and int(row["rating"]) in SCALE and bool(row["kind"])
+def _whole(row: list[str]) -> bool:
+    return len(row) == len(COLUMNS) and all(n.isdecimal() for n in (row[2], *row[4:])) and int(row[5]) in SCALE
 
 
 def rater_name(text: str) -> str:

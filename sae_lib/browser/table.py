@@ -195,11 +195,12 @@ class FeatureTable:
 
 
 def open_table(run: Run, name: str = "") -> FeatureTable:
-    """The table of one autoencoder (the run's recipe by default) or of the "neurons", made first where it is not there; with scores where they are."""
+    """The table of one autoencoder (the run's recipe by default) or of one of `features.BASELINES`, made first where it is not there; with scores where they are."""
     folder = make_features(run, name)
-    scores = run.folder / "interpretability" / run.settings.sae.recipe / "scores.parquet"
-    known = scores.stat().st_mtime_ns if scores.exists() and name in ("", "neurons", run.settings.sae.recipe) else 0
-    return _opened(folder, (folder / RECORD).stat().st_mtime_ns, run.tokens_folder / "tokenizer", KINDS.get(name, "feature"), scores, known)
+    kind = KINDS.get(name, "feature")
+    scores = run.folder / "interpretability" / (run.settings.sae.recipe if kind != "feature" or not name else name) / "scores.parquet"
+    scored = scores.stat().st_mtime_ns if scores.exists() and kind in ("feature", "neuron") else 0
+    return _opened(folder, (folder / RECORD).stat().st_mtime_ns, run.tokens_folder / "tokenizer", kind, scores, scored)
 
 
 @lru_cache(maxsize=4)

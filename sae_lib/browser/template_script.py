@@ -200,7 +200,8 @@ class _Writer:
 
     def _refuse(self, node: nodes.Node, what: str = "") -> UnsupportedTemplate:
         shown = what or (f"name {node.name!r}" if isinstance(node, nodes.Name) else type(node).__name__)
-        return UnsupportedTemplate(f"{self.name}, line {node.lineno}: {shown} cannot be drawn in the one-file browser; see {__name__}")
+        line = next(n.lineno for n in (node, *node.find_all(nodes.Node)) if n.lineno)
+        return UnsupportedTemplate(f"{self.name}, line {line}: {shown} cannot be drawn in the one-file browser; see {__name__}")
 
 
 def _assigned(body: list[nodes.Node]) -> list[str]:

@@ -20,7 +20,7 @@ PROMPT = "import numpy as np\n"
 SLOW = 0.3  # seconds a text may take to be looked at with every key
 
 
-def try_text(run: Run, text: str, features: Iterable[int] = (), name: str = "", per_token: int = PER_TOKEN) -> HTML:
+def own_text(run: Run, text: str, features: Iterable[int] = (), name: str = "", per_token: int = PER_TOKEN) -> HTML:
     """The panel "try your own text" as HTML that needs no kernel: `text` coloured by each of `features`, and the strongest features per token."""
     table, model = open_table(run, name), Model(run, name)
     ids, _ = model.encoded(text)

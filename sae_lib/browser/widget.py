@@ -15,6 +15,7 @@ from sae_lib.browser.rating_panel import RatingPanel
 from sae_lib.browser.table import SORTS, FeatureTable, open_table
 from sae_lib.browser.try_text import TryText
 from sae_lib.browser.visible import isolated
+from sae_lib.features import BASELINES
 from sae_lib.runs import Run
 
 SHORT = {"description_width": "50px"}
@@ -25,8 +26,8 @@ DIRECTIONS = {"largest first": True, "smallest first": False}
 
 
 def widget(run: Run, name: str = "") -> "FeatureBrowser":
-    """The browser of one autoencoder's features (the run's recipe by default), or of the "neurons"."""
-    rated = "" if name == "neurons" else name
+    """The browser of one autoencoder's features (the run's recipe by default), or of one of `features.BASELINES`: "neurons", "random", "principal"."""
+    rated = "" if name in BASELINES else name
     rate = RatingPanel(lambda: {"feature": open_table(run, rated), "neuron": open_table(run, "neurons")}, ratings_file(run, rated))
     return FeatureBrowser(open_table(run, name), Model(run, name), rate)
 
@@ -45,8 +46,8 @@ class FeatureBrowser(w.VBox):
         self.direction = w.Dropdown(options=list(DIRECTIONS), layout=w.Layout(width="112px"))
         self.previous, self.next, self.random = (w.Button(description=d, layout=w.Layout(width="80px")) for d in ("Previous", "Next", "Random"))
         self.count = w.HTML()
-        self.list = w.Select(rows=30, layout=w.Layout(width="auto"))
-        self.page = w.HTML(layout=w.Layout(max_height="640px", overflow="auto"))
+        self.list = w.Select(rows=34, layout=w.Layout(width="auto"))
+        self.page = w.HTML(layout=w.Layout(max_height="720px", overflow="auto"))
         self.near = [w.Button(layout=w.Layout(width="auto", height="22px", display="none", margin="1px"), style={"font_size": "11px"}) for _ in range(NEAR)]
         self.near_label = w.HTML(note("Nearest by decoder cosine:"))
         self.list.add_class("sae-browser-list")
