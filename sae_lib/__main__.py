@@ -1,4 +1,4 @@
-"""The command line: `python -m sae_lib run | stage | sweep | export | report | browser | lab | doctor | check-toy`."""
+"""The command line: `python -m sae_lib run | stage | sweep | study | clamp | browser | export | report | lab | doctor | check-toy`."""
 
 import subprocess
 import sys
@@ -24,6 +24,12 @@ class Stage(StrEnum):
     evaluate = "evaluate"
     features = "features"
     report = "report"
+
+
+class How(StrEnum):
+    pin = "pin"
+    scale = "scale"
+    ablate = "ablate"
 
 
 @app.command()
@@ -101,6 +107,31 @@ def study(
     typer.echo(f"study: {opened.results_folder / f'study_{which.value}.json'}")
     if publish:
         typer.echo(f"published: {studies.publish(opened)}")
+
+
+@app.command()
+def clamp(
+    prompt: Annotated[str, typer.Argument(help="text to continue")],
+    feature: Annotated[list[int], typer.Option(help="a feature's number; may be given several times")],
+    value: Annotated[list[float] | None, typer.Option(help="what it is pinned to or scaled by; one for all features, or one for each")] = None,
+    how: Annotated[How, typer.Option(help="pin f = value, scale f = value · f, or ablate f = 0")] = How.pin,
+    position: Annotated[list[int] | None, typer.Option(help="only at this token of the text, negative from its end; may be given several times")] = None,
+    drop_error: Annotated[bool, typer.Option(help="the reconstruction goes on from the hook, without what the autoencoder leaves unexplained")] = False,
+    new_tokens: Annotated[int, typer.Option(min=0, help="length of the continuations; 0 for none")] = 40,
+    temperature: Annotated[float, typer.Option(min=0, help="of sampling; 0 takes the most probable token")] = 0.8,
+    seed: Annotated[int, typer.Option(help="of the random numbers that both continuations share")] = 0,
+    last_mlp: Annotated[bool, typer.Option(help="the deeper model of notebook 05 instead of the 1-layer model")] = False,
+    profile: Profile = "laptop",
+    set_: Set = None,
+    run_dir: RunDir = "",
+) -> None:
+    """Clamp features while the model runs: the next token before and after, and both continuations at the same random numbers."""
+    from sae_lib import clamping_views
+    from sae_lib.runs import open_run
+
+    clamps = clamping_views.clamps_of(feature, how.value, value or [], position or [])
+    opened = open_run(profile, run_dir, set_ or [])
+    typer.echo(clamping_views.command(opened.last_mlp() if last_mlp else opened, prompt, clamps, not drop_error, new_tokens, temperature, seed))
 
 
 @app.command()

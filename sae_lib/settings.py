@@ -120,6 +120,17 @@ class LastMLPSettings(Section):
     train_tokens: PositiveInt | None = None  # of text for it, where its tokeniser makes tokens of its own; None: as many as the run
 
 
+class ClampingSettings(Section):
+    """Notebook 06: features held at chosen values."""
+
+    features: PositiveInt = 2  # drawn among those with a clear effect on the logits, beside those drawn among all
+    values: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0)  # of a sweep, in multiples of the feature's maximum
+    rows: PositiveInt = 16  # of held-out text, measured at 16 places each
+    draws: PositiveInt = 5  # random directions, and other features, that a feature is held against
+    new_tokens: PositiveInt = 40
+    temperature: float = Field(0.8, ge=0)
+
+
 class ToySettings(Section):
     preset: Literal["smoke", "laptop", "full"] = "laptop"
 
@@ -136,6 +147,7 @@ class Settings(Section):
     features: FeatureSettings = FeatureSettings()
     prompts: PromptSettings = PromptSettings()
     last_mlp: LastMLPSettings = LastMLPSettings()
+    clamping: ClampingSettings = ClampingSettings()
     toy: ToySettings = ToySettings()
 
     @model_validator(mode="after")

@@ -45,10 +45,10 @@ def nats(x: float | None) -> str:
     return NOT_DEFINED if x is None else f"{x:.3f}"
 
 
-def small(x: float | None) -> str:
-    """Three significant digits, in powers of ten below 0.001: 3.1 × 10⁻⁷."""
+def small(x: float | None, digits: int = 3) -> str:
+    """`digits` significant digits, in powers of ten below 0.001, and two there: 3.1 × 10⁻⁷."""
     if x is None or x == 0 or abs(x) >= 1e-3:
-        return number(x)
+        return number(x, digits)
     mantissa, exponent = f"{x:.1e}".split("e")
     return f"{mantissa} × 10{str(int(exponent)).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
 
