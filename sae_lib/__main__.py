@@ -1,4 +1,4 @@
-"""The command line: `python -m sae_lib run | stage | sweep | export | report | lab | doctor | check-toy`."""
+"""The command line: `python -m sae_lib run | stage | sweep | explain | export | report | lab | doctor | check-toy`."""
 
 import subprocess
 import sys
@@ -80,6 +80,21 @@ def sweep(profile: Profile = "laptop", set_: Set = None, run_dir: RunDir = "") -
     from sae_lib.sweep import sweep as train_grid
 
     typer.echo(f"sweep: {train_grid(profile, run_dir, set_ or [])}")
+
+
+@app.command()
+def explain(
+    features: Annotated[int, typer.Option(min=0, help="how many, drawn at random; 0: explain.features of the settings")] = 0,
+    model: Annotated[str, typer.Option(help="a Hugging Face chat model (folder or name), or the model's name at SAE_LLM_BASE_URL")] = "",
+    profile: Profile = "laptop",
+    set_: Set = None,
+    run_dir: RunDir = "",
+) -> None:
+    """Let a chat model explain features and test the explanations; skipped where there is no model (SAE_LLM_BASE_URL, SAE_LLM_MODEL, SAE_LLM_API_KEY)."""
+    from sae_lib.explain import explain as explain_features
+    from sae_lib.runs import open_run
+
+    explain_features(open_run(profile, run_dir, set_ or []), features, model, say=typer.echo)
 
 
 @app.command()
