@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Integer
 
 from sae_lib import evaluation
 from sae_lib.activations import Source
@@ -32,7 +32,7 @@ class Window(NamedTuple):
 class Firing(NamedTuple):
     """Where a unit fires: tokens of the text in order, and its activation on each."""
 
-    token: Int[np.ndarray, " n"]
+    token: Integer[np.ndarray, " n"]
     value: Float[np.ndarray, " n"]
 
     def strongest(self, n: int) -> "Firing":
@@ -58,7 +58,7 @@ class Unit:
 class Text:
     """Rows of held-out text whose documents are split into a half to explain from and a half to test on."""
 
-    def __init__(self, rows: Int[np.ndarray, "row position"], numbers: Int[np.ndarray, " row"], tokens: Tokens, s: FeatureSettings, seed: int):
+    def __init__(self, rows: Integer[np.ndarray, "row position"], numbers: Integer[np.ndarray, " row"], tokens: Tokens, s: FeatureSettings, seed: int):
         self.rows, self.s = rows, s
         first = tokens.table["heldout"]["first_token"].to_numpy()
         place = numbers[:, None] * rows.shape[1] + np.arange(rows.shape[1])
@@ -74,12 +74,12 @@ class Text:
         numbers = np.unique(np.linspace(0, len(rows) - 1, max(1, min(len(rows), s.evaluation.tokens // s.lm.context))).astype(int))
         return cls(rows[numbers], numbers, tokens, s.features, s.explain.seed)
 
-    def in_tests(self, token: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+    def in_tests(self, token: Integer[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
         return self.for_tests[self.document.ravel()[token]]
 
     def window(self, token: int, firing: Firing) -> Window:
         """The excerpt around a token: `context` tokens before it and `after` behind, within its row and document."""
-        row, position = divmod(int(token), self.rows.shape[1])
+        row, position = divmod(token, self.rows.shape[1])
         reach = np.arange(max(0, position - self.s.context), min(self.rows.shape[1], position + self.s.after + 1))
         reach = reach[self.document[row, reach] == self.document[row, position]]
         places = row * self.rows.shape[1] + reach
@@ -87,13 +87,13 @@ class Text:
         on = np.append(firing.token, -1)[at] == places
         return Window(tuple(self.rows[row, reach].tolist()), tuple(on.tolist()), int(self.document[row, position]))
 
-    def windows(self, order: Iterable[int], firing: Firing, seen: set[tuple]) -> Iterator[Window]:
+    def windows(self, order: Integer[np.ndarray, " n"], firing: Firing, seen: set[tuple]) -> Iterator[Window]:
         """Excerpts around the tokens in `order`: one of a document's part of a row, and none in the very words of another; `seen` keeps track.
 
         Tokens that begin a row have no text before them, and are skipped.
         """
-        for token in order:
-            row, position = divmod(int(token), self.rows.shape[1])
+        for token in order.tolist():
+            row, position = divmod(token, self.rows.shape[1])
             place = ("place", row, int(self.document[row, position]))
             if position and place not in seen:
                 window = self.window(token, firing)
