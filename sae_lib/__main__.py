@@ -1,4 +1,4 @@
-"""The command line: `python -m sae_lib run | stage | sweep | study | clamp | browser | export | report | lab | doctor | check-toy`."""
+"""The command line: `python -m sae_lib run | stage | sweep | study | clamp | explain | browser | export | report | lab | doctor | check-toy`."""
 
 import subprocess
 import sys
@@ -132,6 +132,21 @@ def clamp(
     clamps = clamping_views.clamps_of(feature, how.value, value or [], position or [])
     opened = open_run(profile, run_dir, set_ or [])
     typer.echo(clamping_views.command(opened.last_mlp() if last_mlp else opened, prompt, clamps, not drop_error, new_tokens, temperature, seed))
+
+
+@app.command()
+def explain(
+    features: Annotated[int, typer.Option(min=0, help="how many, drawn at random; 0: explain.features of the settings")] = 0,
+    model: Annotated[str, typer.Option(help="a Hugging Face chat model (folder or name), or the model's name at SAE_LLM_BASE_URL")] = "",
+    profile: Profile = "laptop",
+    set_: Set = None,
+    run_dir: RunDir = "",
+) -> None:
+    """Let a chat model explain features and test the explanations; skipped where there is no model (SAE_LLM_BASE_URL, SAE_LLM_MODEL, SAE_LLM_API_KEY)."""
+    from sae_lib.explain import explain as explain_features
+    from sae_lib.runs import open_run
+
+    explain_features(open_run(profile, run_dir, set_ or []), features, model, say=typer.echo)
 
 
 @app.command()

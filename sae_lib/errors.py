@@ -23,6 +23,10 @@ class ModelError(UserError):
     """A model, tokeniser or hook that cannot be loaded or does not exist."""
 
 
+class ChatError(UserError):
+    """A chat model that cannot be asked: an endpoint that refuses or is gone, or an address that is none."""
+
+
 class TrainingError(UserError):
     """Training that cannot go on: a loss that is not finite, or that explodes."""
 

@@ -111,6 +111,33 @@ class PromptSettings(Section):
     temperature: float = Field(0.8, gt=0)
 
 
+class ExplainSettings(Section):
+    """Explanations by a chat model, and how well they predict; where the model is comes from the environment (`sae_lib/chat.py`)."""
+
+    features: PositiveInt = 20
+    baselines: tuple[Literal["neuron_matched", "neuron"], ...] = ("neuron_matched", "neuron")  # at the density of a feature, and as they are
+    examples: int = Field(16, ge=2)  # shown for an explanation: half of them the strongest, half drawn at random
+    test_examples: PositiveInt = 10  # of each answer, in each of the two tests
+    batch: PositiveInt = 5  # judged in one request
+    rating: bool = False  # also ask for a rating from 1 to 5
+    temperature: float | None = Field(0.0, ge=0)  # null: the endpoint's own
+    answer_tokens: PositiveInt = 400  # at most; a model that thinks aloud needs thousands
+    timeout: float = Field(60.0, gt=0)  # seconds
+    attempts: PositiveInt = 4  # per request
+    max_requests: PositiveInt = 2000  # per call, as all three limits; what the cache answers costs nothing
+    max_tokens: PositiveInt = 2_000_000
+    max_cost: float | None = Field(None, gt=0)
+    price_prompt: float | None = Field(None, ge=0)  # per million tokens, in any currency
+    price_answer: float | None = Field(None, ge=0)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _prices(self):
+        if (self.price_prompt is None) != (self.price_answer is None) or self.max_cost is not None and self.price_prompt is None:
+            raise ValueError("max_cost needs price_prompt and price_answer, and these two come together")
+        return self
+
+
 class LastMLPSettings(Section):
     """Notebook 05: the last layer's MLP of a deeper model."""
 
@@ -148,6 +175,7 @@ class Settings(Section):
     prompts: PromptSettings = PromptSettings()
     last_mlp: LastMLPSettings = LastMLPSettings()
     clamping: ClampingSettings = ClampingSettings()
+    explain: ExplainSettings = ExplainSettings()
     toy: ToySettings = ToySettings()
 
     @model_validator(mode="after")
