@@ -17,6 +17,9 @@ NOTEBOOK_OF = {
     "training": "03_sae_training",
     "evaluation": "03_sae_training",
     "features": "04_feature_browser",
+    "interpretability": "04_feature_browser",
+    "clusters": "04_feature_browser",
+    "explanations": "04_feature_browser",
     "last_mlp": "05_stheno_last_mlp",
     "study_recipes": "`python -m sae_lib study`",
     "study_widths": "`python -m sae_lib study`",
@@ -24,7 +27,7 @@ NOTEBOOK_OF = {
     "study_saelens": "`python -m benchmarks.saelens_frontier`",
 }
 ESSENTIAL = ("evaluation",)
-OPTIONAL = ("run", "activations", "training", "toy", "features", "last_mlp")
+OPTIONAL = ("run", "activations", "training", "toy", "features", "interpretability", "clusters", "explanations", "last_mlp")
 ORIGINAL = json.loads((Path(__file__).parent / "original.json").read_text())
 LABELS = {"ward_2024": "ours, faithful", "bricken_2023": "ours, as published"}
 
@@ -68,6 +71,7 @@ def context(run: Run) -> dict[str, Any]:
         "overrides": overrides(s),
         "original": {k: v["value"] for k, v in ORIGINAL["facts"].items()},
         "original_name": ORIGINAL["name"],
+        "original_ratings": ratings(),
         "original_repository": ORIGINAL["repository"],
         "machine": (results["run"] or {}).get("machine"),
         "seconds": (results["run"] or {}).get("seconds"),
@@ -102,6 +106,12 @@ def resampling(summary: dict[str, Any]) -> dict[str, Any]:
         "silent": summary["final_silent"],
         "per_step": summary["activations"] / summary["curve"][-1]["step"],
     }
+
+
+def ratings() -> str:
+    """The original's figures of interpretability, in words."""
+    facts = {k: v["value"] for k, v in ORIGINAL["facts"].items()}
+    return "; ".join(f"{how}, neurons {facts[f'neurons_{key}']}, features {facts[f'features_{key}']}" for how, key in (("by hand", "by_hand"), ("by a chat model", "by_model")))
 
 
 def settings_hash(run: Run) -> str:

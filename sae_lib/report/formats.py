@@ -24,6 +24,11 @@ def number(x: float | None, digits: int = 3) -> str:
     return f"{rounded:,.{decimals}f}"
 
 
+def signed(x: float | None) -> str:
+    """`number` with its sign: +0.0213, −0.12."""
+    return NOT_DEFINED if x is None else ("−" if x < 0 else "+") + number(abs(x))
+
+
 def exact(x: float | None) -> str:
     """A value as it was set or reported, without digits that nobody measured: 0.003, 3.5, 24.7."""
     return NOT_DEFINED if x is None else f"{x:,.10f}".rstrip("0").rstrip(".")

@@ -41,6 +41,9 @@ BOUND = {
     "last_table": tables.last_table,
     "recipes_study_table": tables.recipes_study_table,
     "widths_study_table": tables.widths_study_table,
+    "rules_table": tables.rules_table,
+    "rules_compared": tables.rules_compared,
+    "explanation_table": tables.explanation_table,
 }
 
 
@@ -104,6 +107,7 @@ def markdown(run: Run) -> str:
             event_table=tables.event_table,
             original_table=original_table,
             compared=lambda one, other: tables.compared(values, one, other),
+            read_closely=lambda entry: tables.read_closely(values, entry),
             **{name: (lambda make=make: make(values)) for name, make in BOUND.items()},
         )
     except (UndefinedError, KeyError) as error:

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from sae_lib import study_figures
+from sae_lib import scores, study_figures
 from sae_lib.report import formats as f
-from sae_lib.report.markup import plain, table
+from sae_lib.report.markup import code, plain, table
 
 Value = Callable[[float | None], str]
 
@@ -183,3 +183,58 @@ def compared(v: dict[str, Any], one: str, other: str) -> str:
     d = study_figures.difference(v["studies"]["recipes"], one, other)
     verdict = "all seeds of the one lie on the same side of all seeds of the other" if d["apart"] else "which is within the spread of the seeds"
     return f"{plain(one)} recovers {f.percent(d['one'])} (mean ablation), {plain(other)} {f.percent(d['other'])}: {verdict}."
+
+
+def rules_table(v: dict[str, Any]) -> str:
+    """How well rules foretell each kind of unit."""
+    rows = []
+    for kind, s in v["interpretability"]["scores"].items():
+        low, high = s["auroc_median_interval"]
+        auroc = f"{f.number(s['auroc_median'])} ({f.number(low)} to {f.number(high)})"
+        rows.append([scores.KINDS[kind], f.count(s["n"]), f.percent(s["density_median"]), auroc, f.number(s["balanced_accuracy_median"]), f.percent(s["information_median"]), f.number(s["conditions_mean"], 2)])
+    return table(["Units", "Number", "Density, median", "AUROC", "Balanced accuracy", "Information", "Conditions"], rows)
+
+
+def rules_compared(v: dict[str, Any]) -> str:
+    """Sentences on features against matched neurons, whichever way they came out."""
+    said = []
+    for pair, what in (("feature - neuron_matched", "over all activations"), ("feature_strong - neuron_strong", "over the strong half")):
+        if pair in v["interpretability"]["differences"]:
+            d = v["interpretability"]["differences"][pair]["auroc_median"]
+            low, high = d["interval"]
+            verdict = "features are the better foretold" if low > 0 else "neurons are the better foretold" if high < 0 else "which leaves open who is ahead"
+            said.append(f"The median AUROC of features minus that of matched neurons is {f.signed(d['difference'])} {what} (95 % interval {f.signed(low)} to {f.signed(high)}): {verdict}.")
+    return " ".join(said)
+
+
+def read_closely(v: dict[str, Any], entry: dict[str, Any]) -> str:
+    """What is known of a feature beyond its strongest examples: rule and scores, an example from each tenth, the effect of clamping."""
+    score, lines = entry["score"], []
+    if score["rule"]:
+        lines.append(f"Rule: {code(score['rule'])}; AUROC {f.number(score['auroc'])}, balanced accuracy {f.number(score['balanced_accuracy'])} on other documents.")
+    else:
+        lines.append("Rule: none was scored (too few activations in one half of the documents).")
+    clamped = {c["feature"]: c for c in (v["clamping"] or {}).get("features", ())}.get(entry["feature"])
+    if clamped:
+        random = clamped["nulls"]["random directions"]["kl"]
+        verdict = "more" if clamped["kl"] > random[2] else "no more"
+        lines.append(
+            f"Clamped to its maximum: KL {f.small(clamped['kl'])} nats against {f.small(random[0])} (at most {f.small(random[2])}) along random directions, so it moves the next token {verdict} than they do; "
+            f"its raised tokens {'gain' if clamped['rose'] else 'do not gain'} probability."
+        )
+    lines.append("")
+    for tenth in entry["tenths"]:
+        for e in tenth["examples"]:
+            lines.append(f"- {f.number(e['activation'])} (of {f.percent(tenth['share'])}): {code(e['before'])}**{code(e['token'])}**{code(e['after'])}")
+    return "\n".join(lines) + "\n"
+
+
+def explanation_table(v: dict[str, Any]) -> str:
+    """What a chat model's explanations scored, by kind of unit, and how many of its answers could not be read."""
+    e, rows = v["explanations"], []
+    for kind, s in e["kinds"].items():
+        cells = [f"{f.number(s[test]['mean'])} ({f.number(s[test]['low'])} to {f.number(s[test]['high'])})" if s[test]["units"] else f.NONE for test in ("detection", "fuzzing")]
+        rows.append([plain(kind), f.count(s["units"]), *cells, f"{f.count(s['unparsed'])} of {f.count(s['n'])}"])
+    early = f" It ended early: {plain(e['stopped'])}." if e["stopped"] else ""
+    said = f"Explanations by {plain(e['model'])} from one half of the documents, tested on the other: balanced accuracy of telling which excerpts activate (detection) and whether the marked tokens do (fuzzing).{early}"
+    return said + "\n\n" + table(["Units", "Number", "Detection", "Fuzzing", "Unreadable answers"], rows)
