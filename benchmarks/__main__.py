@@ -10,7 +10,7 @@ import torch
 from sae_lib.report.machine import machine
 
 SPEED = ("language_model_step", "sae_step", "end_to_end", "scaling")  # run when no name is given
-NAMES = (*SPEED, "ground_truth")
+NAMES = (*SPEED, "ground_truth", "feature_table")
 RESULTS = Path(__file__).parent / "results.json"
 
 

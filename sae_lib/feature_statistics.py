@@ -141,13 +141,15 @@ class FirstPass:
         x[torch.from_numpy(chunk.left_out).to(x.device)] = 0
         self.x_sums += x.sum(0, dtype=torch.float64).cpu()
         self.x_squares += x.pow(2).sum(0).double().cpu()
-        pairs = chunk.sparse(kept, self.d_sae)
-        if x.device.type == "cpu" and pairs.nnz < DENSE * len(x) * self.d_sae:
-            by_feature = pairs.tocsc()
+        if x.device.type == "cpu" and len(kept) < DENSE * len(x) * self.d_sae:
+            by_feature = chunk.sparse(kept, self.d_sae).tocsc()
             parts = (torch.from_numpy(part) for part in (by_feature.indptr, by_feature.indices, by_feature.data))
             torch.addmm(self.products, torch.sparse_csr_tensor(*parts, (self.d_sae, len(x)), check_invariants=False), x, out=self.products)
         else:
-            self.products.addmm_(torch.from_numpy(pairs.toarray()).to(x.device).T, x)
+            token, feature, value = (torch.from_numpy(part).to(x.device) for part in (chunk.token, chunk.feature, kept))
+            f = x.new_zeros(len(x), self.d_sae)
+            f[token, feature] = value
+            self.products.addmm_(f.T, x)
 
     def correlated(self, k: int) -> tuple[Int[np.ndarray, "d_sae k"], Float[np.ndarray, "d_sae k"]]:
         """The k neurons whose activations have the largest Pearson correlation with each feature's, and these."""
@@ -191,9 +193,17 @@ class SecondPass:
 
 def random_keys(token: Int[np.ndarray, " pair"], feature: Int[np.ndarray, " pair"], seed: int) -> Int[np.ndarray, " pair"]:
     """Random positive numbers that depend on (token, feature, seed) alone: who has the largest does not depend on how the text is cut."""
-    mixed = _mix(token.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed))
-    mixed ^= _mix(feature.astype(np.uint64) + np.uint64(0xD1B54A32D192ED03))
+    if len(token) == 0:
+        return token
+    mixed = _of_each(token, seed % 2**32) ^ _of_each(feature, 2**32 + seed % 2**32)
     return (_mix(mixed) >> np.uint64(1)).astype(np.int64) | 1
+
+
+def _of_each(number: Int[np.ndarray, " pair"], seed: int) -> np.ndarray:
+    """Random bits of every number, made once for all between the smallest and the largest."""
+    smallest = number.min()
+    numbers = np.arange(smallest, number.max() + 1).astype(np.uint64)
+    return _mix(numbers * np.uint64(0x9E3779B97F4A7C15) + _mix(np.array([seed], np.uint64)))[number - smallest]
 
 
 def _mix(z: np.ndarray) -> np.ndarray:
