@@ -72,7 +72,9 @@ def described(clamp: Clamp) -> str:
 def _maximum(run: Run, feature: int) -> str:
     """What a value can be measured against, where the feature table is made."""
     path = run.folder / "features" / run.settings.sae.recipe / "features.parquet"
-    return f" (its maximum on held-out text: {decimal(pd.read_parquet(path, columns=['maximum'])['maximum'][feature])})" if path.exists() else ""
+    if not path.exists():
+        return ""
+    return f" (its maximum on held-out text: {decimal(float(pd.read_parquet(path, columns=['maximum'])['maximum'][feature]))})"
 
 
 def _percent(probability: float) -> str:
@@ -97,20 +99,20 @@ def chosen_table(subject: Subject, chosen: dict[int, str]) -> Styler:
         f = subject.table.loc[feature]
         raised = " ".join(isolated(subject.vocabulary.name(t)) for t in subject.raised(feature)[:5])
         push = _signed(f["maximum"] * f["top_logit_values"][0])
-        rows.append({"feature": feature, "chosen": how, "density": percent(f["density"]), "maximum": decimal(f["maximum"]), "raises": raised, "largest push on a logit": push})
+        rows.append({"feature": feature, "chosen": how, "density": percent(float(f["density"])), "maximum": decimal(subject.maximum(feature)), "raises": raised, "largest push on a logit": push})
     return _table(rows)
 
 
 def null_table(held: Sequence[dict]) -> Styler:
-    """Rows of `against_null` for display: KL and the probability gained by the raised tokens, beside the means and ranges of both nulls."""
+    """Rows of `against_null` for display: KL in nats, and the percentage points that the raised tokens gain, beside mean and range of both nulls."""
     rows = []
     for h in held:
         row = {"feature": h["feature"], "chosen": h["chosen"], "value": decimal(h["value"]), "KL": small(h["kl"])}
-        row |= {f"KL, {name}": _range(null["kl"], small) for name, null in h["nulls"].items()}
+        row |= {f"KL, {name}": _range(null["kl"], lambda x: small(x, 2)) for name, null in h["nulls"].items()}
         row |= {"gained": _points(h["probability_after"] - h["probability_before"])}
         row |= {f"gained, {name}": _range(null["change"], _points) for name, null in h["nulls"].items()}
         moved = [f"{isolated(m['token'])} {'↑' if m['after'] > m['before'] else '↓'}" for m in h["movers"][:3]]
-        rows.append(row | {"moved most": " ".join(moved)})
+        rows.append(row | {"moved most": "\u2002".join(moved)})
     return _table(rows)
 
 
@@ -118,27 +120,29 @@ def ablation_table(ablated: pd.DataFrame) -> Styler:
     """Rows of `ablation_losses` for display, in nats per token."""
     rows = []
     for a in ablated.to_dict("records"):
-        row = {"feature": a["feature"], "places": a["n_active"], "active": _signed(a["active"]), "95 %": f"{_signed(a['low'])} to {_signed(a['high'])}", "worse at": percent(a["hurt"])}
-        rows.append(row | {"random": _range([a["null"], a["null_least"], a["null_most"]], _signed), "silent": _signed(a["silent"])})
+        row = {"feature": a["feature"], "places": a["n_active"], "active": _signed(a["active"]), "95 %": f"{_signed(a['low'])} … {_signed(a['high'])}"}
+        row |= {"worse at": percent(a["hurt"]), "random": _range([a["null"], a["null_least"], a["null_most"]], _signed), "silent": _signed(a["silent"])}
+        rows.append(row)
     return _table(rows)
 
 
 def error_table(held: dict[int, dict], dropped: dict[int, dict]) -> Styler:
-    """The same clamp with the autoencoder's error kept and dropped."""
+    """The same clamp with the autoencoder's error kept and dropped: KL in nats, percentage points gained."""
     rows = []
     for feature, h in held.items():
-        gained = _points(h["probability_after"] - h["probability_before"])
-        rows.append({"feature": feature, "KL, kept": small(h["kl"]), "KL, dropped": small(dropped[feature]["kl"]), "gained, kept": gained, "gained, dropped": _points(dropped[feature]["gained"])})
+        row = {"feature": feature, "KL, kept": small(h["kl"]), "KL, dropped": small(dropped[feature]["kl"])}
+        gained = h["probability_after"] - h["probability_before"]
+        rows.append(row | {"gained, kept": _points(gained), "gained, dropped": _points(dropped[feature]["gained"])})
     return _table(rows)
 
 
 def _table(rows: list[dict]) -> Styler:
-    return pd.DataFrame(rows).style.format(escape="html").hide(axis="index").set_properties(**{"white-space": "nowrap"})
+    return pd.DataFrame(rows).style.format(escape="html").hide(axis="index")
 
 
 def _range(values: Sequence[float], shown: Callable[[float], str]) -> str:
-    mean, least, most = map(shown, values)
-    return f"{mean} ({least} … {most})"
+    mean, least, most = (shown(v).replace(" ", "\u00a0") for v in values)
+    return f"{mean} ({least}\u00a0…\u00a0{most})"
 
 
 def _signed(x: float) -> str:
@@ -146,7 +150,7 @@ def _signed(x: float) -> str:
 
 
 def _points(share: float) -> str:
-    return f"{_signed(100 * share)} %"
+    return _signed(100 * share)
 
 
 def label(subject: Subject, feature: int, how: str, tokens: int = 3) -> str:
@@ -161,7 +165,8 @@ def next_tokens_figure(vocabulary: Vocabulary, found: dict[str, NextTokens], tit
     for column, n in enumerate(found.values(), 1):
         table = n.table.head(rows)
         for side, colour in (("before", PALETTE[5]), ("after", PALETTE[0])):
-            fig.add_bar(y=list(range(len(table))), x=table[side].tolist(), orientation="h", marker_color=colour, name=side, legendgroup=side, showlegend=column == 1, row=1, col=column)
+            legend = dict(name=side, legendgroup=side, showlegend=column == 1)
+            fig.add_bar(y=list(range(len(table))), x=table[side].tolist(), orientation="h", marker_color=colour, **legend, row=1, col=column)
         names = [escape(isolated(vocabulary.name(int(t)))) for t in table["token_id"]]
         fig.update_yaxes(autorange="reversed", tickvals=list(range(len(table))), ticktext=names, row=1, col=column)
         fig.update_xaxes(title=f"KL {decimal(n.kl)} nats", tickformat=".0%", rangemode="tozero", nticks=4, row=1, col=column)
@@ -176,7 +181,8 @@ def side_by_side_html(vocabulary: Vocabulary, pairs: dict[str, tuple[Sequence[in
         texts = [(f"<b>{escape(side)}</b>", ids) for side, ids in (("without", baseline), (f"with {title}", changed))]
         for head, ids in texts:
             prompt, alike, differs = (_html(vocabulary, part) for part in (ids[:length], ids[length:same], ids[same:]))
-            cells.append(f'<div>{head}<pre style="{STYLE}"><span style="opacity:.55">{prompt}</span>{alike}<span style="background:rgba(209,96,61,.18)">{differs}</span></pre></div>')
+            text = f'<span style="opacity:.55">{prompt}</span>{alike}<span style="background:rgba(209,96,61,.18)">{differs}</span>'
+            cells.append(f'<div>{head}<pre style="{STYLE}">{text}</pre></div>')
     return HTML(f'<div style="display:grid;grid-template-columns:1fr 1fr;gap:1em 1.5em;max-width:1000px">{"".join(cells)}</div>')
 
 
