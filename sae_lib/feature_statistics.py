@@ -159,7 +159,7 @@ class FirstPass:
         found = []
         for i in range(0, self.d_sae, 1024):
             part = slice(i, i + 1024)
-            covariance = self.products[part].double().cpu() / self.n_kept - f_mean[part, None] * x_mean
+            covariance = self.products[part].cpu().double() / self.n_kept - f_mean[part, None] * x_mean
             found.append((covariance / (f_spread[part, None] * x_spread).clamp_min(1e-30)).topk(min(k, len(x_mean)), dim=1))
         return torch.cat([f.indices for f in found]).numpy(), torch.cat([f.values for f in found]).float().numpy()
 
