@@ -100,7 +100,7 @@ def explain(run: Run, features: int | None = None, model: str = "", name: str = 
 
 def explanations_file(run: Run, name: str = "") -> Path:
     """Where the explanations of an autoencoder's features lie, a row per feature, null and neuron."""
-    return run.folder / "explanations" / (name or run.settings.sae.recipe) / "explanations.parquet"
+    return run.folder / "interpretability" / f"explanations-{name or run.settings.sae.recipe}" / "explanations.parquet"
 
 
 def make_units(run: Run, name: str, n: int) -> dict[str, list[Unit]]:
@@ -209,4 +209,4 @@ def _spent(asking: Chat) -> dict:
 def _replies_beside(run: Run) -> tuple[Path, ...]:
     """Replies kept by other runs beside this one: a run with a higher limit does not pay again for what a lower one asked."""
     root = (run.parent or run).folder
-    return tuple(sorted(p for depth in ("*", "*/*") for p in root.parent.glob(f"{depth}/explanations/*/replies.jsonl")))
+    return tuple(sorted(p for depth in ("*", "*/*") for p in root.parent.glob(f"{depth}/interpretability/explanations-*/replies.jsonl")))
