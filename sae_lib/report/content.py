@@ -18,9 +18,10 @@ NOTEBOOK_OF = {
     "evaluation": "03_sae_training",
     "features": "04_feature_browser",
     "last_mlp": "05_stheno_last_mlp",
+    "clamping": "06_clamping",
 }
 ESSENTIAL = ("evaluation",)
-OPTIONAL = ("run", "activations", "training", "toy", "features", "last_mlp")
+OPTIONAL = ("run", "activations", "training", "toy", "features", "last_mlp", "clamping")
 ORIGINAL = json.loads((Path(__file__).parent / "original.json").read_text())
 LABELS = {"ward_2024": "ours, faithful", "bricken_2023": "ours, as published"}
 

@@ -39,6 +39,8 @@ BOUND = {
     "width_table": tables.width_table,
     "resampling_table": tables.resampling_table,
     "last_table": tables.last_table,
+    "clamping_table": tables.clamping_table,
+    "clamping_ablation_table": tables.clamping_ablation_table,
 }
 
 
@@ -100,6 +102,7 @@ def markdown(run: Run) -> str:
             kind_table=tables.kind_table,
             length_table=tables.length_table,
             event_table=tables.event_table,
+            clamping_line=tables.clamping_line,
             original_table=original_table,
             **{name: (lambda make=make: make(values)) for name, make in BOUND.items()},
         )

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sae_lib.report import formats as f
-from sae_lib.report.markup import plain, table
+from sae_lib.report.markup import code, plain, table
 
 Value = Callable[[float | None], str]
 
@@ -152,3 +152,40 @@ def last_table(v: dict[str, Any]) -> str:
     measures = (*COMPARED[:4], ("L0, median", "l0_median", f.count), *COMPARED[4:], ("KL, nats/token", "kl", f.small))
     header = ["", *(f"`{n}`" if n != "neurons" else n for n in e)]
     return table(header, [[label, *(write(r[key]) for r in e.values())] for label, key, write in measures])
+
+
+def clamping_table(v: dict[str, Any]) -> str:
+    """What a feature held at its maximum does, beside what it is held against: means, and the range of the draws."""
+    features = v["clamping"]["features"]
+    nulls = list(features[0]["nulls"])
+    header = ["Feature", "", "Value", "KL", *(f"KL, {name}" for name in nulls), "Its tokens, before", "after", *(f"gained, {name}" for name in nulls)]
+    rows = []
+    for c in features:
+        kl = [between(c["nulls"][name]["kl"], f.small) for name in nulls]
+        gained = [between(c["nulls"][name]["change"], f.percent) for name in nulls]
+        rows.append([c["feature"], c["chosen"], f.number(c["value"]), f.small(c["kl"]), *kl, f.percent(c["probability_before"]), f.percent(c["probability_after"]), *gained])
+    return table(header, rows, left=2)
+
+
+def clamping_ablation_table(v: dict[str, Any]) -> str:
+    """What the loss loses without a feature, where it is active."""
+    rows = []
+    for a in v["clamping"]["ablation"]:
+        interval, null = f"{f.small(a['low'])} to {f.small(a['high'])}", between([a["null"], a["null_least"], a["null_most"]], f.small)
+        rows.append([a["feature"], f.count(a["n_active"]), f.small(a["active"]), interval, f.percent(a["hurt"]), null])
+    return table(["Feature", "Places", "Change of the loss", "95 % interval", "Worse at", "Random directions"], rows)
+
+
+def clamping_line(c: dict[str, Any]) -> str:
+    """One feature's clamp in a sentence, for its page in the report."""
+    nulls = ", ".join(f"{name} {f.small(null['kl'][1])} to {f.small(null['kl'][2])}" for name, null in c["nulls"].items())
+    moved = ", ".join(f"{code(m['token'])} {f.percent(m['before'])} → {f.percent(m['after'])}" for m in c["movers"][:3])
+    gained = f"{f.percent(c['probability_before'])} → {f.percent(c['probability_after'])}"
+    verdict = "more than along any direction that it was held against" if c["beyond_nulls"] else "no more than along some direction that it was held against"
+    return f"Held at {f.number(c['value'])}: KL {f.small(c['kl'])} nats ({nulls}); its top-logit tokens together {gained}, {verdict}; moved most: {moved}."
+
+
+def between(values: list[float], write: Value) -> str:
+    """A mean and the range around it."""
+    mean, least, most = map(write, values)
+    return f"{mean} ({least} to {most})"
