@@ -155,15 +155,15 @@ def last_table(v: dict[str, Any]) -> str:
 
 
 def clamping_table(v: dict[str, Any]) -> str:
-    """What a feature held at its maximum does, beside what it is held against: means, and the range of the draws."""
+    """What a feature held at its maximum does, beside what it is held against: means with the range of the draws, and the most that any of them gains."""
     features = v["clamping"]["features"]
-    nulls = list(features[0]["nulls"])
-    header = ["Feature", "", "Value", "KL", *(f"KL, {name}" for name in nulls), "Its tokens, before", "after", *(f"gained, {name}" for name in nulls)]
+    header = ["Feature", "", "Value", "KL", *(f"KL, {name}" for name in features[0]["nulls"]), "Its tokens", "Gained", "Most gained by the others"]
     rows = []
     for c in features:
-        kl = [between(c["nulls"][name]["kl"], f.small) for name in nulls]
-        gained = [between(c["nulls"][name]["change"], f.percent) for name in nulls]
-        rows.append([c["feature"], c["chosen"], f.number(c["value"]), f.small(c["kl"]), *kl, f.percent(c["probability_before"]), f.percent(c["probability_after"]), *gained])
+        before, after = c["probability_before"], c["probability_after"]
+        kl = [between(null["kl"], f.small) for null in c["nulls"].values()]
+        tokens = [f"{f.percent(before)} → {f.percent(after)}", f.percent(after - before), f.percent(max(null["change"][2] for null in c["nulls"].values()))]
+        rows.append([c["feature"], c["chosen"], f.number(c["value"]), f.small(c["kl"]), *kl, *tokens])
     return table(header, rows, left=2)
 
 
