@@ -37,7 +37,9 @@ class Subject:
     alive: list[int]  # features with at least `ALIVE` activations on held-out text
 
     def maximum(self, feature: int) -> float:
-        return float(self.table["maximum"][feature])
+        """Its maximum on held-out text; that on marked positions where it fires on no others."""
+        f = self.table.loc[feature]
+        return float(f["maximum"] or f.get("maximum_all", 0.0))
 
     def raised(self, feature: int) -> list[int]:
         """The tokens whose logits the feature raises most by itself."""

@@ -84,6 +84,21 @@ def entry(number: int, token: str = "import", around: str = "some code ") -> dic
     }
 
 
+def clamped(number: int, token: str = "import") -> dict:
+    nulls = {name: {"kl": [0.0374, 0.0251, 0.0464], "change": [-0.00095, -0.00246, 0.00116]} for name in ("random directions", "other features")}
+    movers = [{"token": token, "before": 0.0115, "after": 0.02625}]
+    return {"feature": number, "chosen": "drawn", "value": 8.495, "kl": 0.16617, "nulls": nulls, "raised": [token] * 10, "probability_before": 0.00991,
+            "probability_after": 0.02278, "rose": True, "beyond_nulls": True, "movers": movers}  # fmt: skip
+
+
+def clamping_of(token: str = "import") -> dict:
+    ablation = {"feature": 101, "rows": 82, "n_active": 116, "active": 0.4717, "low": 0.2699, "high": 0.7051, "hurt": 0.5603, "null": 0.0736, "null_least": 0.0389,
+                "null_most": 0.1012, "n_silent": 116, "silent": 0.0, "silent_most": 0.0}  # fmt: skip
+    last = {"features": [clamped(7)], "kl_zero": 0.00696, "ablation": [], "hook_name": "blocks.3.mlp.hook_post", "places": 256}
+    return {"features": [clamped(101), clamped(102, token)], "places": 257, "draws": 5, "seed": 0, "figure": "clamping_sweep", "kl_zero": 1.571, "stand_out": {"by_size": 1, "by_tokens": 2},
+            "ablation": [ablation], "error": {"alone": 0.07729, "dropped": {}}, "generations": [{"feature": 101, "prompt": token, "without": token, "with": token}], "last_mlp": last}  # fmt: skip
+
+
 def results() -> dict:
     """Every results file of a small run, in the shape that the notebooks save."""
     part = {
@@ -121,6 +136,7 @@ def results() -> dict:
                      "evaluation": {n: {c: e[c] for c in columns} for n, e in (("bricken_2023", main), ("neurons", evaluated(1.0, [])))},
                      "training": {"seconds": 23.4, "activations": 30000, "activations_per_second": 1282.1, "resampling": []}, "gallery": [entry(i) for i in (7, 8, 9)], "bridge_difference": 2.4e-07,
                      "language_model": {"tokens": 60000, "seconds": 31.2, "parameters": 90000, "heldout": 5.9134}},
+        "clamping": clamping_of(),
     }  # fmt: skip
 
 
@@ -132,6 +148,7 @@ FIGURES = (
     "training_silent",
     "density",
     "density_recipes",
+    "clamping_sweep",
     "last_mlp_activations",
     "toy_introduction",
 )
@@ -219,6 +236,8 @@ QUOTED = [  # numbers in prose and in every table: a change of the result must c
     ("evaluation", "bricken_2023", "tokens"), ("evaluation", "bricken_2023-d_sae_64", "fvu"), ("evaluation", "bricken_2023-no_resampling", "dead_share"),
     ("training", "summaries", "ward_2024", "resampling", 0, "resampled"), ("training", "summaries", "bricken_2023", "final_silent"), ("training", "summaries", "ward_2024", "recipe", "l1"),
     ("toy", "full", "gates", 0, "measured", 1), ("features", "judged"), ("features", "gallery", 0, "density"), ("last_mlp", "positive_share"), ("last_mlp", "language_model", "heldout"), ("last_mlp", "evaluation", "neurons", "fvu"),
+    ("clamping", "features", 0, "kl"), ("clamping", "features", 1, "nulls", "other features", "change", 2), ("clamping", "ablation", 0, "low"), ("clamping", "kl_zero"), ("clamping", "error", "alone"),
+    ("clamping", "features", 0, "movers", 0, "after"), ("clamping", "stand_out", "by_size"), ("clamping", "last_mlp", "kl_zero"),
 ]  # fmt: skip
 
 
@@ -247,7 +266,7 @@ def test_numbers_in_the_template_are_no_results():
 def test_tables_are_well_formed_and_nothing_is_undefined(run):
     text = render.markdown(run)
     found = tables_of(text)
-    assert len(found) == 15
+    assert len(found) == 17
     for rows in found:
         assert len({len(row) for row in rows}) == 1, rows
         assert all(re.fullmatch("-+:?", cell) for cell in rows[1])
@@ -289,11 +308,11 @@ def test_the_published_toy_check_is_shown_with_its_figures(run, tmp_path):
         assert f"(figures/full_{name}.png)" in text and caption in text and (run.folder / "figures" / f"full_{name}.png").is_file()
 
 
-@pytest.mark.parametrize("name", ["toy", "activations", "training", "features", "last_mlp", "run"])
+@pytest.mark.parametrize("name", ["toy", "activations", "training", "features", "last_mlp", "clamping", "run"])
 def test_a_missing_result_is_said_in_its_section(run, name):
     (run.results_folder / f"{name}.json").unlink()
     text = render.markdown(run)
-    title = {"toy": "9 ", "activations": "3 ", "training": "5 ", "features": "7 ", "last_mlp": "10 ", "run": "1 "}[name]
+    title = {"toy": "9 ", "activations": "3 ", "training": "5 ", "features": "7 ", "last_mlp": "10 ", "clamping": "7 ", "run": "1 "}[name]
     assert ("has not run" if name != "run" else "was not recorded") in section(text, title)
     if name != "run":
         assert f"- {content.NOTEBOOK_OF[name]} did not run" in section(text, "11 ")
@@ -418,7 +437,7 @@ def check_page(text: str) -> Page:
 def test_the_page_is_self_contained(run):
     page = check_page(pages.html(render.markdown(run), run.folder))
     assert page.tags.count("img") == len(FIGURES)
-    assert page.tags.count("table") == 15
+    assert page.tags.count("table") == 17
     assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in [v for _, k, v in page.attributes if k == "content"]
 
 
@@ -444,7 +463,7 @@ def test_text_of_the_corpus_is_inert(tmp_path, bad):
         a["text"][split]["distributions"] = {bad: 13439, "x": 1}
     a["text"]["train"]["most_frequent"][0]["token"] = bad
     a["prompts"]["prompt"]["most_frequent"] = {bad: 3}
-    values["last_mlp"]["model"] = bad
+    values["last_mlp"]["model"], values["clamping"] = bad, clamping_of(bad)
     values["toy"]["introduction"] = values["toy"]["observations"][0]["holds"] = values["run"]["machine"]["cpu"] = bad
     text = render.markdown(run := make(tmp_path / "bad", values))
     page = check_page(pages.html(text, run.folder))

@@ -21,13 +21,14 @@ NOTEBOOK_OF = {
     "clusters": "04_feature_browser",
     "explanations": "04_feature_browser",
     "last_mlp": "05_stheno_last_mlp",
+    "clamping": "06_clamping",
     "study_recipes": "`python -m sae_lib study`",
     "study_widths": "`python -m sae_lib study`",
     "study_classical": "`python -m sae_lib study`",
     "study_saelens": "`python -m benchmarks.saelens_frontier`",
 }
 ESSENTIAL = ("evaluation",)
-OPTIONAL = ("run", "activations", "training", "toy", "features", "interpretability", "clusters", "explanations", "last_mlp")
+OPTIONAL = ("run", "activations", "training", "toy", "features", "interpretability", "clusters", "explanations", "last_mlp", "clamping")
 ORIGINAL = json.loads((Path(__file__).parent / "original.json").read_text())
 LABELS = {"ward_2024": "ours, faithful", "bricken_2023": "ours, as published"}
 

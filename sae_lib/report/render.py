@@ -44,6 +44,8 @@ BOUND = {
     "rules_table": tables.rules_table,
     "rules_compared": tables.rules_compared,
     "explanation_table": tables.explanation_table,
+    "clamping_table": tables.clamping_table,
+    "clamping_ablation_table": tables.clamping_ablation_table,
 }
 
 

@@ -216,12 +216,7 @@ def read_closely(v: dict[str, Any], entry: dict[str, Any]) -> str:
         lines.append("Rule: none was scored (too few activations in one half of the documents).")
     clamped = {c["feature"]: c for c in (v["clamping"] or {}).get("features", ())}.get(entry["feature"])
     if clamped:
-        random = clamped["nulls"]["random directions"]["kl"]
-        verdict = "more" if clamped["kl"] > random[2] else "no more"
-        lines.append(
-            f"Clamped to its maximum: KL {f.small(clamped['kl'])} nats against {f.small(random[0])} (at most {f.small(random[2])}) along random directions, so it moves the next token {verdict} than they do; "
-            f"its raised tokens {'gain' if clamped['rose'] else 'do not gain'} probability."
-        )
+        lines += ["", clamping_line(clamped)]
     lines.append("")
     for tenth in entry["tenths"]:
         for e in tenth["examples"]:
@@ -238,3 +233,40 @@ def explanation_table(v: dict[str, Any]) -> str:
     early = f" It ended early: {plain(e['stopped'])}." if e["stopped"] else ""
     said = f"Explanations by {plain(e['model'])} from one half of the documents, tested on the other: balanced accuracy of telling which excerpts activate (detection) and whether the marked tokens do (fuzzing).{early}"
     return said + "\n\n" + table(["Units", "Number", "Detection", "Fuzzing", "Unreadable answers"], rows)
+
+
+def clamping_table(v: dict[str, Any]) -> str:
+    """What a feature held at its maximum does, beside what it is held against: means with the range of the draws, and the most that any of them gains."""
+    features = v["clamping"]["features"]
+    header = ["Feature", "", "Value", "KL", *(f"KL, {name}" for name in features[0]["nulls"]), "Its tokens", "Gained", "Most gained by the others"]
+    rows = []
+    for c in features:
+        before, after = c["probability_before"], c["probability_after"]
+        kl = [between(null["kl"], f.small) for null in c["nulls"].values()]
+        tokens = [f"{f.percent(before)} → {f.percent(after)}", f.percent(after - before), f.percent(max(null["change"][2] for null in c["nulls"].values()))]
+        rows.append([c["feature"], c["chosen"], f.number(c["value"]), f.small(c["kl"]), *kl, *tokens])
+    return table(header, rows, left=2)
+
+
+def clamping_ablation_table(v: dict[str, Any]) -> str:
+    """What the loss loses without a feature, where it is active."""
+    rows = []
+    for a in v["clamping"]["ablation"]:
+        interval, null = f"{f.small(a['low'])} to {f.small(a['high'])}", between([a["null"], a["null_least"], a["null_most"]], f.small)
+        rows.append([a["feature"], f.count(a["n_active"]), f.small(a["active"]), interval, f.percent(a["hurt"]), null])
+    return table(["Feature", "Places", "Change of the loss", "95 % interval", "Worse at", "Random directions"], rows)
+
+
+def clamping_line(c: dict[str, Any]) -> str:
+    """One feature's clamp in a sentence, for its page in the report."""
+    nulls = ", ".join(f"{name} {f.small(null['kl'][1])} to {f.small(null['kl'][2])}" for name, null in c["nulls"].items())
+    moved = ", ".join(f"{code(m['token'])} {f.percent(m['before'])} → {f.percent(m['after'])}" for m in c["movers"][:3])
+    gained = f"{f.percent(c['probability_before'])} → {f.percent(c['probability_after'])}"
+    verdict = "more than along any direction that it was held against" if c["beyond_nulls"] else "no more than along some direction that it was held against"
+    return f"Held at {f.number(c['value'])}: KL {f.small(c['kl'])} nats ({nulls}); its top-logit tokens together {gained}, {verdict}; moved most: {moved}."
+
+
+def between(values: list[float], write: Value) -> str:
+    """A mean and the range around it."""
+    mean, least, most = map(write, values)
+    return f"{mean} ({least} to {most})"
