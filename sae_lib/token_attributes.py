@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 
 from sae_lib.browser.visible import Vocabulary, plain
 from sae_lib.syntax import AROUND, surroundings
@@ -42,14 +42,14 @@ class Attribute:
 
 def attributes(vocabulary: Vocabulary) -> list[Attribute]:
     """The attributes in the order of the columns of `raw_values`."""
-    token = lambda t: f"`{vocabulary.name(t)}`" if t != NONE else "the start of the row"  # noqa: E731
+    token = lambda t: f"`{vocabulary.name(t)}`"  # noqa: E731
     size = len(vocabulary)
     listed = lambda names: lambda v: names[v]  # noqa: E731
     return [
         Attribute("token", "{}", True, token),
         Attribute("previous", "after {}", False, token),
         Attribute("second", "two after {}", False, token),
-        Attribute("pair", "{}", True, lambda v: f"{token(v % size)} after {token(v // size - 1)}"),
+        Attribute("pair", "{}", True, lambda v: f"{token(v % size)} after {token(v // size)}"),
         Attribute("characters", "after the characters {}", False, lambda v: f"`{_characters(v)}`"),
         Attribute("line", "on a line that begins with {}", False, lambda v: f"`{_characters(v)}`"),
         Attribute("shape", "{}", True, listed(SHAPES)),
@@ -82,14 +82,14 @@ def raw_values(ids: Int[Array, " n"], first_tokens: Int[Array, " document"], con
     word, indent, place = _lines(text, data, starts)
     place[first_tokens] = 0
     columns = [
-        ids, previous, second, np.where(previous == NONE, ids, (previous + 1) * size + ids), (before[2] << 16) + (before[1] << 8) + before[0], word,
-        np.array([_shape(t) for t in vocabulary.texts])[ids], _beginning(texts, ids, before[0]), place, np.searchsorted([1, 4, 5, 8, 9, 12, 13], indent, side="right"),
+        ids, previous, second, np.where(previous == NONE, NONE, previous * size + ids), np.where(before[0] == 0, NONE, (before[2] << 16) + (before[1] << 8) + before[0]), word,
+        np.array(shapes(vocabulary))[ids], _beginning(texts, ids, before[0]), place, np.searchsorted([1, 4, 5, 8, 9, 12, 13], indent, side="right"),
         inside, np.minimum(depth, 3), np.searchsorted([1, 2, 4, 8, 16, 32, 64], in_row, side="right"),
     ]  # fmt: skip
     return np.stack(columns, axis=1)
 
 
-def _lines(text: bytes, data: Int[Array, " byte"], starts: Int[Array, " n"]) -> tuple[Array, Array, Array]:
+def _lines(text: bytes, data: UInt8[Array, " byte"], starts: Int[Array, " n"]) -> tuple[Array, Array, Array]:
     """Per token: a number for the word that its line begins with (`NONE` up to that word), the line's indentation, and its place on the line."""
     breaks = np.flatnonzero(data == 10)
     line = np.searchsorted(breaks, starts, side="left")  # a token that begins with a line break still belongs to the line that it ends
@@ -111,9 +111,12 @@ def _number(word: bytes) -> int:
 
 
 def _characters(number: int) -> str:
-    if number <= 0:
-        return "nothing"
     return plain(number.to_bytes(8, "big").lstrip(b"\0").decode("utf-8", "surrogateescape"), every_blank=True)
+
+
+def shapes(vocabulary: Vocabulary) -> list[int]:
+    """The shape of every token, as an index of `SHAPES`; a leading blank is no part of it."""
+    return [_shape(text) for text in vocabulary.texts]
 
 
 def _shape(text: str) -> int:
