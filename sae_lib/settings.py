@@ -105,6 +105,20 @@ class FeatureSettings(Section):
     keep_marked: bool = False  # count first tokens, padding and outlying norms (attention sinks) among the top examples too
 
 
+class InterpretabilitySettings(Section):
+    """Rules for when a unit fires, and what they are scored against."""
+
+    tokens: PositiveInt = 200_000  # held-out tokens of each half, at most
+    features: PositiveInt | None = None  # at most so many features; None: all
+    units: PositiveInt = 256  # at most so many of every other kind
+    conditions: int = Field(4, ge=1, le=8)  # of a rule, at most
+    values: PositiveInt = 6  # of a condition, at most
+    min_active: PositiveInt = 20  # activations in either half below which a unit is not scored
+    untrained_activations: int = Field(400_000, ge=0)  # that the autoencoder of an untrained model is trained on; 0: leave it out
+    clusters: PositiveInt = 120  # groups of features
+    seed: int | None = None  # of splits and draws; None: the run's
+
+
 class PromptSettings(Section):
     prompts: tuple[str, ...] = ("def __init__(self, ", "The licensee shall ", "import numpy as np\n", "## Installation\n")
     new_tokens: PositiveInt = 48
@@ -172,6 +186,7 @@ class Settings(Section):
     sae: SAESettings = SAESettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     features: FeatureSettings = FeatureSettings()
+    interpretability: InterpretabilitySettings = InterpretabilitySettings()
     prompts: PromptSettings = PromptSettings()
     last_mlp: LastMLPSettings = LastMLPSettings()
     clamping: ClampingSettings = ClampingSettings()

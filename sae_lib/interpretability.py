@@ -1,0 +1,154 @@
+"""How well short rules foretell when units fire: features, and beside them neurons, random and principal directions and other nulls.
+
+Density alone moves such scores, so everything is compared at matched densities: a unit of another kind fires above the threshold at which it is as
+dense as a feature drawn for it. A second comparison leaves out the weak half of every feature's activations (`_strong`): a matched neuron
+fires at the top of its range only, a feature over the whole of its own.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+
+from sae_lib import evaluation, language_model, training
+from sae_lib.activations import HookPoint, harvest
+from sae_lib.dictionaries import Dictionary, Directions, active, coordinate_directions, principal_directions, random_directions
+from sae_lib.halves import Halves, split
+from sae_lib.recipes import variants
+from sae_lib.rules import learn_and_score
+from sae_lib.runs import Run, writing
+from sae_lib.scores import save_summary
+from sae_lib.untrained import untrained_autoencoder
+
+Array = np.ndarray
+SAMPLE = 65_536  # activations of the learning half that thresholds and directions are taken from
+STRONG = 0.5  # share of a feature's activations, the largest, that count as strong
+BATCH = 64  # units that a process scores at a time
+
+
+@dataclass(frozen=True)
+class Units:
+    """Units of one kind and where they fire: per unit the tokens of the learning half and those of the scoring half."""
+
+    kind: str
+    numbers: Int[Array, " unit"]
+    firing: tuple[list[Int[Array, " m"]], list[Int[Array, " m"]]]
+
+
+def score_run(run: Run, name: str = "") -> Path:
+    """The `score` stage: `scores.parquet`, a row per unit with its rule and how well it does on the other half; then the summary and its figures."""
+    name = name or run.settings.sae.recipe
+    folder, sae = run.folder / "interpretability" / name, variants(run.settings)[name]
+    made_from = training.sae_made_from(run, sae) | {"interpretability": run.settings.interpretability.model_dump(exclude={"clusters"})}
+    if not run.is_made(folder, made_from):
+        training.make_autoencoder(run, name)
+        halves = split(run)
+        parts, counts = [], {}
+        for units in every_kind(run, name, halves):
+            table = score_units(units, halves, run.settings.interpretability)
+            parts.append(table)
+            counts[units.kind] = {"units": len(units.numbers), "left_out": len(units.numbers) - len(table)}
+        with writing(folder, made_from) as out:
+            pd.concat(parts, ignore_index=True).to_parquet(out / "scores.parquet", compression="zstd")
+            text = {"tokens": [t.n for t in halves.texts], "documents": halves.documents}
+            (out / "counts.json").write_text(json.dumps(text | {"kinds": counts}, indent=1))
+    save_summary(run, name, folder, made_from)
+    return folder
+
+
+def every_kind(run: Run, name: str, halves: Halves) -> Iterator[Units]:
+    """Features first, then what they are compared with, one kind at a time: memory holds one kind's firing."""
+    s, sae_settings = run.settings.interpretability, variants(run.settings)[name]
+    rng = np.random.default_rng((run.settings.seed if s.seed is None else s.seed, 2))
+    hook, sae = HookPoint(language_model.load(run), sae_settings.hook_name), training.load_autoencoder(run, name)
+    numbers = _draw(rng, sae.d_sae, s.features)
+    features, values = firing(hook, sae, numbers, halves.rows)
+    yield Units("feature", numbers, features)
+    enough = np.flatnonzero([min(len(a), len(b)) >= s.min_active for a, b in zip(*features, strict=True)])
+    if len(enough) == 0:
+        return
+    chosen = enough[_draw(rng, len(enough), s.units)]
+    strong = [np.quantile(values[0][i], 1 - STRONG) for i in chosen]
+    yield Units("feature_strong", numbers[chosen], tuple([f[i][v[i] > t] for i, t in zip(chosen, strong, strict=True)] for f, v in zip(features, values, strict=True)))
+    shuffled = tuple([rng.choice(text.n, len(f[i]), replace=False) for i in chosen] for text, f in zip(halves.texts, features, strict=True))
+    yield Units("shuffled", numbers[chosen], shuffled)
+    densities = np.array([len(features[0][i]) for i in enough]) / halves.texts[0].n
+    del features, values, shuffled
+
+    def matched(n: int) -> Float[torch.Tensor, " n"]:
+        return torch.from_numpy(rng.choice(densities, n, replace=n > len(densities))).float()
+
+    def thresholded(kind: str, directions: Directions, numbers: Int[Array, " unit"], x: torch.Tensor, hook: HookPoint, unmatched: bool = True, strong: bool = True) -> Iterator[Units]:
+        own = Directions(directions.W_dec[numbers], directions.centre)
+        density = matched(len(numbers))
+        versions = {f"{kind}_matched" if unmatched else kind: own.at_density(x, density)}
+        versions |= {kind: own} if unmatched else {}
+        versions |= {f"{kind}_strong": own.at_density(x, density * STRONG)} if strong else {}
+        for version, dictionary in versions.items():
+            yield Units(version, numbers, firing(hook, dictionary, np.arange(len(numbers)), halves.rows)[0])
+
+    x = sample(hook, halves.rows[0])
+    yield from thresholded("neuron", coordinate_directions(sae.d_in, x.device), _draw(rng, sae.d_in, s.units), x, hook)
+    yield from thresholded("principal", principal_directions(x), _draw(rng, 2 * sae.d_in, s.units), x, hook)
+    yield from thresholded("random", random_directions(x, s.units, int(rng.integers(2**31))), np.arange(s.units), x, hook, unmatched=False)
+    if s.untrained_activations:
+        hook, sae = untrained_autoencoder(run, sae_settings, name)
+        numbers = _draw(rng, sae.d_sae, s.units)
+        yield Units("untrained", numbers, firing(hook, sae, numbers, halves.rows)[0])
+        yield from thresholded("untrained", Directions(sae.W_enc_T, sae.b_dec), numbers, sample(hook, halves.rows[0]), hook, strong=False)
+
+
+def firing(hook: HookPoint, dictionary: Dictionary, numbers: Int[Array, " unit"], rows: tuple[Array, ...]) -> tuple[tuple[list, ...], tuple[list, ...]]:
+    """(tokens, activations): for each half a list with, per unit, the tokens where it is active, and its activations there."""
+    column = np.full(dictionary.d_sae, -1)
+    column[numbers] = np.arange(len(numbers))
+    tokens, values = [], []
+    for part in rows:
+        parts: list[tuple[list, list]] = [([], []) for _ in numbers]
+        for first, x in evaluation.chunks(hook, part, "firing"):
+            pairs = active(dictionary, x)
+            unit = column[pairs.column.cpu().numpy()]
+            order = np.flatnonzero(unit >= 0)
+            order = order[unit[order].argsort(kind="stable")]
+            ends = np.searchsorted(unit[order], np.arange(len(numbers) + 1))
+            token, value = (pairs.row.cpu().numpy()[order] + first).astype(np.int32), pairs.value.cpu().numpy()[order]
+            for u in np.flatnonzero(np.diff(ends)):
+                parts[u][0].append(token[ends[u] : ends[u + 1]])
+                parts[u][1].append(value[ends[u] : ends[u + 1]])
+        tokens.append([np.concatenate([np.empty(0, dtype=np.int32), *t]) for t, _ in parts])
+        values.append([np.concatenate([np.empty(0, dtype=np.float32), *v]) for _, v in parts])
+    return tuple(tokens), tuple(values)
+
+
+def sample(hook: HookPoint, rows: Int[Array, "row position"]) -> Float[torch.Tensor, "n d_in"]:
+    """Activations of at most `SAMPLE` tokens in rows spread evenly over the learning half."""
+    wanted = min(len(rows), -(-SAMPLE // rows.shape[1]))
+    return harvest(hook, rows[np.linspace(0, len(rows) - 1, wanted).astype(int)]).float()
+
+
+def score_units(units: Units, halves: Halves, s) -> pd.DataFrame:
+    """A row per unit that is active often enough in both halves, on all processors."""
+    enough = [i for i, pair in enumerate(zip(*units.firing, strict=True)) if min(map(len, pair)) >= s.min_active]
+    batches = [enough[i : i + BATCH] for i in range(0, len(enough), BATCH)]
+    work = [(halves.texts, [f[i] for i in batch], [g[i] for i in batch], s.conditions, s.values) for f, g in [units.firing] for batch in batches]
+    if len(work) > 1:
+        done = joblib.Parallel(n_jobs=-1)(joblib.delayed(learn_and_score)(*w) for w in work)
+    else:
+        done = [learn_and_score(*w) for w in work]
+    records = [
+        {"kind": units.kind, "unit": int(units.numbers[i]), "rule": halves.writer.text(rule), "n_conditions": len(rule.conditions), **asdict(scored),
+         "density": (len(units.firing[0][i]) + len(units.firing[1][i])) / sum(t.n for t in halves.texts), "values": halves.writer.values(rule)}
+        for i, (rule, scored) in zip(enough, (pair for batch in done for pair in batch), strict=True)
+    ]  # fmt: skip
+    columns = ["kind", "unit", "rule", "n_conditions", "auroc", "balanced_accuracy", "precision", "recall", "information", "density", "values"]
+    return pd.DataFrame(records, columns=columns)
+
+
+def _draw(rng: np.random.Generator, n: int, at_most: int | None) -> Int[Array, " unit"]:
+    return np.arange(n) if at_most is None or n <= at_most else np.sort(rng.choice(n, at_most, replace=False))

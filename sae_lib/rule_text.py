@@ -1,0 +1,86 @@
+"""A rule as a reader gets it: "` [` after `al.` (84 %); ` [` (3 %)": of the parts the first that applies says how often the unit fires there."""
+
+from sae_lib.browser.visible import Vocabulary
+from sae_lib.rules import Encoding, Rule
+from sae_lib.token_attributes import attributes, shapes
+
+NEVER = "no rule found"
+Path = tuple[tuple[int, bool], ...]
+Sets = dict[int, list[int]]  # attribute → raw values
+
+
+class RuleWriter:
+    """Puts rules into words, with tokens made visible."""
+
+    def __init__(self, encoding: Encoding, vocabulary: Vocabulary):
+        self.attributes, self.encoding, self.shapes = attributes(vocabulary), encoding, shapes(vocabulary)
+        names = [attribute.name for attribute in self.attributes]
+        self.token, self.shape = names.index("token"), names.index("shape")
+
+    def text(self, rule: Rule) -> str:
+        """The leaves where the rule says "fires", by falling rate. A "not" that the parts before it imply is left out."""
+        parts: list[str] = []
+        told: list[Path] = []
+        for leaf in rule.says_fires:
+            allowed = self._allowed(rule, leaf.path)
+            excluded = self._excluded(rule, tuple(step for i, step in enumerate(leaf.path) if not _implied(rule, leaf.path[:i], step, told)), allowed)
+            if all(allowed.values()):
+                parts.append(f"{self._words(allowed, excluded)} ({share(leaf.rate)})")
+            told.append(leaf.path)
+        return "; ".join(parts) if parts else NEVER
+
+    def values(self, rule: Rule) -> list[str]:
+        """What the rule's parts ask for, each value for itself (`after ` + "`(`"): what rules can have in common."""
+        named = [self._phrase(a, [v]) for leaf in rule.says_fires for a, values in self._allowed(rule, leaf.path).items() for v in values]
+        return list(dict.fromkeys(named))
+
+    def _allowed(self, rule: Rule, path: Path) -> Sets:
+        """The values that a path leaves of the attributes that it names values of."""
+        steps = [(*self._condition(rule, number), holds) for number, holds in path]
+        allowed: Sets = {}
+        for a, values, holds in sorted(steps, key=lambda step: not step[2]):
+            if holds:
+                allowed[a] = [v for v in allowed.get(a, values) if v in values]
+            elif a in allowed:
+                allowed[a] = [v for v in allowed[a] if v not in values]
+        if self.token in allowed:  # with the token its shape is known
+            for a, values, holds in steps:
+                if a == self.shape:
+                    allowed[self.token] = [t for t in allowed[self.token] if (self.shapes[t] in values) == holds]
+            allowed.pop(self.shape, None)
+        return allowed
+
+    def _excluded(self, rule: Rule, path: Path, allowed: Sets) -> Sets:
+        """The values that a path rules out of the other attributes."""
+        excluded: Sets = {}
+        for number, holds in path:
+            a, values = self._condition(rule, number)
+            if not holds and a not in allowed and not (a == self.shape and self.token in allowed):
+                excluded.setdefault(a, []).extend(values)
+        return excluded
+
+    def _condition(self, rule: Rule, number: int) -> tuple[int, list[int]]:
+        pairs = [self.encoding.raw(int(code)) for code in rule.conditions[number]]
+        return pairs[0][0], [value for _, value in pairs]
+
+    def _words(self, allowed: Sets, excluded: Sets) -> str:
+        nouns = [a for a in allowed if self.attributes[a].is_noun]
+        words = [" that is ".join(self._phrase(a, allowed[a]) for a in nouns) or "any token"]
+        words += [self._phrase(a, values) for a, values in allowed.items() if a not in nouns]
+        return " ".join(words + [f"not {self._phrase(a, values)}" for a, values in excluded.items()])
+
+    def _phrase(self, a: int, values: list[int]) -> str:
+        names = [self.attributes[a].value(v) for v in values]
+        return self.attributes[a].phrase.format(" or ".join(filter(None, [", ".join(names[:-1]), names[-1]])))
+
+
+def share(rate: float) -> str:
+    """A share in per cent with one or two digits that mean something."""
+    return f"{100 * rate:.0f} %" if rate >= 0.0095 else f"{100 * rate:.1g} %"
+
+
+def _implied(rule: Rule, before: Path, step: tuple[int, bool], told: list[Path]) -> bool:
+    """Whether all that a "not" sets apart was told already."""
+    number, holds = step
+    beside = (*before, (number, True))
+    return not holds and all(leaf.path in told for leaf in rule.leaves if leaf.path[: len(beside)] == beside)
