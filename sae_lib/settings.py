@@ -1,7 +1,5 @@
-"""One validated settings object; profiles are YAML files, overrides are `section.key=value`."""
+"""One validated settings object; profiles are YAML files, overrides (`overrides.py`) are `section.key=value`."""
 
-import difflib
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from sae_lib.errors import SettingsError
+from sae_lib.overrides import apply
 
 PROFILES_FOLDER = Path(__file__).parent / "profiles"
 PROFILES = ("smoke", "laptop", "runpod")
@@ -208,7 +207,7 @@ def load(profile: str = "laptop", overrides: list[str] | tuple[str, ...] = ()) -
     data = yaml.safe_load((PROFILES_FOLDER / f"{profile}.yaml").read_text())
     data["profile"] = profile
     for override in overrides:
-        _apply(data, override)
+        apply(data, override, Settings)
     return validate(data)
 
 
@@ -220,50 +219,3 @@ def validate(data: dict[str, Any]) -> Settings:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or "settings"
         raise SettingsError(f"{name}: {first['msg']} (found {first['input']!r})") from None
-
-
-def _apply(data: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise SettingsError(f"--set {override!r}: expected section.key=value, for example sae.d_sae=8192")
-    if key == "profile":
-        raise SettingsError(f"--set {override}: a profile is chosen with --profile {text}")
-    model: type[BaseModel] = Settings
-    path = key.split(".")
-    for depth, part in enumerate(path):
-        if part not in model.model_fields:
-            raise SettingsError(_unknown(".".join(path[: depth + 1]), ".".join(path[:depth]), part, list(model.model_fields)))
-        inner = _section(model.model_fields[part].annotation)
-        if inner is None and depth + 1 < len(path):
-            raise SettingsError(f"{key}: {'.'.join(path[: depth + 1])} is a single value, it has no setting {path[depth + 1]!r}")
-        model = inner or model
-    if inner is not None:
-        if "source" not in inner.model_fields:
-            raise SettingsError(f"{key} is a section; set one of its values: {', '.join(f'{key}.{f}' for f in inner.model_fields)}")
-        path.append("source")
-    target = data
-    for part in path[:-1]:
-        target[part] = dict(target.get(part) or {})
-        target = target[part]
-    target[path[-1]] = text if path[-1] in ("source", "recipe", "hook_name") else _number_or_yaml(key, text)
-
-
-def _number_or_yaml(key: str, text: str) -> Any:
-    with suppress(ValueError):
-        if "e" in text.lower():  # YAML 1.1 reads 1e-4 as text
-            return float(text)
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
-        raise SettingsError(f"{key}: {text!r} is not a number, text or list, for example 8192, 1e-3 or [ward_2024]") from None
-
-
-def _section(annotation: Any) -> type[Section] | None:
-    options = getattr(annotation, "__args__", (annotation,))
-    return next((o for o in options if isinstance(o, type) and issubclass(o, Section)), None)
-
-
-def _unknown(full: str, parent: str, part: str, exist: list[str]) -> str:
-    near = difflib.get_close_matches(part, exist, 1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"setting {full!r} does not exist{hint} {parent or 'the settings'} has: {', '.join(exist)}"

@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, Und
 
 from sae_lib import toy_check
 from sae_lib.errors import ArtefactError
-from sae_lib.report import content, tables
+from sae_lib.report import content, feature_tables, tables
 from sae_lib.report import formats as f
 from sae_lib.report.markup import block, code, plain, prose, table
 from sae_lib.runs import Run
@@ -41,11 +41,11 @@ BOUND = {
     "last_table": tables.last_table,
     "recipes_study_table": tables.recipes_study_table,
     "widths_study_table": tables.widths_study_table,
-    "rules_table": tables.rules_table,
-    "rules_compared": tables.rules_compared,
-    "explanation_table": tables.explanation_table,
-    "clamping_table": tables.clamping_table,
-    "clamping_ablation_table": tables.clamping_ablation_table,
+    "rules_table": feature_tables.rules_table,
+    "rules_compared": feature_tables.rules_compared,
+    "explanation_table": feature_tables.explanation_table,
+    "clamping_table": feature_tables.clamping_table,
+    "clamping_ablation_table": feature_tables.clamping_ablation_table,
 }
 
 
@@ -109,7 +109,7 @@ def markdown(run: Run) -> str:
             event_table=tables.event_table,
             original_table=original_table,
             compared=lambda one, other: tables.compared(values, one, other),
-            read_closely=lambda entry: tables.read_closely(values, entry),
+            read_closely=lambda entry: feature_tables.read_closely(values, entry),
             **{name: (lambda make=make: make(values)) for name, make in BOUND.items()},
         )
     except (UndefinedError, KeyError) as error:
