@@ -1,6 +1,7 @@
 """The browser's widget in a real JupyterLab: a server, a kernel and headless Chromium, on a run whose corpus holds markup."""
 
 import csv
+import html
 import json
 import os
 import re
@@ -169,7 +170,10 @@ def test_clamped_sides_are_those_of_clamping(run, model):
     parts = (model.hook, model.tokenizer, model.dictionary, "import js", [made])
     sides = clamping.side_by_side(*parts, 8, 0.8, 3)
     baseline, clamped = re.findall(r'<div class="sae-text" dir="ltr">(.*?)</div>', shown, re.DOTALL)
-    assert baseline.count("<bdi") == len(sides[0]) and clamped.count("<bdi") == len(sides[1]) and baseline.count("sae-prompt") == sides[2]
+    vocabulary = open_table(run).vocabulary
+    for text, ids in ((baseline, sides[0]), (clamped, sides[1])):
+        titles = [html.unescape(t).strip("\u2068\u2069").split("  ")[0] for t in re.findall(r'title="([^"]*)"', text)]
+        assert titles == [vocabulary.name(t) for t in ids.tolist()] and text.count("sae-prompt") == sides[2]
     table = clamping.next_tokens(*parts, k=12).table
     assert page.percent(float(table["before"][0])) in shown and f"feature {number} pinned at 30" in shown
     silent = browser.clamp(run, "import js", number, "scale", 1.0, new_tokens=0).data

@@ -94,8 +94,8 @@ class FeatureTable:
         """`search`, sorted; the dead and those without a score are last, whichever way. The feature that `query` names is first."""
         found = self.search(query)
         keys = self.features[SORTS[sort]].to_numpy(dtype=float)[found]
-        last = np.isnan(keys) | ((self.features["n_active"].to_numpy()[found] == 0) & (sort != "number"))
-        order = np.lexsort((-keys if descending else keys, last))
+        dead = (self.features["n_active"].to_numpy()[found] == 0) & (sort != "number")
+        order = np.lexsort((-keys if descending else keys, dead))  # NaN, no score, comes after all numbers
         named = found[order] == _number(query)
         return np.concatenate([found[order][named], found[order][~named]])
 
