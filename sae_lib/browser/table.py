@@ -1,6 +1,7 @@
 """The feature table as the browser needs it: search, sort, and one feature's page as plain data."""
 
 from functools import cached_property, lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -166,11 +167,11 @@ class FeatureTable:
     def _tenths(self, number: int, maximum: float, per_tenth: int | None) -> list[dict[str, Any]]:
         """The tenths that have examples, the highest first."""
         shares, tenths = _list(self.features.iloc[number], "tenths"), []
-        if per_tenth == 0 or len(sampled := self.sampled(number)) == 0:
+        if per_tenth == 0:
             return []
-        for tenth, drawn in sampled.groupby("tenth"):
+        for tenth, drawn in groupby(self.sampled(number).to_dict("records"), key=lambda e: e["tenth"]):
             share = float(shares[tenth]) if len(shares) else 0.0
-            shown = [self._example(e) for e in drawn[:per_tenth].to_dict("records")]
+            shown = [self._example(e) for e in list(drawn)[:per_tenth]]
             tenths.insert(0, {"from": maximum * tenth / 10, "to": maximum * (tenth + 1) / 10, "share": share, "examples": shown})
         return tenths
 
