@@ -73,5 +73,5 @@ def said_in(output: w.HTML, model: Model | None = None) -> Iterator[None]:
         output.value = note("Opening the model …")
     try:
         yield
-    except UserError as error:
+    except (UserError, OSError) as error:  # a rating that cannot be written must not be lost unseen
         output.value = f'<p class="sae-browser sae-error">{html.escape(str(error))}</p>'
