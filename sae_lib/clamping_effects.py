@@ -34,7 +34,7 @@ class Subject:
     vocabulary: Vocabulary
     table: pd.DataFrame
     places: "Places"
-    alive: list[int]  # features with at least `ALIVE` activations on held-out text
+    alive: list[int]  # the features of `judged`
 
     def maximum(self, feature: int) -> float:
         """Its maximum on held-out text; that on marked positions where it fires on no others."""
@@ -57,8 +57,7 @@ def open_subject(run: Run) -> Subject:
     table, _ = load_features(make_features(run))
     hook, tokenizer = HookPoint(language_model.load(run), run.settings.sae.hook_name), open_tokens(run).tokenizer
     places = Places(hook, evaluation.heldout_rows(run, run.settings.clamping.rows * run.settings.lm.context))
-    alive = table.index[table["n_active"] >= evaluation.ALIVE].tolist()
-    return Subject(hook, training.load_autoencoder(run), tokenizer, Vocabulary(tokenizer), table, places, alive)
+    return Subject(hook, training.load_autoencoder(run), tokenizer, Vocabulary(tokenizer), table, places, judged(table).index.tolist())
 
 
 @dataclass(frozen=True)
@@ -232,9 +231,15 @@ def _others(dictionary: Dictionary, feature: int, others: Sequence[int], draws: 
     return [dictionary.W_dec[i] for i in np.random.default_rng((seed, feature)).permutation(candidates)[:draws].tolist()]
 
 
+def judged(table: pd.DataFrame) -> pd.DataFrame:
+    """The features with at least `evaluation.ALIVE` activations on held-out text; where there is none, those that fire at all."""
+    enough = table[table["n_active"] >= evaluation.ALIVE]
+    return enough if len(enough) else table[table["n_active"] > 0]
+
+
 def clear_features(table: pd.DataFrame, n: int, seed: int) -> list[int]:
-    """`n` features drawn at random among the tenth that, at its maximum, pushes its first token's logit up most; at least `ALIVE` activations each."""
-    alive = table[table["n_active"] >= evaluation.ALIVE]
+    """`n` features drawn at random among the tenth of `judged` that, at its maximum, pushes its first token's logit up most."""
+    alive = judged(table)
     push = (alive["maximum"] * alive["top_logit_values"].str[0]).sort_values(ascending=False)
     tenth = push.index[: max(n, len(push) // 10)]
     return [int(i) for i in np.random.default_rng(seed).permutation(tenth)[:n]]

@@ -107,12 +107,12 @@ def null_table(held: Sequence[dict]) -> Styler:
     """Rows of `against_null` for display: KL in nats, and the percentage points that the raised tokens gain, beside mean and range of both nulls."""
     rows = []
     for h in held:
-        row = {"feature": h["feature"], "chosen": h["chosen"], "value": decimal(h["value"]), "KL": small(h["kl"])}
-        row |= {f"KL, {name}": _range(null["kl"], lambda x: small(x, 2)) for name, null in h["nulls"].items()}
+        row = {"feature": h["feature"], "chosen": h["chosen"], "value": decimal(h["value"]), "KL": _nats(h["kl"])}
+        row |= {f"KL, {name}": _range(null["kl"], _nats) for name, null in h["nulls"].items()}
         row |= {"gained": _points(h["probability_after"] - h["probability_before"])}
         row |= {f"gained, {name}": _range(null["change"], _points) for name, null in h["nulls"].items()}
-        moved = [f"{isolated(m['token'])} {'↑' if m['after'] > m['before'] else '↓'}" for m in h["movers"][:3]]
-        rows.append(row | {"moved most": "\u2002".join(moved)})
+        moved = [f"{isolated(m['token'])}\u00a0{'↑' if m['after'] > m['before'] else '↓'}" for m in h["movers"][:3]]
+        rows.append(row | {"moved most": "  ".join(moved)})
     return _table(rows)
 
 
@@ -130,7 +130,7 @@ def error_table(held: dict[int, dict], dropped: dict[int, dict]) -> Styler:
     """The same clamp with the autoencoder's error kept and dropped: KL in nats, percentage points gained."""
     rows = []
     for feature, h in held.items():
-        row = {"feature": feature, "KL, kept": small(h["kl"]), "KL, dropped": small(dropped[feature]["kl"])}
+        row = {"feature": feature, "KL, kept": _nats(h["kl"]), "KL, dropped": _nats(dropped[feature]["kl"])}
         gained = h["probability_after"] - h["probability_before"]
         rows.append(row | {"gained, kept": _points(gained), "gained, dropped": _points(dropped[feature]["gained"])})
     return _table(rows)
@@ -141,12 +141,16 @@ def _table(rows: list[dict]) -> Styler:
 
 
 def _range(values: Sequence[float], shown: Callable[[float], str]) -> str:
-    mean, least, most = (shown(v).replace(" ", "\u00a0") for v in values)
+    mean, least, most = map(shown, values)
     return f"{mean} ({least}\u00a0…\u00a0{most})"
 
 
+def _nats(x: float) -> str:
+    return small(x, 2).replace(" ", "\u00a0")
+
+
 def _signed(x: float) -> str:
-    return f"{'−' if x < 0 else '+'}{small(abs(x), 2)}" if x else "0"
+    return f"{'−' if x < 0 else '+'}{_nats(abs(x))}" if x else "0"
 
 
 def _points(share: float) -> str:

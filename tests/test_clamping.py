@@ -269,7 +269,7 @@ def test_clear_features_come_from_the_largest_pushes():
     table = pd.DataFrame({"n_active": [500] * 40 + [5], "maximum": [1.0] * 40 + [9.0], "top_logit_values": [[float(i), 0.0] for i in range(41)]})
     drawn = effects.clear_features(table, 3, seed=0)
     assert len(set(drawn)) == 3 and set(drawn) <= {36, 37, 38, 39} and drawn == effects.clear_features(table, 3, seed=0)
-    assert effects.clear_features(table.assign(n_active=0), 3, seed=0) == []
+    assert effects.clear_features(table[-1:], 3, seed=0) == [40] and effects.clear_features(table.assign(n_active=0), 3, seed=0) == []
 
 
 def test_a_features_record_holds_what_the_report_quotes(small_run):

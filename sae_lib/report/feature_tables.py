@@ -92,4 +92,4 @@ def clamping_line(c: dict[str, Any]) -> str:
 def between(values: list[float], write: Value) -> str:
     """A mean and the range around it."""
     mean, least, most = map(write, values)
-    return f"{mean} ({least} to {most})"
+    return f"{mean} ({least}\u00a0to\u00a0{most})"
