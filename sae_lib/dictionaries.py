@@ -39,9 +39,10 @@ class Directions:
 
     def at_density(self, x: Float[Tensor, "n d_in"], density: Float[Tensor, " d_sae"]) -> "Directions":
         """The same directions with thresholds at which each is active on its share `density` of the activations `x`."""
-        z = ((x - self.centre) @ self.W_dec.T).sort(dim=0, descending=True).values
-        nth = (density * len(x)).round().long().clamp(0, len(x) - 1)
-        return Directions(self.W_dec, self.centre, z[nth, torch.arange(self.d_sae)].clamp_min(0))
+        z = self.W_dec @ (x - self.centre).T
+        nth = (len(x) - (density * len(x)).round().long()).clamp(1, len(x)).tolist()
+        threshold = torch.stack([column.kthvalue(n).values for column, n in zip(z, nth, strict=True)])  # finding one value is a tenth of the work of sorting all
+        return Directions(self.W_dec, self.centre, threshold.clamp_min(0))
 
 
 Dictionary = SparseAutoencoder | Neurons | Directions  # whatever can be asked where its features are active
