@@ -24,6 +24,7 @@ class Stage(StrEnum):
     evaluate = "evaluate"
     features = "features"
     score = "score"
+    clusters = "clusters"
     report = "report"
 
 
@@ -63,7 +64,7 @@ def run(
 @app.command()
 def stage(name: Stage, profile: Profile = "laptop", set_: Set = None, run_dir: RunDir = "") -> None:
     """Make one stage's artefact, and what it needs before it, without notebooks. A finished stage is not redone."""
-    from sae_lib import distributed, evaluation, features, interpretability, language_model, report, tokens, training
+    from sae_lib import clusters, distributed, evaluation, features, interpretability, language_model, report, tokens, training
     from sae_lib.runs import open_run
 
     distributed.start()
@@ -74,6 +75,7 @@ def stage(name: Stage, profile: Profile = "laptop", set_: Set = None, run_dir: R
         Stage.evaluate: evaluation.evaluate_run,
         Stage.features: features.make_features,
         Stage.score: interpretability.score_run,
+        Stage.clusters: clusters.make_clusters,
         Stage.report: report.write_report,
     }
     with distributed.first_process_first():

@@ -63,12 +63,12 @@ def score_run(run: Run, name: str = "") -> Path:
 
 
 def every_kind(run: Run, name: str, halves: Halves) -> Iterator[Units]:
-    """Features first, then what they are compared with, one kind at a time: memory holds one kind's firing."""
+    """Features first, then what they are compared with."""
     s, sae_settings = run.settings.interpretability, variants(run.settings)[name]
     rng = np.random.default_rng((run.settings.seed if s.seed is None else s.seed, 2))
     hook, sae = HookPoint(language_model.load(run), sae_settings.hook_name), training.load_autoencoder(run, name)
     numbers = _draw(rng, sae.d_sae, s.features)
-    features, values = firing(hook, sae, numbers, halves.rows)
+    features, values = firing(hook, {"feature": (sae, numbers)}, halves.rows, with_values=True)["feature"]
     yield Units("feature", numbers, features)
     enough = np.flatnonzero([min(len(a), len(b)) >= s.min_active for a, b in zip(*features, strict=True)])
     if len(enough) == 0:
@@ -76,54 +76,70 @@ def every_kind(run: Run, name: str, halves: Halves) -> Iterator[Units]:
     chosen = enough[_draw(rng, len(enough), s.units)]
     strong = [np.quantile(values[0][i], 1 - STRONG) for i in chosen]
     yield Units("feature_strong", numbers[chosen], tuple([f[i][v[i] > t] for i, t in zip(chosen, strong, strict=True)] for f, v in zip(features, values, strict=True)))
-    shuffled = tuple([rng.choice(text.n, len(f[i]), replace=False) for i in chosen] for text, f in zip(halves.texts, features, strict=True))
-    yield Units("shuffled", numbers[chosen], shuffled)
+    yield Units("shuffled", numbers[chosen], tuple([rng.choice(text.n, len(f[i]), replace=False) for i in chosen] for text, f in zip(halves.texts, features, strict=True)))
     densities = np.array([len(features[0][i]) for i in enough]) / halves.texts[0].n
-    del features, values, shuffled
+    del features, values
 
-    def matched(n: int) -> Float[torch.Tensor, " n"]:
-        return torch.from_numpy(rng.choice(densities, n, replace=n > len(densities))).float()
+    def at_densities(directions: Directions, numbers: Int[Array, " unit"], x: Float[torch.Tensor, "n d_in"]) -> dict[str, tuple[Dictionary, Array]]:
+        """The directions `numbers` at drawn features' densities, at the strong half of these, and without a threshold."""
+        own, density = Directions(directions.W_dec[numbers], directions.centre), torch.from_numpy(rng.choice(densities, len(numbers), replace=len(numbers) > len(densities))).float()
+        some = _draw(rng, len(numbers), max(1, len(numbers) // 2))  # unmatched ones fire on a third of the text: fewer do
+        versions = {"matched": (own.at_density(x, density), numbers), "strong": (own.at_density(x, density * STRONG), numbers)}
+        return versions | {"unmatched": (Directions(own.W_dec[some], own.centre), numbers[some])}
 
-    def thresholded(kind: str, directions: Directions, numbers: Int[Array, " unit"], x: torch.Tensor, hook: HookPoint, unmatched: bool = True, strong: bool = True) -> Iterator[Units]:
-        own = Directions(directions.W_dec[numbers], directions.centre)
-        density = matched(len(numbers))
-        versions = {f"{kind}_matched" if unmatched else kind: own.at_density(x, density)}
-        versions |= {kind: own} if unmatched else {}
-        versions |= {f"{kind}_strong": own.at_density(x, density * STRONG)} if strong else {}
-        for version, dictionary in versions.items():
-            yield Units(version, numbers, firing(hook, dictionary, np.arange(len(numbers)), halves.rows)[0])
-
-    x = sample(hook, halves.rows[0])
-    yield from thresholded("neuron", coordinate_directions(sae.d_in, x.device), _draw(rng, sae.d_in, s.units), x, hook)
-    yield from thresholded("principal", principal_directions(x), _draw(rng, 2 * sae.d_in, s.units), x, hook)
-    yield from thresholded("random", random_directions(x, s.units, int(rng.integers(2**31))), np.arange(s.units), x, hook, unmatched=False)
+    x, of = sample(hook, halves.rows[0]), {}
+    for kind, directions in (("neuron", coordinate_directions(sae.d_in, x.device)), ("principal", principal_directions(x)), ("random", random_directions(x, s.units, int(rng.integers(2**31))))):
+        versions = at_densities(directions, _draw(rng, directions.d_sae, s.units), x)
+        of |= {"random": versions["matched"]} if kind == "random" else {f"{kind}_matched": versions["matched"], kind: versions["unmatched"]}
+        of[f"{kind}_strong"] = versions["strong"]
+    yield from everything_of(hook, of, halves)
     if s.untrained_activations:
         hook, sae = untrained_autoencoder(run, sae_settings, name)
         numbers = _draw(rng, sae.d_sae, s.units)
-        yield Units("untrained", numbers, firing(hook, sae, numbers, halves.rows)[0])
-        yield from thresholded("untrained", Directions(sae.W_enc_T, sae.b_dec), numbers, sample(hook, halves.rows[0]), hook, strong=False)
+        matched = at_densities(Directions(sae.W_enc_T, sae.b_dec), numbers, sample(hook, halves.rows[0]))["matched"]
+        yield from everything_of(hook, {"untrained": (sae, numbers), "untrained_matched": matched}, halves)
 
 
-def firing(hook: HookPoint, dictionary: Dictionary, numbers: Int[Array, " unit"], rows: tuple[Array, ...]) -> tuple[tuple[list, ...], tuple[list, ...]]:
-    """(tokens, activations): for each half a list with, per unit, the tokens where it is active, and its activations there."""
-    column = np.full(dictionary.d_sae, -1)
-    column[numbers] = np.arange(len(numbers))
-    tokens, values = [], []
+def everything_of(hook: HookPoint, dictionaries: dict[str, tuple[Dictionary, Array]], halves: Halves) -> Iterator[Units]:
+    """The kinds of one model, from one pass over both halves."""
+    fired = firing(hook, dictionaries, halves.rows)
+    for kind, (_, numbers) in dictionaries.items():
+        yield Units(kind, numbers, fired.pop(kind)[0])
+
+
+@torch.no_grad()
+def firing(hook: HookPoint, dictionaries: dict[str, tuple[Dictionary, Array]], rows: tuple[Array, ...], with_values: bool = False) -> dict[str, tuple[tuple[list, ...], tuple[list, ...]]]:
+    """By kind: (tokens, activations), each for both halves a list with, per unit, the tokens where it is active, and its activations there.
+
+    `dictionaries`: (dictionary, numbers of the units) by kind. A dictionary of as many features as there are numbers holds just these.
+    """
+    found: dict[str, tuple[list, list]] = {kind: ([], []) for kind in dictionaries}
+    columns = {kind: _columns(dictionary.d_sae, numbers) for kind, (dictionary, numbers) in dictionaries.items()}
     for part in rows:
-        parts: list[tuple[list, list]] = [([], []) for _ in numbers]
+        tokens, values = ({kind: [[np.empty(0, dtype=dtype)] for _ in numbers] for kind, (_, numbers) in dictionaries.items()} for dtype in (np.int32, np.float32))
         for first, x in evaluation.chunks(hook, part, "firing"):
-            pairs = active(dictionary, x)
-            unit = column[pairs.column.cpu().numpy()]
-            order = np.flatnonzero(unit >= 0)
-            order = order[unit[order].argsort(kind="stable")]
-            ends = np.searchsorted(unit[order], np.arange(len(numbers) + 1))
-            token, value = (pairs.row.cpu().numpy()[order] + first).astype(np.int32), pairs.value.cpu().numpy()[order]
-            for u in np.flatnonzero(np.diff(ends)):
-                parts[u][0].append(token[ends[u] : ends[u + 1]])
-                parts[u][1].append(value[ends[u] : ends[u + 1]])
-        tokens.append([np.concatenate([np.empty(0, dtype=np.int32), *t]) for t, _ in parts])
-        values.append([np.concatenate([np.empty(0, dtype=np.float32), *v]) for _, v in parts])
-    return tuple(tokens), tuple(values)
+            for kind, (dictionary, numbers) in dictionaries.items():
+                pairs = active(dictionary, x)
+                unit = columns[kind][pairs.column.cpu().numpy()]
+                order = np.flatnonzero(unit >= 0)
+                order = order[unit[order].argsort(kind="stable")]
+                ends = np.searchsorted(unit[order], np.arange(len(numbers) + 1))
+                token, value = (pairs.row.cpu().numpy()[order] + first).astype(np.int32), pairs.value.cpu().numpy()[order] if with_values else None
+                for u in np.flatnonzero(np.diff(ends)):
+                    tokens[kind][u].append(token[ends[u] : ends[u + 1]])
+                    if with_values:
+                        values[kind][u].append(value[ends[u] : ends[u + 1]])
+        for kind in dictionaries:
+            found[kind][0].append([np.concatenate(t) for t in tokens.pop(kind)])
+            found[kind][1].append([np.concatenate(v) for v in values.pop(kind)])
+    return {kind: (tuple(tokens), tuple(values)) for kind, (tokens, values) in found.items()}
+
+
+def _columns(d_sae: int, numbers: Array) -> Array:
+    """From a dictionary's column to the place of its unit among `numbers`, −1 where it is none of them."""
+    columns = np.full(d_sae, -1, dtype=np.int16 if len(numbers) < 2**15 else np.int32)
+    columns[np.arange(len(numbers)) if d_sae == len(numbers) else numbers] = np.arange(len(numbers))
+    return columns
 
 
 def sample(hook: HookPoint, rows: Int[Array, "row position"]) -> Float[torch.Tensor, "n d_in"]:
@@ -143,10 +159,10 @@ def score_units(units: Units, halves: Halves, s) -> pd.DataFrame:
         done = [learn_and_score(*w) for w in work]
     records = [
         {"kind": units.kind, "unit": int(units.numbers[i]), "rule": halves.writer.text(rule), "n_conditions": len(rule.conditions), **asdict(scored),
-         "density": (len(units.firing[0][i]) + len(units.firing[1][i])) / sum(t.n for t in halves.texts), "values": halves.writer.values(rule)}
+         "density": (len(units.firing[0][i]) + len(units.firing[1][i])) / sum(t.n for t in halves.texts), "context": halves.writer.asks_for_context(rule), "values": halves.writer.values(rule)}
         for i, (rule, scored) in zip(enough, (pair for batch in done for pair in batch), strict=True)
     ]  # fmt: skip
-    columns = ["kind", "unit", "rule", "n_conditions", "auroc", "balanced_accuracy", "precision", "recall", "information", "density", "values"]
+    columns = ["kind", "unit", "rule", "n_conditions", "auroc", "balanced_accuracy", "precision", "recall", "information", "density", "context", "values"]
     return pd.DataFrame(records, columns=columns)
 
 

@@ -34,6 +34,10 @@ class RuleWriter:
         named = [self._phrase(a, [v]) for leaf in rule.says_fires for a, values in self._allowed(rule, leaf.path).items() for v in values]
         return list(dict.fromkeys(named))
 
+    def asks_for_context(self, rule: Rule) -> bool:
+        """Whether the rule asks for more than what the token itself is."""
+        return any(self._condition(rule, number)[0] not in (self.token, self.shape) for number in range(len(rule.conditions)))
+
     def _allowed(self, rule: Rule, path: Path) -> Sets:
         """The values that a path leaves of the attributes that it names values of."""
         steps = [(*self._condition(rule, number), holds) for number, holds in path]

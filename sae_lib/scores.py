@@ -45,7 +45,7 @@ def save_summary(run: Run, name: str, folder: Path, made_from: dict) -> None:
     if run.saved_results(where, made_from) is None:
         scores = pd.read_parquet(folder / "scores.parquet")
         run.save_results(where, json.loads((folder / "counts.json").read_text()) | summary(scores, run.settings.seed), made_from)
-        run.figure(against_neurons(scores), where, 900, 420)
+        run.figure(against_neurons(scores), where, 1000, 450)
         run.figure(by_kind(scores), f"{where}_kinds", 1000, 620)
 
 
@@ -54,7 +54,7 @@ def summary(scores: pd.DataFrame, seed: int) -> dict:
     rng = np.random.default_rng((seed, 3))
     scored, drawn = {}, {}
     for kind, table in scores.groupby("kind", sort=False):
-        scored[kind] = {"n": len(table), "density_median": table["density"].median(), "conditions_mean": table["n_conditions"].mean()}
+        scored[kind] = {"n": len(table), "density_median": table["density"].median(), "conditions_mean": table["n_conditions"].mean(), "context_share": table["context"].mean()}
         drawn[kind] = {}
         chosen = rng.integers(len(table), size=(DRAWS, len(table)))
         for measure in MEASURES:
@@ -82,9 +82,13 @@ def _interval(draws: Float[np.ndarray, " draw"]) -> list[float]:
 
 
 def against_neurons(scores: pd.DataFrame) -> go.Figure:
-    """The original's figure, with rules for people: how many per cent of the neurons and of the features score how well, overlaid; densities matched."""
-    fig = make_subplots(1, 2, subplot_titles=["all activations", "the strong half"], shared_yaxes=True, horizontal_spacing=0.06)
-    for column, (feature, neuron) in enumerate((("feature", "neuron_matched"), ("feature_strong", "neuron_strong")), 1):
+    """The original's figure, with rules in the place of people: how many per cent of the neurons and of the features score how well, overlaid.
+
+    As they are; with the neurons thresholded to features' densities; and so again for the strong half of features' activations.
+    """
+    panels = {"as they are": ("feature", "neuron"), "at equal densities": ("feature", "neuron_matched"), "the strong half, at equal densities": ("feature_strong", "neuron_strong")}
+    fig = make_subplots(1, len(panels), subplot_titles=list(panels), shared_yaxes=True, horizontal_spacing=0.04)
+    for column, (feature, neuron) in enumerate(panels.values(), 1):
         for kind, name, colour in ((neuron, "neurons", figures.PALETTE[1]), (feature, "features", figures.PALETTE[0])):
             values = scores.loc[scores["kind"] == kind, "auroc"]
             fig.add_histogram(
@@ -92,8 +96,8 @@ def against_neurons(scores: pd.DataFrame) -> go.Figure:
                 name=name, legendgroup=name, showlegend=column == 1, row=1, col=column,
             )  # fmt: skip
             fig.add_vline(x=values.median(), line={"color": colour, "dash": "dash"}, row=1, col=column)
-    fig.update_layout(barmode="overlay", title="How well a short rule foretells when a unit fires (dashed: medians)")
-    fig.update_xaxes(title="AUROC on the other half of the documents", range=[0.45, 1.0])
+    fig.update_layout(barmode="overlay", title="How well a short rule foretells when a unit fires (dashed: medians)", legend={"x": 0.01, "y": 0.98})
+    fig.update_xaxes(title="AUROC on the other documents", range=[0.45, 1.0])
     fig.update_yaxes(title="share of units (%)", col=1)
     return fig
 
@@ -111,5 +115,5 @@ def by_kind(scores: pd.DataFrame) -> go.Figure:
             )  # fmt: skip
     fig.update_layout(title="Rules scored on the other half of the documents")
     fig.update_xaxes(range=[0.4, 1.0], col=1)
-    fig.update_xaxes(range=[-0.1, 1.0], tickformat=".0%", col=2)
+    fig.update_xaxes(range=[-0.15, 1.0], tickformat=".0%", col=2)
     return fig
