@@ -64,7 +64,9 @@ def run(
 @app.command()
 def stage(name: Stage, profile: Profile = "laptop", set_: Set = None, run_dir: RunDir = "") -> None:
     """Make one stage's artefact, and what it needs before it, without notebooks. A finished stage is not redone."""
-    from sae_lib import clusters, distributed, evaluation, features, interpretability, language_model, report, tokens, training
+    from sae_lib import distributed, evaluation, features, language_model, report, tokens, training
+    from sae_lib.interpretability import clusters
+    from sae_lib.interpretability import scoring as interpretability
     from sae_lib.runs import open_run
 
     distributed.start()
@@ -147,7 +149,7 @@ def explain(
     run_dir: RunDir = "",
 ) -> None:
     """Let a chat model explain features and test the explanations; skipped where there is no model (SAE_LLM_BASE_URL, SAE_LLM_MODEL, SAE_LLM_API_KEY)."""
-    from sae_lib.explain import explain as explain_features
+    from sae_lib.interpretability.explain import explain as explain_features
     from sae_lib.runs import open_run
 
     explain_features(open_run(profile, run_dir, set_ or []), features, model, say=typer.echo)
@@ -208,7 +210,7 @@ def check_toy(
     publish: Annotated[bool, typer.Option(help="also copy gates and figures to ./report/toy/, for the report")] = False,
 ) -> None:
     """Every toy-model experiment at full size, held against its known results."""
-    from sae_lib import toy_check
+    from sae_lib.toy import check as toy_check
 
     passed = toy_check.check_toy(out, preset)
     if publish:

@@ -125,7 +125,7 @@ class PromptSettings(Section):
 
 
 class ExplainSettings(Section):
-    """Explanations by a chat model, and how well they predict; where the model is comes from the environment (`sae_lib/chat.py`)."""
+    """Explanations by a chat model, and how well they predict; where the model is comes from the environment (`sae_lib/interpretability/chat.py`)."""
 
     features: PositiveInt = 20
     baselines: tuple[Literal["neuron_matched", "neuron"], ...] = ("neuron_matched", "neuron")  # at the density of a feature, and as they are

@@ -7,7 +7,7 @@ import scipy.sparse
 import torch
 from sklearn.metrics import adjusted_rand_score
 
-from sae_lib import clusters
+from sae_lib.interpretability import clusters
 
 
 @pytest.fixture(scope="module")

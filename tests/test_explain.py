@@ -16,11 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_lib import asking, explain, explain_prompts, explain_windows, settings, training
+from sae_lib import settings, training
 from sae_lib.activations import harvest
 from sae_lib.browser.visible import Vocabulary
 from sae_lib.errors import ChatError, SettingsError
-from sae_lib.explain_windows import Firing, Text, Window
+from sae_lib.interpretability import asking, explain, explain_prompts, explain_windows
+from sae_lib.interpretability.explain_windows import Firing, Text, Window
 from sae_lib.runs import Run
 from sae_lib.tokenizer import train_tokenizer
 from sae_lib.tokens import open_tokens

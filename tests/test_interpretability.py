@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
-from sae_lib import halves, interpretability, scores, untrained
 from sae_lib.dictionaries import Neurons
 from sae_lib.errors import CorpusError
+from sae_lib.interpretability import halves, scores, untrained
+from sae_lib.interpretability import scoring as interpretability
 from sae_lib.recipes import resolve
 from sae_lib.runs import Run, is_made
 from sae_lib.tokens import open_tokens

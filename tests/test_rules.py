@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, log_loss, precision_score, recall_score, roc_auc_score
 
 from sae_lib.browser.visible import Vocabulary
-from sae_lib.rule_text import NEVER, RuleWriter, share
-from sae_lib.rules import Encoding, Leaf, Rule, Text, leaf_of, learn, learn_and_score, score
-from sae_lib.syntax import AROUND, surroundings
-from sae_lib.token_attributes import BEGINNINGS, NONE, PLACES, SHAPES, attributes, raw_values
+from sae_lib.interpretability.rule_text import NEVER, RuleWriter, share
+from sae_lib.interpretability.rules import Encoding, Leaf, Rule, Text, leaf_of, learn, learn_and_score, score
+from sae_lib.interpretability.syntax import AROUND, surroundings
+from sae_lib.interpretability.token_attributes import BEGINNINGS, NONE, PLACES, SHAPES, attributes, raw_values
 from sae_lib.tokenizer import train_tokenizer
 
 LINES = ("def first(a, b):\n    return a.b(1) + \"two words\"  # add them\n\n\nclass Second:\n    x = [first(3, 4), 'five']\n" * 2 + "(a;b,c)(a,c;b)\n" * 2 + "It doesn't (usually) say more than `this`.\n" * 3)

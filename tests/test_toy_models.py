@@ -9,9 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_lib import toy_autoencoder, toy_check, toy_experiments, toy_findings, toy_gates, toy_neurons, toy_recipes, toy_variants
-from sae_lib import toy_models as toy
 from sae_lib.errors import SettingsError
+from sae_lib.toy import autoencoder as toy_autoencoder
+from sae_lib.toy import check as toy_check
+from sae_lib.toy import experiments as toy_experiments
+from sae_lib.toy import findings as toy_findings
+from sae_lib.toy import gates as toy_gates
+from sae_lib.toy import models as toy
+from sae_lib.toy import neurons as toy_neurons
+from sae_lib.toy import recipes as toy_recipes
+from sae_lib.toy import variants as toy_variants
 
 
 def circle(n: int) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sae_lib import scores
+from sae_lib.interpretability import scores
 from sae_lib.report import formats as f
 from sae_lib.report.markup import code, plain, table
 from sae_lib.report.tables import Value

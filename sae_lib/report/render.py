@@ -8,12 +8,12 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, Undefined, UndefinedError
 
-from sae_lib import toy_check
 from sae_lib.errors import ArtefactError
 from sae_lib.report import content, feature_tables, tables
 from sae_lib.report import formats as f
 from sae_lib.report.markup import block, code, plain, prose, table
 from sae_lib.runs import Run
+from sae_lib.toy import check as toy_check
 
 TOY_PARTS = (
     ("Five features in two dimensions", "introduction"),

@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from sae_lib.figures import PALETTE
-from sae_lib.toy_figures import add_arrows, number, shades
+from sae_lib.toy.figures import add_arrows, number, shades
 
 
 def band(fig: go.Figure, x: list, rows: list[list[float]], name: str, color: str, dash: str = "solid", show: bool = True, **where) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import tenacity
 
-from sae_lib.chat import Endpoint, LocalChat, Messages, NoReply, Reply, encodable
 from sae_lib.errors import ChatError
+from sae_lib.interpretability.chat import Endpoint, LocalChat, Messages, NoReply, Reply, encodable
 from sae_lib.settings import ExplainSettings
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds between attempts

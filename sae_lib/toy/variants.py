@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_lib import toy_models as toy
-from sae_lib.toy_experiments import DENSITIES, Size, angles, plain, powers, size_of, spread, train_grid
+from sae_lib.toy import models as toy
+from sae_lib.toy.experiments import DENSITIES, Size, angles, plain, powers, size_of, spread, train_grid
 
 SIZES: dict[str, tuple[Size, Size, Size]] = {
     "five_cases": (Size(1, 3, 40, 64, 3e-2), Size(3, 24, 300, 256, 2e-2), Size(5, 100, 800, 256, 2e-2)),

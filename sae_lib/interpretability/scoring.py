@@ -19,12 +19,12 @@ from jaxtyping import Float, Int
 from sae_lib import evaluation, language_model, training
 from sae_lib.activations import HookPoint, harvest
 from sae_lib.dictionaries import Dictionary, Directions, active, coordinate_directions, principal_directions, random_directions
-from sae_lib.halves import Halves, split
+from sae_lib.interpretability.halves import Halves, split
+from sae_lib.interpretability.rules import learn_and_score
+from sae_lib.interpretability.scores import save_summary
+from sae_lib.interpretability.untrained import untrained_autoencoder
 from sae_lib.recipes import variants
-from sae_lib.rules import learn_and_score
 from sae_lib.runs import Run, writing
-from sae_lib.scores import save_summary
-from sae_lib.untrained import untrained_autoencoder
 
 Array = np.ndarray
 SAMPLE = 65_536  # activations of the learning half that thresholds and directions are taken from

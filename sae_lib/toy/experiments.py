@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_lib import toy_models as toy
 from sae_lib.errors import SettingsError
+from sae_lib.toy import models as toy
 
 DENSITIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 PRESETS = ("smoke", "laptop", "full")

@@ -17,9 +17,9 @@ from sae_lib import evaluation, figures, language_model, training
 from sae_lib.activations import HookPoint
 from sae_lib.browser.visible import isolated
 from sae_lib.dictionaries import active
+from sae_lib.interpretability.scores import load_scores
 from sae_lib.recipes import variants
 from sae_lib.runs import Run, writing
-from sae_lib.scores import load_scores
 
 Array = np.ndarray
 MOST = 8192  # features at most: all pairs of them are compared

@@ -14,20 +14,18 @@ from pathlib import Path
 import plotly.graph_objects as go
 from tqdm.auto import tqdm
 
-from sae_lib import (
-    figures,
-    toy_autoencoder,
-    toy_experiments,
-    toy_figures,
-    toy_figures_neurons,
-    toy_gates,
-    toy_models,
-    toy_neurons,
-    toy_recipes,
-    toy_variants,
-)
+from sae_lib import figures
 from sae_lib.errors import SettingsError
-from sae_lib.toy_experiments import size_of
+from sae_lib.toy import autoencoder as toy_autoencoder
+from sae_lib.toy import experiments as toy_experiments
+from sae_lib.toy import figures as toy_figures
+from sae_lib.toy import figures_neurons as toy_figures_neurons
+from sae_lib.toy import gates as toy_gates
+from sae_lib.toy import models as toy_models
+from sae_lib.toy import neurons as toy_neurons
+from sae_lib.toy import recipes as toy_recipes
+from sae_lib.toy import variants as toy_variants
+from sae_lib.toy.experiments import size_of
 
 MODULES = (toy_experiments, toy_neurons, toy_variants, toy_autoencoder, toy_recipes)
 EXPERIMENTS: dict[str, Callable[[str], dict]] = {name: getattr(module, name) for module in MODULES for name in module.SIZES}
@@ -128,7 +126,7 @@ def gates_table(rows: list[dict]) -> str:
     return "\n".join(["| experiment | what | measured | expected | |", "|---|---|---|---|---|", *lines]) + "\n"
 
 
-PUBLISHED = Path(__file__).parent.parent / "report" / "toy"  # the last full check that the repository keeps
+PUBLISHED = Path(__file__).parents[2] / "report" / "toy"  # the last full check that the repository keeps
 PUBLISHED_FIGURES = {
     "toy_weights_and_norms_large": "Eighty features in twenty dimensions.",
     "toy_varied_density": "One feature of another density among equals.",

@@ -7,8 +7,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from sae_lib import toy_models as toy
-from sae_lib.toy_experiments import Size, plain, size_of, train_grid
+from sae_lib.toy import models as toy
+from sae_lib.toy.experiments import Size, plain, size_of, train_grid
 
 SIZES: dict[str, tuple[Size, Size, Size]] = {
     "autoencoder": (Size(1, 2, 60, 128, 1e-3), Size(1, 16, 3000, 256, 3e-3), Size(1, 16, 20000, 1024, 1e-3)),

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sae_lib import toy_models as toy
-from sae_lib.toy_experiments import DENSITIES, Size, Trained, plain, powers, size_of, spread, train_grid
+from sae_lib.toy import models as toy
+from sae_lib.toy.experiments import DENSITIES, Size, Trained, plain, powers, size_of, spread, train_grid
 
 SIZES: dict[str, tuple[Size, Size, Size]] = {
     "learning_dynamics": (Size(6, 1, 60, 128, 1e-2), Size(60, 1, 1200, 512, 3e-3), Size(120, 1, 4000, 1024, 1e-3)),

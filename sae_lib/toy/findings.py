@@ -1,6 +1,6 @@
 """What each toy experiment says, in sentences whose numbers and verdicts are computed from its result."""
 
-from sae_lib.toy_figures import number
+from sae_lib.toy.figures import number
 
 
 def mean(values: list) -> float:

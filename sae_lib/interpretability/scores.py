@@ -34,7 +34,7 @@ EXAMPLES = 8  # rules per kind in the results
 
 def load_scores(run: Run, name: str = "") -> pd.DataFrame:
     """The scores of one autoencoder's features and of what they are compared with, made first where they are not there."""
-    from sae_lib.interpretability import score_run
+    from sae_lib.interpretability.scoring import score_run
 
     return pd.read_parquet(score_run(run, name) / "scores.parquet")
 

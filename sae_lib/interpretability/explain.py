@@ -13,15 +13,16 @@ import pandas as pd
 from scipy import stats
 from tqdm.auto import tqdm
 
-from sae_lib import chat, evaluation, explain_prompts, explain_windows, language_model, training
+from sae_lib import evaluation, language_model, training
 from sae_lib.activations import HookPoint
-from sae_lib.asking import Cache, Chat, LimitReached
 from sae_lib.browser.visible import Vocabulary
 from sae_lib.device import device_of
 from sae_lib.errors import ChatError
-from sae_lib.explain_prompts import Question
-from sae_lib.explain_windows import Text, Unit
 from sae_lib.features import load_features, make_features
+from sae_lib.interpretability import chat, explain_prompts, explain_windows
+from sae_lib.interpretability.asking import Cache, Chat, LimitReached
+from sae_lib.interpretability.explain_prompts import Question
+from sae_lib.interpretability.explain_windows import Text, Unit
 from sae_lib.recipes import variants
 from sae_lib.runs import Run, write_atomically
 from sae_lib.settings import ExplainSettings
@@ -62,7 +63,7 @@ def interval(samples: list[np.ndarray], statistic: Callable) -> tuple[float, flo
 def explain(run: Run, features: int | None = None, model: str = "", name: str = "", say: Callable[[str], None] = print) -> dict | None:
     """Explain `features` random features (default `explain.features`) of one autoencoder, test that, and save the results.
 
-    The chat model is a local Hugging Face one (`model`, a folder or hub name) or the endpoint of the environment (`sae_lib/chat.py`).
+    The chat model is a local Hugging Face one (`model`, a folder or hub name) or the endpoint of the environment (`sae_lib/interpretability/chat.py`).
     Where there is neither, one sentence is said and the result is None. A limit that is reached ends it early, with what was scored
     so far; another call goes on from there, as every reply is kept. Raises `ChatError` where the endpoint refuses or is gone.
     """

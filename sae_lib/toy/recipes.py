@@ -6,13 +6,13 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from sae_lib import toy_models as toy
 from sae_lib import training
 from sae_lib.activations import ActivationTable
 from sae_lib.recipes import RECIPES
 from sae_lib.settings import SAESettings
-from sae_lib.toy_autoencoder import DENSITY, RECOVERED, base_model, recovery
-from sae_lib.toy_experiments import Size, plain, size_of
+from sae_lib.toy import models as toy
+from sae_lib.toy.autoencoder import DENSITY, RECOVERED, base_model, recovery
+from sae_lib.toy.experiments import Size, plain, size_of
 
 SIZES: dict[str, tuple[Size, Size, Size]] = {"recipes": (Size(1, 1, 4, 1024), Size(1, 4, 300, 1024), Size(1, 8, 2000, 1024))}
 TABLE_ROWS, POSITIONS = 1024, 64  # hidden activations drawn once: 65 536, read in shuffled order
