@@ -124,7 +124,7 @@ def test_wrong_answers_score_zero(run, endpoint, oracle):
 
 
 def test_malformed_answers_and_none_are_counted_and_the_rest_is_scored(run, endpoint, oracle):
-    lost, broken = [], ["yes, no, yes", "[1, 0]", "[1, 0, 1, 0, 1, 0]", "[2, 1, 1]", "", (500, ""), (200, "<html>"), "close"]
+    lost, broken = [], ["yes, no, yes", "[]", "[1, 0, 1, 0, 1, 0]", "[2, 1, 1]", "", (500, ""), (200, "<html>"), "close"]
 
     def script(prompt, number):
         if "Answer with a list" in prompt and len(lost) < len(broken) and number % 3 == 0 or (lost and lost[-1][0] == prompt):
@@ -255,6 +255,16 @@ def test_excerpts_stay_in_their_document(base, units):
             ids = documents[w.document]
             assert any(tuple(ids[i : i + len(w.ids)]) == w.ids for i in range(len(ids)))
             assert len(w.ids) <= text.s.context + 1 + text.s.after
+
+
+def test_an_excerpt_ends_with_its_document(base):
+    tokens, nowhere = open_tokens(base), Firing(np.zeros(0, dtype=int), np.zeros(0))
+    rows = tokens.rows("heldout", base.settings.lm.context)
+    text = Text(rows, np.arange(len(rows)), tokens, base.settings.features, 0)
+    row, last = np.argwhere(np.diff(text.document, axis=1))[0].tolist()
+    before, behind = (text.window(row * rows.shape[1] + last + i, nowhere) for i in (0, 1))
+    assert before.ids == tuple(rows[row, max(0, last - 8) : last + 1].tolist()) and before.ids[-1] == tokens.tokenizer.eos_token_id
+    assert behind.ids == tuple(rows[row, last + 1 : last + 6].tolist()) and behind.document == before.document + 1
 
 
 def test_excerpts_where_it_is_silent_do_not_depend_on_what_explains_it(base):
