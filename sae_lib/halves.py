@@ -56,7 +56,7 @@ def split(run: Run) -> Halves:
                 f"interpretability: the held-out text has {len(lengths)} document(s), too few for two halves with at least a row of lm.context={context} each; give more text (corpus.heldout_tokens)"
             )
         drawn.append(np.sort(rng.choice(found, min(len(found), max(1, s.tokens // context)), replace=False)))
-    raw = raw_values(np.asarray(tokens.heldout), firsts, context, vocabulary, set(tokens.tokenizer.all_special_ids))
+    raw = raw_values(np.asarray(tokens.heldout, dtype=np.int64), firsts, context, vocabulary, set(tokens.tokenizer.all_special_ids))
     raw = [raw[(chosen[:, None] * context + np.arange(context)).ravel()] for chosen in drawn]
     encoding = Encoding.of(raw[0])
     texts = tuple(Text(encoding.encode(part), encoding) for part in raw)
