@@ -113,7 +113,7 @@ class InterpretabilitySettings(Section):
     conditions: int = Field(4, ge=1, le=8)  # of a rule, at most
     values: PositiveInt = 6  # of a condition, at most
     min_active: PositiveInt = 20  # activations in either half below which a unit is not scored
-    untrained_activations: int = Field(400_000, ge=0)  # that the autoencoder of an untrained model is trained on; 0: leave it out
+    untrained_activations: int = Field(200_000, ge=0)  # that the autoencoder of an untrained model is trained on; 0: leave it out
     clusters: PositiveInt = 120  # groups of features
     seed: int | None = None  # of splits and draws; None: the run's
 

@@ -103,7 +103,7 @@ def group(similar: Float[Array, "n n"], values: list[list[str]], clusters: int, 
     cluster = AgglomerativeClustering(min(clusters, n // 2)).fit_predict(components)
     sizes = np.bincount(cluster)
     cluster = np.argsort(np.argsort(-sizes, kind="stable"))[cluster]
-    place = TSNE(perplexity=min(30, (n - 1) / 3), init="pca", random_state=seed, n_jobs=-1).fit_transform(components)
+    place = TSNE(perplexity=min(30, (n - 1) / 3), init="pca", random_state=seed, n_jobs=-1, max_iter=500).fit_transform(components)
     names = cluster_names(cluster, values)
     return pd.DataFrame({"cluster": cluster, "name": [names[c] for c in cluster], "x": place[:, 0], "y": place[:, 1]})
 

@@ -38,7 +38,7 @@ class Units:
 
     kind: str
     numbers: Int[Array, " unit"]
-    firing: tuple[list[Int[Array, " m"]], list[Int[Array, " m"]]]
+    firing: tuple[list[Array], list[Array]]
 
 
 def score_run(run: Run, name: str = "") -> Path:
@@ -142,8 +142,8 @@ def _columns(d_sae: int, numbers: Array) -> Array:
     return columns
 
 
-def sample(hook: HookPoint, rows: Int[Array, "row position"]) -> Float[torch.Tensor, "n d_in"]:
-    """Activations of at most `SAMPLE` tokens in rows spread evenly over the learning half."""
+def sample(hook: HookPoint, rows: Array) -> Float[torch.Tensor, "n d_in"]:
+    """Activations of at most `SAMPLE` tokens of `rows` [row, position], spread evenly over the learning half."""
     wanted = min(len(rows), -(-SAMPLE // rows.shape[1]))
     return harvest(hook, rows[np.linspace(0, len(rows) - 1, wanted).astype(int)]).float()
 

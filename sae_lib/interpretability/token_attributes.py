@@ -67,7 +67,7 @@ def raw_values(ids: Int[Array, " n"], first_tokens: Int[Array, " document"], con
 
     Brackets, quotes and lines are those of the document, as a reader sees it; tokens and characters before are those of the row, as the model sees it.
     """
-    ids, n, size = ids.astype(np.int64), len(ids), len(vocabulary)
+    n, size = len(ids), len(vocabulary)
     in_row = np.arange(n) % context
     previous, second = (np.where(in_row >= back, np.roll(ids, back), NONE) for back in (1, 2))
     texts = [b"\n" if t in special else b for t, b in enumerate(vocabulary.bytes)]  # a separator ends whatever line it stands on
