@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_lib import settings
+from sae_lib import settings, studies
 from sae_lib.errors import ArtefactError
 from sae_lib.report import content, pages, publish, publish_report, render, write_report
 from sae_lib.report import formats as f
@@ -92,6 +92,39 @@ def clamped(number: int, token: str = "import") -> dict:
             "probability_after": 0.02278, "rose": True, "beyond_nulls": True, "movers": movers}  # fmt: skip
 
 
+def closely(number: int, token: str = "import", rule: str = "`·[` after `al.` (84 %)") -> dict:
+    """An entry with all that is known of it."""
+    score = {"rule": rule, "n_conditions": 2, "balanced_accuracy": 0.8765, "auroc": 0.9123} if rule else {"rule": ""}
+    low = {"before": token, "token": token, "after": "<b>|</b>", "activation": 0.1357}
+    return entry(number, token) | {"score": score, "tenths": [{"from": 0.0, "to": 0.5, "share": 0.7531, "examples": [low]}], "marked_share": 0.0}
+
+
+def ruled() -> dict:
+    """`results/interpretability.json` in the shape of its summary."""
+    scored = lambda value: {"n": 128, "density_median": 0.00245, "conditions_mean": 3.46} | {  # noqa: E731
+        f"{m}_{a}{i}": [value - 0.01, value + 0.01] if i else value for m in ("auroc", "balanced_accuracy", "information") for a in ("median", "mean") for i in ("", "_interval")
+    }  # fmt: skip
+    apart = {"auroc_median": {"difference": -0.0321, "interval": [-0.0412, -0.0173]}}
+    return {"tokens": [20032, 19968], "documents": [12, 13], "kinds": {}, "scores": {"feature": scored(0.8521), "neuron_matched": scored(0.8843), "shuffled": scored(0.5)}, "differences": {"feature - neuron_matched": apart}}
+
+
+def studied() -> dict:
+    """The studies, by the name of their results file."""
+    about = {"corpus": "some|text.jsonl", "activations": 128000, "heldout_tokens": 4096, "lm_tokens": 90000, "l0": 16.0, "seeds": 2}
+    point = lambda name, seed, value, **more: {"contender": name, "recipe": "topk", "l0": 16.0, "lambda": 1.83, "k": 0, "lr": 0.004, "seed": seed, "d_sae": 128, "precision": "float32", "seconds": 9.0,  # noqa: E731
+                                               "activations": 127000, "activations_per_second": 14000.0, "l0_mean": 16.13, "recovered_zero": value, "recovered_mean": value + 0.01, "fvu": 0.1234, "dead_share": 0.0, "alive": 99} | more  # fmt: skip
+    names = {"bricken_2023": 0.95, "ward_2024, as given": 0.35, "ward_2024, retuned": 0.81, "bricken_2023, bfloat16": 0.9501}
+    agreement = {"pairs": [0.71, 0.73], "mean": 0.7219, "null": 0.2071}
+    split = {"narrow": 64, "wide": 128, "parts_share": 0.41, "null_share": 0.013, "split_share": 0.31, "kept_share": 0.37, "lost_share": 0.32, "mean_parts": 1.2,
+             "examples": [{"feature": 3, "token": "im|port", "parts": [" a", "b`"], "n_parts": 2}]}  # fmt: skip
+    return {
+        "study_recipes": {"points": [point(n, s, v + s / 1000) for n, v in names.items() for s in (0, 1)], "tuning": [], "mmcs": {n: agreement for n in names}, "about": about},
+        "study_widths": {"points": [point("", s, 0.9, d_sae=w) for w in (64, 128) for s in (0, 1)], "mmcs": {"64": agreement, "128": agreement}, "splitting": [split], "about": about},
+        "study_classical": {"points": [point("", 0, 0.9, score=0.21)], "best": [point("", s, 0.9) for s in (0, 1)], "mmcs": agreement, "patience": 4, "check_every": 50, "d_in": 64, "about": about},
+        "study_saelens": {"points": [point("SAELens standard", 0, 0.949)], "threads": 1},
+    }
+
+
 def clamping_of(token: str = "import") -> dict:
     ablation = {"feature": 101, "rows": 82, "n_active": 116, "active": 0.4717, "low": 0.2699, "high": 0.7051, "hurt": 0.5603, "null": 0.0736, "null_least": 0.0389,
                 "null_most": 0.1012, "n_silent": 116, "silent": 0.0, "silent_most": 0.0}  # fmt: skip
@@ -132,12 +165,19 @@ def results() -> dict:
                 "autoencoder": "All five found by 1 of 16.", "introduction": "At p = 1 it keeps 2.", "geometry": "Half.", "phases": "Two.", "neurons": "|x| is solved by 7 of 8.",
                 "full": {"preset": "full", "passed": 1, "gates": [{"experiment": "introduction", "what": "p = 1 | loss", "measured": [0.0365, 0.0371], "expected": "0.036585 ± 1 %", "passed": True}]}},
         "features": {"recipe": "bricken_2023", "gallery": [entry(i) for i in range(101, 108)], "gallery_neurons": [entry(3), entry(4)], "seed": 0, "gallery_at_least": 100, "judged": 201, "n_features": 256, "n_neurons": 64,
-                     "density_median": {"features": 0.002, "neurons": 0.3}, "dead_share": {"features": 0.02, "neurons": 0.0}, "figure": "density"},
+                     "density_median": {"features": 0.002, "neurons": 0.3}, "dead_share": {"features": 0.02, "neurons": 0.0}, "figure": "density",
+                     "closely": [closely(i) for i in range(101, 105)] + [closely(105, rule="")], "browser_bytes": 17_500_000,
+                     "misleading": closely(107) | {"top_share": 0.95, "lower_share": 0.0721, "lower_examples": 9, "clean_top": 321, "unclean_lower": 123}},
+        "interpretability": ruled(),
+        "clusters": {"features": 201, "clusters": 12, "size_median": 14.0, "size_largest": 40, "named": 11, "shared_value": 0.4567, "shared_value_by_chance": 0.1665, "shared_value_by_chance_most": 0.1777, "largest": []},
+        "explanations": {"model": "a|model", "recipe": "bricken_2023", "features": 4, "stopped": None, "n": 80, "unparsed": 7, "kinds": {
+            "feature": {"units": 4, "unexplained": 0, "n": 40, "unparsed": 3} | {k: {"mean": 0.7654, "low": 0.6, "high": 0.9, "units": 4} for k in ("detection", "fuzzing", "rating")}}},
         "last_mlp": {"model": "a small Llama trained here on the run's corpus", "trained_here": True, "layers": 4, "d_in": 64, "d_sae": 128, "hook_name": "blocks.3.mlp.hook_post", "positive_share": 0.4712,
                      "evaluation": {n: {c: e[c] for c in columns} for n, e in (("bricken_2023", main), ("neurons", evaluated(1.0, [])))},
                      "training": {"seconds": 23.4, "activations": 30000, "activations_per_second": 1282.1, "resampling": []}, "gallery": [entry(i) for i in (7, 8, 9)], "bridge_difference": 2.4e-07,
                      "language_model": {"tokens": 60000, "seconds": 31.2, "parameters": 90000, "heldout": 5.9134}},
         "clamping": clamping_of(),
+        **studied(),
     }  # fmt: skip
 
 
@@ -167,8 +207,9 @@ def make(folder, values: dict, figures=FIGURES, overrides=("corpus.train_tokens=
 
 @pytest.fixture(autouse=True)
 def no_published_check(monkeypatch, tmp_path_factory):
-    """Reports of made-up results, without the toy check that the repository keeps."""
+    """Reports of made-up results, without the toy check and the studies that the repository keeps."""
     monkeypatch.setattr(toy_check, "PUBLISHED", tmp_path_factory.mktemp("published"))
+    monkeypatch.setattr(studies, "PUBLISHED", tmp_path_factory.mktemp("studies"))
 
 
 @pytest.fixture
@@ -236,9 +277,12 @@ QUOTED = [  # numbers in prose and in every table: a change of the result must c
     ("activations", "language_model", "density_quartiles", 2), ("activations", "token", "active"), ("activations", "token", "top", 1, 1), ("activations", "bridge_difference"),
     ("evaluation", "bricken_2023", "tokens"), ("evaluation", "bricken_2023-d_sae_64", "fvu"), ("evaluation", "bricken_2023-no_resampling", "dead_share"),
     ("training", "summaries", "ward_2024", "resampling", 0, "resampled"), ("training", "summaries", "bricken_2023", "final_silent"), ("training", "summaries", "ward_2024", "recipe", "l1"),
-    ("toy", "full", "gates", 0, "measured", 1), ("features", "judged"), ("features", "gallery", 0, "density"), ("last_mlp", "positive_share"), ("last_mlp", "language_model", "heldout"), ("last_mlp", "evaluation", "neurons", "fvu"),
+    ("toy", "full", "gates", 0, "measured", 1), ("features", "judged"), ("features", "closely", 0, "density"), ("last_mlp", "positive_share"), ("last_mlp", "language_model", "heldout"), ("last_mlp", "evaluation", "neurons", "fvu"),
     ("clamping", "features", 0, "kl"), ("clamping", "features", 1, "nulls", "other features", "change", 2), ("clamping", "ablation", 0, "low"), ("clamping", "kl_zero"), ("clamping", "error", "alone"),
-    ("clamping", "features", 0, "movers", 0, "after"), ("clamping", "stand_out", "by_size"), ("clamping", "last_mlp", "kl_zero"),
+    ("features", "closely", 0, "score", "auroc"), ("features", "closely", 1, "tenths", 0, "share"), ("features", "misleading", "lower_share"), ("interpretability", "scores", "neuron_matched", "auroc_median"),
+    ("interpretability", "differences", "feature - neuron_matched", "auroc_median", "difference"), ("clusters", "shared_value"), ("explanations", "kinds", "feature", "unparsed"),
+    ("study_recipes", "points", 0, "recovered_mean"), ("study_recipes", "mmcs", "bricken_2023", "mean"), ("study_widths", "points", 3, "fvu"), ("study_widths", "splitting", 0, "null_share"), ("study_classical", "best", 1, "l0_mean"),
+    ("study_saelens", "points", 0, "recovered_zero"), ("clamping", "features", 0, "movers", 0, "after"), ("clamping", "stand_out", "by_size"), ("clamping", "last_mlp", "kl_zero"),
 ]  # fmt: skip
 
 
@@ -267,7 +311,7 @@ def test_numbers_in_the_template_are_no_results():
 def test_tables_are_well_formed_and_nothing_is_undefined(run):
     text = render.markdown(run)
     found = tables_of(text)
-    assert len(found) == 17
+    assert len(found) == 21
     for rows in found:
         assert len({len(row) for row in rows}) == 1, rows
         assert all(re.fullmatch("-+:?", cell) for cell in rows[1])
@@ -438,7 +482,7 @@ def check_page(text: str) -> Page:
 def test_the_page_is_self_contained(run):
     page = check_page(pages.html(render.markdown(run), run.folder))
     assert page.tags.count("img") == len(FIGURES)
-    assert page.tags.count("table") == 17
+    assert page.tags.count("table") == 21
     assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in [v for _, k, v in page.attributes if k == "content"]
 
 
@@ -576,7 +620,7 @@ def test_publishing_copies_the_report_with_links_that_resolve(run, tmp_path):
     (root / "report" / "toy" / "gates.json").write_text("{}")
     path = publish_report(run, root)
     text = path.read_text()
-    assert len(publish.links(text)) == len(FIGURES) and all((root / link).is_file() for link in publish.links(text))
+    assert len(publish.links(text)) == len(FIGURES) + 3 and all((root / link).is_file() for link in publish.links(text))  # and the studies’ three
     assert json.loads((root / "report" / "results" / "evaluation.json").read_text()) == run.load_results("evaluation")
     assert not (root / "report" / "figures" / "old.png").exists() and (root / "report" / "toy" / "gates.json").exists()
     assert text.replace("](report/figures/", "](figures/") == (run.folder / "report.md").read_text()
