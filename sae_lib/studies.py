@@ -63,8 +63,19 @@ def recipes_study(run: Run, hook: HookPoint) -> dict:
     for (name, settings), l0 in itertools.product(chosen.items(), FRONTIER):
         if name in ("ward_2024, as given", "bricken_2023, bfloat16"):
             continue
-        points.append({"contender": name, "l0": l0} | plain_record(at_l0(run, hook, settings, l0, tries=2, tolerance=0.5)[1]))
+        at_l0(run, hook, settings, l0, tries=2, tolerance=0.5)
+    for name, settings in chosen.items():
+        points += [{"contender": name, "l0": None} | record for record in trained_on_the_way(run, settings, points)]
     return {"points": points, "tuning": tuning, "mmcs": agreement}
+
+
+def trained_on_the_way(run: Run, settings: SAESettings, known: list[dict]) -> list[dict]:
+    """The further points of a contender that searches for an L0 have left behind: other λ or k, everything else the same."""
+    recipe = resolve(settings)
+    same = {"recipe": settings.recipe, "d_sae": settings.d_sae, "precision": settings.precision, "lr": recipe.lr, "activations": settings.activations // recipe.batch * recipe.batch}
+    found = [plain_record(json.loads(path.read_text())) for path in sorted((run.results_folder / "sweep").glob("*.json"))]
+    taken = {(r["recipe"], r["lambda"], r["k"], r["lr"], r["precision"], r["d_sae"]) for r in known}
+    return [r for r in found if all(r[k] == v for k, v in same.items()) and (r["recipe"], r["lambda"], r["k"], r["lr"], r["precision"], r["d_sae"]) not in taken]
 
 
 def widths_study(run: Run, hook: HookPoint) -> dict:
@@ -184,7 +195,7 @@ def share(of: Bool[Tensor, " n"]) -> float:
 
 
 def plain_record(record: dict) -> dict:
-    return {key: value for key, value in record.items() if key != "density"}
+    return {key: value for key, value in record.items() if key not in ("density", "made_from")}
 
 
 def hook_width(hook: HookPoint) -> int:

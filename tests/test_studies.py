@@ -72,6 +72,7 @@ def test_a_study_of_recipes_compares_all_at_one_l0(study_run):
     groups = study_figures.by_contender(study["points"], 16.0)
     assert {"bricken_2023", "ward_2024, as given", "ward_2024, retuned", "topk", "tied", "bricken_2023, bfloat16"} == set(groups)
     assert all(sorted(r["seed"] for r in records) == [0, 1] for records in groups.values())
+    assert any(p["contender"] == "bricken_2023" and p["l0"] is None and p["l0_mean"] != 16 for p in study["points"]), "what the search trained belongs to the frontier"
     rows = study_figures.recipes_rows(study)
     assert [r["recovered_mean"] for r in rows] == sorted((r["recovered_mean"] for r in rows), reverse=True)
     by_name = {r["contender"]: r for r in rows}
