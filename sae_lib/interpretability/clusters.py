@@ -39,7 +39,7 @@ def make_clusters(run: Run, name: str = "") -> Path:
         scores = load_scores(run, name).query("kind == 'feature'")
         if len(scores) > MOST:
             scores = scores.sample(MOST, random_state=run.settings.seed).sort_values("unit")
-        features = scores["unit"].to_numpy()
+        features = scores["unit"].to_numpy(copy=True)
         similar = similarity(training.load_autoencoder(run, name).W_dec[features].cpu(), firing_together(run, name, features))
         table = group(similar, [list(v) for v in scores["values"]], s.clusters, run.settings.seed)
         table.insert(0, "feature", features)
@@ -155,11 +155,13 @@ def cluster_map(table: pd.DataFrame, labels: int = 14) -> go.Figure:
     """Every feature as a point with its rule on hover; colours repeat, the `labels` largest named clusters are written on the map."""
     text = [f"feature {f}<br>cluster {c}: {_safe(n, 80)}<br>{_safe(r, 160)}" for f, c, n, r in table[["feature", "cluster", "name", "rule"]].itertuples(index=False)]
     colours = [figures.PALETTE[c % len(figures.PALETTE)] for c in table["cluster"]]
-    fig = go.Figure(go.Scatter(x=table["x"], y=table["y"], mode="markers", marker={"size": 5, "color": colours, "opacity": 0.75}, text=text, hovertemplate="%{text}<extra></extra>"))
+    marker = {"size": 5, "color": colours, "opacity": 0.75}
+    fig = go.Figure(go.Scatter(x=table["x"], y=table["y"], mode="markers", marker=marker, text=text, hovertemplate="%{text}<extra></extra>"))
     named = table[table["name"] != UNNAMED]
     for cluster in named["cluster"].value_counts().index[:labels]:
         members = named[named["cluster"] == cluster]
-        fig.add_annotation(x=members["x"].median(), y=members["y"].median(), text=_safe(members["name"].iloc[0], 40), showarrow=False, bgcolor="rgba(255,255,255,0.75)", font={"size": 11})
+        place, name = members[["x", "y"]].median(), _safe(members["name"].iloc[0], 40)
+        fig.add_annotation(x=place["x"], y=place["y"], text=name, showarrow=False, bgcolor="rgba(255,255,255,0.75)", font={"size": 11})
     fig.update_layout(title="Features by decoder direction and firing together (t-SNE); clusters named by what their rules share", hoverlabel={"align": "left"})
     fig.update_xaxes(visible=False)
     fig.update_yaxes(visible=False)

@@ -53,7 +53,8 @@ def split(run: Run) -> Halves:
         found = np.flatnonzero(rows_of_half(half, context, which))
         if len(found) == 0:
             raise CorpusError(
-                f"interpretability: the held-out text has {len(lengths)} document(s), too few for two halves with at least a row of lm.context={context} each; give more text (corpus.heldout_tokens)"
+                f"interpretability: the held-out text has {len(lengths)} document(s), too few for two halves with at least a row of "
+                f"lm.context={context} each; give more text (corpus.heldout_tokens)"
             )
         drawn.append(np.sort(rng.choice(found, min(len(found), max(1, s.tokens // context)), replace=False)))
     raw = raw_values(np.asarray(tokens.heldout, dtype=np.int64), firsts, context, vocabulary, set(tokens.tokenizer.all_special_ids))

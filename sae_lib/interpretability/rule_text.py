@@ -2,7 +2,7 @@
 
 from sae_lib.browser.visible import Vocabulary
 from sae_lib.interpretability.rules import Encoding, Rule
-from sae_lib.interpretability.token_attributes import attributes, shapes
+from sae_lib.interpretability.token_attributes import OF_THE_TOKEN, attributes, beginnings, shapes
 
 NEVER = "no rule found"
 Path = tuple[tuple[int, bool], ...]
@@ -13,9 +13,10 @@ class RuleWriter:
     """Puts rules into words, with tokens made visible."""
 
     def __init__(self, encoding: Encoding, vocabulary: Vocabulary):
-        self.attributes, self.encoding, self.shapes = attributes(vocabulary), encoding, shapes(vocabulary)
+        self.attributes, self.encoding = attributes(vocabulary), encoding
         names = [attribute.name for attribute in self.attributes]
-        self.token, self.shape = names.index("token"), names.index("shape")
+        self.token, self.shape, self.beginning = names.index("token"), names.index("shape"), names.index("beginning")
+        self.of_token = {self.shape: shapes(vocabulary), self.beginning: beginnings(vocabulary)}
 
     def text(self, rule: Rule) -> str:
         """The leaves where the rule says "fires", by falling rate. A "not" that the parts before it imply is left out."""
@@ -47,19 +48,22 @@ class RuleWriter:
                 allowed[a] = [v for v in allowed.get(a, values) if v in values]
             elif a in allowed:
                 allowed[a] = [v for v in allowed[a] if v not in values]
-        if self.token in allowed:  # with the token its shape is known
+        if self.token in allowed:
             for a, values, holds in steps:
-                if a == self.shape:
-                    allowed[self.token] = [t for t in allowed[self.token] if (self.shapes[t] in values) == holds]
-            allowed.pop(self.shape, None)
+                if self._known_from_token(a, values):
+                    allowed[self.token] = [t for t in allowed[self.token] if (self.of_token[a][t] in values) == holds]
+                    allowed.pop(a, None)
         return allowed
+
+    def _known_from_token(self, a: int, values: list[int]) -> bool:
+        return a == self.shape or (a == self.beginning and max(values) < OF_THE_TOKEN)
 
     def _excluded(self, rule: Rule, path: Path, allowed: Sets) -> Sets:
         """The values that a path rules out of the other attributes."""
         excluded: Sets = {}
         for number, holds in path:
             a, values = self._condition(rule, number)
-            if not holds and a not in allowed and not (a == self.shape and self.token in allowed):
+            if not holds and a not in allowed and not (self.token in allowed and self._known_from_token(a, values)):
                 excluded.setdefault(a, []).extend(values)
         return excluded
 

@@ -110,8 +110,8 @@ def by_kind(scores: pd.DataFrame) -> go.Figure:
         for kind in reversed(kinds):
             colour = figures.PALETTE[0] if kind.startswith("feature") else figures.PALETTE[1] if kind.startswith("neuron") else figures.PALETTE[5]
             fig.add_violin(
-                x=scores.loc[scores["kind"] == kind, measure], name=KINDS[kind], orientation="h", side="positive", width=1.7, points=False, box_visible=True, line_color=colour, showlegend=False,
-                spanmode="hard", row=1, col=column,
+                x=scores.loc[scores["kind"] == kind, measure], name=KINDS[kind], orientation="h", side="positive", width=1.7, points=False, box_visible=True,
+                line_color=colour, showlegend=False, spanmode="hard", row=1, col=column,
             )  # fmt: skip
     fig.update_layout(title="Rules scored on the other half of the documents")
     fig.update_xaxes(range=[0.4, 1.0], col=1)

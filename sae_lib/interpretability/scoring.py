@@ -82,13 +82,15 @@ def every_kind(run: Run, name: str, halves: Halves) -> Iterator[Units]:
 
     def at_densities(directions: Directions, numbers: Int[Array, " unit"], x: Float[torch.Tensor, "n d_in"]) -> dict[str, tuple[Dictionary, Array]]:
         """The directions `numbers` at drawn features' densities, at the strong half of these, and without a threshold."""
-        own, density = Directions(directions.W_dec[numbers], directions.centre), torch.from_numpy(rng.choice(densities, len(numbers), replace=len(numbers) > len(densities))).float()
+        own = Directions(directions.W_dec[numbers], directions.centre)
+        density = torch.from_numpy(rng.choice(densities, len(numbers), replace=len(numbers) > len(densities))).float()
         some = _draw(rng, len(numbers), max(1, len(numbers) // 2))  # unmatched ones fire on a third of the text: fewer do
         versions = {"matched": (own.at_density(x, density), numbers), "strong": (own.at_density(x, density * STRONG), numbers)}
         return versions | {"unmatched": (Directions(own.W_dec[some], own.centre), numbers[some])}
 
     x, of = sample(hook, halves.rows[0]), {}
-    for kind, directions in (("neuron", coordinate_directions(sae.d_in, x.device)), ("principal", principal_directions(x)), ("random", random_directions(x, s.units, int(rng.integers(2**31))))):
+    drawn = {"neuron": coordinate_directions(sae.d_in, x.device), "principal": principal_directions(x), "random": random_directions(x, s.units, int(rng.integers(2**31)))}
+    for kind, directions in drawn.items():
         versions = at_densities(directions, _draw(rng, directions.d_sae, s.units), x)
         of |= {"random": versions["matched"]} if kind == "random" else {f"{kind}_matched": versions["matched"], kind: versions["unmatched"]}
         of[f"{kind}_strong"] = versions["strong"]
@@ -108,7 +110,9 @@ def everything_of(hook: HookPoint, dictionaries: dict[str, tuple[Dictionary, Arr
 
 
 @torch.no_grad()
-def firing(hook: HookPoint, dictionaries: dict[str, tuple[Dictionary, Array]], rows: tuple[Array, ...], with_values: bool = False) -> dict[str, tuple[tuple[list, ...], tuple[list, ...]]]:
+def firing(
+    hook: HookPoint, dictionaries: dict[str, tuple[Dictionary, Array]], rows: tuple[Array, ...], with_values: bool = False
+) -> dict[str, tuple[tuple[list, ...], tuple[list, ...]]]:
     """By kind: (tokens, activations), each for both halves a list with, per unit, the tokens where it is active, and its activations there.
 
     `dictionaries`: (dictionary, numbers of the units) by kind. A dictionary of as many features as there are numbers holds just these.
@@ -159,7 +163,8 @@ def score_units(units: Units, halves: Halves, s) -> pd.DataFrame:
         done = [learn_and_score(*w) for w in work]
     records = [
         {"kind": units.kind, "unit": int(units.numbers[i]), "rule": halves.writer.text(rule), "n_conditions": len(rule.conditions), **asdict(scored),
-         "density": (len(units.firing[0][i]) + len(units.firing[1][i])) / sum(t.n for t in halves.texts), "context": halves.writer.asks_for_context(rule), "values": halves.writer.values(rule)}
+         "density": (len(units.firing[0][i]) + len(units.firing[1][i])) / sum(t.n for t in halves.texts),
+         "context": halves.writer.asks_for_context(rule), "values": halves.writer.values(rule)}
         for i, (rule, scored) in zip(enough, (pair for batch in done for pair in batch), strict=True)
     ]  # fmt: skip
     columns = ["kind", "unit", "rule", "n_conditions", "auroc", "balanced_accuracy", "precision", "recall", "information", "density", "context", "values"]

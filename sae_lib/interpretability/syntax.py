@@ -5,7 +5,9 @@ import re
 import numpy as np
 from jaxtyping import Int
 
-AROUND = ("outside brackets and quotes", "inside (…)", "inside […]", "inside {…}", "inside <…>", "inside a string", "inside a string of several lines", "in a comment", "inside `…`")
+AROUND = (
+    "outside brackets and quotes", "inside (…)", "inside […]", "inside {…}", "inside <…>", "inside a string", "inside a string of several lines", "in a comment", "inside `…`",
+)  # fmt: skip
 ROUND, ANGLE, STRING, LONG_STRING, COMMENT, CODE = 1, 4, 5, 6, 7, 8
 SIGNS = re.compile(
     rb"\\."  # escaped: means nothing

@@ -13,17 +13,20 @@ from sae_lib.interpretability.syntax import AROUND, surroundings
 Array = np.ndarray
 NONE = -1  # raw value of an attribute where there is nothing, as before the first token of a row
 SHAPES = (
-    "lower-case letters", "capitalised letters", "capitals", "letters of mixed case", "a single letter", "digits", "letters and digits", "an underscore", "an opening bracket", "a closing bracket",
-    "a quotation mark", "a comma, semicolon or colon", "a full stop", "signs", "blanks", "a line break", "a line break with indentation", "several line breaks", "letters beyond ASCII", "mixed characters",
+    "lower-case letters", "capitalised letters", "capitals", "letters of mixed case", "a single letter", "digits", "letters and digits", "an underscore",
+    "an opening bracket", "a closing bracket", "a quotation mark", "a comma, semicolon or colon", "a full stop", "signs", "blanks", "a line break", "a line break with indentation",
+    "several line breaks", "letters beyond ASCII", "mixed characters",
 )  # fmt: skip
 SHAPE_PATTERNS = (
     r"[a-z]{2,}", r"[A-Z][a-z]+", r"[A-Z]{2,}", r"[A-Za-z]{2,}", r"[A-Za-z]", r"\d+", r"[A-Za-z\d]+", r"\w*_\w*", r"[\"'.]*[(\[{]+", r"[)\]}]+[.,:;]*", r"[\"'`]+",
     r"[,;:]", r"\.", r"[^\w\s]+", r"[ \t]*", r"\r?\n", r"\r?\n[ \t]+", r"\s+", r"[^\W\d_]+",
 )  # fmt: skip
 BEGINNINGS = (
-    "with a leading blank", "with a leading line break", "at the start of a line", "right after a letter", "right after a digit", "right after an underscore", "right after a blank",
-    "right after a full stop", "right after an opening bracket", "right after a quotation mark", "right after another sign",
+    "with a leading blank", "with a leading line break", "at the start of a line", "right after a letter", "right after a digit", "right after an underscore",
+    "right after a blank", "right after a full stop", "right after an opening bracket", "right after a quotation mark", "right after another sign",
 )  # fmt: skip
+OF_THE_TOKEN = 2  # the first two say how the token itself begins
+DEPTHS = ("outside of brackets", "one bracket deep", "two brackets deep", "three or more brackets deep")
 PLACES = ("at the start of the text", "first on its line", "second on its line", "within columns 3 to 20", "within columns 20 to 40", "within columns 40 to 80", "beyond column 80")
 INDENTS = ("none", "1 to 3", "4", "5 to 7", "8", "9 to 11", "12", "13 or more")
 FIRST_WORD = re.compile(rb"^[ \t]*(\w+|[^\w\s]{1,3})", re.MULTILINE)
@@ -57,7 +60,7 @@ def attributes(vocabulary: Vocabulary) -> list[Attribute]:
         Attribute("place", "{}", False, listed(PLACES)),
         Attribute("indent", "on a line with indentation {}", False, listed(INDENTS)),
         Attribute("around", "{}", False, listed(AROUND)),
-        Attribute("depth", "in {} brackets", False, str),
+        Attribute("depth", "{}", False, listed(DEPTHS)),
         Attribute("position", "{} in the row", False, listed(POSITIONS)),
     ]
 
@@ -126,7 +129,17 @@ def _shape(text: str) -> int:
 
 def _beginning(texts: list[bytes], ids: Int[Array, " n"], before: Int[Array, " n"]) -> Int[Array, " n"]:
     by_character = np.full(256, BEGINNINGS.index("right after another sign"))
-    for characters, name in ((b"\0\n\r", 2), (bytes(c for c in range(256) if chr(c).isalpha() or c > 127), 3), (b"0123456789", 4), (b"_", 5), (b" \t", 6), (b".", 7), (b"([{<", 8), (b"\"'`", 9)):
+    letters = bytes(c for c in range(256) if chr(c).isalpha() or c > 127)
+    for characters, name in ((b"\0\n\r", 2), (letters, 3), (b"0123456789", 4), (b"_", 5), (b" \t", 6), (b".", 7), (b"([{<", 8), (b"\"'`", 9)):
         by_character[list(characters)] = name
-    own = np.array([0 if b[:1] in (b" ", b"\t") else 1 if b[:1] in (b"\n", b"\r") else NONE for b in texts])[ids]
+    own = np.array([_own_beginning(b) for b in texts])[ids]
     return np.where(own == NONE, by_character[before], own)
+
+
+def beginnings(vocabulary: Vocabulary) -> list[int]:
+    """Of tokens that begin with a blank or a line break themselves which it is, as an index of `BEGINNINGS`; else `NONE`."""
+    return [_own_beginning(b) for b in vocabulary.bytes]
+
+
+def _own_beginning(token: bytes) -> int:
+    return 0 if token[:1] in (b" ", b"\t") else 1 if token[:1] in (b"\n", b"\r") else NONE

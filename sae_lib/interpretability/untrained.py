@@ -24,7 +24,7 @@ def untrained_model(run: Run):
         model = language_model.build(s, len(tokenizer), tokenizer.eos_token_id)
     else:
         config = transformers.AutoConfig.from_pretrained(s.source, local_files_only=not hub.reached())
-        model = transformers.AutoModelForCausalLM.from_config(config)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)
     return model.to(device_of(run)).eval().requires_grad_(False)
 
 

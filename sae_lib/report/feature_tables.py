@@ -19,14 +19,18 @@ def rules_table(v: dict[str, Any]) -> str:
 
 
 def rules_compared(v: dict[str, Any]) -> str:
-    """Sentences on features against matched neurons, whichever way they came out."""
+    """Sentences on features against matched neurons and against an untrained model's features, whichever way they came out."""
     said = []
-    for pair, what in (("feature - neuron_matched", "over all activations"), ("feature_strong - neuron_strong", "over the strong half")):
+    for pair, other, what in (
+        ("feature - neuron_matched", "matched neurons", "over all activations"),
+        ("feature_strong - neuron_strong", "matched neurons", "over the strong half"),
+        ("feature - untrained_matched", "the features of an untrained model's autoencoder", "at matched densities"),
+    ):
         if pair in v["interpretability"]["differences"]:
             d = v["interpretability"]["differences"][pair]["auroc_median"]
             low, high = d["interval"]
-            verdict = "features are the better foretold" if low > 0 else "neurons are the better foretold" if high < 0 else "which leaves open who is ahead"
-            said.append(f"The median AUROC of features minus that of matched neurons is {f.signed(d['difference'])} {what} (95 % interval {f.signed(low)} to {f.signed(high)}): {verdict}.")
+            verdict = "ours are the better foretold" if low > 0 else "the others are the better foretold" if high < 0 else "which leaves open who is ahead"
+            said.append(f"The median AUROC of features minus that of {other} is {f.signed(d['difference'])} {what} (95 % interval {f.signed(low)} to {f.signed(high)}): {verdict}.")
     return " ".join(said)
 
 
