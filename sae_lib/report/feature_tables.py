@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from sae_lib.browser.random_draw import code
 from sae_lib.interpretability import scores
 from sae_lib.report import formats as f
-from sae_lib.report.markup import code, plain, table
+from sae_lib.report.markup import plain, table
 from sae_lib.report.tables import Value
 
 
