@@ -500,7 +500,11 @@ def test_the_page_is_self_contained(run):
 def test_text_of_the_corpus_is_inert(tmp_path, bad):
     clean = pages.html(render.markdown(run := make(tmp_path / "clean", results())), run.folder)
     values = results()
-    values["features"]["gallery"] = [entry(5, bad.replace("\n", "⏎"), bad.replace("\n", "⏎"))] + values["features"]["gallery"][1:]
+    visible = bad.replace("\n", "⏎")
+    values["features"]["closely"] = [closely(101, visible, visible)] + values["features"]["closely"][1:]
+    values["features"]["misleading"] |= closely(107, visible, visible)
+    values["study_widths"]["splitting"][0]["examples"][0] |= {"token": bad, "parts": [bad, " a"]}
+    values["explanations"]["model"] = bad
     a = values["activations"]
     a["text"]["what"] = a["token"]["text"] = a["token"]["token"] = a["generated"][0]["text"] = bad
     for split in ("train", "heldout"):

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from sae_lib.browser.random_draw import code
 from sae_lib.interpretability import scores
 from sae_lib.report import formats as f
-from sae_lib.report.markup import plain, table
+from sae_lib.report.markup import code, plain, table
 from sae_lib.report.tables import Value
 
 
@@ -39,7 +38,7 @@ def read_closely(v: dict[str, Any], entry: dict[str, Any]) -> str:
     """What is known of a feature beyond its strongest examples: rule and scores, an example from each tenth, the effect of clamping."""
     score, lines = entry["score"], []
     if score["rule"]:
-        lines.append(f"Rule: {code(score['rule'])}; AUROC {f.number(score['auroc'])}, balanced accuracy {f.number(score['balanced_accuracy'])} on other documents.")
+        lines.append(f"Rule: {code(score['rule'], False)}; AUROC {f.number(score['auroc'])}, balanced accuracy {f.number(score['balanced_accuracy'])} on other documents.")
     else:
         lines.append("Rule: none was scored (too few activations in one half of the documents).")
     clamped = {c["feature"]: c for c in (v["clamping"] or {}).get("features", ())}.get(entry["feature"])
@@ -48,7 +47,7 @@ def read_closely(v: dict[str, Any], entry: dict[str, Any]) -> str:
     lines.append("")
     for tenth in entry["tenths"]:
         for e in tenth["examples"]:
-            lines.append(f"- {f.number(e['activation'])} (of {f.percent(tenth['share'])}): {code(e['before'])}**{code(e['token'])}**{code(e['after'])}")
+            lines.append(f"- {f.number(e['activation'])} (of {f.percent(tenth['share'])}): {code(e['before'], False)}**{code(e['token'], False)}**{code(e['after'], False)}")
     return "\n".join(lines) + "\n"
 
 

@@ -19,12 +19,12 @@ def prose(text: str) -> str:
     return "".join(part if i % 2 else plain(part) for i, part in enumerate(re.split(r"( ?`[\w.]+`[ ,]?)", text)))
 
 
-def code(text: object) -> str:
-    """A code span for text from the corpus, every blank and line end visible."""
+def code(text: object, every_blank: bool = True) -> str:
+    """A code span for text from the corpus, its line ends visible and, where asked, every blank."""
     from sae_lib.browser.random_draw import code as span
     from sae_lib.browser.visible import plain as visible
 
-    return span(visible(str(text), every_blank=True))
+    return span(visible(str(text), every_blank=every_blank))
 
 
 def block(text: str) -> str:
