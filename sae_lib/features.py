@@ -22,7 +22,7 @@ from sae_lib.dictionaries import Dictionary, Directions, Neurons, activations_of
 from sae_lib.feature_examples import examples_table
 from sae_lib.feature_statistics import BINS, TENTHS, Chunk, FirstPass, SecondPass
 from sae_lib.feature_weights import aligned, logit_effects, nearest
-from sae_lib.recipes import variants
+from sae_lib.recipes import variant
 from sae_lib.runs import Run, keep_freed_memory, writing
 from sae_lib.settings import FeatureSettings
 from sae_lib.tokenizer import separator_id
@@ -44,7 +44,7 @@ def make_features(run: Run, name: str = "") -> Path:
     """
     name = name or run.settings.sae.recipe
     folder, s = run.folder / "features" / name, run.settings
-    sae = variants(s)[s.sae.recipe if name in BASELINES else name]
+    sae = variant(s, s.sae.recipe if name in BASELINES else name)
     upstream = language_model.lm_made_from(run) | {"hook_name": sae.hook_name} if name == "neurons" else training.sae_made_from(run, sae)
     made_from = upstream | {"evaluation": s.evaluation.model_dump(), "features": s.features.model_dump()}
     if run.is_made(folder, made_from):

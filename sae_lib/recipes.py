@@ -240,3 +240,10 @@ def variants(settings: Settings) -> dict[str, SAESettings]:
     for sae in chosen.values():
         resolve(sae)
     return chosen
+
+
+def variant(settings: Settings, name: str) -> SAESettings:
+    """One of `variants`; `SettingsError` that lists them where there is none of that name."""
+    if name not in (found := variants(settings)):
+        raise SettingsError(f"this run has no autoencoder {name!r}; it has: {', '.join(found)}")
+    return found[name]

@@ -21,7 +21,7 @@ from sae_lib.device import device_of, precision
 from sae_lib.early_stopping import ACTIVATIONS, EarlyStopping
 from sae_lib.errors import Interrupted
 from sae_lib.initialise import initialise, statistics
-from sae_lib.recipes import Recipe, is_resampling_step, rate, resolve, variants
+from sae_lib.recipes import Recipe, is_resampling_step, rate, resolve, variant, variants
 from sae_lib.resampling import resample
 from sae_lib.runs import Run, keep_freed_memory, writing
 from sae_lib.settings import SAESettings
@@ -39,7 +39,7 @@ def sae_made_from(run: Run, sae: SAESettings) -> dict:
 def make_autoencoder(run: Run, name: str = "") -> Path:
     """The `sae` stage: train one of `recipes.variants(settings)`, by default the run's own recipe; returns its folder."""
     name = name or run.settings.sae.recipe
-    sae = variants(run.settings)[name]
+    sae = variant(run.settings, name)
     folder = run.folder / "saes" / name
     with distributed.first_process_first():
         made = run.is_made(folder, sae_made_from(run, sae))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sae_lib import checkpoints, language_model, training
+from sae_lib import checkpoints, features, language_model, training
 from sae_lib.activations import ActivationTable
 from sae_lib.errors import SettingsError, TrainingError
 from sae_lib.recipes import BRICKEN_2023, RECIPES, WARD_2024, resolve, variants
@@ -272,3 +272,10 @@ def test_a_loss_that_explodes_or_is_no_number_ends_training_with_its_causes(tmp_
         fit(tmp_path, checkpoint_every=10, **changes)
     for path in tmp_path.glob("step-*.safetensors"):
         assert all(t.isfinite().all() for t in load_file(path).values()), "what is called good must be good"
+
+
+def test_an_autoencoder_that_the_run_does_not_have_is_refused_with_those_it_has(small_run):
+    with pytest.raises(SettingsError, match="no autoencoder 'nonsense'; it has: bricken_2023"):
+        training.make_autoencoder(small_run, "nonsense")
+    with pytest.raises(SettingsError, match="no autoencoder 'nonsense'"):
+        features.make_features(small_run, "nonsense")

@@ -18,7 +18,7 @@ from sae_lib.activations import HookPoint
 from sae_lib.browser.visible import isolated
 from sae_lib.dictionaries import active
 from sae_lib.interpretability.scores import load_scores
-from sae_lib.recipes import variants
+from sae_lib.recipes import variant
 from sae_lib.runs import Run, writing
 
 Array = np.ndarray
@@ -33,7 +33,7 @@ def make_clusters(run: Run, name: str = "") -> Path:
     """The `clusters` stage: `clusters.parquet` (feature, cluster, name, x, y) of the features that have a rule, and `results/clusters*.json` about them."""
     name = name or run.settings.sae.recipe
     folder, s = run.folder / "clusters" / name, run.settings.interpretability
-    made_from = training.sae_made_from(run, variants(run.settings)[name]) | {"interpretability": s.model_dump()}
+    made_from = training.sae_made_from(run, variant(run.settings, name)) | {"interpretability": s.model_dump()}
     made = run.is_made(folder, made_from)
     if not made:
         scores = load_scores(run, name).query("kind == 'feature'")
@@ -62,7 +62,7 @@ def load_clusters(run: Run, name: str = "") -> pd.DataFrame:
 
 def firing_together(run: Run, name: str, features: Int[Array, " n"]) -> Float[Array, "n n"]:
     """Pearson correlation of whether two features fire, over `interpretability.tokens` held-out tokens."""
-    sae, hook = training.load_autoencoder(run, name), HookPoint(language_model.load(run), variants(run.settings)[name].hook_name)
+    sae, hook = training.load_autoencoder(run, name), HookPoint(language_model.load(run), variant(run.settings, name).hook_name)
     rows = evaluation.heldout_rows(run, run.settings.interpretability.tokens)
     column = np.full(sae.d_sae, -1)
     column[features] = np.arange(len(features))

@@ -23,7 +23,7 @@ from sae_lib.interpretability import chat, explain_prompts, explain_windows
 from sae_lib.interpretability.asking import Cache, Chat, LimitReached
 from sae_lib.interpretability.explain_prompts import Question
 from sae_lib.interpretability.explain_windows import Text, Unit
-from sae_lib.recipes import variants
+from sae_lib.recipes import variant
 from sae_lib.runs import Run, write_atomically
 from sae_lib.settings import ExplainSettings
 from sae_lib.tokens import open_tokens
@@ -74,7 +74,7 @@ def explain(run: Run, features: int | None = None, model: str = "", name: str = 
     except chat.NotConfigured as reason:
         say(f"Explanations by a chat model are skipped: {reason}.")
         return None
-    sae = variants(run.settings)[name]
+    sae = variant(run.settings, name)
     made_from = training.sae_made_from(run, sae) | {
         "evaluation": run.settings.evaluation.model_dump(), "features": run.settings.features.model_dump(),
         "explain": s.model_dump(mode="json", exclude=FREE | {"features"}), "model": client.name, "n": features,
@@ -111,7 +111,7 @@ def make_units(run: Run, name: str, n: int) -> dict[str, list[Unit]]:
     rng = np.random.default_rng(s.seed)
     often = np.flatnonzero(table["n_active"].to_numpy() >= evaluation.ALIVE)
     features = rng.permutation(often)[:n].tolist()
-    hook = HookPoint(language_model.load(run), variants(run.settings)[name].hook_name)
+    hook = HookPoint(language_model.load(run), variant(run.settings, name).hook_name)
     sae = training.load_autoencoder(run, name)
     neurons = rng.choice(sae.d_in, min(len(features), sae.d_in), replace=False).tolist()
     text = Text.of(run)

@@ -23,7 +23,7 @@ from sae_lib.interpretability.halves import Halves, split
 from sae_lib.interpretability.rules import learn_and_score
 from sae_lib.interpretability.scores import save_summary
 from sae_lib.interpretability.untrained import untrained_autoencoder
-from sae_lib.recipes import variants
+from sae_lib.recipes import variant
 from sae_lib.runs import Run, writing
 
 Array = np.ndarray
@@ -44,7 +44,7 @@ class Units:
 def score_run(run: Run, name: str = "") -> Path:
     """The `score` stage: `scores.parquet`, a row per unit with its rule and how well it does on the other half; then the summary and its figures."""
     name = name or run.settings.sae.recipe
-    folder, sae = run.folder / "interpretability" / name, variants(run.settings)[name]
+    folder, sae = run.folder / "interpretability" / name, variant(run.settings, name)
     made_from = training.sae_made_from(run, sae) | {"interpretability": run.settings.interpretability.model_dump(exclude={"clusters"})}
     if not run.is_made(folder, made_from):
         training.make_autoencoder(run, name)
@@ -64,7 +64,7 @@ def score_run(run: Run, name: str = "") -> Path:
 
 def every_kind(run: Run, name: str, halves: Halves) -> Iterator[Units]:
     """Features first, then what they are compared with."""
-    s, sae_settings = run.settings.interpretability, variants(run.settings)[name]
+    s, sae_settings = run.settings.interpretability, variant(run.settings, name)
     rng = np.random.default_rng((run.settings.seed if s.seed is None else s.seed, 2))
     hook, sae = HookPoint(language_model.load(run), sae_settings.hook_name), training.load_autoencoder(run, name)
     numbers = _draw(rng, sae.d_sae, s.features)
