@@ -118,7 +118,7 @@ def studied() -> dict:
     split = {"narrow": 64, "wide": 128, "parts_share": 0.41, "null_share": 0.013, "split_share": 0.31, "kept_share": 0.37, "lost_share": 0.32, "mean_parts": 1.2,
              "examples": [{"feature": 3, "token": "im|port", "parts": [" a", "b`"], "n_parts": 2}]}  # fmt: skip
     return {
-        "study_recipes": {"points": [point(n, s, v + s / 1000) for n, v in names.items() for s in (0, 1)], "tuning": [], "mmcs": {n: agreement for n in names}, "about": about},
+        "study_recipes": {"points": [point(n, s, v + s / 1000) for n, v in names.items() for s in (0, 1)], "tuning": [point("", 0, 0.9, lr=0.0035)], "mmcs": {n: agreement for n in names}, "about": about},
         "study_widths": {"points": [point("", s, 0.9, d_sae=w) for w in (64, 128) for s in (0, 1)], "mmcs": {"64": agreement, "128": agreement}, "splitting": [split], "about": about},
         "study_classical": {"points": [point("", 0, 0.9, score=0.21)], "best": [point("", s, 0.9) for s in (0, 1)], "mmcs": agreement, "patience": 4, "check_every": 50, "d_in": 64, "about": about},
         "study_saelens": {"points": [point("SAELens standard", 0, 0.949)], "threads": 1},
@@ -281,7 +281,7 @@ QUOTED = [  # numbers in prose and in every table: a change of the result must c
     ("clamping", "features", 0, "kl"), ("clamping", "features", 1, "nulls", "other features", "change", 2), ("clamping", "ablation", 0, "low"), ("clamping", "kl_zero"), ("clamping", "error", "alone"),
     ("features", "closely", 0, "score", "auroc"), ("features", "closely", 1, "tenths", 0, "share"), ("features", "misleading", "lower_share"), ("interpretability", "scores", "neuron_matched", "auroc_median"),
     ("interpretability", "differences", "feature - neuron_matched", "auroc_median", "difference"), ("clusters", "shared_value"), ("explanations", "kinds", "feature", "unparsed"),
-    ("study_recipes", "points", 0, "recovered_mean"), ("study_recipes", "mmcs", "bricken_2023", "mean"), ("study_widths", "points", 3, "fvu"), ("study_widths", "splitting", 0, "null_share"), ("study_classical", "best", 1, "l0_mean"),
+    ("study_recipes", "points", 0, "recovered_mean"), ("study_recipes", "mmcs", "bricken_2023", "mean"), ("study_widths", "points", 3, "fvu"), ("study_recipes", "tuning", 0, "lr"), ("study_widths", "splitting", 0, "null_share"), ("study_classical", "best", 1, "l0_mean"),
     ("study_saelens", "points", 0, "recovered_zero"), ("clamping", "features", 0, "movers", 0, "after"), ("clamping", "stand_out", "by_size"), ("clamping", "last_mlp", "kl_zero"),
 ]  # fmt: skip
 

@@ -41,6 +41,7 @@ BOUND = {
     "last_table": tables.last_table,
     "recipes_study_table": tables.recipes_study_table,
     "widths_study_table": tables.widths_study_table,
+    "rates_tried": tables.rates_tried,
     "rules_table": feature_tables.rules_table,
     "rules_compared": feature_tables.rules_compared,
     "explanation_table": feature_tables.explanation_table,

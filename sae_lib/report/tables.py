@@ -170,12 +170,12 @@ def widths_study_table(v: dict[str, Any]) -> str:
     return table(["Features", "Setting", *STUDY_HEAD], rows, left=2)
 
 
-STUDY_HEAD = ("Recovered, zero", "Recovered, mean", "Spread", "FVU", "L0", "Dead", "MMCS (random)")
+STUDY_HEAD = ("Seeds", "Recovered, zero", "Recovered, mean", "Spread", "FVU", "L0", "Dead", "MMCS (random)")
 
 
 def _study_cells(r: dict[str, Any]) -> list[str]:
     mmcs = f"{f.number(r['mmcs'])} ({f.number(r['mmcs_null'])})"
-    return [f.percent(r["recovered_zero"]), f.percent(r["recovered_mean"]), f.percent(r["spread"]), f.small(r["fvu"]), f.number(r["l0_mean"]), f.percent(r["dead_share"]), mmcs]
+    return [f.count(r["seeds"]), f.percent(r["recovered_zero"]), f.percent(r["recovered_mean"]), f.percent(r["spread"]), f.small(r["fvu"]), f.number(r["l0_mean"]), f.percent(r["dead_share"]), mmcs]
 
 
 def compared(v: dict[str, Any], one: str, other: str) -> str:
@@ -183,3 +183,11 @@ def compared(v: dict[str, Any], one: str, other: str) -> str:
     d = study_figures.difference(v["studies"]["recipes"], one, other)
     verdict = "all seeds of the one lie on the same side of all seeds of the other" if d["apart"] else "which is within the spread of the seeds"
     return f"{plain(one)} recovers {f.percent(d['one'])} (mean ablation), {plain(other)} {f.percent(d['other'])}: {verdict}."
+
+
+def rates_tried(v: dict[str, Any]) -> str:
+    """The learning rates that the study of recipes tried, by recipe."""
+    tried: dict[str, set[float]] = {}
+    for point in v["studies"]["recipes"]["tuning"]:
+        tried.setdefault(point["recipe"], set()).add(point["lr"])
+    return ", ".join(f"{' and '.join(map(f.exact, sorted(rates)))} (`{name}`)" for name, rates in tried.items())
