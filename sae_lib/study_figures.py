@@ -57,7 +57,7 @@ def difference(study: dict, one: str, other: str, key: str = "recovered_mean") -
 
 
 def recipes_figure(study: dict, saelens: dict | None = None) -> go.Figure:
-    """Loss recovered over L0, a line per recipe; bars span the seeds. SAELens' own trainer beside them where it was measured."""
+    """Loss recovered over L0, a line per recipe; bars span the seeds. What is lost is drawn logarithmically. SAELens' own trainer beside them where it was measured."""
     fig = go.Figure()
     groups = defaultdict(lambda: defaultdict(list))
     for point in study["points"] + (saelens["points"] if saelens else []):
@@ -66,15 +66,17 @@ def recipes_figure(study: dict, saelens: dict | None = None) -> go.Figure:
     dashes = itertools.cycle(["solid"] * len(figures.PALETTE) + ["dash"] * len(figures.PALETTE))
     for (name, settings), colour, dash in zip(groups.items(), itertools.cycle(figures.PALETTE), dashes, strict=False):
         rows = sorted(settings.values(), key=lambda records: mean(records, "l0_mean"))
-        y = [mean(records, "recovered_mean") for records in rows]
-        low, high = ([abs(pick(r["recovered_mean"] for r in records) - m) for records, m in zip(rows, y, strict=True)] for pick in (min, max))
+        lost = [[max(1 - r["recovered_mean"], 1e-3) for r in records] for records in rows]
+        y = [sum(values) / len(values) for values in lost]
+        low, high = ([abs(pick(values) - m) for values, m in zip(lost, y, strict=True)] for pick in (min, max))
         mode = "markers" if len(rows) == 1 or name.startswith("SAELens") else "lines+markers"
         fig.add_scatter(
             x=[mean(records, "l0_mean") for records in rows], y=y, name=name, mode=mode, line=dict(color=colour, dash=dash), marker=dict(color=colour, size=9, symbol="x" if name.startswith("SAELens") else "circle"),
             error_y=dict(type="data", symmetric=False, array=high, arrayminus=low, thickness=1.2),
         )  # fmt: skip
     fig.update_xaxes(title="features active per activation (L0), logarithmic", type="log", tickvals=[4, 8, 16, 32, 64])
-    fig.update_yaxes(title="loss recovered against mean ablation", tickformat=".0%")
+    ticks = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1]
+    fig.update_yaxes(title="loss recovered (mean ablation)", type="log", autorange="reversed", tickvals=ticks, ticktext=[f"{1 - t:.0%}" for t in ticks])
     fig.update_layout(title="Sparsity against faithfulness: every recipe on the same activations")
     return fig
 
