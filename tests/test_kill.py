@@ -21,22 +21,25 @@ def start(folder, overrides, every=("lm.checkpoint_every=7", "sae.checkpoint_eve
     return subprocess.Popen([*command, *sets], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+def kill_after(process, folder, checkpoints: int, seconds: float) -> bool:
+    """`kill -9` once so many new checkpoints have been seen, and a moment later; whether it was still running."""
+    steps = lambda: {(p.parent.name, p.name) for p in folder.rglob("step-*.json")}  # noqa: E731
+    before, seen = steps() if folder.exists() else set(), set()
+    while process.poll() is None and len(seen) < checkpoints:
+        seen |= steps() - before
+        time.sleep(0.002)
+    time.sleep(seconds)
+    running = process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return running
+
+
 @pytest.mark.parametrize("seed", [0])
 def test_killed_runs_end_with_the_same_weights(small_overrides, tmp_path, seed):
-    began = time.monotonic()
-    whole = start(tmp_path / "a" / "whole", small_overrides)
+    whole, chance = start(tmp_path / "a" / "whole", small_overrides), random.Random(seed)
     assert whole.wait(600) == 0, whole.stdout.read()
-    seconds, chance = time.monotonic() - began, random.Random(seed)
-    killed = 0
-    for _ in range(KILLS):
-        broken = start(tmp_path / "b" / "broken", small_overrides)
-        try:
-            broken.wait(seconds * chance.uniform(0.4, 0.9))
-            break  # done before its time came
-        except subprocess.TimeoutExpired:
-            broken.send_signal(signal.SIGKILL)
-            broken.wait()
-            killed += 1
+    killed = sum(kill_after(start(tmp_path / "b" / "broken", small_overrides), tmp_path / "b" / "broken", chance.randint(1, 4), chance.uniform(0, 0.2)) for _ in range(KILLS))
     last = start(tmp_path / "b" / "broken", small_overrides)
     assert killed and last.wait(600) == 0, last.stdout.read()
     for file in FILES:
