@@ -1,12 +1,15 @@
-"""SAELens' standard trainer on a run's activations, in the same order and number as ours: the points beside a study of recipes.
+"""SAELens' standard trainer on a run's activations, in the same order and number as ours, and ours at the L0 that it reaches.
 
-`python -m benchmarks.saelens_frontier runs/pile 1e-3:2 1e-3:3 1e-3:5`: a learning rate and an L1 coefficient each. Writes `results/study_saelens.json`
-into the run's folder. Needs `.venv-saelens` (`make .venv-saelens/.installed`) and 4 bytes × d_in × activations of disk.
+    python -m benchmarks.saelens_frontier runs/pile 1e-3:2 1e-3:3 1e-3:5                            points beside a study of recipes
+    python -m benchmarks.saelens_frontier runs/pile 1e-3:3 --activations 3100000 --ours 0 1 2       and our recipe there, with these seeds
+
+A point is a learning rate and an L1 coefficient. Points join `results/study_saelens.json` of the run. Needs `.venv-saelens`
+(`make .venv-saelens/.installed`) and 4 bytes × d_in × activations of disk.
 """
 
+import argparse
 import json
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -14,23 +17,44 @@ import numpy as np
 import torch
 
 from benchmarks.saelens import PYTHON, ROOT
-from sae_lib import evaluation, language_model
+from sae_lib import evaluation, language_model, studies, sweep
 from sae_lib.activations import ActivationBuffer, HookPoint
 from sae_lib.autoencoder import SparseAutoencoder
 from sae_lib.initialise import statistics
 from sae_lib.recipes import BRICKEN_2023
 from sae_lib.runs import Run, read_yaml
 from sae_lib.settings import validate
-from sae_lib.sweep import COLUMNS
 from sae_lib.tokens import open_tokens
 
+NAME = "SAELens standard"
 
-def main(folder: Path, points: list[str]) -> None:
-    run = Run(validate(read_yaml(folder / "settings.yaml")), folder)
-    s, hook = run.settings.sae, HookPoint(language_model.load(run), run.settings.sae.hook_name)
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("points", nargs="*", help="LEARNING_RATE:L1_COEFFICIENT")
+    parser.add_argument("--activations", type=int, help="instead of the run's own number")
+    parser.add_argument("--ours", nargs="*", type=int, default=[], metavar="SEED", help="also our recipe at the L0 of every point, in float32 and bfloat16")
+    given = parser.parse_args()
+    run = Run(validate(read_yaml(given.run / "settings.yaml")), given.run)
+    s = run.settings.sae
+    s = s.model_copy(update={"recipe": "bricken_2023", "batch": None, "lr": None, "l1": None, "activations": given.activations or s.activations, "precision": "float32"})
+    hook = HookPoint(language_model.load(run), s.hook_name)
+    for point in theirs(run, hook, s, given.points):
+        keep(run, point)
+        if given.ours:
+            chosen, _ = studies.at_l0(run, hook, s, point["l0_mean"])
+            for precision in ("float32", "bfloat16"):
+                for seed in given.ours:
+                    record = sweep.measure(run, hook, chosen.model_copy(update={"precision": precision, "seed": seed}))
+                    keep(run, {"contender": f"bricken_2023, {precision}", "beside": point["lambda"]} | studies.plain_record(record))
+
+
+def theirs(run: Run, hook: HookPoint, s, points: list[str]):
+    """A record per point, each when it has been trained and evaluated by the code that evaluates ours."""
     rows, batch = open_tokens(run).rows("train", run.settings.lm.context), BRICKEN_2023.batch
     mean, scale = statistics(hook, rows, BRICKEN_2023)
-    n_steps, found = s.activations // batch, []
+    n_steps = s.activations // batch
     with tempfile.TemporaryDirectory() as scratch:
         x = np.lib.format.open_memmap(f"{scratch}/x.npy", "w+", np.float32, (n_steps * batch, len(mean)))
         for step, part in zip(range(n_steps), ActivationBuffer(hook, rows, batch, s.buffer_rows, run.settings.seed), strict=False):
@@ -44,11 +68,18 @@ def main(folder: Path, points: list[str]) -> None:
             sae = SparseAutoencoder.load(out)
             sae.fold_scale(scale)
             measured = evaluation.evaluate(run, hook, {"it": sae})["it"]
-            found.append({"contender": "SAELens standard", "lr": float(lr), "lambda": float(l1), "d_sae": s.d_sae, "seed": 0, "activations": n_steps * batch, "recipe": "SAELens standard"}
-                         | json.loads((out / "seconds.json").read_text()) | {c: measured[c] for c in COLUMNS if c in measured})  # fmt: skip
-            run.save_results("study_saelens", {"points": found, "threads": torch.get_num_threads()})
-            print(point, found[-1], flush=True)
+            setting = {"contender": NAME, "recipe": NAME, "lr": float(lr), "lambda": float(l1), "k": 0, "precision": "float32", "seed": 0, "d_sae": s.d_sae, "activations": n_steps * batch}
+            yield setting | json.loads((out / "seconds.json").read_text()) | {c: measured[c] for c in sweep.COLUMNS if c in measured}
+
+
+def keep(run: Run, point: dict) -> None:
+    """Put the point into the run's results, in the place of an earlier one with the same settings."""
+    path = run.results_folder / "study_saelens.json"
+    known = json.loads(path.read_text())["points"] if path.exists() else []
+    key = lambda p: [p.get(k) for k in ("contender", "lr", "lambda", "seed", "activations", "beside")]  # noqa: E731
+    run.save_results("study_saelens", {"points": [p for p in known if key(p) != key(point)] + [point | {"threads": torch.get_num_threads()}], "about": studies.about(run)})
+    print({k: point[k] for k in ("contender", "lr", "lambda", "l0_mean", "recovered_zero", "recovered_mean", "fvu", "seconds")}, flush=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main()

@@ -11,6 +11,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sae_lib.device import upload
 from sae_lib.errors import CorpusError, ModelError
 
 # Where a hook lies in the plain model: the module, and whether the hook is its input or its output. The MLP's hook_post is
@@ -150,8 +151,9 @@ class ActivationBuffer:
         """The activations of the chunk of that number, and the order in which they are handed out."""
         epoch, part = divmod(chunk, max(1, len(self.rows) // self.buffer_rows))
         drawn = np.random.default_rng((self.seed, epoch)).permutation(len(self.rows))[part * self.buffer_rows : (part + 1) * self.buffer_rows]
+        order = upload(np.random.default_rng((self.seed, epoch, part)).permutation(drawn.size * self.rows.shape[1]), self.hook.device)
         acts = self.store = harvest(self.hook, self.rows[np.sort(drawn)], out=self.store)
-        return acts, torch.from_numpy(np.random.default_rng((self.seed, epoch, part)).permutation(len(acts))).to(acts.device)
+        return acts, order
 
     def _start(self, chunk: int, stream: torch.cuda.Stream) -> tuple[Tensor, Tensor]:
         """Harvest a chunk on a stream of its own, so that a GPU does it while it trains on the one before."""
@@ -171,9 +173,9 @@ class ActivationBuffer:
 
 def harvest(hook: Source, rows: np.ndarray, rows_at_once: int = 64, out: Float[Tensor, "n d_in"] | None = None) -> Float[Tensor, "n d_in"]:
     """Activations of all positions of `rows` [row, position], in order, on the model's device; into `out` where given."""
+    tokens = upload(rows.astype(np.int64), hook.device)
     for i in range(0, len(rows), rows_at_once):
-        tokens = torch.from_numpy(rows[i : i + rows_at_once].astype(np.int64)).to(hook.device)
-        acts = rearrange(hook.activations(tokens), "row position d -> (row position) d")
+        acts = rearrange(hook.activations(tokens[i : i + rows_at_once]), "row position d -> (row position) d")
         out = acts.new_empty(rows.size, acts.shape[1]) if out is None else out
         out[i * rows.shape[1] :][: len(acts)] = acts
     return out

@@ -1,6 +1,8 @@
 """Where a run computes, and in which precision that is fast."""
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from sae_lib.errors import SettingsError
 from sae_lib.runs import Run
@@ -22,6 +24,12 @@ def precision(name: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     return torch.bfloat16 if fast_bfloat16() else torch.float32
+
+
+def upload(array: np.ndarray, device: torch.device) -> Tensor:
+    """The array on the device; to a GPU by way of page-locked memory, without waiting for what the GPU still has to do."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def fast_bfloat16() -> bool:

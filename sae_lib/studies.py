@@ -24,8 +24,9 @@ from sae_lib.tokens import open_tokens
 SEEDS = (0, 1, 2)
 L0 = 16.0  # at which everything is compared
 FRONTIER = (8.0, 32.0)  # further ones
-RATES = (1.0, 2.0)  # times a recipe's learning rate; the better one at that L0 is kept
+RATES = (0.5, 1.0, 2.0)  # times a recipe's learning rate; the best one at that L0 is kept
 WARD_RATES = (10.0, 30.0)  # times ward_2024's, which is far from done at its own
+CHECKS = 25  # for stopping early, in the study of the classical recipe
 GRID = (0.5, 1.0, 2.0)  # times λ and learning rate, in the study of the classical recipe
 WIDTHS = (512, 1024, 2048, 4096, 8192)
 NULL_SEED = 10_000_019  # far from the seeds that autoencoders start from
@@ -38,15 +39,18 @@ def study(run: Run, which: str) -> dict:
     language_model.make_language_model(run)
     hook = HookPoint(language_model.load(run), run.settings.sae.hook_name)
     results = {"recipes": recipes_study, "widths": widths_study, "classical": classical_study}[which](run, hook)
-    lm = language_model.training_summary(run)
-    about = {"corpus": run.settings.corpus.source.rpartition("/")[2], "activations": run.settings.sae.activations, "heldout_tokens": run.settings.evaluation.tokens,
-             "lm_tokens": lm["tokens"], "l0": L0, "seeds": len(SEEDS)}  # fmt: skip
-    run.save_results(f"study_{which}", results | {"about": about})
+    run.save_results(f"study_{which}", results | {"about": about(run)})
     return run.load_results(f"study_{which}")
 
 
+def about(run: Run) -> dict:
+    """What a study was made on."""
+    tokens = {"lm_tokens": language_model.training_summary(run)["tokens"], "heldout_tokens": run.settings.evaluation.tokens}
+    return {"corpus": run.settings.corpus.source.rpartition("/")[2], "activations": run.settings.sae.activations, "l0": L0, "seeds": len(SEEDS)} | tokens
+
+
 def recipes_study(run: Run, hook: HookPoint) -> dict:
-    """Every recipe at the same L0 with the better of two learning rates, and near two other L0 with one seed; `ward_2024` also as it was given; bfloat16 against float32."""
+    """Every recipe at the same L0 with the best of three learning rates, and near two other L0 with one seed; `ward_2024` also as it was given; bfloat16 against float32."""
     base, points, tuning, chosen = run.settings.sae, [], [], {}
     for name in RECIPES:
         given = base.model_copy(update={"recipe": name, "batch": None, "lr": None, "l1": None, "k": None, "precision": "float32"})
@@ -93,13 +97,14 @@ def widths_study(run: Run, hook: HookPoint) -> dict:
 def classical_study(run: Run, hook: HookPoint) -> dict:
     """Tied weights, L1 and early stopping, 2 and 4 times as wide as the input: λ and learning rate judged by FVU + L0 / d_in, then seeds of the best."""
     d_in, recipe, grid = hook_width(hook), RECIPES["tied"], {}
+    check_every = max(1, run.settings.sae.activations // recipe.batch // CHECKS)
     for times, l1, rate in itertools.product((2, 4), GRID, GRID):
-        settings = run.settings.sae.model_copy(update={"recipe": "tied", "d_sae": times * d_in, "l1": recipe.l1 * l1, "lr": recipe.lr * rate, "seed": SEEDS[0]})
+        settings = run.settings.sae.model_copy(update={"recipe": "tied", "d_sae": times * d_in, "l1": recipe.l1 * l1, "lr": recipe.lr * rate, "seed": SEEDS[0], "check_every": check_every})
         grid[settings] = sweep.measure(run, hook, settings)
     score = lambda record: record["fvu"] + record["l0_mean"] / d_in  # noqa: E731
     best = min(grid, key=lambda settings: score(grid[settings]))
     points = [plain_record(r) | {"score": score(r)} for r in grid.values()]
-    return {"points": points, "best": of_seeds(run, hook, best), "mmcs": agreement_of_seeds(run, hook, best), "patience": recipe.patience, "check_every": best.check_every, "d_in": d_in}
+    return {"points": points, "best": of_seeds(run, hook, best), "mmcs": agreement_of_seeds(run, hook, best), "patience": recipe.patience, "check_every": check_every, "d_in": d_in}
 
 
 def at_l0(run: Run, hook: HookPoint, settings: SAESettings, l0: float, tolerance: float = 0.05, tries: int = 4) -> tuple[SAESettings, dict]:

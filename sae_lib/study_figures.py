@@ -49,6 +49,21 @@ def widths_rows(study: dict) -> list[dict]:
     return rows
 
 
+def saelens_rows(study: dict) -> list[dict]:
+    """A row per point of SAELens' trainer and per contender of ours at its L0: means over seeds, and seconds against SAELens' of that point."""
+    rows = []
+    for theirs in sorted((p for p in study["points"] if "beside" not in p), key=lambda p: (p["activations"], -p["l0_mean"])):
+        groups = defaultdict(list)
+        for p in study["points"]:
+            if p.get("beside") == theirs["lambda"] and p["activations"] == theirs["activations"]:
+                groups[p["contender"]].append(p)
+        for name, records in {theirs["contender"]: [theirs], **groups}.items():
+            row = {"contender": name, "seeds": len(records), "seconds": mean(records, "seconds"), "speed": theirs["seconds"] / mean(records, "seconds")}
+            row |= {key: records[0][key] for key in ("activations", "lr", "lambda", "threads")}
+            rows.append(row | {key: mean(records, key) for key in MEASURES})
+    return rows
+
+
 def difference(study: dict, one: str, other: str, key: str = "recovered_mean") -> dict:
     """How two contenders compare at the study's L0: means, their difference, and whether every seed of one is above every seed of the other."""
     groups = by_contender(study["points"], study["about"]["l0"])
@@ -60,7 +75,9 @@ def recipes_figure(study: dict, saelens: dict | None = None) -> go.Figure:
     """Loss recovered over L0, a line per recipe; bars span the seeds. What is lost is drawn logarithmically. SAELens' own trainer beside them where it was measured."""
     fig = go.Figure()
     groups = defaultdict(lambda: defaultdict(list))
-    for point in study["points"] + (saelens["points"] if saelens else []):
+    budgets = {point["activations"] for point in study["points"]}
+    theirs = [point for point in saelens["points"] if point["contender"].startswith("SAELens") and point["activations"] in budgets] if saelens else []
+    for point in study["points"] + theirs:
         setting = (point["lambda"], point["k"] if "k" in point else 0, point["lr"])
         groups[point["contender"]][setting].append(point)
     dashes = itertools.cycle(["solid"] * len(figures.PALETTE) + ["dash"] * len(figures.PALETTE))

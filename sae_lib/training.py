@@ -33,7 +33,14 @@ THRESHOLD_SPEED = 0.01  # of the moving average that batchtopk's threshold is, p
 
 
 def sae_made_from(run: Run, sae: SAESettings) -> dict:
-    return language_model.lm_made_from(run) | {"sae": sae.model_dump(mode="json", exclude={"compare", "widths", "checkpoint_every", "checkpoint_gb"})}
+    return language_model.lm_made_from(run) | {"sae": identity(sae)}
+
+
+def identity(sae: SAESettings) -> dict:
+    """The settings that the trained weights depend on, with what they leave to the recipe."""
+    recipe = resolve(sae)
+    own = {name: getattr(recipe, name) for name in ("batch", "lr", "l1", "k", "patience")}
+    return sae.model_dump(mode="json", exclude={"compare", "widths", "checkpoint_every", "checkpoint_gb"}) | own
 
 
 def make_autoencoder(run: Run, name: str = "") -> Path:

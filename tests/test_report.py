@@ -121,7 +121,7 @@ def studied() -> dict:
         "study_recipes": {"points": [point(n, s, v + s / 1000) for n, v in names.items() for s in (0, 1)], "tuning": [point("", 0, 0.9, lr=0.0035)], "mmcs": {n: agreement for n in names}, "about": about},
         "study_widths": {"points": [point("", s, 0.9, d_sae=w) for w in (64, 128) for s in (0, 1)], "mmcs": {"64": agreement, "128": agreement}, "splitting": [split], "about": about},
         "study_classical": {"points": [point("", 0, 0.9, score=0.21)], "best": [point("", s, 0.9) for s in (0, 1)], "mmcs": agreement, "patience": 4, "check_every": 50, "d_in": 64, "about": about},
-        "study_saelens": {"points": [point("SAELens standard", 0, 0.949)], "threads": 1},
+        "study_saelens": {"points": [point("SAELens standard", 0, 0.949, threads=2), *(point("bricken_2023, bfloat16", s, 0.961 + s / 100, beside=1.83, seconds=2.0, threads=2) for s in (0, 1))], "about": about},
     }
 
 
@@ -311,7 +311,7 @@ def test_numbers_in_the_template_are_no_results():
 def test_tables_are_well_formed_and_nothing_is_undefined(run):
     text = render.markdown(run)
     found = tables_of(text)
-    assert len(found) == 21
+    assert len(found) == 22
     for rows in found:
         assert len({len(row) for row in rows}) == 1, rows
         assert all(re.fullmatch("-+:?", cell) for cell in rows[1])

@@ -113,3 +113,20 @@ def test_studies_are_drawn_published_and_found(study_run, tmp_path, monkeypatch)
     (study_run.results_folder / "study_widths.json").rename(study_run.results_folder / "hidden.json")
     assert studies.found(study_run, "widths")["own"] is False
     (study_run.results_folder / "hidden.json").rename(study_run.results_folder / "study_widths.json")
+
+
+def test_our_seconds_stand_beside_saelens_of_the_same_point():
+    point = {"lr": 1e-3, "threads": 2, "recovered_zero": 0.9, "recovered_mean": 0.95, "fvu": 0.1, "dead_share": 0.0, "l0_mean": 16.0}
+    theirs = [point | {"contender": "SAELens standard", "lambda": 3.0, "activations": n, "seconds": s} for n, s in ((1024, 10.0), (4096, 40.0))]
+    ours = [point | {"contender": "bricken_2023, float32", "lambda": 1.8, "beside": 3.0, "activations": 4096, "seconds": s, "recovered_mean": s / 10} for s in (7.0, 9.0)]
+    rows = study_figures.saelens_rows({"points": ours + theirs})
+    assert [(r["contender"], r["activations"], r["seeds"]) for r in rows] == [("SAELens standard", 1024, 1), ("SAELens standard", 4096, 1), ("bricken_2023, float32", 4096, 2)]
+    assert [r["speed"] for r in rows] == [1, 1, 5] and rows[2]["recovered_mean"] == pytest.approx(0.8)
+
+
+def test_a_point_of_saelens_is_drawn_where_it_saw_as_many_activations(study_run):
+    study = made(study_run, "study_recipes")
+    n = study["points"][0]["activations"]
+    theirs = [study["points"][0] | {"contender": "SAELens standard", "lambda": float(i), "activations": n * i} for i in (1, 2)]
+    crosses = [trace for trace in study_figures.recipes_figure(study, {"points": theirs}).data if trace.name == "SAELens standard"]
+    assert [len(trace.x) for trace in crosses] == [1]

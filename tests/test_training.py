@@ -1,11 +1,13 @@
 """The training loop: schedules, norms, resampling at work, exact resumption."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from sae_lib import checkpoints, features, language_model, training
+from sae_lib import checkpoints, features, language_model, sweep, training
 from sae_lib.activations import ActivationTable
 from sae_lib.errors import SettingsError, TrainingError
 from sae_lib.recipes import BRICKEN_2023, RECIPES, WARD_2024, resolve, variants
@@ -279,3 +281,11 @@ def test_an_autoencoder_that_the_run_does_not_have_is_refused_with_those_it_has(
         training.make_autoencoder(small_run, "nonsense")
     with pytest.raises(SettingsError, match="no autoencoder 'nonsense'"):
         features.make_features(small_run, "nonsense")
+
+
+def test_what_weights_are_made_from_includes_what_the_recipe_says(monkeypatch):
+    sae = SAESettings(recipe="bricken_2023")
+    made_from, name = training.identity(sae), sweep._point_name(sae)
+    assert made_from == training.identity(sae.model_copy(update={"lr": RECIPES["bricken_2023"].lr, "checkpoint_gb": 1.0, "widths": (64,)}))
+    monkeypatch.setitem(RECIPES, "bricken_2023", replace(RECIPES["bricken_2023"], lr=1e-5))
+    assert training.identity(sae) != made_from and sweep._point_name(sae) != name

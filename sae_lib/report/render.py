@@ -40,6 +40,7 @@ BOUND = {
     "resampling_table": tables.resampling_table,
     "last_table": tables.last_table,
     "recipes_study_table": tables.recipes_study_table,
+    "saelens_table": tables.saelens_table,
     "widths_study_table": tables.widths_study_table,
     "rates_tried": tables.rates_tried,
     "rules_table": feature_tables.rules_table,

@@ -170,6 +170,16 @@ def widths_study_table(v: dict[str, Any]) -> str:
     return table(["Features", "Setting", *STUDY_HEAD], rows, left=2)
 
 
+def saelens_table(v: dict[str, Any]) -> str:
+    """SAELens' own trainer, and ours at the L0 that it reached."""
+    rows = []
+    for r in study_figures.saelens_rows(v["studies"]["saelens"]):
+        setting, seconds = f"λ = {f.exact(r['lambda'])}, rate {f.exact(r['lr'])}", f"{f.count(round(r['seconds']))} ({f.number(r['speed'], 2)})"
+        measures = f.percent(r["recovered_zero"]), f.percent(r["recovered_mean"]), f.small(r["fvu"]), f.number(r["l0_mean"]), f.percent(r["dead_share"])
+        rows.append([plain(r["contender"]), setting, f.millions(r["activations"]), f.count(r["seeds"]), *measures, f.count(r["threads"]), seconds])
+    return table(["Trainer", "Setting", "Activations", "Seeds", "Recovered, zero", "Recovered, mean", "FVU", "L0", "Dead", "Threads", "Seconds"], rows, left=2)
+
+
 STUDY_HEAD = ("Seeds", "Recovered, zero", "Recovered, mean", "Spread", "FVU", "L0", "Dead", "MMCS (random)")
 
 
