@@ -22,7 +22,7 @@ SETTINGS = {
     "topk": {"lr": 3e-3, "k": ACTIVE},
     "batchtopk": {"lr": 3e-3, "k": ACTIVE},
     "jumprelu": {"lr": 3e-3, "l1": 1.0},
-    "tied": {"lr": 1e-2, "l1": 1.0},
+    "tied": {"lr": 3e-2, "l1": 0.5},
 }
 
 

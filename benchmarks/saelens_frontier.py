@@ -21,7 +21,7 @@ from sae_lib import evaluation, language_model, studies, sweep
 from sae_lib.activations import ActivationBuffer, HookPoint
 from sae_lib.autoencoder import SparseAutoencoder
 from sae_lib.initialise import statistics
-from sae_lib.recipes import BRICKEN_2023
+from sae_lib.recipes import BRICKEN_2023, of_recipe
 from sae_lib.runs import Run, read_yaml
 from sae_lib.settings import validate
 from sae_lib.tokens import open_tokens
@@ -38,7 +38,7 @@ def main() -> None:
     given = parser.parse_args()
     run = Run(validate(read_yaml(given.run / "settings.yaml")), given.run)
     s = run.settings.sae
-    s = s.model_copy(update={"recipe": "bricken_2023", "batch": None, "lr": None, "l1": None, "activations": given.activations or s.activations, "precision": "float32"})
+    s = of_recipe(s, "bricken_2023").model_copy(update={"activations": given.activations or s.activations, "precision": "float32"})
     hook = HookPoint(language_model.load(run), s.hook_name)
     for point in theirs(run, hook, s, given.points):
         keep(run, point)

@@ -28,11 +28,13 @@ def initialise(recipe: Recipe, mean: Float[Tensor, " d_in"], d_sae: int, seed: i
     if recipe.init == "small_tied":
         sae.W_dec.normal_(generator=generator)
         sae.W_dec *= recipe.decoder_init / sae.W_dec.norm(dim=1, keepdim=True)
-        sae.W_enc.copy_(sae.W_dec.T * (1.0 if recipe.tied else recipe.encoder_init / recipe.decoder_init))
+        sae.W_enc_T.copy_(sae.W_dec * (recipe.encoder_init / recipe.decoder_init))
         sae.b_dec.copy_(mean)
         if recipe.architecture == "jumprelu":
             sae.threshold.fill_(recipe.threshold_init)
     else:
         for parameter, fan_in in ((sae.W_enc_T, len(mean)), (sae.b_enc, len(mean)), (sae.W_dec, d_sae), (sae.b_dec, d_sae)):
             parameter.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
+    if recipe.tied:
+        sae.W_enc_T.copy_(sae.W_dec)
     return sae

@@ -187,7 +187,6 @@ TIED = replace(
     source="Cunningham et al. 2023, Sparse autoencoders find highly interpretable features in language models",
     differences=("unit features, b_dec and the scaling as in `bricken_2023`; learning rate, λ, batch, resampling and the rule for stopping are our own",),
     tied=True,
-    encoder_init=1.0,
     lr_decay=0.0,
     patience=4,
 )
@@ -207,11 +206,23 @@ def is_resampling_step(recipe: Recipe, step: int, n_steps: int) -> bool:
     return bool(r) and (step in {round(share * n_steps) for share in r.at} or (r.every > 0 and step % r.every == 0))
 
 
+OVERRIDES = ("batch", "lr", "l1", "k", "tied", "lr_warmup", "lr_decay", "l1_warmup")  # settings that are values of a recipe
+
+
+def of_recipe(sae: SAESettings, name: str) -> SAESettings:
+    """The same autoencoder by another recipe, at that recipe's own values: its units differ."""
+    return sae.model_copy(update={"recipe": name, "resample_at": None} | dict.fromkeys(OVERRIDES))
+
+
 def resolve(sae: SAESettings) -> Recipe:
     """The recipe that the settings ask for, with the values that they override."""
     if sae.recipe not in RECIPES:
         raise SettingsError(f"sae.recipe: {sae.recipe!r} does not exist; there are: {', '.join(RECIPES)}")
     recipe = RECIPES[sae.recipe]
+    if sae.tied and recipe.architecture != "standard":
+        raise SettingsError(f"sae.tied: {recipe.name} is no ReLU recipe; those are: {', '.join(name for name, r in RECIPES.items() if r.architecture == 'standard')}")
+    if sae.resample_at is not None:
+        recipe = replace(recipe, resampling=replace(recipe.resampling or Resampling(), at=sae.resample_at, every=0))
     at = recipe.resampling.at if sae.resampling and recipe.resampling else ()
     if at and max(at) * sae.activations < sae.dead_window:
         raise SettingsError(
@@ -222,19 +233,18 @@ def resolve(sae: SAESettings) -> Recipe:
         raise SettingsError(f"sae.k: {recipe.name} has no k; those that have: {', '.join(name for name, r in RECIPES.items() if r.k)}")
     if (sae.k or recipe.k) > sae.d_sae:
         raise SettingsError(f"sae.k: {sae.k or recipe.k} features cannot be active of sae.d_sae={sae.d_sae}")
-    given = {key: value for key in ("batch", "lr", "l1", "k", "patience") if (value := getattr(sae, key)) is not None}
+    given = {key: value for key in (*OVERRIDES, "patience") if (value := getattr(sae, key)) is not None}
     return replace(recipe, **given, resampling=recipe.resampling if sae.resampling else None)
 
 
 def variants(settings: Settings) -> dict[str, SAESettings]:
     """The autoencoders a run trains, by name: its recipe, the same without resampling and at other widths, and other recipes."""
     main = settings.sae
-    own_values = {"batch": None, "lr": None, "l1": None, "k": None}  # of another recipe: its units differ
     chosen = {main.recipe: main}
     if main.resampling and resolve(main).resampling and main.compare:
         chosen[f"{main.recipe}-no_resampling"] = main.model_copy(update={"resampling": False})
     for name in main.compare:
-        chosen.setdefault(name, main.model_copy(update={"recipe": name} | own_values))
+        chosen.setdefault(name, of_recipe(main, name))
     for width in main.widths:
         chosen[f"{main.recipe}-d_sae_{width}"] = main.model_copy(update={"d_sae": width})
     for sae in chosen.values():

@@ -1,7 +1,7 @@
 """One validated settings object; profiles are YAML files, overrides (`overrides.py`) are `section.key=value`."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
@@ -11,6 +11,9 @@ from sae_lib.overrides import apply
 
 PROFILES_FOLDER = Path(__file__).parent / "profiles"
 PROFILES = ("smoke", "laptop", "runpod")
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
@@ -80,6 +83,11 @@ class SAESettings(Section):
     lr: float | None = Field(None, gt=0)
     l1: float | None = Field(None, ge=0)  # λ, whatever the recipe's penalty
     k: PositiveInt | None = None  # topk, batchtopk
+    tied: bool | None = None  # the encoder is the decoder's transpose; ReLU recipes
+    lr_warmup: Share | None = None  # the first share of training, linearly up …
+    lr_decay: Share | None = None  # … and the last, linearly down to zero
+    l1_warmup: Share | None = None
+    resample_at: tuple[Share, ...] | None = None  # shares of training
     patience: PositiveInt | None = None  # held-out checks without improvement after which training stops
     seed: int | None = None  # of the autoencoder alone; None: the run's
     precision: Literal["auto", "float32", "bfloat16"] = "float32"  # of the features' activations in training

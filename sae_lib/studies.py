@@ -16,7 +16,7 @@ from sae_lib import evaluation, language_model, sweep
 from sae_lib.activations import HookPoint
 from sae_lib.autoencoder import SparseAutoencoder
 from sae_lib.dictionaries import active
-from sae_lib.recipes import RECIPES, resolve
+from sae_lib.recipes import RECIPES, of_recipe, resolve
 from sae_lib.runs import Run, write_atomically
 from sae_lib.settings import SAESettings
 from sae_lib.tokens import open_tokens
@@ -53,14 +53,14 @@ def recipes_study(run: Run, hook: HookPoint) -> dict:
     """Every recipe at the same L0 with the best of three learning rates, and near two other L0 with one seed; `ward_2024` also as it was given; bfloat16 against float32."""
     base, points, tuning, chosen = run.settings.sae, [], [], {}
     for name in RECIPES:
-        given = base.model_copy(update={"recipe": name, "batch": None, "lr": None, "l1": None, "k": None, "precision": "float32"})
+        given = of_recipe(base, name).model_copy(update={"precision": "float32"})
         rates = [RECIPES[name].lr * r for r in (WARD_RATES if name == "ward_2024" else RATES)]
         found = [at_l0(run, hook, given.model_copy(update={"lr": rate}), L0, tolerance=0.15) for rate in rates]
         tuning += [plain_record(record) for _, record in found]
         best = max(found, key=lambda f: f[1]["recovered_mean"])[0]
         chosen["ward_2024, retuned" if name == "ward_2024" else name] = at_l0(run, hook, best, L0)[0]
     chosen["bricken_2023, bfloat16"] = chosen["bricken_2023"].model_copy(update={"precision": "bfloat16"})
-    chosen["ward_2024, as given"] = base.model_copy(update={"recipe": "ward_2024", "batch": None, "lr": None, "l1": None, "k": None, "precision": "float32"})
+    chosen["ward_2024, as given"] = of_recipe(base, "ward_2024").model_copy(update={"precision": "float32"})
     for name, settings in chosen.items():
         points += [{"contender": name, "l0": L0} | record for record in of_seeds(run, hook, settings)]
     agreement = {name: agreement_of_seeds(run, hook, settings) for name, settings in chosen.items()}
@@ -99,7 +99,7 @@ def classical_study(run: Run, hook: HookPoint) -> dict:
     d_in, recipe, grid = hook_width(hook), RECIPES["tied"], {}
     check_every = max(1, run.settings.sae.activations // recipe.batch // CHECKS)
     for times, l1, rate in itertools.product((2, 4), GRID, GRID):
-        settings = run.settings.sae.model_copy(update={"recipe": "tied", "d_sae": times * d_in, "l1": recipe.l1 * l1, "lr": recipe.lr * rate, "seed": SEEDS[0], "check_every": check_every})
+        settings = of_recipe(run.settings.sae, "tied").model_copy(update={"d_sae": times * d_in, "l1": recipe.l1 * l1, "lr": recipe.lr * rate, "seed": SEEDS[0], "check_every": check_every})
         grid[settings] = sweep.measure(run, hook, settings)
     score = lambda record: record["fvu"] + record["l0_mean"] / d_in  # noqa: E731
     best = min(grid, key=lambda settings: score(grid[settings]))

@@ -44,7 +44,7 @@ def widths_rows(study: dict) -> list[dict]:
     rows = []
     for width in sorted({p["d_sae"] for p in study["points"]}):
         records, agreement = [p for p in study["points"] if p["d_sae"] == width], study["mmcs"][str(width)]
-        row = {"d_sae": width, "seeds": len(records), "lambda": records[0]["lambda"]} | {key: mean(records, key) for key in MEASURES}
+        row = {"d_sae": width, "seeds": len(records), "lr": records[0]["lr"], "lambda": records[0]["lambda"]} | {key: mean(records, key) for key in MEASURES}
         rows.append(row | {"spread": spread(records, "recovered_mean"), "mmcs": agreement["mean"], "mmcs_null": agreement["null"]})
     return rows
 

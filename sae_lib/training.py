@@ -38,9 +38,8 @@ def sae_made_from(run: Run, sae: SAESettings) -> dict:
 
 def identity(sae: SAESettings) -> dict:
     """The settings that the trained weights depend on, with what they leave to the recipe."""
-    recipe = resolve(sae)
-    own = {name: getattr(recipe, name) for name in ("batch", "lr", "l1", "k", "patience")}
-    return sae.model_dump(mode="json", exclude={"compare", "widths", "checkpoint_every", "checkpoint_gb"}) | own
+    values = {name: value for name, value in asdict(resolve(sae)).items() if name not in ("name", "source", "differences")}
+    return sae.model_dump(mode="json", exclude={"compare", "widths", "checkpoint_every", "checkpoint_gb", "resample_at"}) | values
 
 
 def make_autoencoder(run: Run, name: str = "") -> Path:

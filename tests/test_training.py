@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from sae_lib import checkpoints, features, language_model, sweep, training
 from sae_lib.activations import ActivationTable
 from sae_lib.errors import SettingsError, TrainingError
-from sae_lib.recipes import BRICKEN_2023, RECIPES, WARD_2024, resolve, variants
+from sae_lib.recipes import BRICKEN_2023, RECIPES, WARD_2024, is_resampling_step, of_recipe, resolve, variants
 from sae_lib.settings import SAESettings, load
 
 D_IN, TRUE_FEATURES, VOCABULARY = 16, 32, 4096
@@ -289,3 +289,29 @@ def test_what_weights_are_made_from_includes_what_the_recipe_says(monkeypatch):
     assert made_from == training.identity(sae.model_copy(update={"lr": RECIPES["bricken_2023"].lr, "checkpoint_gb": 1.0, "widths": (64,)}))
     monkeypatch.setitem(RECIPES, "bricken_2023", replace(RECIPES["bricken_2023"], lr=1e-5))
     assert training.identity(sae) != made_from and sweep._point_name(sae) != name
+
+
+@pytest.mark.parametrize("recipe", ["bricken_2023", "ward_2024", "april_2024"])
+def test_weights_can_be_tied_in_every_relu_recipe(tmp_path, recipe):
+    _, sae, summary = fit(tmp_path, recipe=recipe, tied=True, activations=20_000, lr=None, l1=None, resampling=False)
+    torch.testing.assert_close(sae.W_enc_T / summary["scale"], sae.W_dec * summary["scale"])
+    assert summary["recipe"]["tied"] and not RECIPES[recipe].tied
+
+
+def test_ties_are_refused_where_a_recipe_is_no_relu():
+    with pytest.raises(SettingsError, match=r"sae.tied: topk is no ReLU recipe; those are: bricken_2023, ward_2024, april_2024, tied"):
+        resolve(SAESettings(recipe="topk", tied=True))
+
+
+def test_schedules_are_settings(tmp_path):
+    sae = SAESettings(recipe="ward_2024", lr_warmup=0.2, lr_decay=0.1, l1_warmup=0.3, resample_at=(0.25, 0.5), dead_window=1000)
+    recipe = resolve(sae)
+    assert (recipe.lr_warmup, recipe.lr_decay, recipe.l1_warmup) == (0.2, 0.1, 0.3)
+    assert [step for step in range(200) if is_resampling_step(recipe, step, 200)] == [50, 100]
+    assert recipe.resampling.fresh_sample == WARD_2024.resampling.fresh_sample  # the rest of its resampling stays
+    assert resolve(sae.model_copy(update={"recipe": "april_2024"})).resampling.at == (0.25, 0.5)  # which has none of its own
+    assert resolve(of_recipe(sae, "april_2024")) == RECIPES["april_2024"]
+    _, _, summary = fit(tmp_path, activations=20_000, dead_window=1000, resample_at=(0.25, 0.5))
+    assert [event["step"] for event in summary["resampling"]] == [50, 100]
+    with pytest.raises(SettingsError, match="sae.resample_at"):
+        load("smoke", ["sae.resample_at=[2]"])

@@ -166,7 +166,7 @@ def recipes_study_table(v: dict[str, Any]) -> str:
 
 def widths_study_table(v: dict[str, Any]) -> str:
     """The widths at the same L0."""
-    rows = [[f.count(r["d_sae"]), f"λ = {f.exact(r['lambda'])}", *_study_cells(r)] for r in study_figures.widths_rows(v["studies"]["widths"])]
+    rows = [[f.count(r["d_sae"]), f"λ = {f.exact(r['lambda'])}, rate {f.exact(r['lr'])}", *_study_cells(r)] for r in study_figures.widths_rows(v["studies"]["widths"])]
     return table(["Features", "Setting", *STUDY_HEAD], rows, left=2)
 
 
