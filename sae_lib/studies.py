@@ -27,7 +27,7 @@ FRONTIER = (8.0, 32.0)  # further ones
 RATES = (0.5, 1.0, 2.0)  # times a recipe's learning rate; the best one at that L0 is kept
 WARD_RATES = (10.0, 30.0)  # times ward_2024's, which is far from done at its own
 CHECKS = 25  # for stopping early, in the study of the classical recipe
-GRID = (0.5, 1.0, 2.0)  # times λ and learning rate, in the study of the classical recipe
+GRID = {"l1": (0.25, 0.5, 1.0, 2.0), "lr": (0.5, 1.0, 2.0)}  # times the recipe's λ and learning rate, in the study of the classical recipe
 WIDTHS = (512, 1024, 2048, 4096, 8192)
 NULL_SEED = 10_000_019  # far from the seeds that autoencoders start from
 CHILD = 0.5  # cosine, and share of its activations inside the parent's, from which a feature of a wide dictionary counts as part of one of a narrow
@@ -98,7 +98,7 @@ def classical_study(run: Run, hook: HookPoint) -> dict:
     """Tied weights, L1 and early stopping, 2 and 4 times as wide as the input: λ and learning rate judged by FVU + L0 / d_in, then seeds of the best."""
     d_in, recipe, grid = hook_width(hook), RECIPES["tied"], {}
     check_every = max(1, run.settings.sae.activations // recipe.batch // CHECKS)
-    for times, l1, rate in itertools.product((2, 4), GRID, GRID):
+    for times, l1, rate in itertools.product((2, 4), GRID["l1"], GRID["lr"]):
         settings = of_recipe(run.settings.sae, "tied").model_copy(update={"d_sae": times * d_in, "l1": recipe.l1 * l1, "lr": recipe.lr * rate, "seed": SEEDS[0], "check_every": check_every})
         grid[settings] = sweep.measure(run, hook, settings)
     score = lambda record: record["fvu"] + record["l0_mean"] / d_in  # noqa: E731

@@ -61,7 +61,7 @@ def study_run(small_overrides, small_run, tmp_path_factory):
         patch.setattr(studies, "WARD_RATES", (10.0,))
         patch.setattr(studies, "RECIPES", {name: RECIPES[name] for name in ("bricken_2023", "ward_2024", "topk", "tied")})
         patch.setattr(studies, "FRONTIER", (8.0,))
-        patch.setattr(studies, "GRID", (1.0,))
+        patch.setattr(studies, "GRID", {"l1": (1.0,), "lr": (1.0,)})
         for which in ("widths", "classical", "recipes"):
             studies.study(run, which)
     return run
