@@ -70,6 +70,8 @@ def stage(name: Stage, profile: Profile = "laptop", set_: Set = None, run_dir: R
     from sae_lib.runs import open_run
 
     distributed.start()
+    if distributed.place()[1] > 1 and name is not Stage.sae:
+        raise SettingsError(f"stage {name.value}: only the stage sae runs in several processes; start this one without torchrun")
     functions = {
         Stage.corpus: tokens.make_tokens,
         Stage.lm: language_model.make_language_model,

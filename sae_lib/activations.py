@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sae_lib.device import upload
-from sae_lib.errors import CorpusError, ModelError
+from sae_lib.errors import CorpusError, ModelError, SettingsError
 
 # Where a hook lies in the plain model: the module, and whether the hook is its input or its output. The MLP's hook_post is
 # no module's output in a gated MLP, but always the input of the down projection (checked against TransformerBridge in the tests).
@@ -132,6 +132,8 @@ class ActivationBuffer:
             raise CorpusError(f"the corpus has {rows.size:,} tokens in whole rows, fewer than one batch of {batch} activations (sae.batch); give more text")
         self.hook, self.rows, self.batch, self.seed = hook, rows, batch, seed
         self.buffer_rows = min(buffer_rows, len(rows))
+        if self.buffer_rows * rows.shape[1] < batch:
+            raise SettingsError(f"sae.buffer_rows: {buffer_rows} rows of {rows.shape[1]} positions are fewer activations than one batch of {batch} (sae.batch); expected at least {-(-batch // rows.shape[1])} rows")
         self.per_chunk = max(1, self.buffer_rows * rows.shape[1] // batch)
         self.position = start
         self.store: Tensor | None = None  # one chunk; written again and again, as fresh memory costs more than the forward pass

@@ -105,8 +105,8 @@ class SparseAutoencoder(nn.Module):
         architecture, k = config.get("architecture"), config.get("k", 0)
         if architecture not in ("standard", "topk", "jumprelu") or (architecture == "topk" and not k):
             raise ArtefactError(f"{folder}/cfg.json: architecture {architecture!r} with k {k} is not supported; expected 'standard', 'jumprelu', or 'topk' with its k")
-        if not config.get("apply_b_dec_to_input", True) or config.get("normalize_activations", "none") != "none":
-            raise ArtefactError(f"{folder}/cfg.json: expected apply_b_dec_to_input true and normalize_activations 'none'")
+        if unsupported := [key for key in ("normalize_activations", "reshape_activations") if config.get(key, "none") != "none"]:
+            raise ArtefactError(f"{folder}/cfg.json: {unsupported[0]} is {config[unsupported[0]]!r}; expected 'none'")
         sizes = {"d_in": config.get("d_in"), "d_sae": config.get("d_sae")}
         expected = {name: tuple(sizes[axis] for axis in axes) for name, axes in _shapes(architecture).items()}
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -116,6 +116,8 @@ class SparseAutoencoder(nn.Module):
         with torch.no_grad():
             for name, tensor in tensors.items():
                 getattr(sae, name).copy_(tensor)
+            if not config.get("apply_b_dec_to_input", True):  # w·x + b is w·(x − b_dec) + (b + w·b_dec)
+                sae.b_enc += sae.W_enc_T @ sae.b_dec
         return sae.to(device).requires_grad_(False)
 
 

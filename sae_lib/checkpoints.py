@@ -20,9 +20,9 @@ from sae_lib.runs import check_same, write_atomically
 KEEP = 2
 
 
-def circumstances() -> dict[str, Any]:
+def circumstances(device: torch.device, precision: torch.dtype) -> dict[str, Any]:
     """What training depends on to the last bit besides its settings; a checkpoint goes on only under the same."""
-    return {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": device.type, "precision": str(precision).removeprefix("torch.")}
 
 
 @contextmanager
@@ -56,16 +56,26 @@ def check_loss(what: str, loss: float, limit: float, step: int, folder: Path, ca
 def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], made_from: dict[str, Any], budget: float = float("inf")) -> None:
     """Write `step-N.safetensors`, then the `step-N.json` that vouches for it; older ones than the last two go, or than the last where two are over `budget` bytes.
 
-    While the new one is written the one before stays, whatever the budget: there is always a whole one.
+    While the new one is written the one before stays, whatever the budget: there is always a whole one. Where three are over it, the one
+    before that goes first.
     """
     blob = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     record = {"step": step, "sha256": hashlib.sha256(blob).hexdigest(), "state": state, "made_from": made_from}
+    if (KEEP + 1) * len(blob) > budget:
+        _prune(folder, 1)
     write_atomically(folder / f"step-{step:08d}.safetensors", blob)
-    write_atomically(folder / f"step-{step:08d}.json", json.dumps(record))
-    keep = KEEP if KEEP * len(blob) <= budget else 1
+    write_atomically(folder / f"step-{step:08d}.json", json.dumps(record | {"self": _digest(record)}))
+    _prune(folder, KEEP if KEEP * len(blob) <= budget else 1)
+
+
+def _prune(folder: Path, keep: int) -> None:
     for old in steps(folder)[:-keep]:
         (folder / f"step-{old:08d}.json").unlink()
         (folder / f"step-{old:08d}.safetensors").unlink()
+
+
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def load_checkpoint(folder: Path, made_from: dict[str, Any]) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
@@ -75,13 +85,15 @@ def load_checkpoint(folder: Path, made_from: dict[str, Any]) -> tuple[int, dict[
     path = folder / f"step-{found[-1]:08d}.json"
     try:
         record = json.loads(path.read_text())
+        if record.pop("self") != _digest(record):
+            raise ValueError
         check_same(folder, record["made_from"], json.loads(json.dumps(made_from)))
         blob = path.with_suffix(".safetensors").read_bytes()
         intact = hashlib.sha256(blob).hexdigest() == record["sha256"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         intact = False
     if not intact:
-        raise ArtefactError(f"{path.with_suffix('.safetensors')} is damaged (its hash differs from the one in {path.name}); delete these two files to go on from the checkpoint before")
+        raise ArtefactError(f"{path.with_suffix('.safetensors')} or {path.name} is damaged (a hash differs); delete these two files to go on from the checkpoint before")
     return record["step"], load(blob), record["state"]
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -11,12 +12,16 @@ from torch import Tensor
 from sae_lib.sparse_step import StepResult
 
 
+WAIT = timedelta(days=2)  # for the first process, which makes tokens and language model alone
+
+
 def start() -> None:
     """Join the other processes where torchrun has started this one; does nothing otherwise."""
     if "RANK" in os.environ and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=WAIT)
 
 
 def place() -> tuple[int, int]:
@@ -51,6 +56,15 @@ def agree(measured: StepResult) -> StepResult:
     dist.all_reduce(fired, dist.ReduceOp.MAX)
     squared_error, l1, l0, smallest = values / dist.get_world_size()
     return StepResult(squared_error, l1, l0, fired > 0, smallest)
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is up in any process, so that all take the same turn."""
+    if place()[1] == 1:
+        return flag
+    raised = torch.tensor(float(flag))
+    dist.all_reduce(raised, dist.ReduceOp.MAX)
+    return raised.item() > 0
 
 
 @torch.no_grad()

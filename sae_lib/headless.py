@@ -4,20 +4,22 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import papermill
+from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 from papermill.exceptions import PapermillExecutionError
 
-from sae_lib.errors import SettingsError, UserError
+from sae_lib.errors import Interrupted, SettingsError, UserError
 from sae_lib.runs import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=ERROR"]
+PATIENCE = 60  # seconds for a kernel to answer
 
 
 class NotebookError(UserError):
@@ -50,28 +52,27 @@ def run_notebooks(run: Run, overrides: list[str], only: str, extra: dict[str, An
     out.mkdir(parents=True, exist_ok=True)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    with _one_kernel() if run.settings.profile == "smoke" else nullcontext() as kernel:
+    with _kernel() if run.settings.profile == "smoke" else nullcontext() as shared:  # to start one and import torch takes longer than a notebook's work there
         for i, notebook in enumerate(chosen, 1):
             say(f"[{i}/{len(chosen)}] {notebook.stem} …")
             began = time.perf_counter()
-            with open(out / f"{notebook.stem}.log", "w", encoding="utf-8") as log:
+            with open(out / f"{notebook.stem}.log", "w", encoding="utf-8") as log, nullcontext(shared) if shared else _kernel() as kernel:
                 try:
-                    papermill.execute_notebook(
-                        notebook, out / notebook.name, parameters, kernel_name="python3", progress_bar=False, stdout_file=log, stderr_file=log,
-                        **({"km": kernel} if kernel else {"extra_arguments": KERNEL_ARGUMENTS}),
-                    )  # fmt: skip
+                    papermill.execute_notebook(notebook, out / notebook.name, parameters, kernel_name="python3", progress_bar=False, stdout_file=log, stderr_file=log, km=kernel)
                 except PapermillExecutionError as error:
                     raise NotebookError(_failure(notebook, error, out)) from None
-            if kernel:
-                _forget_everything(kernel)
+                except KeyboardInterrupt:
+                    _interrupt(kernel)
+                    raise Interrupted(f"{notebook.stem}: interrupted; what was finished stays, a training is saved, the same command goes on from there") from None
+                if shared:
+                    _forget_everything(kernel)
             seconds[notebook.stem] = time.perf_counter() - began
             say(f"[{i}/{len(chosen)}] {notebook.stem}: {seconds[notebook.stem]:.0f} s")
     return seconds
 
 
 @contextmanager
-def _one_kernel() -> Iterator[KernelManager]:
-    """A kernel for all notebooks: starting one and importing torch takes longer than a notebook's work at the smoke profile."""
+def _kernel() -> Iterator[KernelManager]:
     kernel = KernelManager(kernel_name="python3")
     kernel.start_kernel(extra_arguments=KERNEL_ARGUMENTS)
     try:
@@ -80,15 +81,29 @@ def _one_kernel() -> Iterator[KernelManager]:
         kernel.shutdown_kernel(now=True)
 
 
-def _forget_everything(kernel: KernelManager) -> None:
-    """No name of one notebook reaches the next."""
+@contextmanager
+def _ready(kernel: KernelManager) -> Iterator[BlockingKernelClient]:
+    """A client of the kernel, once its cell is done."""
     client = kernel.blocking_client()
     client.start_channels()
     try:
-        client.wait_for_ready()
-        client.execute_interactive("%reset -f", silent=True, timeout=60)
+        client.wait_for_ready(timeout=PATIENCE)
+        yield client
     finally:
         client.stop_channels()
+
+
+def _forget_everything(kernel: KernelManager) -> None:
+    """No name of one notebook reaches the next."""
+    with _ready(kernel) as client:
+        client.execute_interactive("%reset -f", silent=True, timeout=PATIENCE)
+
+
+def _interrupt(kernel: KernelManager) -> None:
+    """Pass Ctrl-C on, and give a training the time to finish its step and save."""
+    kernel.interrupt_kernel()
+    with suppress(RuntimeError), _ready(kernel):
+        pass
 
 
 def _failure(notebook: Path, error: PapermillExecutionError, out: Path) -> str:

@@ -41,6 +41,8 @@ def make_language_model(run: Run) -> Path:
     make_tokens(run)
     with checkpoints.finish_the_step() as interrupted:
         train(run, folder, interrupted)
+    if interrupted.is_set():
+        raise Interrupted("language model: interrupted; it is finished, the same command goes on after it")
     return folder
 
 
@@ -146,7 +148,8 @@ def train(run: Run, folder: Path, interrupted: Event) -> None:
     """AdamW, linear warm-up, cosine decay, gradient clipping; goes on from the last checkpoint of an interrupted run."""
     keep_freed_memory()
     s, device, made_from = run.settings.lm, device_of(run), lm_made_from(run)
-    resumable = made_from | checkpoints.circumstances()
+    dtype, scratch = precision(s.precision, device), folder.with_name(".language_model.checkpoints")
+    resumable = made_from | checkpoints.circumstances(device, dtype)
     tokens = open_tokens(run)
     rows = tokens.rows("train", s.context + 1)
     if len(rows) < s.batch:
@@ -157,7 +160,6 @@ def train(run: Run, folder: Path, interrupted: Event) -> None:
         model.set_attn_implementation("eager")
     optimiser = torch.optim.AdamW(model.parameters(), lr=s.lr, betas=(0.9, 0.95), weight_decay=s.weight_decay, fused=device.type != "mps")
     n_steps = max(1, s.train_tokens // (s.batch * s.context))
-    dtype, scratch = precision(s.precision, device), folder.with_name(".language_model.checkpoints")
     start, curve, seconds = 0, [], 0.0
     if checkpoint := checkpoints.load_checkpoint(scratch, resumable):
         start, tensors, state = checkpoint

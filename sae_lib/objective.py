@@ -58,5 +58,6 @@ def loss(sae: SparseAutoencoder, x: Float[Tensor, "n d_in"], objective: Objectiv
     if objective.penalty != "none":
         total = total + objective.sparsity * penalties[objective.penalty]()
     f, active = f.detach(), active.detach() > 0
-    smallest = torch.where(active, f, float("inf")).min()
+    smallest = torch.where(active, f, float("inf")).min().float()
+    smallest = torch.where(smallest.isfinite(), smallest, 0)
     return total, {"squared_error": squared_error.detach(), "l1": f.sum(1).mean(), "l0": active.float().sum(1).mean(), "fired": active.any(0), "smallest": smallest}

@@ -5,7 +5,7 @@ from typing import Literal
 
 from sae_lib.errors import SettingsError
 from sae_lib.objective import Objective
-from sae_lib.settings import SAESettings, Settings
+from sae_lib.settings import RECIPE_VALUES, SAESettings, Settings
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ TOPK = Recipe(
     name="topk",
     source="Gao et al. 2024, Scaling and evaluating sparse autoencoders",
     differences=(
-        "dead features are resampled as in `bricken_2023`, instead of kept alive by an auxiliary loss",
+        "no auxiliary loss keeps features alive, and none are resampled: with a small encoder they are never among the largest, with a whole one reconstruction got worse",
         "the encoder starts at 0.1 times the transposed decoder; learning rate, batch and k are our own",
     ),
     batch=1024,
@@ -139,7 +139,6 @@ TOPK = Recipe(
     scale_activations=True,
     init="small_tied",
     decoder_norm="features",
-    resampling=Resampling(at=(0.2, 0.4, 0.6)),
     architecture="topk",
     penalty="none",
     k=16,
@@ -162,7 +161,7 @@ JUMPRELU = Recipe(
     name="jumprelu",
     source="Rajamanoharan et al. 2024, Jumping ahead: improving reconstruction fidelity with JumpReLU sparse autoencoders",
     differences=(
-        "thresholds are learned themselves instead of their logarithms",
+        "thresholds are learned themselves instead of their logarithms, and their gradient has z/ε where the paper has θ/ε (within the rectangle the two are at most ε/2 apart)",
         "the encoder starts at 0.1 times the transposed decoder; learning rate, λ, bandwidth and batch are our own",
     ),
     batch=1024,
@@ -203,15 +202,12 @@ def rate(step: int, n_steps: int, warmup: float, decay: float) -> float:
 
 def is_resampling_step(recipe: Recipe, step: int, n_steps: int) -> bool:
     r = recipe.resampling
-    return bool(r) and (step in {round(share * n_steps) for share in r.at} or (r.every > 0 and step % r.every == 0))
-
-
-OVERRIDES = ("batch", "lr", "l1", "k", "tied", "lr_warmup", "lr_decay", "l1_warmup")  # settings that are values of a recipe
+    return bool(r) and step < n_steps and (step in {round(share * n_steps) for share in r.at} or (r.every > 0 and step % r.every == 0))
 
 
 def of_recipe(sae: SAESettings, name: str) -> SAESettings:
     """The same autoencoder by another recipe, at that recipe's own values: its units differ."""
-    return sae.model_copy(update={"recipe": name, "resample_at": None} | dict.fromkeys(OVERRIDES))
+    return sae.model_copy(update={"recipe": name, "resample_at": None} | dict.fromkeys(RECIPE_VALUES))
 
 
 def resolve(sae: SAESettings) -> Recipe:
@@ -233,7 +229,7 @@ def resolve(sae: SAESettings) -> Recipe:
         raise SettingsError(f"sae.k: {recipe.name} has no k; those that have: {', '.join(name for name, r in RECIPES.items() if r.k)}")
     if (sae.k or recipe.k) > sae.d_sae:
         raise SettingsError(f"sae.k: {sae.k or recipe.k} features cannot be active of sae.d_sae={sae.d_sae}")
-    given = {key: value for key in (*OVERRIDES, "patience") if (value := getattr(sae, key)) is not None}
+    given = {key: value for key in (*RECIPE_VALUES, "patience") if (value := getattr(sae, key)) is not None}
     return replace(recipe, **given, resampling=recipe.resampling if sae.resampling else None)
 
 

@@ -27,7 +27,7 @@ def resample(
     """Point each dead feature at an input that the autoencoder explains badly; returns how many were touched.
 
     The input is drawn from `x` without replacement, ∝ loss². Its unit vector becomes the decoder row; the encoder column is
-    the same direction at `encoder_scale` times the alive features' mean encoder norm; the encoder bias is zero. Adam's
+    the same direction at `encoder_scale` times the alive features' mean encoder norm; encoder bias and jumprelu threshold are zero. Adam's
     moments of exactly these slices are zeroed. With more dead features than inputs, the rest stay dead.
     """
     loss = torch.cat([((part - sae(part)) ** 2).sum(-1) for part in x.split(4096)])
@@ -42,7 +42,11 @@ def resample(
     sae.W_dec[indices] = direction
     sae.W_enc_T[indices] = direction * norm * encoder_scale
     sae.b_enc[indices] = 0
-    for parameter in (sae.W_dec, sae.W_enc_T, sae.b_enc):
+    parameters = [sae.W_dec, sae.W_enc_T, sae.b_enc]
+    if sae.architecture == "jumprelu":
+        sae.threshold[indices] = 0
+        parameters.append(sae.threshold)
+    for parameter in parameters:
         state = optimiser.state.get(parameter, {})
         for moment in ("exp_avg", "exp_avg_sq"):
             if moment in state:

@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from sae_lib.errors import SettingsError
 from sae_lib.overrides import apply
 
 PROFILES_FOLDER = Path(__file__).parent / "profiles"
 PROFILES = ("smoke", "laptop", "runpod")
+RECIPE_VALUES = ("batch", "lr", "l1", "k", "tied", "lr_warmup", "lr_decay", "l1_warmup")  # settings of `sae` that override a value of its recipe
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -87,10 +88,10 @@ class SAESettings(Section):
     lr_warmup: Share | None = None  # the first share of training, linearly up …
     lr_decay: Share | None = None  # … and the last, linearly down to zero
     l1_warmup: Share | None = None
-    resample_at: tuple[Share, ...] | None = None  # shares of training
-    patience: PositiveInt | None = None  # held-out checks without improvement after which training stops
+    resample_at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = None  # shares of training
+    patience: NonNegativeInt | None = None  # held-out checks without improvement after which training stops; 0: never
     seed: int | None = None  # of the autoencoder alone; None: the run's
-    precision: Literal["auto", "float32", "bfloat16"] = "float32"  # of the features' activations in training
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"  # of the features' activations in training, and of all products in dense steps
     buffer_rows: PositiveInt = 1024  # rows of text harvested and shuffled together
     log_every: PositiveInt = 50  # steps
     check_every: PositiveInt = 250  # steps, where training may stop early
@@ -214,6 +215,10 @@ def load(profile: str = "laptop", overrides: list[str] | tuple[str, ...] = ()) -
         raise SettingsError(f"profile {profile!r} does not exist; there are: {', '.join(PROFILES)}")
     data = yaml.safe_load((PROFILES_FOLDER / f"{profile}.yaml").read_text())
     data["profile"] = profile
+    for section, prefix in ((data, ""), (data["last_mlp"], "last_mlp.")):
+        others = [o for o in overrides if o.startswith(f"{prefix}sae.recipe=") and o != f"{prefix}sae.recipe={section['sae']['recipe']}"]
+        if others:  # the profile's values are those of its own recipe
+            section["sae"] = {name: value for name, value in section["sae"].items() if name not in RECIPE_VALUES}
     for override in overrides:
         apply(data, override, Settings)
     return validate(data)

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from sae_lib import evaluation, figures, language_model, training
 from sae_lib.activations import HookPoint
 from sae_lib.errors import SettingsError
-from sae_lib.recipes import resolve
+from sae_lib.recipes import RECIPES, resolve
 from sae_lib.runs import Run, open_run
 from sae_lib.settings import SAESettings, load
 
@@ -33,10 +33,14 @@ def split(overrides: list[str]) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def grid(profile: str, single: list[str], axes: dict[str, list[str]]) -> dict[str, SAESettings]:
-    """The autoencoder's settings at every point, by name; checked before anything is trained."""
+    """The autoencoder's settings at every point, by name; checked before anything is trained. λ is no axis of a recipe with a k, nor k of one with a λ."""
     points = {}
     for values in itertools.product(*axes.values()):
-        chosen = [f"{key}={value}" for key, value in zip(axes, values, strict=True)]
+        chosen = {key: value for key, value in zip(axes, values, strict=True)}
+        recipe = RECIPES.get(load(profile, [*single, *(f"{key}={value}" for key, value in chosen.items())]).sae.recipe)
+        if recipe:
+            chosen.pop("sae.l1" if recipe.k else "sae.k", None)
+        chosen = [f"{key}={value}" for key, value in chosen.items()]
         settings = load(profile, [*single, *chosen]).sae
         resolve(settings)
         points[" ".join(c.removeprefix("sae.") for c in chosen)] = settings

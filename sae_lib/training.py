@@ -28,7 +28,7 @@ from sae_lib.settings import SAESettings
 from sae_lib.sparse_step import gradients
 from sae_lib.tokens import open_tokens
 
-EXPLODED = 1000  # times the first squared error that was logged
+EXPLODED = 1000  # times the loss of the first step
 THRESHOLD_SPEED = 0.01  # of the moving average that batchtopk's threshold is, per step
 
 
@@ -113,6 +113,8 @@ def train(run: Run, hook: HookPoint, settings: SAESettings, folder: Path, twin: 
                 sae.save(out, metadata | {"hook_name": settings.hook_name})
                 (out / "training.json").write_text(json.dumps(summary, indent=1))
             shutil.rmtree(scratch, ignore_errors=True)
+    if interrupted.is_set():
+        raise Interrupted(f"{settings.recipe}: interrupted; it is finished, the same command goes on after it")
 
 
 def fit(
@@ -131,20 +133,22 @@ def fit(
     n_steps = max(1, settings.activations // (recipe.batch * ranks))
     mean, scale = statistics(hook, rows, recipe)
     sae = initialise(recipe, mean * scale, settings.d_sae, seed).to(mean.device)
+    if ranks > 1:
+        distributed.follow_the_first(list(sae.parameters()))
     optimiser = torch.optim.Adam(trained(sae, recipe), lr=recipe.lr, betas=recipe.betas, fused=mean.device.type != "mps")
     encoder_dtype = precision(settings.precision, mean.device)
     stopping = EarlyStopping(harvest(hook, heldout).float() * scale, recipe.patience) if recipe.patience and heldout is not None else None
     silent = torch.zeros(settings.d_sae, dtype=torch.int64, device=mean.device)  # activations since the feature last fired
-    circumstances = checkpoints.circumstances() | {"processes": ranks}
+    circumstances = checkpoints.circumstances(mean.device, encoder_dtype) | {"processes": ranks}
     made_from = made_from | circumstances
-    start, curve, events, seconds = 0, [], [], 0.0
+    start, curve, events, seconds, reference = 0, [], [], 0.0, None
     if checkpoint := checkpoints.load_checkpoint(scratch, made_from):
         start, tensors, state = checkpoint
         parts = lambda prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}  # noqa: E731
         sae.load_state_dict(parts("sae."))
         checkpoints.restore_optimiser(optimiser, tensors)
         silent.copy_(tensors["silent"])
-        curve, events, seconds = state["curve"], state["events"], state["seconds"]
+        curve, events, seconds, reference = state["curve"], state["events"], state["seconds"], state["reference"]
         if stopping:
             stopping.checks, stopping.best = state["checks"], parts("best.")
 
@@ -152,7 +156,7 @@ def fit(
         if rank == 0:
             tensors = {f"sae.{k}": v for k, v in sae.state_dict().items()} | checkpoints.optimiser_tensors(optimiser) | {"silent": silent}
             tensors |= {f"best.{k}": v for k, v in stopping.best.items()} if stopping else {}
-            state = {"curve": curve, "events": events, "seconds": time.perf_counter() - began, "checks": stopping.checks if stopping else []}
+            state = {"curve": curve, "events": events, "reference": reference, "seconds": time.perf_counter() - began, "checks": stopping.checks if stopping else []}
             checkpoints.save_checkpoint(folder, step, tensors, state, made_from, settings.checkpoint_gb * 1e9)
 
     buffer = ActivationBuffer(hook, rows[rank::ranks], recipe.batch, settings.buffer_rows, seed, start)
@@ -169,12 +173,15 @@ def fit(
         if sae.architecture == "batchtopk":
             sae.threshold.data.lerp_(measured.smallest, THRESHOLD_SPEED if step else 1.0)
         silent = torch.where(measured.fired, 0, silent + len(x) * ranks)
-        stop = interrupted is not None and interrupted.is_set()
+        logged = (step + 1) % settings.log_every == 0 or step + 1 == n_steps
+        stop = interrupted is not None and interrupted.is_set() if ranks == 1 else logged and distributed.any_process(interrupted is not None and interrupted.is_set())
         due = step + 1 < n_steps and ((step + 1) % settings.checkpoint_every == 0 or stop)
-        if due or (step + 1) % settings.log_every == 0 or step + 1 == n_steps:
-            total, reference = (measured.squared_error + measured.l1).item(), curve[0]["squared_error"] if curve else math.inf
-            checkpoints.check_loss(recipe.name, total, min(EXPLODED * reference, sys.float_info.max), step + 1, scratch, f"sae.lr {recipe.lr} or λ {recipe.l1} too high, or activations that are not finite")
-        if (step + 1) % settings.log_every == 0 or step + 1 == n_steps:
+        if due or logged or reference is None:
+            total = (measured.squared_error + measured.l1).item()
+            reference = total if reference is None else reference
+            limit = EXPLODED * reference if math.isfinite(reference) else sys.float_info.max
+            checkpoints.check_loss(recipe.name, total, limit, step + 1, scratch, f"sae.lr {recipe.lr} or λ {recipe.l1} too high, or activations that are not finite")
+        if logged:
             point = {"step": step + 1, "squared_error": measured.squared_error.item(), "l1": measured.l1.item(), "l0": measured.l0.item()}
             curve.append(point | {"silent": (silent >= settings.dead_window).float().mean().item()})
             bar.set_postfix(error=f"{point['squared_error']:.3g}", L0=f"{point['l0']:.1f}")
@@ -183,8 +190,9 @@ def fit(
                 save(twin[0], twin[1] | circumstances, step + 1, [])
             events.append(resample_dead(hook, rows, settings, recipe, sae, optimiser, silent, scale, seed, step + 1))
             if ranks > 1:
-                distributed.follow_the_first(list(sae.parameters()))
-        if stopping and (step + 1) % settings.check_every == 0 and stopping.stop(sae, step + 1):
+                moments = [tensor for name, tensor in checkpoints.optimiser_tensors(optimiser).items() if not name.endswith(".step")]
+                distributed.follow_the_first([*sae.parameters(), *moments, silent])
+        if stopping and ((step + 1) % settings.check_every == 0 or step + 1 == n_steps) and distributed.any_process(stopping.stop(sae, step + 1)):
             break
         if due:
             save(scratch, made_from, step + 1, events)
@@ -235,7 +243,7 @@ def keep_shape(sae: SparseAutoencoder, recipe: Recipe) -> None:
 
 
 def resample_dead(hook: Source, rows: np.ndarray, settings: SAESettings, recipe: Recipe, sae, optimiser, silent, scale: float, seed: int, step: int) -> dict:
-    """Find the dead features, resample them, count: {"step", "dead", "resampled"}. `silent` starts anew for those touched."""
+    """Find the dead features, resample them, count: {"step", "dead", "resampled"}. `silent` starts anew for the dead."""
     r = recipe.resampling
     rng = np.random.default_rng((seed, step))
     wanted = r.fresh_sample or settings.resampling_inputs

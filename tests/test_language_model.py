@@ -103,26 +103,32 @@ def test_interrupted_training_ends_with_the_same_weights_bit_for_bit(small_run, 
     assert curves[0] == curves[1]
 
 
-def test_one_checkpoint_is_kept_where_two_are_over_the_budget(tmp_path):
+@pytest.mark.parametrize("budget, left, beside", [(7_000, [3], [2]), (10_000, [2, 3], [2]), (15_000, [2, 3], [1, 2])])
+def test_checkpoints_stay_within_their_budget_even_while_one_is_written(tmp_path, monkeypatch, budget, left, beside):
+    """A checkpoint is 4 kB: one and the new one, two but not while a third is written, or all three."""
+    there, write = [], checkpoints.write_atomically
+    monkeypatch.setattr(checkpoints, "write_atomically", lambda path, content: (there.append(checkpoints.steps(tmp_path)), write(path, content)))
     for step in (1, 2, 3):
-        checkpoints.save_checkpoint(tmp_path, step, {"w": torch.arange(1000.0)}, {"x": step}, {"seed": 0}, budget=7_000)
-    assert checkpoints.steps(tmp_path) == [3] and len(list(tmp_path.iterdir())) == 2
+        checkpoints.save_checkpoint(tmp_path, step, {"w": torch.arange(1000.0)}, {"x": step}, {"seed": 0}, budget=budget)
+    assert checkpoints.steps(tmp_path) == left and len(list(tmp_path.iterdir())) == 2 * len(left) and there[-1] == beside
 
 
-def test_a_flipped_byte_in_a_checkpoint_is_refused_by_name(tmp_path):
+@pytest.mark.parametrize("suffix", ["safetensors", "json"])
+def test_a_flipped_byte_in_a_checkpoint_is_refused_by_name(tmp_path, suffix):
     for step in (1, 2, 3):
-        checkpoints.save_checkpoint(tmp_path, step, {"w": torch.arange(10.0)}, {"x": step}, {"seed": 0})
+        checkpoints.save_checkpoint(tmp_path, step, {"w": torch.arange(10.0)}, {"x": step, "curve": [0.5]}, {"seed": 0})
     assert checkpoints.steps(tmp_path) == [2, 3], "the last two are kept"
-    path = tmp_path / "step-00000003.safetensors"
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(ArtefactError, match="step-00000003.safetensors"):
-        checkpoints.load_checkpoint(tmp_path, {"seed": 0})
     with pytest.raises(ArtefactError, match="seed: 0 there, 1 now"):
         checkpoints.load_checkpoint(tmp_path, {"seed": 1})
-    (tmp_path / "step-00000003.json").unlink(), path.unlink()
-    assert checkpoints.load_checkpoint(tmp_path, {"seed": 0})[2] == {"x": 2}
+    path = tmp_path / f"step-00000003.{suffix}"
+    data = path.read_bytes()
+    for place in range(0, len(data), 7):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        with pytest.raises(ArtefactError, match=rf"step-00000003.{suffix}.* damaged"):
+            checkpoints.load_checkpoint(tmp_path, {"seed": 0})
+    for file in tmp_path.glob("step-00000003.*"):
+        file.unlink()
+    assert checkpoints.load_checkpoint(tmp_path, {"seed": 0})[2]["x"] == 2
 
 
 def test_too_little_text_for_one_batch_is_an_error(text_folder, tmp_path):

@@ -49,3 +49,12 @@ def test_mistakes_are_named(override, named):
 def test_unknown_profile_lists_the_profiles():
     with pytest.raises(SettingsError, match="smoke, laptop, runpod"):
         settings.load("desktop")
+
+
+def test_a_profile_s_values_are_those_of_its_own_recipe():
+    assert settings.load("laptop").sae.l1 is not None
+    assert settings.load("laptop", ["sae.recipe=bricken_2023"]) == settings.load("laptop")
+    other = settings.load("laptop", ["sae.l1=0.01", "sae.recipe=ward_2024"]).sae
+    assert other.recipe == "ward_2024" and other.l1 == 0.01
+    assert settings.load("laptop", ["sae.recipe=ward_2024"]).sae.l1 is None
+    assert settings.load("laptop", ["last_mlp.sae.recipe=topk"]).last_mlp.sae.lr is None

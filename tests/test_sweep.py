@@ -15,6 +15,12 @@ def test_values_with_commas_are_the_axes():
     assert len(points) == 6 and points["l1=2 seed=1"].l1 == 2 and points["l1=2 seed=1"].seed == 1
 
 
+def test_an_axis_is_left_out_for_a_recipe_that_has_no_use_for_it():
+    points = sweep.grid("laptop", [], {"sae.l1": ["1", "2"], "sae.k": ["8"], "sae.recipe": ["april_2024", "topk"]})
+    assert sorted(points) == ["k=8 recipe=topk", "l1=1 recipe=april_2024", "l1=2 recipe=april_2024"]
+    assert points["k=8 recipe=topk"].l1 is None and points["l1=2 recipe=april_2024"].k is None
+
+
 def test_a_grid_of_one_point_and_an_unknown_value_are_refused():
     with pytest.raises(SettingsError, match="no setting has several values"):
         sweep.split(["sae.l1=1"])

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sae_lib import checkpoints, features, language_model, sweep, training
+from sae_lib import checkpoints, features, language_model, sparse_step, sweep, training
 from sae_lib.activations import ActivationTable
-from sae_lib.errors import SettingsError, TrainingError
+from sae_lib.errors import ArtefactError, SettingsError, TrainingError
 from sae_lib.recipes import BRICKEN_2023, RECIPES, WARD_2024, is_resampling_step, of_recipe, resolve, variants
 from sae_lib.settings import SAESettings, load
 
@@ -270,10 +270,60 @@ def test_a_window_that_training_cannot_outlast_is_refused():
 
 @pytest.mark.parametrize("changes", [dict(lr=1e18), dict(recipe="april_2024", lr=300.0, l1=0.01)])
 def test_a_loss_that_explodes_or_is_no_number_ends_training_with_its_causes(tmp_path, changes):
-    with pytest.raises(TrainingError, match=r"the loss is .* at step \d+.*likely causes: sae.lr .*the last good checkpoint is step \d+ in|there is no checkpoint yet"):
+    with pytest.raises(TrainingError, match=r"the loss is .* at step 10 .*likely causes: sae.lr .*there is no checkpoint yet"):
         fit(tmp_path, checkpoint_every=10, **changes)
-    for path in tmp_path.glob("step-*.safetensors"):
-        assert all(t.isfinite().all() for t in load_file(path).values()), "what is called good must be good"
+    assert not list(tmp_path.glob("step-*"))
+
+
+@pytest.mark.parametrize("factor", [1e9, float("nan")])
+def test_the_checkpoint_before_a_loss_exploded_is_named_and_whole(tmp_path, monkeypatch, factor):
+    calls, gradients = [], training.gradients
+
+    def at_25_something_happens(*arguments):
+        calls.append(1)
+        measured = gradients(*arguments)
+        return measured._replace(squared_error=measured.squared_error * factor) if len(calls) > 25 else measured
+
+    monkeypatch.setattr(training, "gradients", at_25_something_happens)
+    with pytest.raises(TrainingError, match=rf"at step 30 .*the last good checkpoint is step 20 in {tmp_path}"):
+        fit(tmp_path, checkpoint_every=10)
+    assert checkpoints.steps(tmp_path) == [10, 20] and all(t.isfinite().all() for t in load_file(tmp_path / "step-00000020.safetensors").values())
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_dense_steps_in_bfloat16_train_every_recipe(tmp_path, monkeypatch, recipe):
+    """As a GPU makes them: no step takes the sparse path."""
+    monkeypatch.setattr(sparse_step, "DENSE_ABOVE", 0.0)
+    own = {"k": 8} if "topk" in recipe else {"l1": 0.5 if recipe != "ward_2024" else None}
+    _, sae, summary = fit(tmp_path, recipe=recipe, precision="bfloat16", activations=20_000, resampling=False, lr=None, **{"l1": None} | own)
+    assert all(t.isfinite().all() for t in sae.state_dict().values())
+    assert summary["curve"][-1]["squared_error"] < summary["curve"][0]["squared_error"]
+
+
+def test_a_buffer_smaller_than_a_batch_is_refused(tmp_path):
+    with pytest.raises(SettingsError, match=r"sae.buffer_rows: 1 rows of 32 positions are fewer activations than one batch of 100.*at least 4 rows"):
+        fit(tmp_path, buffer_rows=1)
+
+
+def test_the_end_of_training_is_looked_at_too(tmp_path):
+    held_out = np.random.default_rng(1).integers(0, VOCABULARY, (64, 32))
+    settings = SAESettings(d_sae=64, batch=100, l1=0.4, buffer_rows=50, activations=9000, resampling=False, patience=3, check_every=50, lr=3e-3)
+    _, summary = training.fit(SyntheticHook(), ROWS, settings, 0, tmp_path, {}, heldout=held_out)
+    assert [check["step"] for check in summary["checks"]] == [50, 90]
+    assert resolve(SAESettings(recipe="tied", patience=0)).patience == 0
+
+
+@pytest.mark.parametrize("changed", ["device", "precision", "threads", "torch"])
+def test_a_checkpoint_goes_on_only_under_the_same_circumstances(tmp_path, changed):
+    here = checkpoints.circumstances(torch.device("cpu"), torch.float32)
+    checkpoints.save_checkpoint(tmp_path, 1, {}, {}, here)
+    assert checkpoints.load_checkpoint(tmp_path, here)[0] == 1
+    with pytest.raises(ArtefactError, match=f"{changed}: .* there, 'other' now"):
+        checkpoints.load_checkpoint(tmp_path, here | {changed: "other"})
+
+
+def test_resampling_at_the_very_end_would_leave_untrained_features():
+    assert not is_resampling_step(WARD_2024, 2000, 2000) and is_resampling_step(WARD_2024, 1000, 2000)
 
 
 def test_an_autoencoder_that_the_run_does_not_have_is_refused_with_those_it_has(small_run):
