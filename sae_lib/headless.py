@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -62,7 +63,7 @@ def run_notebooks(run: Run, overrides: list[str], only: str, extra: dict[str, An
                 except PapermillExecutionError as error:
                     raise NotebookError(_failure(notebook, error, out)) from None
                 except KeyboardInterrupt:
-                    _interrupt(kernel)
+                    _elsewhere(lambda kernel=kernel: _interrupt(kernel))
                     raise Interrupted(f"{notebook.stem}: interrupted; what was finished stays, a training is saved, the same command goes on from there") from None
                 if shared:
                     _forget_everything(kernel)
@@ -78,7 +79,7 @@ def _kernel() -> Iterator[KernelManager]:
     try:
         yield kernel
     finally:
-        kernel.shutdown_kernel(now=True)
+        _elsewhere(lambda: kernel.shutdown_kernel(now=True))
 
 
 @contextmanager
@@ -97,6 +98,13 @@ def _forget_everything(kernel: KernelManager) -> None:
     """No name of one notebook reaches the next."""
     with _ready(kernel) as client:
         client.execute_interactive("%reset -f", silent=True, timeout=PATIENCE)
+
+
+def _elsewhere(function: Callable[[], Any]) -> None:
+    """In a thread with an event loop of its own: after Ctrl-C this one's still waits for the cell."""
+    thread = threading.Thread(target=function)
+    thread.start()
+    thread.join()
 
 
 def _interrupt(kernel: KernelManager) -> None:

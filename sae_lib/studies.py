@@ -22,6 +22,7 @@ from sae_lib.settings import SAESettings
 from sae_lib.tokens import open_tokens
 
 SEEDS = (0, 1, 2)
+NEAR = 0.2  # of log L0: rates that come no nearer are not compared
 L0 = 16.0  # at which everything is compared
 FRONTIER = (8.0, 32.0)  # further ones
 RATES = (0.5, 1.0, 2.0)  # times a recipe's learning rate; the best one at that L0 is kept
@@ -57,7 +58,7 @@ def recipes_study(run: Run, hook: HookPoint) -> dict:
         rates = [RECIPES[name].lr * r for r in (WARD_RATES if name == "ward_2024" else RATES)]
         found = [at_l0(run, hook, given.model_copy(update={"lr": rate}), L0, tolerance=0.15) for rate in rates]
         tuning += [plain_record(record) for _, record in found]
-        best = max(found, key=lambda f: f[1]["recovered_mean"])[0]
+        best = max(found, key=lambda f: (abs(math.log(f[1]["l0_mean"] / L0)) < NEAR, f[1]["recovered_mean"]))[0]
         chosen["ward_2024, retuned" if name == "ward_2024" else name] = at_l0(run, hook, best, L0)[0]
     chosen["bricken_2023, bfloat16"] = chosen["bricken_2023"].model_copy(update={"precision": "bfloat16"})
     chosen["ward_2024, as given"] = of_recipe(base, "ward_2024").model_copy(update={"precision": "float32"})

@@ -6,16 +6,34 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from sae_lib import training
 from sae_lib.autoencoder import SparseAutoencoder
+from sae_lib.recipes import BRICKEN_2023
 from sae_lib.settings import SAESettings
-from tests.test_training import ROWS, SyntheticHook
+from sae_lib.sparse_step import gradients
+from tests.test_training import ROWS, VOCABULARY, SyntheticHook
 
-CHANGES = {"d_sae": 64, "activations": 120_000, "l1": 0.4, "buffer_rows": 50, "dead_window": 5000, "resampling_inputs": 2000, "log_every": 20, "lr": 3e-3}
+HELD_OUT = np.random.default_rng(1).integers(0, VOCABULARY, (64, 32))
+
+PLAIN = {"d_sae": 64, "activations": 120_000, "l1": 0.4, "buffer_rows": 50, "dead_window": 5000, "resampling_inputs": 2000, "log_every": 20, "lr": 3e-3}
+CASES = {
+    "plain": PLAIN,
+    "harsh": PLAIN | {"activations": 40_000, "dead_window": 2000, "l1": 4.0, "lr": 0.02},  # features die
+    "batchtopk": PLAIN | {"activations": 80_000, "recipe": "batchtopk", "l1": None, "k": 2},
+    "clipped": PLAIN | {"activations": 80_000, "recipe": "april_2024", "l1": 1.0},
+    "stopping": PLAIN | {"lr": 0.05, "patience": 2, "check_every": 25, "resampling": False},
+}
 ROOT = Path(__file__).parents[1]
+X = torch.randn(40, 16, generator=torch.Generator().manual_seed(5))
+
+
+def autoencoder() -> SparseAutoencoder:
+    return training.initialise(BRICKEN_2023, X.mean(0), 64, 0)
 
 
 def one_of_two(folder: str) -> None:
@@ -24,10 +42,18 @@ def one_of_two(folder: str) -> None:
 
     distributed.start()
     torch.set_num_threads(1)
-    sae, summary = training.fit(SyntheticHook(), ROWS, SAESettings(**CHANGES, batch=50), 0, Path(folder) / "scratch", {})
-    rank, _ = distributed.place()
-    sae.save(Path(folder) / str(rank), {})
-    (Path(folder) / str(rank) / "training.json").write_text(json.dumps(summary))
+    rank, size = distributed.place()
+    for case, changes in CASES.items():
+        out, heldout = Path(folder) / case / str(rank), HELD_OUT if "patience" in changes else None
+        sae, summary = training.fit(SyntheticHook(), ROWS, SAESettings(**changes, batch=50), 0, Path(folder) / "scratch" / case, {}, heldout=heldout)
+        sae.save(out, {})
+        (out / "training.json").write_text(json.dumps(summary))
+    sae = autoencoder()
+    gradients(sae, X[rank::size], BRICKEN_2023.objective(16))
+    distributed.average_gradients(list(sae.parameters()))
+    save_file({name: p.grad for name, p in sae.named_parameters()}, Path(folder) / f"gradients-{rank}.safetensors")
+    together = torch.tensor([distributed.any_process(rank == 1), distributed.any_process(False)])
+    save_file({"together": together}, Path(folder) / f"flags-{rank}.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -36,26 +62,63 @@ def two(tmp_path_factory):
     code = f"from tests.test_distributed import one_of_two; one_of_two({str(folder)!r})"
     (folder / "main.py").write_text(code)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", str(folder / "main.py")]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
 
-def test_both_processes_end_with_the_same_weights(two):
-    first, second = (SparseAutoencoder.load(two / rank) for rank in "01")
+def summary_of(two, case, rank=0):
+    return json.loads((two / case / str(rank) / "training.json").read_text())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_both_processes_end_with_the_same_weights(two, case):
+    first, second = (SparseAutoencoder.load(two / case / rank) for rank in "01")
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, second.state_dict()[name]), name
+    assert summary_of(two, case, 0)["resampling"] == summary_of(two, case, 1)["resampling"]
 
 
-def test_the_loss_curve_is_that_of_one_process_with_the_double_batch(two, tmp_path):
+def test_features_that_died_in_all_processes_are_resampled(two):
+    assert sum(event["resampled"] for event in summary_of(two, "harsh")["resampling"]) > 0
+
+
+def test_the_averaged_gradient_is_that_of_the_double_batch(two):
+    sae = autoencoder()
+    gradients(sae, X, BRICKEN_2023.objective(16))
+    for rank in "01":
+        for name, averaged in load_file(two / f"gradients-{rank}.safetensors").items():
+            torch.testing.assert_close(averaged, dict(sae.named_parameters())[name].grad, rtol=1e-5, atol=1e-6)
+
+
+def test_a_flag_of_one_process_is_up_in_all(two):
+    assert [load_file(two / f"flags-{rank}.safetensors")["together"].tolist() for rank in "01"] == [[True, False]] * 2
+
+
+def test_both_stop_early_at_the_same_step(two):
+    first, second = (summary_of(two, "stopping", rank) for rank in (0, 1))
+    assert first["activations"] == second["activations"] < 120_000
+    assert [c["step"] for c in first["checks"]] == [c["step"] for c in second["checks"]]
+
+
+@pytest.mark.parametrize("case", ["plain", "batchtopk", "clipped"])
+def test_the_loss_curve_is_that_of_one_process_with_the_double_batch(two, tmp_path, case):
     hook = SyntheticHook()
-    sae, alone = training.fit(hook, ROWS, SAESettings(**CHANGES, batch=100), 0, tmp_path, {})
-    summary = json.loads((two / "0" / "training.json").read_text())
+    sae, alone = training.fit(hook, ROWS, SAESettings(**CASES[case], batch=100), 0, tmp_path, {})
+    summary = summary_of(two, case)
     assert [p["step"] for p in summary["curve"]] == [p["step"] for p in alone["curve"]] and summary["activations"] == alone["activations"]
     for quantity in ("squared_error", "l1", "l0"):
         both, one = (torch.tensor([p[quantity] for p in s["curve"]]) for s in (summary, alone))
-        assert ((both - one).abs() / one).mean() < 0.1, quantity
-    assert abs(hook.recovered(SparseAutoencoder.load(two / "0")) - hook.recovered(sae)) < 0.15
+        assert abs(both.mean() - one.mean()) / one.mean() < 0.1, quantity
+        assert case == "batchtopk" or ((both - one).abs() / one).mean() < 0.1, quantity  # its small errors differ from batch to batch
+    assert abs(hook.recovered(SparseAutoencoder.load(two / case / "0")) - hook.recovered(sae)) < 0.15
+
+
+def test_another_stage_is_refused(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--", "sae_lib", "stage", "lm", "--profile", "smoke", "--run", str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0 and "only the stage sae runs in several processes" in done.stdout + done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_command_line_under_torchrun_makes_one_whole_artefact(small_overrides, tmp_path):

@@ -1,17 +1,16 @@
 """Ctrl-C, and `kill -9` at random moments, then the same command: the weights are those of a run that was left alone, bit for bit."""
 
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
-import pytest
-
 from sae_lib.headless import ROOT
 
-KILLS = 3
 FILES = ("language_model/model.safetensors", "saes/bricken_2023/sae_weights.safetensors")
 
 
@@ -21,40 +20,70 @@ def start(folder, overrides, every=("lm.checkpoint_every=7", "sae.checkpoint_eve
     return subprocess.Popen([*command, *sets], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def kill_after(process, folder, checkpoints: int, seconds: float) -> bool:
-    """`kill -9` once so many new checkpoints have been seen, and a moment later; whether it was still running."""
-    steps = lambda: {(p.parent.name, p.name) for p in folder.rglob("step-*.json")}  # noqa: E731
-    before, seen = steps() if folder.exists() else set(), set()
+def kill_after(process, folder, training: str, checkpoints: int, seconds: float) -> bool:
+    """`kill -9` once so many new checkpoints of that training have been seen, and a moment later; whether it was still training."""
+    there = lambda: {p.name for p in folder.rglob("step-*.json") if training in p.parent.name}  # noqa: E731
+    before, seen = there() if folder.exists() else set(), set()
     while process.poll() is None and len(seen) < checkpoints:
-        seen |= steps() - before
+        seen |= there() - before
         time.sleep(0.002)
     time.sleep(seconds)
-    running = process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.wait()
-    return running
+    return bool(there())
 
 
-@pytest.mark.parametrize("seed", [0])
-def test_killed_runs_end_with_the_same_weights(small_overrides, tmp_path, seed):
-    whole, chance = start(tmp_path / "a" / "whole", small_overrides), random.Random(seed)
+def read_until(process, text: str) -> str:
+    """What the process has printed, a second after that text."""
+    output, deadline = "", time.monotonic() + 300
+    while text not in output and time.monotonic() < deadline and (more := process.stdout.read(1)):
+        output += more
+    time.sleep(1)
+    return output
+
+
+def test_killed_runs_end_with_the_same_weights(small_overrides, tmp_path):
+    seed = random.randrange(10**6)
+    whole, chance, folder = start(tmp_path / "a" / "whole", small_overrides), random.Random(seed), tmp_path / "b" / "broken"
     assert whole.wait(600) == 0, whole.stdout.read()
-    killed = sum(kill_after(start(tmp_path / "b" / "broken", small_overrides), tmp_path / "b" / "broken", chance.randint(1, 4), chance.uniform(0, 0.2)) for _ in range(KILLS))
-    last = start(tmp_path / "b" / "broken", small_overrides)
-    assert killed and last.wait(600) == 0, last.stdout.read()
+    for training in ("language_model", "language_model", "bricken_2023"):
+        assert kill_after(start(folder, small_overrides), folder, training, chance.randint(1, 3), chance.uniform(0, 0.1)), f"no kill within {training} (seed {seed})"
+    last = start(folder, small_overrides)
+    assert last.wait(600) == 0, last.stdout.read()
     for file in FILES:
-        assert (tmp_path / "a" / "whole" / file).read_bytes() == (tmp_path / "b" / "broken" / file).read_bytes(), f"{file} differs after {killed} kills (seed {seed})"
-    assert not list((tmp_path / "b" / "broken").rglob(".*.partial")) and not list((tmp_path / "b" / "broken").rglob("step-*"))
+        assert (tmp_path / "a" / "whole" / file).read_bytes() == (folder / file).read_bytes(), f"{file} differs (seed {seed})"
+    assert not list(folder.rglob(".*.partial")) and not list(folder.rglob("step-*"))
 
 
 def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(small_overrides, tmp_path):
     process = start(tmp_path, small_overrides, ("lm.checkpoint_every=1000000", "sae.checkpoint_every=1000000", "lm.train_tokens=100000000"))
-    deadline = time.monotonic() + 300
-    output = ""
-    while "language model:" not in output and time.monotonic() < deadline:
-        output += process.stdout.read(1)
-    time.sleep(1)
+    output = read_until(process, "language model:")
     process.send_signal(signal.SIGINT)
     rest = process.communicate(timeout=60)[0]
     assert process.returncode == 130 and "the same command goes on" in rest, output + rest
     assert len(list((tmp_path / ".language_model.checkpoints").glob("step-*.safetensors"))) == 1
+
+
+def test_ctrl_c_in_the_autoencoder_s_training_does_the_same(small_run, small_overrides, tmp_path):
+    shutil.copytree(small_run.folder, tmp_path / "runs" / "r", ignore=shutil.ignore_patterns("settings.yaml", "saes", "results", "figures", "features"))
+    process = start(tmp_path / "runs" / "r", small_overrides, ("sae.checkpoint_every=1000000", "sae.activations=100000000"))
+    output = read_until(process, "bricken_2023:")
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate(timeout=60)[0]
+    assert process.returncode == 130 and "bricken_2023: interrupted; step" in rest, output + rest
+    assert len(list((tmp_path / "runs" / "r" / "saes").rglob("step-*.safetensors"))) == 1
+
+
+def test_ctrl_c_reaches_a_training_inside_a_notebook(small_overrides, tmp_path):
+    overrides = [*small_overrides, "lm.checkpoint_every=10", "lm.train_tokens=100000000"]
+    command = [sys.executable, "-m", "sae_lib", "run", "--profile", "smoke", "--only", "02", "--run", str(tmp_path), *(part for o in overrides for part in ("--set", o))]
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    steps = lambda: sorted(int(p.stem.removeprefix("step-")) for p in (tmp_path / ".language_model.checkpoints").glob("step-*.json"))  # noqa: E731
+    deadline = time.monotonic() + 200
+    while process.poll() is None and time.monotonic() < deadline and not steps():
+        time.sleep(0.05)
+    at = steps()
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=90)[0]
+    assert process.returncode == 130 and "02_activations: interrupted" in output and "Traceback" not in output, output
+    assert at and steps()[-1] > at[-1] and json.loads((tmp_path / "notebooks" / "02_activations.ipynb").read_text())["cells"]
