@@ -10,7 +10,7 @@ import torch
 from sae_lib.report.machine import machine
 
 SPEED = ("language_model_step", "sae_step", "end_to_end", "scaling")  # run when no name is given
-NAMES = (*SPEED, "ground_truth", "feature_table")
+NAMES = (*SPEED, "ground_truth", "feature_table", "gpu")
 RESULTS = Path(__file__).parent / "results.json"
 
 
@@ -23,6 +23,8 @@ def rows(result: dict):
 def main(names: list[str]) -> None:
     if unknown := set(names) - set(NAMES):
         sys.exit(f"benchmarks: {', '.join(sorted(unknown))} does not exist; there are: {', '.join(NAMES)}")
+    if "gpu" in names and not torch.cuda.is_available():
+        sys.exit("benchmarks: gpu needs an NVIDIA GPU that torch can use; there is none here")
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() and names else {}
     here = {"machine": machine(), "threads": torch.get_num_threads()}
     measured = {name: import_module(f"benchmarks.{name}").run() | ({"measured on": here} if names else {}) for name in names or SPEED}

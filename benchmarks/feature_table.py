@@ -6,13 +6,13 @@ one with L0 20: what the table costs depends on how many features are active, no
 """
 
 import json
-import resource
 import subprocess
 import sys
 import time
 
 import torch
 
+from benchmarks import memory
 from benchmarks.sae_step import autoencoder_with_l0
 
 N, WIDE, WIDE_TOKENS = 1_000_000, 100_000, 200_000
@@ -39,13 +39,13 @@ def one(kind: str, n_tokens: int) -> dict:
     else:
         dictionary = features.load_dictionary(run, "neurons" if kind == "neurons" else "")
     keep_freed_memory()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = memory.start()
     began, cpu = time.perf_counter(), time.process_time()
     frame, examples = features.build(hook, dictionary, rows, tokens.tokenizer, run.settings.features)
     seconds = time.perf_counter() - began
     return {
         "median": rows.size / seconds, "seconds": seconds, "cpu_seconds": time.process_time() - cpu, "tokens": rows.size, "l0": frame["density"].sum(), "examples": len(examples),
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "peak_bytes_before": before * 1024, "threads": torch.get_num_threads(),
+        "peak_bytes": memory.peak(), "bytes_before": before, "threads": torch.get_num_threads(),
     }  # fmt: skip
 
 

@@ -1,12 +1,12 @@
 """Cost per activation at 1, 4 and 16 times the features, and the memory that a step takes at its peak."""
 
 import json
-import resource
 import subprocess
 import sys
 
 import torch
 
+from benchmarks import memory
 from benchmarks.sae_step import BATCH, D_IN, autoencoder_with_l0, our_step
 from benchmarks.timing import rates
 
@@ -19,9 +19,9 @@ def one(d_sae: int) -> dict:
     keep_freed_memory()
     x = torch.randn(BATCH, D_IN, generator=torch.Generator().manual_seed(0)).relu()
     sae = autoencoder_with_l0(20, x, d_sae)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = memory.start()
     measured = rates({"ours, float32, exact": our_step(sae, x)}, BATCH, rounds=5)["ours, float32, exact"]
-    return measured | {"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "peak_bytes_before_training": before * 1024, "parameter_bytes": 4 * sum(p.numel() for p in sae.parameters())}
+    return measured | {"peak_bytes": memory.peak(), "bytes_before_training": before, "parameter_bytes": 4 * sum(p.numel() for p in sae.parameters())}
 
 
 def run() -> dict:

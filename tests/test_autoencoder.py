@@ -95,7 +95,7 @@ def test_layout_is_saelens_own(tmp_path):
     assert config["metadata"]["sae_lens_version"] >= "6.0.0" and config["metadata"]["hook_name"] == "h"
 
 
-@pytest.mark.parametrize("damage", ["shape", "extra", "missing", "architecture", "truncated", "json", "normalised"])
+@pytest.mark.parametrize("damage", ["shape", "extra", "missing", "architecture", "truncated", "json", "normalised", "reshaped"])
 def test_what_cannot_be_read_is_refused(tmp_path, damage):
     random_sae(5, 7, 0).save(tmp_path, {})
     weights, config = tmp_path / "sae_weights.safetensors", tmp_path / "cfg.json"
@@ -110,9 +110,22 @@ def test_what_cannot_be_read_is_refused(tmp_path, damage):
         config.write_text(json.dumps(data | {"architecture": "gated"}))
     elif damage == "normalised":
         config.write_text(json.dumps(data | {"normalize_activations": "layer_norm"}))
+    elif damage == "reshaped":
+        config.write_text(json.dumps(data | {"reshape_activations": "hook_z"}))
     elif damage == "truncated":
         weights.write_bytes(weights.read_bytes()[:-10])
     else:
         config.write_text("{")
     with pytest.raises(ArtefactError, match=str(tmp_path)):
         SparseAutoencoder.load(tmp_path)
+
+
+def test_a_folder_whose_encoder_does_not_subtract_b_dec_computes_the_same(tmp_path):
+    sae, x = random_sae(5, 7, 0), torch.randn(20, 5, generator=torch.Generator().manual_seed(1))
+    sae.save(tmp_path, {})
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    (tmp_path / "cfg.json").write_text(json.dumps(config | {"apply_b_dec_to_input": False}))
+    with torch.no_grad():
+        expected = (x @ sae.W_enc + sae.b_enc).relu()
+    assert (expected > 0).any() and sae.b_dec.abs().max() > 0
+    torch.testing.assert_close(SparseAutoencoder.load(tmp_path).encode(x), expected)
