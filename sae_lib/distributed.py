@@ -11,7 +11,6 @@ from torch import Tensor
 
 from sae_lib.sparse_step import StepResult
 
-
 WAIT = timedelta(days=2)  # for the first process, which makes tokens and language model alone
 
 
