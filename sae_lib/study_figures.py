@@ -81,14 +81,15 @@ def recipes_figure(study: dict, saelens: dict | None = None) -> go.Figure:
         setting = (point["lambda"], point["k"] if "k" in point else 0, point["lr"])
         groups[point["contender"]][setting].append(point)
     dashes = itertools.cycle(["solid"] * len(figures.PALETTE) + ["dash"] * len(figures.PALETTE))
-    for (name, settings), colour, dash in zip(groups.items(), itertools.cycle(figures.PALETTE), dashes, strict=False):
+    symbols = itertools.chain(["circle"] * len(figures.PALETTE), itertools.repeat("diamond"))
+    for (name, settings), colour, dash, symbol in zip(groups.items(), itertools.cycle(figures.PALETTE), dashes, symbols, strict=False):
         rows = sorted(settings.values(), key=lambda records: mean(records, "l0_mean"))
         lost = [[max(1 - r["recovered_mean"], 1e-3) for r in records] for records in rows]
         y = [sum(values) / len(values) for values in lost]
         low, high = ([abs(pick(values) - m) for values, m in zip(lost, y, strict=True)] for pick in (min, max))
         mode = "markers" if len(rows) == 1 or name.startswith("SAELens") else "lines+markers"
         fig.add_scatter(
-            x=[mean(records, "l0_mean") for records in rows], y=y, name=name, mode=mode, line=dict(color=colour, dash=dash), marker=dict(color=colour, size=9, symbol="x" if name.startswith("SAELens") else "circle"),
+            x=[mean(records, "l0_mean") for records in rows], y=y, name=name, mode=mode, line=dict(color=colour, dash=dash), marker=dict(color=colour, size=9, symbol="x" if name.startswith("SAELens") else symbol),
             error_y=dict(type="data", symmetric=False, array=high, arrayminus=low, thickness=1.2),
         )  # fmt: skip
     fig.update_xaxes(title="features active per activation (L0), logarithmic", type="log", tickvals=[4, 8, 16, 32, 64])
