@@ -14,10 +14,15 @@ from sae_lib.headless import ROOT
 FILES = ("language_model/model.safetensors", "saes/bricken_2023/sae_weights.safetensors")
 
 
+def hear_interrupts() -> None:
+    """A shell's background job is started with SIGINT ignored, and the tests may be one."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(folder, overrides, every=("lm.checkpoint_every=7", "sae.checkpoint_every=5")):
     command = [sys.executable, "-m", "sae_lib", "stage", "sae", "--profile", "smoke", "--run", str(folder)]
     sets = [part for override in [*overrides, *every] for part in ("--set", override)]
-    return subprocess.Popen([*command, *sets], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen([*command, *sets], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=hear_interrupts)
 
 
 def kill_after(process, folder, training: str, checkpoints: int, seconds: float) -> bool:
@@ -77,7 +82,7 @@ def test_ctrl_c_in_the_autoencoder_s_training_does_the_same(small_run, small_ove
 def test_ctrl_c_reaches_a_training_inside_a_notebook(small_overrides, tmp_path):
     overrides = [*small_overrides, "lm.checkpoint_every=10", "lm.train_tokens=100000000"]
     command = [sys.executable, "-m", "sae_lib", "run", "--profile", "smoke", "--only", "02", "--run", str(tmp_path), *(part for o in overrides for part in ("--set", o))]
-    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, preexec_fn=hear_interrupts)
     steps = lambda: sorted(int(p.stem.removeprefix("step-")) for p in (tmp_path / ".language_model.checkpoints").glob("step-*.json"))  # noqa: E731
     deadline = time.monotonic() + 200
     while process.poll() is None and time.monotonic() < deadline and not steps():

@@ -482,7 +482,7 @@ def check_page(text: str) -> Page:
 def test_the_page_is_self_contained(run):
     page = check_page(pages.html(render.markdown(run), run.folder))
     assert page.tags.count("img") == len(FIGURES)
-    assert page.tags.count("table") == 21
+    assert page.tags.count("table") == 22
     assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in [v for _, k, v in page.attributes if k == "content"]
 
 

@@ -104,12 +104,12 @@ def test_the_classical_study_keeps_the_best_score(study_run):
 
 
 def test_studies_are_drawn_published_and_found(study_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(studies, "PUBLISHED", tmp_path)
     own = {which: studies.found(study_run, which) for which in studies.STUDIES}
     assert own["recipes"]["own"] and own["saelens"] is None
     assert set(study_figures.drawn(own)) == {"study_recipes", "study_widths", "study_classical"}
     studies.publish(study_run, tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["classical.json", "recipes.json", "widths.json"]
-    monkeypatch.setattr(studies, "PUBLISHED", tmp_path)
     (study_run.results_folder / "study_widths.json").rename(study_run.results_folder / "hidden.json")
     assert studies.found(study_run, "widths")["own"] is False
     (study_run.results_folder / "hidden.json").rename(study_run.results_folder / "study_widths.json")
