@@ -29,7 +29,10 @@ def run() -> dict:
 
     def ours(dtype: torch.dtype):
         sae = autoencoder_with_l0(20, x)
-        optimiser, buffer = torch.optim.Adam(sae.parameters(), lr=0.0, fused=True), iter(ActivationBuffer(hook, rows, BATCH, BUFFER_ROWS, 0))
+        optimiser, buffer = (
+            torch.optim.Adam(sae.parameters(), lr=0.0, fused=True),
+            iter(ActivationBuffer(hook, rows, BATCH, BUFFER_ROWS, 0)),
+        )
 
         def whole_chunk() -> None:
             for _ in range(BUFFER_ROWS * s.lm.context // BATCH):
@@ -44,10 +47,28 @@ def run() -> dict:
     def one_position_per_row() -> None:
         chosen = rows[drawn.choice(len(rows), ORIGINAL_BATCH, replace=False)]
         acts = harvest(hook, chosen).view(ORIGINAL_BATCH, s.lm.context, -1)
-        dense_step(original, optimiser, acts[torch.arange(ORIGINAL_BATCH), torch.from_numpy(drawn.integers(0, s.lm.context, ORIGINAL_BATCH))] * scale, WARD_2024)
+        dense_step(
+            original,
+            optimiser,
+            acts[
+                torch.arange(ORIGINAL_BATCH),
+                torch.from_numpy(drawn.integers(0, s.lm.context, ORIGINAL_BATCH)),
+            ]
+            * scale,
+            WARD_2024,
+        )
 
-    measured = rates({"ours, float32, exact": ours(torch.float32), "ours, bfloat16 activations": ours(torch.bfloat16)}, BUFFER_ROWS * s.lm.context, repeats=1)
-    measured = rates({"the original's scheme": one_position_per_row}, ORIGINAL_BATCH, repeats=1) | measured
+    measured = rates(
+        {
+            "ours, float32, exact": ours(torch.float32),
+            "ours, bfloat16 activations": ours(torch.bfloat16),
+        },
+        BUFFER_ROWS * s.lm.context,
+        repeats=1,
+    )
+    measured = (
+        rates({"the original's scheme": one_position_per_row}, ORIGINAL_BATCH, repeats=1) | measured
+    )
     tokens = torch.from_numpy(rows[:256])
 
     @torch.no_grad()
@@ -56,13 +77,27 @@ def run() -> dict:
             model.base_model(input_ids=part, use_cache=False)
 
     out = torch.empty(tokens.numel(), s.lm.d_mlp)
-    trunk = rates({"trunk's forward pass": forward, "harvest": lambda: harvest(hook, rows[:256], out=out)}, tokens.numel(), repeats=1)
+    trunk = rates(
+        {"trunk's forward pass": forward, "harvest": lambda: harvest(hook, rows[:256], out=out)},
+        tokens.numel(),
+        repeats=1,
+    )
     return {
         "what": "from tokens, harvest included",
         "unit": "activations/s",
         "cases": {
-            "": {"rates": measured, "ratios": {name: ratio(measured, name, "the original's scheme") for name in measured}},
-            "harvest": {"rates": trunk, "ratios": {name: ratio(trunk, name, "trunk's forward pass") for name in trunk}},
+            "": {
+                "rates": measured,
+                "ratios": {
+                    name: ratio(measured, name, "the original's scheme") for name in measured
+                },
+            },
+            "harvest": {
+                "rates": trunk,
+                "ratios": {name: ratio(trunk, name, "trunk's forward pass") for name in trunk},
+            },
         },
-        "times the original's recorded loop": {name: rate["median"] / RECORDED for name, rate in measured.items()},
+        "times the original's recorded loop": {
+            name: rate["median"] / RECORDED for name, rate in measured.items()
+        },
     }

@@ -35,18 +35,29 @@ def one(kind: str, n_tokens: int) -> dict:
     hook, tokens = HookPoint(language_model.load(run), run.settings.sae.hook_name), open_tokens(run)
     rows = tokens.rows("train", run.settings.lm.context)[: n_tokens // run.settings.lm.context]
     if kind == "wide":
-        dictionary = autoencoder_with_l0(20, harvest(hook, rows[:4]).float(), WIDE).requires_grad_(False)
+        dictionary = autoencoder_with_l0(20, harvest(hook, rows[:4]).float(), WIDE).requires_grad_(
+            False
+        )
     else:
         dictionary = features.load_dictionary(run, "neurons" if kind == "neurons" else "")
     keep_freed_memory()
     before = memory.start()
     began, cpu = time.perf_counter(), time.process_time()
-    frame, examples = features.build(hook, dictionary, rows, tokens.tokenizer, run.settings.features)
+    frame, examples = features.build(
+        hook, dictionary, rows, tokens.tokenizer, run.settings.features
+    )
     seconds = time.perf_counter() - began
     return {
-        "median": rows.size / seconds, "seconds": seconds, "cpu_seconds": time.process_time() - cpu, "tokens": rows.size, "l0": frame["density"].sum(), "examples": len(examples),
-        "peak_bytes": memory.peak(), "bytes_before": before, "threads": torch.get_num_threads(),
-    }  # fmt: skip
+        "median": rows.size / seconds,
+        "seconds": seconds,
+        "cpu_seconds": time.process_time() - cpu,
+        "tokens": rows.size,
+        "l0": frame["density"].sum(),
+        "examples": len(examples),
+        "peak_bytes": memory.peak(),
+        "bytes_before": before,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def run() -> dict:
@@ -54,7 +65,17 @@ def run() -> dict:
     code = "import json, sys; from benchmarks.feature_table import one; print(json.dumps(one(sys.argv[1], int(sys.argv[2]))))"
     cases = {}
     for name, (kind, n) in CASES.items():
-        done = subprocess.run([sys.executable, "-c", code, kind, str(n)], stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code, kind, str(n)],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
         cases[name] = json.loads(done.stdout.splitlines()[-1])
     first = cases["4096 features"]["median"]
-    return {"what": "feature table", "unit": "tokens/s", "rates": cases, "ratios": {name: found["median"] / first for name, found in cases.items()}}
+    return {
+        "what": "feature table",
+        "unit": "tokens/s",
+        "rates": cases,
+        "ratios": {name: found["median"] / first for name, found in cases.items()},
+    }

@@ -11,7 +11,9 @@ def run() -> dict:
     s = load("laptop").lm
     vocabulary = load("laptop").tokenizer.vocab_size
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tokens = torch.randint(vocabulary, (s.batch, s.context + 1), generator=torch.Generator().manual_seed(0)).to(device)
+    tokens = torch.randint(
+        vocabulary, (s.batch, s.context + 1), generator=torch.Generator().manual_seed(0)
+    ).to(device)
     models = {}
     for name in ("hugging face", "ours float32", "ours bfloat16"):
         torch.manual_seed(0)
@@ -22,9 +24,16 @@ def run() -> dict:
 
     def loss_of(name):
         model = models[name][0]
-        if name == "hugging face":  # labels are shifted inside: the same 128 predictions from 129 tokens
-            return torch.nn.functional.cross_entropy(model(input_ids=tokens[:, :-1]).logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
-        return language_model.next_token_loss(model, tokens, torch.bfloat16 if "bf" in name else torch.float32)
+        if (
+            name == "hugging face"
+        ):  # labels are shifted inside: the same 128 predictions from 129 tokens
+            return torch.nn.functional.cross_entropy(
+                model(input_ids=tokens[:, :-1]).logits.flatten(0, 1).float(),
+                tokens[:, 1:].flatten(),
+            )
+        return language_model.next_token_loss(
+            model, tokens, torch.bfloat16 if "bf" in name else torch.float32
+        )
 
     def step(name):
         model, optimiser = models[name]

@@ -21,7 +21,12 @@ class SAELensStep:
         np.save(folder / "x.npy", x.numpy())
         sae.save(folder, {})
         arguments = [sae.d_in, sae.d_sae, len(x), l1, folder / "x.npy", folder]
-        self.process = subprocess.Popen([PYTHON, ROOT / "benchmarks/saelens_worker.py", *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [PYTHON, ROOT / "benchmarks/saelens_worker.py", *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         while (line := self.process.stdout.readline()) and line.strip() != "ready":
             pass
         if not line:

@@ -30,15 +30,26 @@ NAME = "SAELens standard"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
     parser.add_argument("points", nargs="*", help="LEARNING_RATE:L1_COEFFICIENT")
     parser.add_argument("--activations", type=int, help="instead of the run's own number")
-    parser.add_argument("--ours", nargs="*", type=int, default=[], metavar="SEED", help="also our recipe at the L0 of every point, in float32 and bfloat16")
+    parser.add_argument(
+        "--ours",
+        nargs="*",
+        type=int,
+        default=[],
+        metavar="SEED",
+        help="also our recipe at the L0 of every point, in float32 and bfloat16",
+    )
     given = parser.parse_args()
     run = Run(validate(read_yaml(given.run / "settings.yaml")), given.run)
     s = run.settings.sae
-    s = of_recipe(s, "bricken_2023").model_copy(update={"activations": given.activations or s.activations, "precision": "float32"})
+    s = of_recipe(s, "bricken_2023").model_copy(
+        update={"activations": given.activations or s.activations, "precision": "float32"}
+    )
     hook = HookPoint(language_model.load(run), s.hook_name)
     for point in theirs(run, hook, s, given.points):
         keep(run, point)
@@ -46,8 +57,14 @@ def main() -> None:
             chosen, _ = studies.at_l0(run, hook, s, point["l0_mean"])
             for precision in ("float32", "bfloat16"):
                 for seed in given.ours:
-                    record = sweep.measure(run, hook, chosen.model_copy(update={"precision": precision, "seed": seed}))
-                    keep(run, {"contender": f"bricken_2023, {precision}", "beside": point["lambda"]} | studies.plain_record(record))
+                    record = sweep.measure(
+                        run, hook, chosen.model_copy(update={"precision": precision, "seed": seed})
+                    )
+                    keep(
+                        run,
+                        {"contender": f"bricken_2023, {precision}", "beside": point["lambda"]}
+                        | studies.plain_record(record),
+                    )
 
 
 def theirs(run: Run, hook: HookPoint, s, points: list[str]):
@@ -56,29 +73,82 @@ def theirs(run: Run, hook: HookPoint, s, points: list[str]):
     mean, scale = statistics(hook, rows, BRICKEN_2023)
     n_steps = s.activations // batch
     with tempfile.TemporaryDirectory() as scratch:
-        x = np.lib.format.open_memmap(f"{scratch}/x.npy", "w+", np.float32, (n_steps * batch, len(mean)))
-        for step, part in zip(range(n_steps), ActivationBuffer(hook, rows, batch, s.buffer_rows, run.settings.seed), strict=False):
+        x = np.lib.format.open_memmap(
+            f"{scratch}/x.npy", "w+", np.float32, (n_steps * batch, len(mean))
+        )
+        for step, part in zip(
+            range(n_steps),
+            ActivationBuffer(hook, rows, batch, s.buffer_rows, run.settings.seed),
+            strict=False,
+        ):
             x[step * batch : (step + 1) * batch] = part * scale
         x.flush()
         for point in points:
             lr, l1 = point.split(":")
             out = Path(scratch) / point.replace(":", "-")
-            command = [PYTHON, ROOT / "benchmarks/saelens_trainer.py", s.d_sae, batch, lr, l1, f"{scratch}/x.npy", out]
+            command = [
+                PYTHON,
+                ROOT / "benchmarks/saelens_trainer.py",
+                s.d_sae,
+                batch,
+                lr,
+                l1,
+                f"{scratch}/x.npy",
+                out,
+            ]
             subprocess.run([str(part) for part in command], check=True)
             sae = SparseAutoencoder.load(out)
             sae.fold_scale(scale)
             measured = evaluation.evaluate(run, hook, {"it": sae})["it"]
-            setting = {"contender": NAME, "recipe": NAME, "lr": float(lr), "lambda": float(l1), "k": 0, "precision": "float32", "seed": 0, "d_sae": s.d_sae, "activations": n_steps * batch}
-            yield setting | json.loads((out / "seconds.json").read_text()) | {c: measured[c] for c in sweep.COLUMNS if c in measured}
+            setting = {
+                "contender": NAME,
+                "recipe": NAME,
+                "lr": float(lr),
+                "lambda": float(l1),
+                "k": 0,
+                "precision": "float32",
+                "seed": 0,
+                "d_sae": s.d_sae,
+                "activations": n_steps * batch,
+            }
+            yield (
+                setting
+                | json.loads((out / "seconds.json").read_text())
+                | {c: measured[c] for c in sweep.COLUMNS if c in measured}
+            )
 
 
 def keep(run: Run, point: dict) -> None:
     """Put the point into the run's results, in the place of an earlier one with the same settings."""
     path = run.results_folder / "study_saelens.json"
     known = json.loads(path.read_text())["points"] if path.exists() else []
-    key = lambda p: [p.get(k) for k in ("contender", "lr", "lambda", "seed", "activations", "beside")]  # noqa: E731
-    run.save_results("study_saelens", {"points": [p for p in known if key(p) != key(point)] + [point | {"threads": torch.get_num_threads()}], "about": studies.about(run)})
-    print({k: point[k] for k in ("contender", "lr", "lambda", "l0_mean", "recovered_zero", "recovered_mean", "fvu", "seconds")}, flush=True)
+    key = lambda p: [  # noqa: E731
+        p.get(k) for k in ("contender", "lr", "lambda", "seed", "activations", "beside")
+    ]  # noqa: E731
+    run.save_results(
+        "study_saelens",
+        {
+            "points": [p for p in known if key(p) != key(point)]
+            + [point | {"threads": torch.get_num_threads()}],
+            "about": studies.about(run),
+        },
+    )
+    print(
+        {
+            k: point[k]
+            for k in (
+                "contender",
+                "lr",
+                "lambda",
+                "l0_mean",
+                "recovered_zero",
+                "recovered_mean",
+                "fvu",
+                "seconds",
+            )
+        },
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -18,17 +18,41 @@ REPEATS = 3
 
 
 def main() -> None:
-    d_in, d_sae, batch, l1 = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+    d_in, d_sae, batch, l1 = (
+        int(sys.argv[1]),
+        int(sys.argv[2]),
+        int(sys.argv[3]),
+        float(sys.argv[4]),
+    )
     x = torch.from_numpy(np.load(sys.argv[5]))[:batch]
-    sae = StandardTrainingSAE(StandardTrainingSAEConfig(d_in=d_in, d_sae=d_sae, l1_coefficient=l1, apply_b_dec_to_input=True))
+    sae = StandardTrainingSAE(
+        StandardTrainingSAEConfig(
+            d_in=d_in, d_sae=d_sae, l1_coefficient=l1, apply_b_dec_to_input=True
+        )
+    )
     with torch.no_grad():
         for name, tensor in load_file(f"{sys.argv[6]}/sae_weights.safetensors").items():
             getattr(sae, name).copy_(tensor)
     config = SAETrainerConfig(
-        n_checkpoints=0, checkpoint_path=None, save_final_checkpoint=False, total_training_samples=10**9, device="cpu", autocast=False, lr=1e-12, lr_end=1e-12,
-        lr_scheduler_name="constant", lr_warm_up_steps=0, adam_beta1=0.9, adam_beta2=0.999, lr_decay_steps=0, n_restart_cycles=1,
-        train_batch_size_samples=batch, dead_feature_window=1000, feature_sampling_window=2000, logger=LoggingConfig(log_to_wandb=False),
-    )  # fmt: skip
+        n_checkpoints=0,
+        checkpoint_path=None,
+        save_final_checkpoint=False,
+        total_training_samples=10**9,
+        device="cpu",
+        autocast=False,
+        lr=1e-12,
+        lr_end=1e-12,
+        lr_scheduler_name="constant",
+        lr_warm_up_steps=0,
+        adam_beta1=0.9,
+        adam_beta2=0.999,
+        lr_decay_steps=0,
+        n_restart_cycles=1,
+        train_batch_size_samples=batch,
+        dead_feature_window=1000,
+        feature_sampling_window=2000,
+        logger=LoggingConfig(log_to_wandb=False),
+    )
     trainer = SAETrainer(cfg=config, sae=sae, data_provider=iter([]))
     trainer.step(x)
     print("ready", flush=True)

@@ -20,8 +20,14 @@ def one(d_sae: int) -> dict:
     x = torch.randn(BATCH, D_IN, generator=torch.Generator().manual_seed(0)).relu()
     sae = autoencoder_with_l0(20, x, d_sae)
     before = memory.start()
-    measured = rates({"ours, float32, exact": our_step(sae, x)}, BATCH, rounds=5)["ours, float32, exact"]
-    return measured | {"peak_bytes": memory.peak(), "bytes_before_training": before, "parameter_bytes": 4 * sum(p.numel() for p in sae.parameters())}
+    measured = rates({"ours, float32, exact": our_step(sae, x)}, BATCH, rounds=5)[
+        "ours, float32, exact"
+    ]
+    return measured | {
+        "peak_bytes": memory.peak(),
+        "bytes_before_training": before,
+        "parameter_bytes": 4 * sum(p.numel() for p in sae.parameters()),
+    }
 
 
 def run() -> dict:
@@ -29,7 +35,11 @@ def run() -> dict:
     code = "import json, sys; from benchmarks.scaling import one; print(json.dumps(one(int(sys.argv[1]))))"
     cases = {}
     for width in WIDTHS:
-        found = json.loads(subprocess.run([sys.executable, "-c", code, str(width)], capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+        found = json.loads(
+            subprocess.run(
+                [sys.executable, "-c", code, str(width)], capture_output=True, text=True, check=True
+            ).stdout.splitlines()[-1]
+        )
         cases[f"{width} features"] = found
     first = cases[f"{WIDTHS[0]} features"]["median"]
     return {

@@ -5,7 +5,9 @@ import time
 from collections.abc import Callable
 
 
-def rates(contenders: dict[str, Callable[[], object]], items: int, rounds: int = 7, repeats: int = 3) -> dict[str, dict[str, float]]:
+def rates(
+    contenders: dict[str, Callable[[], object]], items: int, rounds: int = 7, repeats: int = 3
+) -> dict[str, dict[str, float]]:
     """Median and quartiles of items per second for each contender, over `rounds` rounds of `repeats` calls each.
 
     A contender that returns a float has timed its own round, elsewhere.
@@ -22,7 +24,10 @@ def rates(contenders: dict[str, Callable[[], object]], items: int, rounds: int =
                     function()
                 result = items * repeats / (time.perf_counter() - began)
             seen[name].append(result)
-    return {name: dict(zip(("low", "median", "high"), statistics.quantiles(values, n=4), strict=True)) for name, values in seen.items()}
+    return {
+        name: dict(zip(("low", "median", "high"), statistics.quantiles(values, n=4), strict=True))
+        for name, values in seen.items()
+    }
 
 
 def ratio(contenders: dict[str, dict[str, float]], name: str, baseline: str) -> float:

@@ -10,11 +10,32 @@ import typer
 
 from sae_lib.errors import SettingsError, UserError
 
-app = typer.Typer(help="Monosemanticity at Home: from text to readable features.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+app = typer.Typer(
+    help="Monosemanticity at Home: from text to readable features.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
 
-Profile = Annotated[str, typer.Option(help="smoke (tests), laptop (two cores, no network) or runpod (the original's scale, one GPU)")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="override a setting, for example --set sae.d_sae=8192; may be given several times")]
-RunDir = Annotated[str, typer.Option("--run", help="run folder; by default runs/<profile>, with overrides runs/<profile>-<hash>")]
+Profile = Annotated[
+    str,
+    typer.Option(
+        help="smoke (tests), laptop (two cores, no network) or runpod (the original's scale, one GPU)"
+    ),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="override a setting, for example --set sae.d_sae=8192; may be given several times",
+    ),
+]
+RunDir = Annotated[
+    str,
+    typer.Option(
+        "--run", help="run folder; by default runs/<profile>, with overrides runs/<profile>-<hash>"
+    ),
+]
 
 
 class Stage(StrEnum):
@@ -40,7 +61,10 @@ def run(
     only: Annotated[str, typer.Option(help="numbers of notebooks, for example 03 or 02,03")] = "",
     set_: Set = None,
     run_dir: RunDir = "",
-    parameter: Annotated[list[str] | None, typer.Option("--parameter", "-p", help="a notebook's own parameter, name=value")] = None,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("--parameter", "-p", help="a notebook's own parameter, name=value"),
+    ] = None,
 ) -> None:
     """Run the notebooks in order and write the report."""
     from sae_lib import headless
@@ -54,7 +78,9 @@ def run(
     seconds = headless.run_notebooks(opened, set_ or [], only, extra, typer.echo)
     if only:
         return
-    if (opened.results_folder / "run.json").exists():  # a repeated run finds its stages made: the first time is the true one
+    if (
+        opened.results_folder / "run.json"
+    ).exists():  # a repeated run finds its stages made: the first time is the true one
         before = opened.load_results("run")["seconds"]
         seconds = {name: max(value, before.get(name, 0)) for name, value in seconds.items()}
     opened.save_results("run", {"seconds": seconds, "machine": machine()})
@@ -71,7 +97,9 @@ def stage(name: Stage, profile: Profile = "laptop", set_: Set = None, run_dir: R
 
     distributed.start()
     if distributed.place()[1] > 1 and name is not Stage.sae:
-        raise SettingsError(f"stage {name.value}: only the stage sae runs in several processes; start this one without torchrun")
+        raise SettingsError(
+            f"stage {name.value}: only the stage sae runs in several processes; start this one without torchrun"
+        )
     functions = {
         Stage.corpus: tokens.make_tokens,
         Stage.lm: language_model.make_language_model,
@@ -104,7 +132,13 @@ class Study(StrEnum):
 
 @app.command()
 def study(
-    which: Study, profile: Profile = "laptop", set_: Set = None, run_dir: RunDir = "", publish: Annotated[bool, typer.Option(help="also copy it to ./report/studies/, for the report")] = False
+    which: Study,
+    profile: Profile = "laptop",
+    set_: Set = None,
+    run_dir: RunDir = "",
+    publish: Annotated[
+        bool, typer.Option(help="also copy it to ./report/studies/, for the report")
+    ] = False,
 ) -> None:
     """Many autoencoders on one language model, at the same L0 and over seeds: the recipes, the widths, or the classical recipe's settings."""
     from sae_lib import studies
@@ -120,15 +154,42 @@ def study(
 @app.command()
 def clamp(
     prompt: Annotated[str, typer.Argument(help="text to continue")],
-    feature: Annotated[list[int], typer.Option(help="a feature's number; may be given several times")],
-    value: Annotated[list[float] | None, typer.Option(help="what it is pinned to or scaled by; one for all features, or one for each")] = None,
-    how: Annotated[How, typer.Option(help="pin f = value, scale f = value · f, or ablate f = 0")] = How.pin,
-    position: Annotated[list[int] | None, typer.Option(help="only at this token of the text, negative from its end; may be given several times")] = None,
-    drop_error: Annotated[bool, typer.Option(help="the reconstruction goes on from the hook, without what the autoencoder leaves unexplained")] = False,
-    new_tokens: Annotated[int, typer.Option(min=0, help="length of the continuations; 0 for none")] = 40,
-    temperature: Annotated[float, typer.Option(min=0, help="of sampling; 0 takes the most probable token")] = 0.8,
-    seed: Annotated[int, typer.Option(help="of the random numbers that both continuations share")] = 0,
-    last_mlp: Annotated[bool, typer.Option(help="the deeper model of notebook 05 instead of the 1-layer model")] = False,
+    feature: Annotated[
+        list[int], typer.Option(help="a feature's number; may be given several times")
+    ],
+    value: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="what it is pinned to or scaled by; one for all features, or one for each"
+        ),
+    ] = None,
+    how: Annotated[
+        How, typer.Option(help="pin f = value, scale f = value · f, or ablate f = 0")
+    ] = How.pin,
+    position: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="only at this token of the text, negative from its end; may be given several times"
+        ),
+    ] = None,
+    drop_error: Annotated[
+        bool,
+        typer.Option(
+            help="the reconstruction goes on from the hook, without what the autoencoder leaves unexplained"
+        ),
+    ] = False,
+    new_tokens: Annotated[
+        int, typer.Option(min=0, help="length of the continuations; 0 for none")
+    ] = 40,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="of sampling; 0 takes the most probable token")
+    ] = 0.8,
+    seed: Annotated[
+        int, typer.Option(help="of the random numbers that both continuations share")
+    ] = 0,
+    last_mlp: Annotated[
+        bool, typer.Option(help="the deeper model of notebook 05 instead of the 1-layer model")
+    ] = False,
     profile: Profile = "laptop",
     set_: Set = None,
     run_dir: RunDir = "",
@@ -139,13 +200,31 @@ def clamp(
 
     clamps = clamping_views.clamps_of(feature, how.value, value or [], position or [])
     opened = open_run(profile, run_dir, set_ or [])
-    typer.echo(clamping_views.command(opened.last_mlp() if last_mlp else opened, prompt, clamps, not drop_error, new_tokens, temperature, seed))
+    typer.echo(
+        clamping_views.command(
+            opened.last_mlp() if last_mlp else opened,
+            prompt,
+            clamps,
+            not drop_error,
+            new_tokens,
+            temperature,
+            seed,
+        )
+    )
 
 
 @app.command()
 def explain(
-    features: Annotated[int, typer.Option(min=0, help="how many, drawn at random; 0: explain.features of the settings")] = 0,
-    model: Annotated[str, typer.Option(help="a Hugging Face chat model (folder or name), or the model's name at SAE_LLM_BASE_URL")] = "",
+    features: Annotated[
+        int,
+        typer.Option(min=0, help="how many, drawn at random; 0: explain.features of the settings"),
+    ] = 0,
+    model: Annotated[
+        str,
+        typer.Option(
+            help="a Hugging Face chat model (folder or name), or the model's name at SAE_LLM_BASE_URL"
+        ),
+    ] = "",
     profile: Profile = "laptop",
     set_: Set = None,
     run_dir: RunDir = "",
@@ -158,7 +237,13 @@ def explain(
 
 
 @app.command()
-def export(sae: Annotated[Path, typer.Argument(help="an autoencoder's folder, for example runs/laptop/saes/bricken_2023")], out: Path) -> None:
+def export(
+    sae: Annotated[
+        Path,
+        typer.Argument(help="an autoencoder's folder, for example runs/laptop/saes/bricken_2023"),
+    ],
+    out: Path,
+) -> None:
     """Write an autoencoder in dictionary_learning's format. (The folder itself is SAELens' own format.)"""
     from sae_lib.autoencoder import SparseAutoencoder
     from sae_lib.export import to_dictionary_learning
@@ -167,7 +252,14 @@ def export(sae: Annotated[Path, typer.Argument(help="an autoencoder's folder, fo
 
 
 @app.command()
-def report(profile: Profile = "laptop", set_: Set = None, run_dir: RunDir = "", publish: Annotated[bool, typer.Option(help="also copy it to ./report.md and ./report/")] = False) -> None:
+def report(
+    profile: Profile = "laptop",
+    set_: Set = None,
+    run_dir: RunDir = "",
+    publish: Annotated[
+        bool, typer.Option(help="also copy it to ./report.md and ./report/")
+    ] = False,
+) -> None:
     """Write the report of a finished run from its results."""
     from sae_lib.report import publish_report, write_report
     from sae_lib.runs import open_run
@@ -179,7 +271,12 @@ def report(profile: Profile = "laptop", set_: Set = None, run_dir: RunDir = "", 
 
 
 @app.command()
-def browser(profile: Profile = "laptop", set_: Set = None, run_dir: RunDir = "", name: Annotated[str, typer.Option(help="another autoencoder of the run, or neurons")] = "") -> None:
+def browser(
+    profile: Profile = "laptop",
+    set_: Set = None,
+    run_dir: RunDir = "",
+    name: Annotated[str, typer.Option(help="another autoencoder of the run, or neurons")] = "",
+) -> None:
     """Write browser.html: all features and the model in one page that opens from disk."""
     from sae_lib.browser.single_file import write_browser
     from sae_lib.runs import open_run
@@ -192,7 +289,9 @@ def lab() -> None:
     """Open the notebooks in JupyterLab."""
     from sae_lib.headless import ROOT
 
-    raise typer.Exit(subprocess.call([sys.executable, "-m", "jupyter", "lab", str(ROOT / "notebooks")], cwd=ROOT))
+    raise typer.Exit(
+        subprocess.call([sys.executable, "-m", "jupyter", "lab", str(ROOT / "notebooks")], cwd=ROOT)
+    )
 
 
 @app.command()
@@ -207,9 +306,13 @@ def doctor(profile: Profile = "laptop") -> None:
 
 @app.command("check-toy")
 def check_toy(
-    out: Annotated[Path, typer.Option(help="folder for cached results, table and figures")] = Path("runs/toy"),
+    out: Annotated[Path, typer.Option(help="folder for cached results, table and figures")] = Path(
+        "runs/toy"
+    ),
     preset: str = "full",
-    publish: Annotated[bool, typer.Option(help="also copy gates and figures to ./report/toy/, for the report")] = False,
+    publish: Annotated[
+        bool, typer.Option(help="also copy gates and figures to ./report/toy/, for the report")
+    ] = False,
 ) -> None:
     """Every toy-model experiment at full size, held against its known results."""
     from sae_lib.toy import check as toy_check

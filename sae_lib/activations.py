@@ -37,10 +37,16 @@ HOOKS = {
 
 def find_hook(hook_name: str, family: str, n_layer: int) -> tuple[int, str, str]:
     """(layer, module below the block, input or output) of a hook name; `ModelError` that lists near ones where there is none."""
-    names = {f"blocks.{layer}.{hook}": (layer, *place) for layer in range(n_layer) for hook, place in HOOKS[family].items()}
+    names = {
+        f"blocks.{layer}.{hook}": (layer, *place)
+        for layer in range(n_layer)
+        for hook, place in HOOKS[family].items()
+    }
     if hook_name not in names:
         near = difflib.get_close_matches(hook_name, names, 4, 0.3) or list(names)[:4]
-        raise ModelError(f"hook name {hook_name!r} does not exist in this {family} model of {n_layer} layer(s); near ones: {', '.join(near)}")
+        raise ModelError(
+            f"hook name {hook_name!r} does not exist in this {family} model of {n_layer} layer(s); near ones: {', '.join(near)}"
+        )
     return names[hook_name]
 
 
@@ -56,9 +62,13 @@ class HookPoint:
         family = "gpt2" if hasattr(model, "transformer") else "llama"
         self.layer, suffix, self.side = find_hook(hook_name, family, model.config.num_hidden_layers)
         try:
-            self.module: nn.Module = model.get_submodule(BLOCKS[family].format(layer=self.layer) + suffix)
+            self.module: nn.Module = model.get_submodule(
+                BLOCKS[family].format(layer=self.layer) + suffix
+            )
         except AttributeError:
-            raise ModelError(f"{type(model).__name__} is laid out neither like GPT-2 nor like Llama; only such models have hooks here") from None
+            raise ModelError(
+                f"{type(model).__name__} is laid out neither like GPT-2 nor like Llama; only such models have hooks here"
+            ) from None
 
     @property
     def device(self) -> torch.device:
@@ -78,7 +88,9 @@ class HookPoint:
             yield
 
     @torch.no_grad()
-    def activations(self, tokens: Int[Tensor, "row position"]) -> Float[Tensor, "row position d_in"]:
+    def activations(
+        self, tokens: Int[Tensor, "row position"]
+    ) -> Float[Tensor, "row position d_in"]:
         """The hook's activations; the forward pass stops there."""
         captured: list[Tensor] = []
 
@@ -98,9 +110,19 @@ class HookPoint:
 
         def hook(module, args, output):
             changed = function(output[0] if isinstance(output, tuple) else output)
-            return None if changed is None else (changed, *output[1:]) if isinstance(output, tuple) else changed
+            return (
+                None
+                if changed is None
+                else (changed, *output[1:])
+                if isinstance(output, tuple)
+                else changed
+            )
 
-        handle = self.module.register_forward_pre_hook(pre_hook) if self.side == "input" else self.module.register_forward_hook(hook)
+        handle = (
+            self.module.register_forward_pre_hook(pre_hook)
+            if self.side == "input"
+            else self.module.register_forward_hook(hook)
+        )
         try:
             yield
         finally:
@@ -113,7 +135,9 @@ class ActivationTable:
     def __init__(self, table: Float[Tensor, "vocab d_in"]):
         self.table, self.device = table, table.device
 
-    def activations(self, tokens: Int[Tensor, "row position"]) -> Float[Tensor, "row position d_in"]:
+    def activations(
+        self, tokens: Int[Tensor, "row position"]
+    ) -> Float[Tensor, "row position d_in"]:
         return self.table[tokens]
 
 
@@ -127,16 +151,30 @@ class ActivationBuffer:
     (seed, position) alone, so the whole state is the number of batches handed out: `start` refills the buffer from there.
     """
 
-    def __init__(self, hook: Source, rows: np.ndarray, batch: int, buffer_rows: int, seed: int, start: int = 0):
+    def __init__(
+        self,
+        hook: Source,
+        rows: np.ndarray,
+        batch: int,
+        buffer_rows: int,
+        seed: int,
+        start: int = 0,
+    ):
         if len(rows) * rows.shape[1] < batch:
-            raise CorpusError(f"the corpus has {rows.size:,} tokens in whole rows, fewer than one batch of {batch} activations (sae.batch); give more text")
+            raise CorpusError(
+                f"the corpus has {rows.size:,} tokens in whole rows, fewer than one batch of {batch} activations (sae.batch); give more text"
+            )
         self.hook, self.rows, self.batch, self.seed = hook, rows, batch, seed
         self.buffer_rows = min(buffer_rows, len(rows))
         if self.buffer_rows * rows.shape[1] < batch:
-            raise SettingsError(f"sae.buffer_rows: {buffer_rows} rows of {rows.shape[1]} positions are fewer activations than one batch of {batch} (sae.batch); expected at least {-(-batch // rows.shape[1])} rows")
+            raise SettingsError(
+                f"sae.buffer_rows: {buffer_rows} rows of {rows.shape[1]} positions are fewer activations than one batch of {batch} (sae.batch); expected at least {-(-batch // rows.shape[1])} rows"
+            )
         self.per_chunk = max(1, self.buffer_rows * rows.shape[1] // batch)
         self.position = start
-        self.store: Tensor | None = None  # one chunk; written again and again, as fresh memory costs more than the forward pass
+        self.store: Tensor | None = (
+            None  # one chunk; written again and again, as fresh memory costs more than the forward pass
+        )
 
     def __iter__(self) -> Iterator[Float[Tensor, "batch d_in"]]:
         stream = torch.cuda.Stream(self.hook.device) if self.hook.device.type == "cuda" else None
@@ -147,13 +185,22 @@ class ActivationBuffer:
             ahead = self._start(chunk + 1, stream) if stream else None
             for j in range(i, self.per_chunk):
                 self.position += 1
-                yield acts[order[j * self.batch : (j + 1) * self.batch]].float()  # a large model's are bfloat16
+                yield acts[
+                    order[j * self.batch : (j + 1) * self.batch]
+                ].float()  # a large model's are bfloat16
 
     def _chunk(self, chunk: int) -> tuple[Float[Tensor, "n d_in"], Int[Tensor, " n"]]:
         """The activations of the chunk of that number, and the order in which they are handed out."""
         epoch, part = divmod(chunk, max(1, len(self.rows) // self.buffer_rows))
-        drawn = np.random.default_rng((self.seed, epoch)).permutation(len(self.rows))[part * self.buffer_rows : (part + 1) * self.buffer_rows]
-        order = upload(np.random.default_rng((self.seed, epoch, part)).permutation(drawn.size * self.rows.shape[1]), self.hook.device)
+        drawn = np.random.default_rng((self.seed, epoch)).permutation(len(self.rows))[
+            part * self.buffer_rows : (part + 1) * self.buffer_rows
+        ]
+        order = upload(
+            np.random.default_rng((self.seed, epoch, part)).permutation(
+                drawn.size * self.rows.shape[1]
+            ),
+            self.hook.device,
+        )
         acts = self.store = harvest(self.hook, self.rows[np.sort(drawn)], out=self.store)
         return acts, order
 
@@ -164,7 +211,9 @@ class ActivationBuffer:
         with torch.cuda.stream(stream):
             return self._chunk(chunk)
 
-    def _finish(self, acts: Tensor, order: Tensor, stream: torch.cuda.Stream) -> tuple[Tensor, Tensor]:
+    def _finish(
+        self, acts: Tensor, order: Tensor, stream: torch.cuda.Stream
+    ) -> tuple[Tensor, Tensor]:
         """Wait for a chunk that was started, on the GPU and not on the host."""
         training = torch.cuda.current_stream(self.hook.device)
         training.wait_stream(stream)
@@ -173,39 +222,67 @@ class ActivationBuffer:
         return acts, order
 
 
-def harvest(hook: Source, rows: np.ndarray, rows_at_once: int = 64, out: Float[Tensor, "n d_in"] | None = None) -> Float[Tensor, "n d_in"]:
+def harvest(
+    hook: Source,
+    rows: np.ndarray,
+    rows_at_once: int = 64,
+    out: Float[Tensor, "n d_in"] | None = None,
+) -> Float[Tensor, "n d_in"]:
     """Activations of all positions of `rows` [row, position], in order, on the model's device; into `out` where given."""
     tokens = upload(rows.astype(np.int64), hook.device)
     for i in range(0, len(rows), rows_at_once):
-        acts = rearrange(hook.activations(tokens[i : i + rows_at_once]), "row position d -> (row position) d")
+        acts = rearrange(
+            hook.activations(tokens[i : i + rows_at_once]), "row position d -> (row position) d"
+        )
         out = acts.new_empty(rows.size, acts.shape[1]) if out is None else out
         out[i * rows.shape[1] :][: len(acts)] = acts
     return out
 
 
-def of_token(hook: HookPoint, tokenizer, text: str, token: int | str) -> tuple[str, Float[Tensor, " d_in"]]:
+def of_token(
+    hook: HookPoint, tokenizer, text: str, token: int | str
+) -> tuple[str, Float[Tensor, " d_in"]]:
     """The activations of one token in a text, given by its index or by its string (its first occurrence): (token, activations)."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     strings = [tokenizer.decode([i]) for i in ids]
     index = token
     if isinstance(token, str):
-        index = next((i for i, s in enumerate(strings) if s == token), None) if token in strings else next((i for i, s in enumerate(strings) if s.strip() == token.strip()), None)
+        index = (
+            next((i for i, s in enumerate(strings) if s == token), None)
+            if token in strings
+            else next((i for i, s in enumerate(strings) if s.strip() == token.strip()), None)
+        )
     if index is None or not -len(ids) <= index < len(ids):
-        raise ModelError(f"token {token!r} is not in this text; its {len(ids)} tokens are: {strings}")
+        raise ModelError(
+            f"token {token!r} is not in this text; its {len(ids)} tokens are: {strings}"
+        )
     return strings[index], hook.activations(torch.tensor([ids], device=hook.device))[0, index]
 
 
 @torch.no_grad()
-def generate(hook: HookPoint, tokenizer, prompt: str, new_tokens: int, temperature: float, seed: int) -> tuple[Int[Tensor, " n"], Float[Tensor, "n d_in"], int]:
+def generate(
+    hook: HookPoint, tokenizer, prompt: str, new_tokens: int, temperature: float, seed: int
+) -> tuple[Int[Tensor, " n"], Float[Tensor, "n d_in"], int]:
     """Sample a continuation: (token ids of prompt and continuation, the hook's activations of all of them, prompt length)."""
-    ids = torch.tensor([tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]], device=hook.device)
+    ids = torch.tensor(
+        [tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]],
+        device=hook.device,
+    )
     limit = hook.model.config.max_position_embeddings
     new_tokens = min(new_tokens, limit - ids.shape[1])
     if new_tokens < 1:
-        raise ModelError(f"the prompt has {ids.shape[1]} tokens and the model's context is {limit}: nothing can be generated; shorten the prompt")
+        raise ModelError(
+            f"the prompt has {ids.shape[1]} tokens and the model's context is {limit}: nothing can be generated; shorten the prompt"
+        )
     with torch.random.fork_rng(devices=[hook.device] if hook.device.type == "cuda" else []):
         torch.manual_seed(seed)
         out = hook.model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=True, temperature=temperature, top_k=0, pad_token_id=tokenizer.eos_token_id
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=new_tokens,
+            do_sample=True,
+            temperature=temperature,
+            top_k=0,
+            pad_token_id=tokenizer.eos_token_id,
         )
     return out[0], hook.activations(out)[0], ids.shape[1]

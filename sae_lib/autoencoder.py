@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 from sae_lib.errors import ArtefactError
 
-SHAPES = {"W_enc": ("d_in", "d_sae"), "b_enc": ("d_sae",), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)}
+SHAPES = {
+    "W_enc": ("d_in", "d_sae"),
+    "b_enc": ("d_sae",),
+    "W_dec": ("d_sae", "d_in"),
+    "b_dec": ("d_in",),
+}
 
 
 class SparseAutoencoder(nn.Module):
@@ -31,7 +36,10 @@ class SparseAutoencoder(nn.Module):
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
         self.W_dec = nn.Parameter(torch.zeros(d_sae, d_in))
         self.b_dec = nn.Parameter(torch.zeros(d_in))
-        if architecture in ("jumprelu", "batchtopk"):  # of batchtopk: what it will be used with, see `for_inference`
+        if architecture in (
+            "jumprelu",
+            "batchtopk",
+        ):  # of batchtopk: what it will be used with, see `for_inference`
             self.threshold = nn.Parameter(torch.zeros(d_sae))
 
     @property
@@ -83,15 +91,27 @@ class SparseAutoencoder(nn.Module):
     def save(self, folder: Path, metadata: dict) -> None:
         """Write `cfg.json` and `sae_weights.safetensors` as SAELens 6 reads them."""
         config = {
-            "architecture": self.architecture, "d_in": self.d_in, "d_sae": self.d_sae, "dtype": "float32", "device": "cpu",
-            "apply_b_dec_to_input": True, "normalize_activations": "none", "reshape_activations": "none",
+            "architecture": self.architecture,
+            "d_in": self.d_in,
+            "d_sae": self.d_sae,
+            "dtype": "float32",
+            "device": "cpu",
+            "apply_b_dec_to_input": True,
+            "normalize_activations": "none",
+            "reshape_activations": "none",
             "metadata": {"sae_lens_version": "6.0.0"} | metadata,
-        }  # fmt: skip
+        }
         if self.architecture == "topk":
             config["k"] = self.k
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "cfg.json").write_text(json.dumps(config, indent=1))
-        save_file({name: getattr(self, name).detach().float().cpu().contiguous() for name in _shapes(self.architecture)}, folder / "sae_weights.safetensors")
+        save_file(
+            {
+                name: getattr(self, name).detach().float().cpu().contiguous()
+                for name in _shapes(self.architecture)
+            },
+            folder / "sae_weights.safetensors",
+        )
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> "SparseAutoencoder":
@@ -101,22 +121,41 @@ class SparseAutoencoder(nn.Module):
             config = json.loads((folder / "cfg.json").read_text())
             tensors = load_file(folder / "sae_weights.safetensors")
         except (OSError, ValueError, SafetensorError) as error:
-            raise ArtefactError(f"{folder} is not a readable autoencoder ({error}); expected cfg.json and sae_weights.safetensors in SAELens' layout") from None
+            raise ArtefactError(
+                f"{folder} is not a readable autoencoder ({error}); expected cfg.json and sae_weights.safetensors in SAELens' layout"
+            ) from None
         architecture, k = config.get("architecture"), config.get("k", 0)
-        if architecture not in ("standard", "topk", "jumprelu") or (architecture == "topk" and not k):
-            raise ArtefactError(f"{folder}/cfg.json: architecture {architecture!r} with k {k} is not supported; expected 'standard', 'jumprelu', or 'topk' with its k")
-        if unsupported := [key for key in ("normalize_activations", "reshape_activations") if config.get(key, "none") != "none"]:
-            raise ArtefactError(f"{folder}/cfg.json: {unsupported[0]} is {config[unsupported[0]]!r}; expected 'none'")
+        if architecture not in ("standard", "topk", "jumprelu") or (
+            architecture == "topk" and not k
+        ):
+            raise ArtefactError(
+                f"{folder}/cfg.json: architecture {architecture!r} with k {k} is not supported; expected 'standard', 'jumprelu', or 'topk' with its k"
+            )
+        if unsupported := [
+            key
+            for key in ("normalize_activations", "reshape_activations")
+            if config.get(key, "none") != "none"
+        ]:
+            raise ArtefactError(
+                f"{folder}/cfg.json: {unsupported[0]} is {config[unsupported[0]]!r}; expected 'none'"
+            )
         sizes = {"d_in": config.get("d_in"), "d_sae": config.get("d_sae")}
-        expected = {name: tuple(sizes[axis] for axis in axes) for name, axes in _shapes(architecture).items()}
+        expected = {
+            name: tuple(sizes[axis] for axis in axes)
+            for name, axes in _shapes(architecture).items()
+        }
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if found != expected:
-            raise ArtefactError(f"{folder}/sae_weights.safetensors holds {found}; expected {expected}")
+            raise ArtefactError(
+                f"{folder}/sae_weights.safetensors holds {found}; expected {expected}"
+            )
         sae = cls(**sizes, architecture=architecture, k=k)
         with torch.no_grad():
             for name, tensor in tensors.items():
                 getattr(sae, name).copy_(tensor)
-            if not config.get("apply_b_dec_to_input", True):  # w·x + b is w·(x − b_dec) + (b + w·b_dec)
+            if not config.get(
+                "apply_b_dec_to_input", True
+            ):  # w·x + b is w·(x − b_dec) + (b + w·b_dec)
                 sae.b_enc += sae.W_enc_T @ sae.b_dec
         return sae.to(device).requires_grad_(False)
 

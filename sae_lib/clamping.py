@@ -37,7 +37,11 @@ class Clamp:
 
 @contextmanager
 def clamped(
-    hook: HookPoint, dictionary: Dictionary, clamps: Sequence[Clamp], keep_error: bool = True, directions: Float[Tensor, "n_clamps d_in"] | None = None
+    hook: HookPoint,
+    dictionary: Dictionary,
+    clamps: Sequence[Clamp],
+    keep_error: bool = True,
+    directions: Float[Tensor, "n_clamps d_in"] | None = None,
 ) -> Iterator[None]:
     """The model runs with the features clamped at the hook; `SettingsError` for a feature, value or position that is not there.
 
@@ -61,15 +65,25 @@ def clamp_activations(
     flat = rearrange(x.float(), "row position d -> (row position) d")
     features = torch.tensor([c.feature for c in clamps], dtype=torch.long, device=x.device)
     feature_acts = None if keep_error else dictionary.encode(flat).clone()
-    before = activations_of(dictionary, flat, features) if feature_acts is None else feature_acts[:, features]
+    before = (
+        activations_of(dictionary, flat, features)
+        if feature_acts is None
+        else feature_acts[:, features]
+    )
     before = before.reshape(rows, n_positions, len(clamps))
     after = before.clone()
     for i, clamp in enumerate(clamps):
         where = slice(None) if clamp.positions is None else _positions(clamp, n_positions)
-        after[:, where, i] = {"pin": clamp.value, "scale": clamp.value * before[:, where, i], "ablate": 0.0}[clamp.how]
+        after[:, where, i] = {
+            "pin": clamp.value,
+            "scale": clamp.value * before[:, where, i],
+            "ablate": 0.0,
+        }[clamp.how]
     after, before = (rearrange(t, "row position k -> (row position) k") for t in (after, before))
     if feature_acts is None:
-        changed = flat + (after - before) @ (dictionary.W_dec[features] if directions is None else directions)
+        changed = flat + (after - before) @ (
+            dictionary.W_dec[features] if directions is None else directions
+        )
     else:
         feature_acts[:, features] = after if directions is None else before
         changed = dictionary.decode(feature_acts)
@@ -82,28 +96,38 @@ def check(dictionary: Dictionary, clamps: Sequence[Clamp]) -> None:
     seen = set()
     for clamp in clamps:
         if not 0 <= clamp.feature < dictionary.d_sae:
-            raise SettingsError(f"feature {clamp.feature} does not exist: this autoencoder has the features 0 to {dictionary.d_sae - 1}")
+            raise SettingsError(
+                f"feature {clamp.feature} does not exist: this autoencoder has the features 0 to {dictionary.d_sae - 1}"
+            )
         if clamp.feature in seen:
             raise SettingsError(f"feature {clamp.feature} is clamped twice; name it once")
         if not math.isfinite(clamp.value):
-            raise SettingsError(f"feature {clamp.feature}: the value {clamp.value} is not a finite number")
+            raise SettingsError(
+                f"feature {clamp.feature}: the value {clamp.value} is not a finite number"
+            )
         seen.add(clamp.feature)
 
 
 def _positions(clamp: Clamp, n_positions: int) -> list[int]:
     if outside := [p for p in clamp.positions if not -n_positions <= p < n_positions]:
-        raise SettingsError(f"feature {clamp.feature} is clamped at position {outside[0]}, but the text has {n_positions} tokens: positions go from 0 to {n_positions - 1}")
+        raise SettingsError(
+            f"feature {clamp.feature} is clamped at position {outside[0]}, but the text has {n_positions} tokens: positions go from 0 to {n_positions - 1}"
+        )
     return list(clamp.positions)
 
 
-def encode(hook: HookPoint, tokenizer, prompt: str, new_tokens: int = 0) -> Int[Tensor, "1 position"]:
+def encode(
+    hook: HookPoint, tokenizer, prompt: str, new_tokens: int = 0
+) -> Int[Tensor, "1 position"]:
     """A prompt's token ids; `SettingsError` where it is empty, `ModelError` where the context has no room for it and one new token."""
     ids = exact_encoder(tokenizer).encode(prompt, add_special_tokens=False).ids
     if not ids:
         raise SettingsError("the prompt is empty: give at least one token of text")
     limit = hook.model.config.max_position_embeddings
     if len(ids) + min(new_tokens, 1) > limit:
-        raise ModelError(f"the prompt has {len(ids)} tokens and the model's context is {limit}{': nothing can be generated' if new_tokens else ''}; shorten the prompt")
+        raise ModelError(
+            f"the prompt has {len(ids)} tokens and the model's context is {limit}{': nothing can be generated' if new_tokens else ''}; shorten the prompt"
+        )
     return torch.tensor([ids], device=hook.device)
 
 
@@ -122,7 +146,15 @@ class NextTokens:
 
 
 @torch.no_grad()
-def next_tokens(hook: HookPoint, tokenizer, dictionary: Dictionary, prompt: str, clamps: Sequence[Clamp], k: int = 10, keep_error: bool = True) -> NextTokens:
+def next_tokens(
+    hook: HookPoint,
+    tokenizer,
+    dictionary: Dictionary,
+    prompt: str,
+    clamps: Sequence[Clamp],
+    k: int = 10,
+    keep_error: bool = True,
+) -> NextTokens:
     """What the clamps do to the token after `prompt`; errors as `clamped` and `encode`."""
     ids = encode(hook, tokenizer, prompt)
     log_before = _logits(hook, ids).double().log_softmax(-1)
@@ -134,30 +166,64 @@ def next_tokens(hook: HookPoint, tokenizer, dictionary: Dictionary, prompt: str,
     k = min(k, len(change))
     shown = torch.cat([t.topk(k).indices for t in (before, after, change.abs())]).unique()
     shown = shown[change[shown].abs().argsort(descending=True, stable=True)]
-    ranks = [t.argsort(descending=True, stable=True).argsort()[shown].numpy() for t in (before, after)]
-    columns = {"token_id": shown, "before": before[shown], "after": after[shown], "change": change[shown]}
-    return NextTokens(before, after, kl, pd.DataFrame({name: t.numpy() for name, t in columns.items()} | {"rank_before": ranks[0], "rank_after": ranks[1]}))
+    ranks = [
+        t.argsort(descending=True, stable=True).argsort()[shown].numpy() for t in (before, after)
+    ]
+    columns = {
+        "token_id": shown,
+        "before": before[shown],
+        "after": after[shown],
+        "change": change[shown],
+    }
+    return NextTokens(
+        before,
+        after,
+        kl,
+        pd.DataFrame(
+            {name: t.numpy() for name, t in columns.items()}
+            | {"rank_before": ranks[0], "rank_after": ranks[1]}
+        ),
+    )
 
 
 @torch.no_grad()
 def side_by_side(
-    hook: HookPoint, tokenizer, dictionary: Dictionary, prompt: str, clamps: Sequence[Clamp], new_tokens: int, temperature: float, seed: int, keep_error: bool = True
+    hook: HookPoint,
+    tokenizer,
+    dictionary: Dictionary,
+    prompt: str,
+    clamps: Sequence[Clamp],
+    new_tokens: int,
+    temperature: float,
+    seed: int,
+    keep_error: bool = True,
 ) -> tuple[Int[Tensor, " baseline"], Int[Tensor, " clamped"], int]:
     """A continuation without and with the clamps, at the same random numbers: (token ids, token ids, prompt length); the prompt is part of both.
 
     Each ends with the end-of-text token, after `new_tokens`, or where the model's context is full. At temperature 0 the most probable token is taken.
     """
     if new_tokens < 1 or temperature < 0:
-        raise SettingsError(f"{new_tokens} new tokens at temperature {temperature}: expected at least 1, and a temperature of 0 or more")
+        raise SettingsError(
+            f"{new_tokens} new tokens at temperature {temperature}: expected at least 1, and a temperature of 0 or more"
+        )
     ids = encode(hook, tokenizer, prompt, new_tokens)
     continued = []
     for context in (nullcontext(), clamped(hook, dictionary, clamps, keep_error)):
         with context:
-            continued.append(_continue(hook, ids, tokenizer.eos_token_id, new_tokens, temperature, seed))
+            continued.append(
+                _continue(hook, ids, tokenizer.eos_token_id, new_tokens, temperature, seed)
+            )
     return continued[0], continued[1], ids.shape[1]
 
 
-def _continue(hook: HookPoint, ids: Int[Tensor, "1 position"], end: int | None, new_tokens: int, temperature: float, seed: int) -> Int[Tensor, " n"]:
+def _continue(
+    hook: HookPoint,
+    ids: Int[Tensor, "1 position"],
+    end: int | None,
+    new_tokens: int,
+    temperature: float,
+    seed: int,
+) -> Int[Tensor, " n"]:
     """Sampled with Gumbel noise, argmax(logits / T + g): with the same noise two distributions give the same token as long as they are
     alike, and nearly as often as any common randomness can make them (Maddison, Tarlow & Minka 2014, section 2, for the sampling)."""
     generator = torch.Generator().manual_seed(seed)

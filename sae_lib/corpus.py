@@ -15,9 +15,15 @@ from sae_lib.errors import CorpusError
 from sae_lib.settings import CorpusSettings
 
 HELDOUT_SHARE = 0.1  # of the documents of files and hub
-CHARACTERS_PER_TOKEN = 8  # more than any text has on average: what a cap in tokens means before there are tokens
-CONSIDERED = 20  # files: characters read per wanted token; a longer corpus is sampled from its beginning
-MISSING = {"monology/pile-uncopyrighted": "The Pile without Books3, BookCorpus2, OpenSubtitles, YTSubtitles and OWT2"}
+CHARACTERS_PER_TOKEN = (
+    8  # more than any text has on average: what a cap in tokens means before there are tokens
+)
+CONSIDERED = (
+    20  # files: characters read per wanted token; a longer corpus is sampled from its beginning
+)
+MISSING = {
+    "monology/pile-uncopyrighted": "The Pile without Books3, BookCorpus2, OpenSubtitles, YTSubtitles and OWT2"
+}
 
 
 @dataclass(frozen=True)
@@ -40,16 +46,22 @@ def documents(settings: CorpusSettings, seed: int) -> Iterator[Document]:
             raise CorpusError(f"{settings.source}: {hub.OUT_OF_REACH}")
         yield from _from_hub(rest, settings, seed, path=rest, revision=settings.revision)
     else:
-        raise CorpusError(f"corpus.source {settings.source!r} is none of: installation, files:PATH_OR_GLOB, hub:DATASET")
+        raise CorpusError(
+            f"corpus.source {settings.source!r} is none of: installation, files:PATH_OR_GLOB, hub:DATASET"
+        )
 
 
 def _from_installation(settings: CorpusSettings, seed: int) -> Iterator[Document]:
     budget = settings.max_kind_bytes
     if unknown := sorted(set(budget) - set(installation.ALL_KINDS)) or (not budget and ["nothing"]):
         kinds = ", ".join(installation.ALL_KINDS)
-        raise CorpusError(f"corpus.max_kind_bytes names {', '.join(unknown)}; expected bytes for some of: {kinds}")
+        raise CorpusError(
+            f"corpus.max_kind_bytes names {', '.join(unknown)}; expected bytes for some of: {kinds}"
+        )
     share = settings.heldout_tokens / settings.train_tokens
-    for file, text, split in installation.read_installation(budget, share, settings.max_file_bytes, seed):
+    for file, text, split in installation.read_installation(
+        budget, share, settings.max_file_bytes, seed
+    ):
         yield Document(text, file.kind, file.origin, split)
 
 
@@ -61,7 +73,9 @@ def _from_files(where: str, settings: CorpusSettings, seed: int) -> Iterator[Doc
     wanted = CHARACTERS_PER_TOKEN * settings.heldout_tokens
     enough = CONSIDERED * (settings.train_tokens + settings.heldout_tokens)
     copies, total = Copies(seed), 0
-    index = array("Q")  # four numbers a document: order, order of the split, place in the temporary file, characters
+    index = array(
+        "Q"
+    )  # four numbers a document: order, order of the split, place in the temporary file, characters
     with tempfile.TemporaryFile() as spool:
         for text, kind, origin in text_files.read_files(where):
             order, split_order = copies.hashes(text)
@@ -73,7 +87,9 @@ def _from_files(where: str, settings: CorpusSettings, seed: int) -> Iterator[Doc
                     break
         table = np.frombuffer(index, dtype=np.uint64).reshape(-1, 4)
         if len(table) < 2:
-            raise CorpusError(f"{where}: {len(table)} document(s) of text; expected at least 2, one to train on and one to hold out")
+            raise CorpusError(
+                f"{where}: {len(table)} document(s) of text; expected at least 2, one to train on and one to hold out"
+            )
         by_split = np.argsort(table[:, 1])
         before = np.cumsum(table[by_split, 3]) - table[by_split, 3]
         heldout = np.zeros(len(table), dtype=bool)
@@ -92,7 +108,9 @@ class Copies:
         self.seen: set[int] = set()
 
     def hashes(self, text: str) -> tuple[int | None, int]:
-        digest = hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16, key=self.key).digest()
+        digest = hashlib.blake2b(
+            " ".join(text.split()).encode(), digest_size=16, key=self.key
+        ).digest()
         order, split_order = int.from_bytes(digest[:8]) >> 1, int.from_bytes(digest[8:]) >> 1
         if order in self.seen or not text.strip():
             return None, 0
@@ -103,24 +121,33 @@ class Copies:
 # --- the hub ---
 
 
-def _from_hub(name: str, settings: CorpusSettings, seed: int, **arguments: Any) -> Iterator[Document]:
+def _from_hub(
+    name: str, settings: CorpusSettings, seed: int, **arguments: Any
+) -> Iterator[Document]:
     """Streamed, so that nothing is downloaded but what is used; `arguments` are those of `datasets.load_dataset`."""
     import datasets
 
     copies, heldout_characters = Copies(seed), 0
     try:
-        stream = datasets.load_dataset(**arguments, split="train", streaming=True).map(_numbered, with_indices=True)
+        stream = datasets.load_dataset(**arguments, split="train", streaming=True).map(
+            _numbered, with_indices=True
+        )
         for item in stream.shuffle(seed=seed, buffer_size=settings.shuffle_buffer):
             text, kind, origin = text_files.from_json(item, f"{name}: document {item['_number']}")
             order, split_order = copies.hashes(text)
             if order is None:
                 continue
-            held = split_order < HELDOUT_SHARE * 2**63 and heldout_characters < CHARACTERS_PER_TOKEN * settings.heldout_tokens
+            held = (
+                split_order < HELDOUT_SHARE * 2**63
+                and heldout_characters < CHARACTERS_PER_TOKEN * settings.heldout_tokens
+            )
             heldout_characters += held * len(text)
             yield Document(text, kind, origin, "heldout" if held else "train")
     except CorpusError:
         raise
-    except Exception as error:  # datasets, huggingface_hub, requests and fsspec each raise their own
+    except (
+        Exception
+    ) as error:  # datasets, huggingface_hub, requests and fsspec each raise their own
         raise CorpusError(f"hub:{name}: {hub.problem(error)}") from None
 
 

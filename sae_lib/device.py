@@ -10,10 +10,22 @@ from sae_lib.runs import Run
 
 def device_of(run: Run) -> torch.device:
     """The device of `settings.device`; `SettingsError` lists those there are."""
-    found = ["cpu", *(["cuda"] if torch.cuda.is_available() else []), *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    name = run.settings.device if run.settings.device != "auto" else "cuda" if "cuda" in found else "cpu"
+    found = [
+        "cpu",
+        *(["cuda"] if torch.cuda.is_available() else []),
+        *(f"cuda:{i}" for i in range(torch.cuda.device_count())),
+    ]
+    name = (
+        run.settings.device
+        if run.settings.device != "auto"
+        else "cuda"
+        if "cuda" in found
+        else "cpu"
+    )
     if name not in found:
-        raise SettingsError(f"device: {name!r} cannot be used here; there are: auto, {', '.join(found)}")
+        raise SettingsError(
+            f"device: {name!r} cannot be used here; there are: auto, {', '.join(found)}"
+        )
     return torch.device(name)
 
 
@@ -29,7 +41,11 @@ def precision(name: str, device: torch.device) -> torch.dtype:
 def upload(array: np.ndarray, device: torch.device) -> Tensor:
     """The array on the device; to a GPU by way of page-locked memory, without waiting for what the GPU still has to do."""
     tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    return (
+        tensor.pin_memory().to(device, non_blocking=True)
+        if device.type == "cuda"
+        else tensor.to(device)
+    )
 
 
 def fast_bfloat16() -> bool:

@@ -31,7 +31,12 @@ class Directions:
     They have no decoder: `W_dec` holds the directions, for logit effects and neighbours.
     """
 
-    def __init__(self, directions: Float[Tensor, "n d_in"], centre: Float[Tensor, " d_in"], threshold: Float[Tensor, " n"] | float = 0.0):
+    def __init__(
+        self,
+        directions: Float[Tensor, "n d_in"],
+        centre: Float[Tensor, " d_in"],
+        threshold: Float[Tensor, " n"] | float = 0.0,
+    ):
         self.W_dec = directions / directions.norm(dim=1, keepdim=True).clamp_min(1e-8)
         self.centre, self.threshold = centre, threshold
         self.d_sae, self.d_in = directions.shape
@@ -40,11 +45,15 @@ class Directions:
         z = (x - self.centre) @ self.W_dec.T
         return z * (z > self.threshold)
 
-    def at_density(self, x: Float[Tensor, "n d_in"], density: Float[Tensor, " d_sae"]) -> "Directions":
+    def at_density(
+        self, x: Float[Tensor, "n d_in"], density: Float[Tensor, " d_sae"]
+    ) -> "Directions":
         """The same directions with thresholds at which each is active on its share `density` of the activations `x`."""
         nth = (len(x) - (density * len(x)).round().long() - 1).clamp(0, len(x) - 1)  # from below
         x, thresholds = x - self.centre, []
-        for some, n in zip(self.W_dec.split(DIRECTIONS_AT_ONCE), nth.split(DIRECTIONS_AT_ONCE), strict=True):
+        for some, n in zip(
+            self.W_dec.split(DIRECTIONS_AT_ONCE), nth.split(DIRECTIONS_AT_ONCE), strict=True
+        ):
             z = _sorted(some @ x.T)
             thresholds.append(z.gather(1, n[:, None])[:, 0].clamp_min(0))
         return Directions(self.W_dec, self.centre, torch.cat(thresholds))
@@ -52,23 +61,39 @@ class Directions:
 
 def _sorted(z: Tensor) -> Tensor:
     """Its rows in rising order; numpy sorts floats in a tenth of the time that torch takes on the CPU."""
-    return torch.from_numpy(np.sort(z.numpy(), axis=1)) if z.device.type == "cpu" else z.sort(dim=1).values
+    return (
+        torch.from_numpy(np.sort(z.numpy(), axis=1))
+        if z.device.type == "cpu"
+        else z.sort(dim=1).values
+    )
 
 
-Dictionary = SparseAutoencoder | Neurons | Directions  # whatever can be asked where its features are active
+Dictionary = (
+    SparseAutoencoder | Neurons | Directions
+)  # whatever can be asked where its features are active
 
 
 def active(dictionary: Dictionary, x: Float[Tensor, "n d_in"]) -> ActivePairs:
     """Where a dictionary's features are above zero: a table of thousands of features is nearly empty."""
-    return active_pairs(dictionary, x) if isinstance(dictionary, SparseAutoencoder) else pairs_of(dictionary.encode(x))
+    return (
+        active_pairs(dictionary, x)
+        if isinstance(dictionary, SparseAutoencoder)
+        else pairs_of(dictionary.encode(x))
+    )
 
 
-def activations_of(dictionary: Dictionary, x: Float[Tensor, "n d_in"], features) -> Float[Tensor, "n k"]:
+def activations_of(
+    dictionary: Dictionary, x: Float[Tensor, "n d_in"], features
+) -> Float[Tensor, "n k"]:
     """Activations of a few features only; where they do not depend on the others, without encoding those."""
     if isinstance(dictionary, Neurons):
         return x[:, features]
     if isinstance(dictionary, Directions):
-        threshold = dictionary.threshold if isinstance(dictionary.threshold, float) else dictionary.threshold[features]
+        threshold = (
+            dictionary.threshold
+            if isinstance(dictionary.threshold, float)
+            else dictionary.threshold[features]
+        )
         z = (x - dictionary.centre) @ dictionary.W_dec[features].T
         return z * (z > threshold)
     if dictionary.architecture == "topk":

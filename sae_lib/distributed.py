@@ -49,7 +49,9 @@ def average_gradients(parameters: list[Tensor]) -> None:
 @torch.no_grad()
 def agree(measured: StepResult) -> StepResult:
     """What a step measured over all processes: means, and every feature that fired anywhere."""
-    values = torch.stack([measured.squared_error, measured.l1, measured.l0.to(measured.l1), measured.smallest])
+    values = torch.stack(
+        [measured.squared_error, measured.l1, measured.l0.to(measured.l1), measured.smallest]
+    )
     fired = measured.fired.float()
     dist.all_reduce(values)
     dist.all_reduce(fired, dist.ReduceOp.MAX)

@@ -49,9 +49,19 @@ def check(profile: str = "laptop") -> list[Check]:
         raise SettingsError(f"--profile {profile!r} does not exist; there are: {', '.join(NEEDS)}")
     needs = NEEDS[profile]
     answer: list[str] = []
-    thread = threading.Thread(target=lambda: answer.append(reach_hub()), daemon=True)  # looking up a name has no time-out
+    thread = threading.Thread(
+        target=lambda: answer.append(reach_hub()), daemon=True
+    )  # looking up a name has no time-out
     thread.start()
-    checks = [python(), *packages(), kernel(), device(needs), disk(needs), memory(needs), chromium()]
+    checks = [
+        python(),
+        *packages(),
+        kernel(),
+        device(needs),
+        disk(needs),
+        memory(needs),
+        chromium(),
+    ]
     thread.join(6)
     return [*checks, hub(needs, answer[0] if answer else "no answer within 6 s"), token(needs)]
 
@@ -66,7 +76,9 @@ def report(checks: list[Check], profile: str = "laptop") -> str:
     for c in checks:
         optional = not c.needed and c.name in ("hub", "hub token")
         tag = "[OK]  " if c.ok else "[--]  " if optional else "[FAIL]"
-        lines.append(f"{tag} {c.name:<18} {c.found}{'; not needed by this profile' if optional and not c.ok else ''}")
+        lines.append(
+            f"{tag} {c.name:<18} {c.found}{'; not needed by this profile' if optional and not c.ok else ''}"
+        )
         if not c.ok and not optional:
             lines.append(f"{'':25} mend: {c.mend}")
     missing = [c.name for c in checks if c.needed and not c.ok]
@@ -76,7 +88,12 @@ def report(checks: list[Check], profile: str = "laptop") -> str:
 
 
 def python() -> Check:
-    return Check("Python", sys.version_info >= (3, 11), platform.python_version(), "3.11 or newer: PYTHON=python3.12 make clean install")
+    return Check(
+        "Python",
+        sys.version_info >= (3, 11),
+        platform.python_version(),
+        "3.11 or newer: PYTHON=python3.12 make clean install",
+    )
 
 
 def packages(requirements: Path = REQUIREMENTS) -> list[Check]:
@@ -89,7 +106,9 @@ def packages(requirements: Path = REQUIREMENTS) -> list[Check]:
         try:
             found = version(name)
             ok = found.split("+")[0] == pin
-            checks.append(Check(name, ok, found if ok else f"{found}, but {pin} is pinned", INSTALL))
+            checks.append(
+                Check(name, ok, found if ok else f"{found}, but {pin} is pinned", INSTALL)
+            )
         except PackageNotFoundError:
             checks.append(Check(name, False, f"not installed, {pin} is pinned", INSTALL))
     return checks
@@ -104,7 +123,12 @@ def kernel() -> Check:
     except Exception as error:
         return Check("kernel python3", False, f"{type(error).__name__}: {error}", INSTALL)
     mine = argv in ("python", "python3") or Path(argv).absolute() == Path(sys.executable).absolute()
-    return Check("kernel python3", mine, sys.executable if mine else argv, f"{sys.executable} -m ipykernel install --sys-prefix")
+    return Check(
+        "kernel python3",
+        mine,
+        sys.executable if mine else argv,
+        f"{sys.executable} -m ipykernel install --sys-prefix",
+    )
 
 
 def device(needs: Needs) -> Check:
@@ -130,7 +154,12 @@ def device(needs: Needs) -> Check:
 
 def disk(needs: Needs, folder: str | Path = ".") -> Check:
     free = shutil.disk_usage(folder).free / GIB
-    return Check("free disk", free >= needs.disk, f"{free:.1f} GiB, {needs.disk:g} needed", "free some, or run elsewhere: --run DIR")
+    return Check(
+        "free disk",
+        free >= needs.disk,
+        f"{free:.1f} GiB, {needs.disk:g} needed",
+        "free some, or run elsewhere: --run DIR",
+    )
 
 
 def memory(needs: Needs, limit: Path = Path("/sys/fs/cgroup")) -> Check:
@@ -141,11 +170,19 @@ def memory(needs: Needs, limit: Path = Path("/sys/fs/cgroup")) -> Check:
         return Check("free memory", False, "psutil is missing", INSTALL)
     free = psutil.virtual_memory().available
     try:
-        free = min(free, int((limit / "memory.max").read_text()) - int((limit / "memory.current").read_text()))
+        free = min(
+            free,
+            int((limit / "memory.max").read_text()) - int((limit / "memory.current").read_text()),
+        )
     except (OSError, ValueError):  # no container, or "max": no limit
         pass
     free /= GIB
-    return Check("free memory", free >= needs.memory, f"{free:.1f} GiB, {needs.memory:g} needed", "close programs, or --profile smoke")
+    return Check(
+        "free memory",
+        free >= needs.memory,
+        f"{free:.1f} GiB, {needs.memory:g} needed",
+        "close programs, or --profile smoke",
+    )
 
 
 def chromium(seconds: int | float = 12) -> Check:
@@ -153,8 +190,13 @@ def chromium(seconds: int | float = 12) -> Check:
     code = "import plotly.graph_objects as go; from choreographer.browsers.chromium import Chromium as C\n"
     code += "print(C.find_browser(skip_local=False) or 'none found', flush=True); go.Figure().to_image('png', width=64, height=64)"
     try:
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=seconds)
-        ok, found = done.returncode == 0, (done.stdout.strip().splitlines() or ["kaleido does not import"])[0]
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=seconds
+        )
+        ok, found = (
+            done.returncode == 0,
+            (done.stdout.strip().splitlines() or ["kaleido does not import"])[0],
+        )
         if not ok and found != "none found":
             found += f" draws nothing: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
     except subprocess.TimeoutExpired:
@@ -164,7 +206,13 @@ def chromium(seconds: int | float = 12) -> Check:
 
 
 def hub(needs: Needs, reached: str) -> Check:
-    return Check("hub", reached.startswith("reached"), reached, "a way to the internet (https_proxy, HF_ENDPOINT)", needed=needs.hub)
+    return Check(
+        "hub",
+        reached.startswith("reached"),
+        reached,
+        "a way to the internet (https_proxy, HF_ENDPOINT)",
+        needed=needs.hub,
+    )
 
 
 def reach_hub() -> str:
@@ -182,7 +230,9 @@ def reach_hub() -> str:
 
 def token(needs: Needs) -> Check:
     """Whether there is a token, never what it is."""
-    mend = "gated models and enough requests per hour: export HF_TOKEN=…, or .venv/bin/hf auth login"
+    mend = (
+        "gated models and enough requests per hour: export HF_TOKEN=…, or .venv/bin/hf auth login"
+    )
     try:
         from huggingface_hub import get_token
 
@@ -190,7 +240,9 @@ def token(needs: Needs) -> Check:
     except ImportError:
         there = bool(os.environ.get("HF_TOKEN"))
     source = "HF_TOKEN" if os.environ.get("HF_TOKEN") else "the hub's own login"
-    return Check("hub token", there, f"present, from {source}" if there else "none", mend, needed=needs.hub)
+    return Check(
+        "hub token", there, f"present, from {source}" if there else "none", mend, needed=needs.hub
+    )
 
 
 def _product_seconds(torch, dtype) -> float:

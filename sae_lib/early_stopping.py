@@ -25,7 +25,10 @@ class EarlyStopping:
         for part in self.x.split(4096):
             pairs = active_pairs(sae, part)
             reconstruction = torch.addmm(sae.b_dec, pairs.csr((len(part), sae.d_sae)), sae.W_dec)
-            error, n_active = error + (part - reconstruction).pow(2).sum().item(), n_active + len(pairs.row)
+            error, n_active = (
+                error + (part - reconstruction).pow(2).sum().item(),
+                n_active + len(pairs.row),
+            )
         return error / (self.x - self.x.mean(0)).pow(2).sum().item(), n_active / len(self.x)
 
     def stop(self, sae: SparseAutoencoder, step: int) -> bool:

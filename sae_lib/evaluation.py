@@ -31,14 +31,18 @@ def heldout_rows(run: Run, n_tokens: int) -> np.ndarray:
     return rows if wanted >= len(rows) else rows[np.linspace(0, len(rows) - 1, wanted).astype(int)]
 
 
-def chunks(hook: Source, rows: np.ndarray, desc: str) -> Iterator[tuple[int, Float[Tensor, "n d_in"]]]:
+def chunks(
+    hook: Source, rows: np.ndarray, desc: str
+) -> Iterator[tuple[int, Float[Tensor, "n d_in"]]]:
     """(number of the first token, activations) over `rows`, `ROWS_AT_ONCE` rows at a time."""
     for i in tqdm(range(0, len(rows), ROWS_AT_ONCE), desc=desc):
         yield i * rows.shape[1], harvest(hook, rows[i : i + ROWS_AT_ONCE]).float()
 
 
 @torch.no_grad()
-def firing(hook: Source, dictionaries: dict[str, Dictionary], rows: np.ndarray) -> tuple[dict[str, dict], Float[Tensor, " d_in"]]:
+def firing(
+    hook: Source, dictionaries: dict[str, Dictionary], rows: np.ndarray
+) -> tuple[dict[str, dict], Float[Tensor, " d_in"]]:
     """By dictionary: L0, density and the squared error over all of `rows`, in one pass; and the mean activation.
 
     FVU = Σ‖x − x̂‖² / Σ‖x − mean(x)‖² over the whole set; `mse` is the mean over tokens and dimensions.
@@ -52,7 +56,12 @@ def firing(hook: Source, dictionaries: dict[str, Dictionary], rows: np.ndarray) 
             counts[name] += torch.bincount(pairs.column, minlength=dictionary.d_sae).cpu()
             l0[name].append(torch.bincount(pairs.row, minlength=len(x)).cpu())
             error[name] += (x - _decode(dictionary, x, pairs)).pow(2).sum().item()
-        total, squares, n, d_in = total + x.sum(0, dtype=torch.float64), squares + x.double().pow(2).sum().item(), n + len(x), x.shape[1]
+        total, squares, n, d_in = (
+            total + x.sum(0, dtype=torch.float64),
+            squares + x.double().pow(2).sum().item(),
+            n + len(x),
+            x.shape[1],
+        )
     mean, results = total / n, {}
     for name in dictionaries:
         density, sizes = counts[name].double() / n, torch.cat(l0[name]).float()
@@ -70,21 +79,38 @@ def firing(hook: Source, dictionaries: dict[str, Dictionary], rows: np.ndarray) 
     return results, mean.float()
 
 
-def _decode(dictionary: Dictionary, x: Float[Tensor, "n d_in"], pairs: ActivePairs) -> Float[Tensor, "n d_in"]:
+def _decode(
+    dictionary: Dictionary, x: Float[Tensor, "n d_in"], pairs: ActivePairs
+) -> Float[Tensor, "n d_in"]:
     if isinstance(dictionary, SparseAutoencoder):
-        return torch.addmm(dictionary.b_dec, pairs.csr((len(x), dictionary.d_sae)), dictionary.W_dec)
+        return torch.addmm(
+            dictionary.b_dec, pairs.csr((len(x), dictionary.d_sae)), dictionary.W_dec
+        )
     return dictionary.decode(dictionary.encode(x))
 
 
 @torch.no_grad()
-def loss_recovered(hook: HookPoint, dictionaries: dict[str, Dictionary], rows: np.ndarray, mean: Float[Tensor, " d_in"]) -> dict[str, dict]:
+def loss_recovered(
+    hook: HookPoint,
+    dictionaries: dict[str, Dictionary],
+    rows: np.ndarray,
+    mean: Float[Tensor, " d_in"],
+) -> dict[str, dict]:
     """By dictionary: cross-entropy (nats/token) clean, with its reconstruction spliced in, and with the hook ablated to zero or the mean.
 
     Recovered share = (ablated − spliced) / (ablated − clean); KL(clean ‖ spliced) in nats per token.
     """
     ablations = {"zero": torch.zeros_like, "mean": lambda x: mean.to(x.dtype).expand_as(x)}
-    spliced = {name: lambda x, d=d: d.decode(d.encode(x.float())).to(x.dtype) for name, d in dictionaries.items()}
-    shared, ce, kl, n = dict.fromkeys(["clean", *ablations], 0.0), dict.fromkeys(spliced, 0.0), dict.fromkeys(spliced, 0.0), 0
+    spliced = {
+        name: lambda x, d=d: d.decode(d.encode(x.float())).to(x.dtype)
+        for name, d in dictionaries.items()
+    }
+    shared, ce, kl, n = (
+        dict.fromkeys(["clean", *ablations], 0.0),
+        dict.fromkeys(spliced, 0.0),
+        dict.fromkeys(spliced, 0.0),
+        0,
+    )
     for i in tqdm(range(0, len(rows), ROWS_AT_ONCE // 4), desc="loss recovered"):
         tokens = torch.from_numpy(rows[i : i + ROWS_AT_ONCE // 4].astype(np.int64)).to(hook.device)
         clean = _log_probabilities(hook, tokens)
@@ -101,8 +127,15 @@ def loss_recovered(hook: HookPoint, dictionaries: dict[str, Dictionary], rows: n
     results = {}
     for name in spliced:
         nats = {k: v / n for k, v in (shared | {"spliced": ce[name]}).items()}
-        recovered = {f"recovered_{k}": (nats[k] - nats["spliced"]) / (nats[k] - nats["clean"]) for k in ablations}
-        results[name] = {f"ce_{k}": nats[k] for k in ("clean", "spliced", "zero", "mean")} | {"kl": kl[name] / n, "loss_tokens": n} | recovered
+        recovered = {
+            f"recovered_{k}": (nats[k] - nats["spliced"]) / (nats[k] - nats["clean"])
+            for k in ablations
+        }
+        results[name] = (
+            {f"ce_{k}": nats[k] for k in ("clean", "spliced", "zero", "mean")}
+            | {"kl": kl[name] / n, "loss_tokens": n}
+            | recovered
+        )
     return results
 
 
@@ -134,12 +167,18 @@ def evaluate_run(run: Run) -> dict[str, dict]:
     for name in variants(run.settings):
         training.make_autoencoder(run, name)
     hook = HookPoint(language_model.load(run), run.settings.sae.hook_name)
-    made_from = {name: training.sae_made_from(run, sae) for name, sae in variants(run.settings).items()} | {"evaluation": run.settings.evaluation.model_dump()}
+    made_from = {
+        name: training.sae_made_from(run, sae) for name, sae in variants(run.settings).items()
+    } | {"evaluation": run.settings.evaluation.model_dump()}
     where = "evaluation" if run.parent is None else f"evaluation_{run.folder.name}"
     if (found := run.saved_results(where, made_from)) is not None:
         return found
-    same = {name: training.training_summary(run, name).get("same_as") for name in variants(run.settings)}
-    dictionaries: dict[str, Dictionary] = {name: training.load_autoencoder(run, name) for name in same if not same[name]}
+    same = {
+        name: training.training_summary(run, name).get("same_as") for name in variants(run.settings)
+    }
+    dictionaries: dict[str, Dictionary] = {
+        name: training.load_autoencoder(run, name) for name in same if not same[name]
+    }
     dictionaries["neurons"] = Neurons(training.load_autoencoder(run).d_in, device_of(run))
     measured = evaluate(run, hook, dictionaries)
     results = {name: measured[same.get(name) or name] for name in (*same, "neurons")}

@@ -14,7 +14,10 @@ from torch import Tensor
 BINS, TENTHS = 40, 10  # of (0, maximum_all]; a tenth is BINS / TENTHS of the bins
 OFTEN = 5  # a token that occurs less often has no mean activation worth a place
 DENSE = 0.1  # share of active pairs from which dense products are the cheaper ones
-PAIRS, PAIRS_PER_FEATURE = 1 << 24, 256  # (token, feature) sums that are kept: so many, or so many per feature where that is more
+PAIRS, PAIRS_PER_FEATURE = (
+    1 << 24,
+    256,
+)  # (token, feature) sums that are kept: so many, or so many per feature where that is more
 
 
 @dataclass(frozen=True)
@@ -25,14 +28,18 @@ class Chunk:
     token_ids: Int[np.ndarray, " n"]
     before_ids: Int[np.ndarray, " n"]  # −1 where a row begins
     marked: Bool[np.ndarray, " n"]
-    left_out: Bool[np.ndarray, " n"]  # of what is "top", and of correlations: the marked ones, or none
+    left_out: Bool[
+        np.ndarray, " n"
+    ]  # of what is "top", and of correlations: the marked ones, or none
     token: Int[np.ndarray, " pair"]  # number within the chunk
     feature: Int[np.ndarray, " pair"]
     value: Float[np.ndarray, " pair"]
 
     def sparse(self, data: Shaped[np.ndarray, " pair"], d_sae: int) -> scipy.sparse.csr_matrix:
         starts = np.searchsorted(self.token, np.arange(len(self.token_ids) + 1)).astype(np.int32)
-        return scipy.sparse.csr_matrix((data, self.feature.astype(np.int32), starts), shape=(len(self.token_ids), d_sae))
+        return scipy.sparse.csr_matrix(
+            (data, self.feature.astype(np.int32), starts), shape=(len(self.token_ids), d_sae)
+        )
 
 
 @dataclass
@@ -45,9 +52,17 @@ class TopExamples:
 
     @classmethod
     def empty(cls, cells: int, k: int, dtype: type = np.float32) -> "TopExamples":
-        return cls(np.zeros((cells, k), dtype), np.full((cells, k), -1), np.zeros((cells, k), np.float32))
+        return cls(
+            np.zeros((cells, k), dtype), np.full((cells, k), -1), np.zeros((cells, k), np.float32)
+        )
 
-    def update(self, cell: Int[np.ndarray, " n"], token: Int[np.ndarray, " n"], key: Shaped[np.ndarray, " n"], value: Float[np.ndarray, " n"]) -> None:
+    def update(
+        self,
+        cell: Int[np.ndarray, " n"],
+        token: Int[np.ndarray, " n"],
+        key: Shaped[np.ndarray, " n"],
+        value: Float[np.ndarray, " n"],
+    ) -> None:
         """Take in entries in the order of their tokens; of equal keys the earlier token stays."""
         keep = np.flatnonzero(key > self.keys[:, -1][cell])
         if len(keep) == 0:
@@ -57,10 +72,18 @@ class TopExamples:
         order, rank = order[rank < self.keys.shape[1]], rank[rank < self.keys.shape[1]]
         touched, place = np.unique(cell[order], return_inverse=True)
         fresh = TopExamples.empty(len(touched), self.keys.shape[1], self.keys.dtype.type)
-        fresh.keys[place, rank], fresh.tokens[place, rank], fresh.values[place, rank] = key[order], token[order], value[order]
+        fresh.keys[place, rank], fresh.tokens[place, rank], fresh.values[place, rank] = (
+            key[order],
+            token[order],
+            value[order],
+        )
         merged = np.concatenate([self.keys[touched], fresh.keys], 1)
         best = np.argsort(-merged, axis=1, kind="stable")[:, : self.keys.shape[1]]
-        for mine, theirs in ((self.keys, fresh.keys), (self.tokens, fresh.tokens), (self.values, fresh.values)):
+        for mine, theirs in (
+            (self.keys, fresh.keys),
+            (self.tokens, fresh.tokens),
+            (self.values, fresh.values),
+        ):
             mine[touched] = np.take_along_axis(np.concatenate([mine[touched], theirs], 1), best, 1)
 
 
@@ -74,18 +97,32 @@ class TokenSums:
     def __init__(self, per: Shaped[np.ndarray, " vocab"], d_sae: int):
         self.per, self.d_sae = per, d_sae
         self.limit = max(PAIRS, PAIRS_PER_FEATURE * d_sae)
-        self.parts: list[scipy.sparse.csr_matrix] = []  # [vocab, d_sae], each much larger than the next
+        self.parts: list[
+            scipy.sparse.csr_matrix
+        ] = []  # [vocab, d_sae], each much larger than the next
 
-    def add(self, chunk: Chunk, ids: Int[np.ndarray, " n"], which: Bool[np.ndarray, " n"], pairs: scipy.sparse.csr_matrix) -> None:
+    def add(
+        self,
+        chunk: Chunk,
+        ids: Int[np.ndarray, " n"],
+        which: Bool[np.ndarray, " n"],
+        pairs: scipy.sparse.csr_matrix,
+    ) -> None:
         """Take in the pairs of those tokens of a chunk that `which` says, under the token ids `ids`."""
         n = np.flatnonzero(which)
-        select = scipy.sparse.csr_matrix((np.ones(len(n), pairs.dtype), (ids[n], n)), shape=(len(self.per), len(which)))
+        select = scipy.sparse.csr_matrix(
+            (np.ones(len(n), pairs.dtype), (ids[n], n)), shape=(len(self.per), len(which))
+        )
         self.parts.append(select @ pairs)
         while len(self.parts) > 1 and 2 * self.parts[-1].nnz > self.parts[-2].nnz:
             self.parts[-2:] = [self.parts[-2] + self.parts[-1]]
         if sum(part.nnz for part in self.parts) > self.limit:
             feature, token, total = self._largest(self.limit // 2 // self.d_sae)
-            self.parts = [scipy.sparse.csr_matrix((total, (token, feature)), shape=(len(self.per), self.d_sae))]
+            self.parts = [
+                scipy.sparse.csr_matrix(
+                    (total, (token, feature)), shape=(len(self.per), self.d_sae)
+                )
+            ]
 
     def largest(self, k: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Of every feature the k tokens with the largest `sum / per[token]`, and their sums; fewer where fewer are above zero."""
@@ -95,7 +132,11 @@ class TokenSums:
     def _largest(self, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         whole = sum(self.parts[1:], self.parts[0]).tocsc()
         whole.sort_indices()
-        feature, token, score = np.repeat(np.arange(self.d_sae), np.diff(whole.indptr)), whole.indices, whole.data / self.per[whole.indices]
+        feature, token, score = (
+            np.repeat(np.arange(self.d_sae), np.diff(whole.indptr)),
+            whole.indices,
+            whole.data / self.per[whole.indices],
+        )
         order = np.lexsort((-score, feature))
         rank = rank_within(feature[order])
         order = order[(rank < k) & (score[order] > 0)]
@@ -109,7 +150,9 @@ class FirstPass:
     d_sae: int
     vocab: int
     top_k: int
-    centre: Float[Tensor, " d_in"]  # near the neurons' means: products of centred activations lose no digits
+    centre: Float[
+        Tensor, " d_in"
+    ]  # near the neurons' means: products of centred activations lose no digits
     n: int = 0  # tokens
     n_kept: int = 0  # of them not left out
     counts: np.ndarray = field(init=False)
@@ -118,24 +161,35 @@ class FirstPass:
     maximum: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        self.counts, self.marked_counts = np.zeros(self.d_sae, np.int64), np.zeros(self.d_sae, np.int64)
+        self.counts, self.marked_counts = (
+            np.zeros(self.d_sae, np.int64),
+            np.zeros(self.d_sae, np.int64),
+        )
         self.sums, self.maximum = np.zeros(self.d_sae), np.zeros(self.d_sae, np.float32)
         self.kept_sums, self.kept_squares = np.zeros(self.d_sae), np.zeros(self.d_sae)
         self.occurrences = np.zeros(self.vocab, np.int64)  # of tokens not left out
         self.top = TopExamples.empty(self.d_sae, self.top_k)
-        self.products = self.centre.new_zeros(self.d_sae, len(self.centre))  # Σ f · (x − centre), as large as W_dec
-        self.x_sums, self.x_squares = (torch.zeros(len(self.centre), dtype=torch.float64) for _ in range(2))
+        self.products = self.centre.new_zeros(
+            self.d_sae, len(self.centre)
+        )  # Σ f · (x − centre), as large as W_dec
+        self.x_sums, self.x_squares = (
+            torch.zeros(len(self.centre), dtype=torch.float64) for _ in range(2)
+        )
 
     def update(self, chunk: Chunk, x: Float[Tensor, "n d_in"]) -> None:
         kept = chunk.value * ~chunk.left_out[chunk.token]
         self.n, self.n_kept = self.n + len(chunk.marked), self.n_kept + int((~chunk.left_out).sum())
         self.occurrences += np.bincount(chunk.token_ids[~chunk.left_out], minlength=self.vocab)
         self.counts += np.bincount(chunk.feature, minlength=self.d_sae)
-        self.marked_counts += np.bincount(chunk.feature[chunk.marked[chunk.token]], minlength=self.d_sae)
+        self.marked_counts += np.bincount(
+            chunk.feature[chunk.marked[chunk.token]], minlength=self.d_sae
+        )
         self.sums += np.bincount(chunk.feature, chunk.value, self.d_sae)
         self.kept_sums += np.bincount(chunk.feature, kept, self.d_sae)
         self.kept_squares += np.bincount(chunk.feature, kept * kept, self.d_sae)
-        torch.from_numpy(self.maximum).scatter_reduce_(0, torch.from_numpy(chunk.feature), torch.from_numpy(chunk.value), "amax")
+        torch.from_numpy(self.maximum).scatter_reduce_(
+            0, torch.from_numpy(chunk.feature), torch.from_numpy(chunk.value), "amax"
+        )
         self.top.update(chunk.feature, chunk.token + chunk.first, kept, chunk.value)
         x = x - self.centre
         x[torch.from_numpy(chunk.left_out).to(x.device)] = 0
@@ -143,10 +197,20 @@ class FirstPass:
         self.x_squares += x.pow(2).sum(0).double().cpu()
         if x.device.type == "cpu" and len(kept) < DENSE * len(x) * self.d_sae:
             by_feature = chunk.sparse(kept, self.d_sae).tocsc()
-            parts = (torch.from_numpy(part) for part in (by_feature.indptr, by_feature.indices, by_feature.data))
-            torch.addmm(self.products, torch.sparse_csr_tensor(*parts, (self.d_sae, len(x)), check_invariants=False), x, out=self.products)
+            parts = (
+                torch.from_numpy(part)
+                for part in (by_feature.indptr, by_feature.indices, by_feature.data)
+            )
+            torch.addmm(
+                self.products,
+                torch.sparse_csr_tensor(*parts, (self.d_sae, len(x)), check_invariants=False),
+                x,
+                out=self.products,
+            )
         else:
-            token, feature, value = (torch.from_numpy(part).to(x.device) for part in (chunk.token, chunk.feature, kept))
+            token, feature, value = (
+                torch.from_numpy(part).to(x.device) for part in (chunk.token, chunk.feature, kept)
+            )
             f = x.new_zeros(len(x), self.d_sae)
             f[token, feature] = value
             self.products.addmm_(f.T, x)
@@ -155,13 +219,23 @@ class FirstPass:
         """The k neurons whose activations have the largest Pearson correlation with each feature's, and these."""
         x_mean, f_mean = self.x_sums / self.n_kept, torch.from_numpy(self.kept_sums / self.n_kept)
         x_spread = (self.x_squares / self.n_kept - x_mean**2).clamp_min(0).sqrt()
-        f_spread = (torch.from_numpy(self.kept_squares / self.n_kept) - f_mean**2).clamp_min(0).sqrt()
+        f_spread = (
+            (torch.from_numpy(self.kept_squares / self.n_kept) - f_mean**2).clamp_min(0).sqrt()
+        )
         found = []
         for i in range(0, self.d_sae, 1024):
             part = slice(i, i + 1024)
-            covariance = self.products[part].cpu().double() / self.n_kept - f_mean[part, None] * x_mean
-            found.append((covariance / (f_spread[part, None] * x_spread).clamp_min(1e-30)).topk(min(k, len(x_mean)), dim=1))
-        return torch.cat([f.indices for f in found]).numpy(), torch.cat([f.values for f in found]).float().numpy()
+            covariance = (
+                self.products[part].cpu().double() / self.n_kept - f_mean[part, None] * x_mean
+            )
+            found.append(
+                (covariance / (f_spread[part, None] * x_spread).clamp_min(1e-30)).topk(
+                    min(k, len(x_mean)), dim=1
+                )
+            )
+        return torch.cat([f.indices for f in found]).numpy(), torch.cat(
+            [f.values for f in found]
+        ).float().numpy()
 
 
 @dataclass
@@ -184,14 +258,30 @@ class SecondPass:
         d_sae, seen = self.first.d_sae, ~chunk.left_out
         bins = np.ceil(chunk.value * self.scale[chunk.feature]).astype(np.int64) - 1
         bins.clip(0, BINS - 1, out=bins)
-        self.histogram += np.bincount(chunk.feature * BINS + bins, minlength=self.histogram.size).reshape(self.histogram.shape)
+        self.histogram += np.bincount(
+            chunk.feature * BINS + bins, minlength=self.histogram.size
+        ).reshape(self.histogram.shape)
         cell, number = chunk.feature * TENTHS + bins // (BINS // TENTHS), chunk.token + chunk.first
-        self.samples.update(cell, number, random_keys(number, chunk.feature, self.seed), chunk.value)
-        self.token_sums.add(chunk, chunk.token_ids, seen & (self.first.occurrences[chunk.token_ids] >= OFTEN), chunk.sparse(chunk.value, d_sae))
-        self.before_counts.add(chunk, chunk.before_ids, seen & (chunk.before_ids >= 0), chunk.sparse(np.ones(len(chunk.value), np.int32), d_sae))
+        self.samples.update(
+            cell, number, random_keys(number, chunk.feature, self.seed), chunk.value
+        )
+        self.token_sums.add(
+            chunk,
+            chunk.token_ids,
+            seen & (self.first.occurrences[chunk.token_ids] >= OFTEN),
+            chunk.sparse(chunk.value, d_sae),
+        )
+        self.before_counts.add(
+            chunk,
+            chunk.before_ids,
+            seen & (chunk.before_ids >= 0),
+            chunk.sparse(np.ones(len(chunk.value), np.int32), d_sae),
+        )
 
 
-def random_keys(token: Int[np.ndarray, " pair"], feature: Int[np.ndarray, " pair"], seed: int) -> Int[np.ndarray, " pair"]:
+def random_keys(
+    token: Int[np.ndarray, " pair"], feature: Int[np.ndarray, " pair"], seed: int
+) -> Int[np.ndarray, " pair"]:
     """Random positive numbers that depend on (token, feature, seed) alone: who has the largest does not depend on how the text is cut."""
     if len(token) == 0:
         return token
@@ -203,7 +293,9 @@ def _of_each(number: Int[np.ndarray, " pair"], seed: int) -> np.ndarray:
     """Random bits of every number, made once for all between the smallest and the largest."""
     smallest = number.min()
     numbers = np.arange(smallest, number.max() + 1).astype(np.uint64)
-    return _mix(numbers * np.uint64(0x9E3779B97F4A7C15) + _mix(np.array([seed], np.uint64)))[number - smallest]
+    return _mix(numbers * np.uint64(0x9E3779B97F4A7C15) + _mix(np.array([seed], np.uint64)))[
+        number - smallest
+    ]
 
 
 def _mix(z: np.ndarray) -> np.ndarray:
@@ -219,6 +311,8 @@ def rank_within(group: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
     return np.arange(len(group)) - np.repeat(begins, np.diff(begins, append=len(group)))
 
 
-def lists(group: Int[np.ndarray, " n"], values: Shaped[np.ndarray, " n"], n_groups: int) -> list[np.ndarray]:
+def lists(
+    group: Int[np.ndarray, " n"], values: Shaped[np.ndarray, " n"], n_groups: int
+) -> list[np.ndarray]:
     """Entries ordered by group, as a list per group."""
     return np.split(values, np.searchsorted(group, np.arange(1, n_groups)))

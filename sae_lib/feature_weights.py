@@ -11,13 +11,17 @@ TOUCHING = 1e-4  # a smaller cosine or component is rounding
 
 
 @torch.no_grad()
-def logit_effects(hook: Source, W_dec: Float[Tensor, "d_sae d_in"], k: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def logit_effects(
+    hook: Source, W_dec: Float[Tensor, "d_sae d_in"], k: int
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """The k tokens whose logits a feature raises and lowers most, each as (token ids [d_sae, k], effects [d_sae, k]).
 
     The feature's direct path: decoder row → down projection (for an MLP hook) → final norm's weight → unembedding, centred
     over the vocabulary. The norm's division by its input's size is left out: it scales all logits of a token alike.
     """
-    if not isinstance(hook, HookPoint) or hook.name.endswith("mlp.hook_pre"):  # no model; or what a push does depends on the activation function's state
+    if not isinstance(hook, HookPoint) or hook.name.endswith(
+        "mlp.hook_pre"
+    ):  # no model; or what a push does depends on the activation function's state
         none = torch.zeros(len(W_dec), 0)
         return (none.long(), none), (none.long(), none)
     embed_out = hook.model.get_output_embeddings().weight.float()
@@ -32,7 +36,10 @@ def logit_effects(hook: Source, W_dec: Float[Tensor, "d_sae d_in"], k: int) -> t
         effects -= effects.mean(-1, keepdim=True)
         tops.append(effects.topk(k, dim=-1))
         bottoms.append(effects.topk(k, dim=-1, largest=False))
-    return tuple((torch.cat([t.indices for t in ts]).cpu(), torch.cat([t.values for t in ts]).cpu()) for ts in (tops, bottoms))
+    return tuple(
+        (torch.cat([t.indices for t in ts]).cpu(), torch.cat([t.values for t in ts]).cpu())
+        for ts in (tops, bottoms)
+    )
 
 
 def _into_residual(hook: HookPoint) -> Float[Tensor, "d_in d_model"] | None:
@@ -44,7 +51,9 @@ def _into_residual(hook: HookPoint) -> Float[Tensor, "d_in d_model"] | None:
 
 
 @torch.no_grad()
-def nearest(W_dec: Float[Tensor, "d_sae d_in"], k: int) -> tuple[list[list[int]], list[list[float]]]:
+def nearest(
+    W_dec: Float[Tensor, "d_sae d_in"], k: int
+) -> tuple[list[list[int]], list[list[float]]]:
     """Of every feature the k others whose decoder directions have the largest cosine with its own, and these; only cosines above zero."""
     unit = torch.nn.functional.normalize(W_dec, dim=1)
     found = []
@@ -57,7 +66,9 @@ def nearest(W_dec: Float[Tensor, "d_sae d_in"], k: int) -> tuple[list[list[int]]
 
 
 @torch.no_grad()
-def aligned(W_dec: Float[Tensor, "d_sae d_in"], k: int) -> tuple[list[list[int]], list[list[float]]]:
+def aligned(
+    W_dec: Float[Tensor, "d_sae d_in"], k: int
+) -> tuple[list[list[int]], list[list[float]]]:
     """The k neurons (dimensions of the hook) with the largest components, by size, of each feature's unit decoder direction, and these, signed."""
     unit = torch.nn.functional.normalize(W_dec, dim=1)
     indices: Int[Tensor, "d_sae k"] = unit.abs().topk(min(k, unit.shape[1]), dim=1).indices
@@ -66,4 +77,7 @@ def aligned(W_dec: Float[Tensor, "d_sae d_in"], k: int) -> tuple[list[list[int]]
 
 
 def _where(keep: Tensor, values: Tensor) -> list[list]:
-    return [[v for v, k in zip(row, kept, strict=True) if k] for row, kept in zip(values.tolist(), keep.tolist(), strict=True)]
+    return [
+        [v for v, k in zip(row, kept, strict=True) if k]
+        for row, kept in zip(values.tolist(), keep.tolist(), strict=True)
+    ]

@@ -18,8 +18,20 @@ pio.templates["sae_lib"] = go.layout.Template(
         title=dict(font=dict(size=17), x=0.02, xanchor="left"),
         paper_bgcolor="white",
         plot_bgcolor="white",
-        xaxis=dict(gridcolor="#e8e8e8", zerolinecolor="#cccccc", linecolor="#888", ticks="outside", automargin=True),
-        yaxis=dict(gridcolor="#e8e8e8", zerolinecolor="#cccccc", linecolor="#888", ticks="outside", automargin=True),
+        xaxis=dict(
+            gridcolor="#e8e8e8",
+            zerolinecolor="#cccccc",
+            linecolor="#888",
+            ticks="outside",
+            automargin=True,
+        ),
+        yaxis=dict(
+            gridcolor="#e8e8e8",
+            zerolinecolor="#cccccc",
+            linecolor="#888",
+            ticks="outside",
+            automargin=True,
+        ),
         margin=dict(l=70, r=30, t=70, b=60),
         legend=dict(bgcolor="rgba(255,255,255,0.8)"),
     )
@@ -38,7 +50,9 @@ class OfflineRenderer(NotebookRenderer):
         width = layout.pop("width", None)
         bundle = super().to_mimebundle(fig_dict | {"layout": layout | {"autosize": True}})
         html = re.sub(r'<script src="https?://[^"]*"[^>]*></script>', "", bundle["text/html"])
-        return bundle | {"text/html": f'<div style="max-width:{width}px">{html}</div>' if width else html}
+        return bundle | {
+            "text/html": f'<div style="max-width:{width}px">{html}</div>' if width else html
+        }
 
 
 pio.renderers["offline"] = OfflineRenderer()
@@ -54,13 +68,18 @@ def save(fig: go.Figure, folder: Path, name: str, width: int = 900, height: int 
     folder.mkdir(parents=True, exist_ok=True)
     if not _no_chromium:
         try:
-            kaleido.start_sync_server(silence_warnings=True)  # one Chromium for all figures of a notebook
+            kaleido.start_sync_server(
+                silence_warnings=True
+            )  # one Chromium for all figures of a notebook
             warnings.filterwarnings("ignore", message="The kopts argument")
             fig.write_image(folder / f"{name}.png", width=width, height=height, scale=1)
             return folder / f"{name}.png"
         except Exception as error:  # kaleido raises many kinds; all mean: no static picture here
             _no_chromium = True
-            log.warning("no PNG figures, interactive HTML instead: Chromium did not start (%s); mend: apt-get install chromium", str(error).strip().splitlines()[:1])
+            log.warning(
+                "no PNG figures, interactive HTML instead: Chromium did not start (%s); mend: apt-get install chromium",
+                str(error).strip().splitlines()[:1],
+            )
     (folder / f"{name}.png").unlink(missing_ok=True)
     fig.write_html(folder / f"{name}.html", include_plotlyjs="directory")
     return folder / f"{name}.html"

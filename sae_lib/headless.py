@@ -32,7 +32,9 @@ def notebooks(only: str = "") -> list[Path]:
     found = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     numbers = [n.strip().zfill(2) for n in only.split(",") if n.strip()]
     if unknown := set(numbers) - {p.name[:2] for p in found}:
-        raise SettingsError(f"--only {only}: there is no notebook {', '.join(sorted(unknown))}; there are {', '.join(p.stem for p in found)}")
+        raise SettingsError(
+            f"--only {only}: there is no notebook {', '.join(sorted(unknown))}; there are {', '.join(p.stem for p in found)}"
+        )
     return [p for p in found if not numbers or p.name[:2] in numbers]
 
 
@@ -40,31 +42,57 @@ def check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
     """papermill only warns of a parameter that a notebook does not have; here it is an error."""
     known = papermill.inspect_notebook(notebook)
     if unknown := set(parameters) - set(known):
-        raise SettingsError(f"{notebook.name} has no parameter {', '.join(sorted(unknown))}; it has {', '.join(known)}")
+        raise SettingsError(
+            f"{notebook.name} has no parameter {', '.join(sorted(unknown))}; it has {', '.join(known)}"
+        )
 
 
-def run_notebooks(run: Run, overrides: list[str], only: str, extra: dict[str, Any], say: Callable[[str], None]) -> dict[str, float]:
+def run_notebooks(
+    run: Run, overrides: list[str], only: str, extra: dict[str, Any], say: Callable[[str], None]
+) -> dict[str, float]:
     """Execute the notebooks in order; returns the seconds of each. The first failing cell ends it with a `NotebookError`."""
     chosen, seconds = notebooks(only), {}
-    parameters = {"profile": run.settings.profile, "run_dir": str(run.folder), "overrides": list(overrides)} | extra
+    parameters = {
+        "profile": run.settings.profile,
+        "run_dir": str(run.folder),
+        "overrides": list(overrides),
+    } | extra
     for notebook in chosen:
         check_parameters(notebook, parameters)
     out = run.folder / "notebooks"
     out.mkdir(parents=True, exist_ok=True)
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
+    )
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    with _kernel() if run.settings.profile == "smoke" else nullcontext() as shared:  # to start one and import torch takes longer than a notebook's work there
+    with (
+        _kernel() if run.settings.profile == "smoke" else nullcontext() as shared
+    ):  # to start one and import torch takes longer than a notebook's work there
         for i, notebook in enumerate(chosen, 1):
             say(f"[{i}/{len(chosen)}] {notebook.stem} …")
             began = time.perf_counter()
-            with open(out / f"{notebook.stem}.log", "w", encoding="utf-8") as log, nullcontext(shared) if shared else _kernel() as kernel:
+            with (
+                open(out / f"{notebook.stem}.log", "w", encoding="utf-8") as log,
+                nullcontext(shared) if shared else _kernel() as kernel,
+            ):
                 try:
-                    papermill.execute_notebook(notebook, out / notebook.name, parameters, kernel_name="python3", progress_bar=False, stdout_file=log, stderr_file=log, km=kernel)
+                    papermill.execute_notebook(
+                        notebook,
+                        out / notebook.name,
+                        parameters,
+                        kernel_name="python3",
+                        progress_bar=False,
+                        stdout_file=log,
+                        stderr_file=log,
+                        km=kernel,
+                    )
                 except PapermillExecutionError as error:
                     raise NotebookError(_failure(notebook, error, out)) from None
                 except KeyboardInterrupt:
                     _elsewhere(lambda kernel=kernel: _interrupt(kernel))
-                    raise Interrupted(f"{notebook.stem}: interrupted; what was finished stays, a training is saved, the same command goes on from there") from None
+                    raise Interrupted(
+                        f"{notebook.stem}: interrupted; what was finished stays, a training is saved, the same command goes on from there"
+                    ) from None
                 if shared:
                     _forget_everything(kernel)
             seconds[notebook.stem] = time.perf_counter() - began

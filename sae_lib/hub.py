@@ -20,11 +20,18 @@ def problem(error: BaseException) -> str:
         names |= {kind.__name__ for kind in type(link).__mro__}
         messages += f"{link} "
         link = link.__cause__ or link.__context__
-    absent = names & {"RepositoryNotFoundError", "RevisionNotFoundError"} or "not a valid model id" in messages or "doesn't exist" in messages
+    absent = (
+        names & {"RepositoryNotFoundError", "RevisionNotFoundError"}
+        or "not a valid model id" in messages
+        or "doesn't exist" in messages
+    )
     if "GatedRepoError" in names or "gated" in messages and not absent:
         return "gated: accept its terms on its page of the hub, then set HF_TOKEN to a token of your account"
     if absent:
         return "no such name or revision on the hub; check the spelling, and set HF_TOKEN if it is private"
-    if any("Connect" in name or "Timeout" in name or "Offline" in name for name in names) or "couldn't connect" in messages:
+    if (
+        any("Connect" in name or "Timeout" in name or "Offline" in name for name in names)
+        or "couldn't connect" in messages
+    ):
         return OUT_OF_REACH
     return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"

@@ -17,13 +17,37 @@ from dataclasses import dataclass
 from pathlib import Path
 
 KINDS = {
-    ".py": "py", ".pyi": "pyi", ".h": "header", ".hpp": "header", ".cuh": "header", ".hh": "header", ".md": "markdown", ".rst": "rst",
-    ".txt": "text", ".html": "html", ".json": "json",
-}  # fmt: skip
+    ".py": "py",
+    ".pyi": "pyi",
+    ".h": "header",
+    ".hpp": "header",
+    ".cuh": "header",
+    ".hh": "header",
+    ".md": "markdown",
+    ".rst": "rst",
+    ".txt": "text",
+    ".html": "html",
+    ".json": "json",
+}
 ALL_KINDS = tuple(dict.fromkeys([*KINDS.values(), "metadata", "licence"]))
-KIND_NAMES = {"py": "Python", "pyi": "type stubs", "header": "C and C++ headers", "rst": "reStructuredText", "text": "plain text"}
+KIND_NAMES = {
+    "py": "Python",
+    "pyi": "type stubs",
+    "header": "C and C++ headers",
+    "rst": "reStructuredText",
+    "text": "plain text",
+}
 LICENCE = re.compile(r"(licen[sc]e|copying|notice|third.?party)", re.IGNORECASE)
-NOT_LIBRARY = {"site-packages", "dist-packages", "lib-dynload", "__pycache__", "test", "tests", "idle_test", "ensurepip"}
+NOT_LIBRARY = {
+    "site-packages",
+    "dist-packages",
+    "lib-dynload",
+    "__pycache__",
+    "test",
+    "tests",
+    "idle_test",
+    "ensurepip",
+}
 STANDARD_LIBRARY = "Python"
 GIANT = 5_000_000  # bytes of text; a larger distribution is never held out: training would lose a whole kind with it
 SMALLEST_FILE = 200  # bytes
@@ -55,9 +79,18 @@ def installed_files() -> Iterator[File]:
         for name in names:
             path = (Path(folder) / name).relative_to(root).as_posix()
             if kind := kind_of(path):
-                yield File(STANDARD_LIBRARY, platform.python_version(), root, path, kind, (root / path).stat().st_size)
+                yield File(
+                    STANDARD_LIBRARY,
+                    platform.python_version(),
+                    root,
+                    path,
+                    kind,
+                    (root / path).stat().st_size,
+                )
     seen = set()
-    places = dict.fromkeys([sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()])
+    places = dict.fromkeys(
+        [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()]
+    )
     for distribution in importlib.metadata.distributions(path=list(places)):
         name = distribution.metadata["Name"]
         if name and name not in seen and not _from_local_folder(distribution):
@@ -91,7 +124,12 @@ def kind_of(path: str) -> str | None:
     folder, _, name = path.rpartition("/")
     in_metadata = folder.partition("/")[0].endswith((".dist-info", ".egg-info"))
     suffix = Path(name).suffix.lower()
-    if LICENCE.match(name) and suffix in ("", ".txt", ".md", ".rst") or in_metadata and "licenses/" in path:
+    if (
+        LICENCE.match(name)
+        and suffix in ("", ".txt", ".md", ".rst")
+        or in_metadata
+        and "licenses/" in path
+    ):
         return "licence"
     if in_metadata:
         return "metadata" if name == "METADATA" else None
@@ -109,7 +147,12 @@ def read_text(file: File, limit: int) -> str | None:
     except (OSError, UnicodeDecodeError):
         return None
     digits = sum(text.count(d) for d in "0123456789")
-    if len(data) < SMALLEST_FILE or "\0" in text or digits > MOST_DIGITS * len(text) or max(map(len, text.split("\n"))) > LONGEST_LINE:
+    if (
+        len(data) < SMALLEST_FILE
+        or "\0" in text
+        or digits > MOST_DIGITS * len(text)
+        or max(map(len, text.split("\n"))) > LONGEST_LINE
+    ):
         return None
     return text
 
@@ -129,7 +172,9 @@ class Seen:
         return True
 
 
-def held_out_distributions(files: Iterable[File], wanted_bytes: float, limit: int, seed: int) -> set[str]:
+def held_out_distributions(
+    files: Iterable[File], wanted_bytes: float, limit: int, seed: int
+) -> set[str]:
     """Distributions in the order of a seeded hash of their names until they hold `wanted_bytes`, none counted for over an eighth."""
     size: dict[str, int] = defaultdict(int)
     for file in files:
@@ -142,7 +187,9 @@ def held_out_distributions(files: Iterable[File], wanted_bytes: float, limit: in
     return chosen
 
 
-def choose(files: Iterable[File], budget: dict[str, int], limit: int, seen: Seen, seed: int) -> list[tuple[File, str]]:
+def choose(
+    files: Iterable[File], budget: dict[str, int], limit: int, seen: Seen, seed: int
+) -> list[tuple[File, str]]:
     """Files with their text up to `budget[kind]` bytes, always the next from the distribution that gave least so far.
 
     So large distributions (torch, sympy) fill what the many small ones leave, in equal shares."""
@@ -151,7 +198,10 @@ def choose(files: Iterable[File], budget: dict[str, int], limit: int, seen: Seen
         waiting[file.kind][file.distribution].append(file)
     chosen = []
     for kind, bytes_left in budget.items():
-        queues = {name: sorted(group, key=lambda f: _hash(seed, f.path)) for name, group in waiting[kind].items()}
+        queues = {
+            name: sorted(group, key=lambda f: _hash(seed, f.path))
+            for name, group in waiting[kind].items()
+        }
         heap = [(0, name) for name in sorted(queues)]
         heapq.heapify(heap)
         while heap and bytes_left > 0:
@@ -167,15 +217,21 @@ def choose(files: Iterable[File], budget: dict[str, int], limit: int, seen: Seen
     return chosen
 
 
-def read_installation(budget: dict[str, int], heldout_share: float, limit: int, seed: int) -> list[tuple[File, str, str]]:
+def read_installation(
+    budget: dict[str, int], heldout_share: float, limit: int, seed: int
+) -> list[tuple[File, str, str]]:
     """(file, text, split), shuffled. Held-out files are judged last, so none of them has half of its lines in training text."""
     files = list(installed_files())
     heldout_budget = {kind: int(1.2 * heldout_share * size) for kind, size in budget.items()}
     heldout = held_out_distributions(files, 2.0 * sum(heldout_budget.values()), limit, seed)
     seen = Seen()
     train = choose((f for f in files if f.distribution not in heldout), budget, limit, seen, seed)
-    held = choose((f for f in files if f.distribution in heldout), heldout_budget, limit, seen, seed)
-    result = [(file, text, "train") for file, text in train] + [(file, text, "heldout") for file, text in held]
+    held = choose(
+        (f for f in files if f.distribution in heldout), heldout_budget, limit, seen, seed
+    )
+    result = [(file, text, "train") for file, text in train] + [
+        (file, text, "heldout") for file, text in held
+    ]
     random.Random(seed).shuffle(result)
     return result
 

@@ -42,12 +42,16 @@ def make_language_model(run: Run) -> Path:
     with checkpoints.finish_the_step() as interrupted:
         train(run, folder, interrupted)
     if interrupted.is_set():
-        raise Interrupted("language model: interrupted; it is finished, the same command goes on after it")
+        raise Interrupted(
+            "language model: interrupted; it is finished, the same command goes on after it"
+        )
     return folder
 
 
 def lm_made_from(run: Run) -> dict:
-    return tokens_made_from(run) | {"lm": run.settings.lm.model_dump(mode="json", exclude={"checkpoint_gb"})}
+    return tokens_made_from(run) | {
+        "lm": run.settings.lm.model_dump(mode="json", exclude={"checkpoint_gb"})
+    }
 
 
 def load(run: Run) -> "transformers.PreTrainedModel":
@@ -55,12 +59,18 @@ def load(run: Run) -> "transformers.PreTrainedModel":
     model = open_model(source := _source(run))
     longest = getattr(model.config, "max_position_embeddings", None)
     if longest and run.settings.lm.context > longest:
-        raise ModelError(f"lm.context {run.settings.lm.context} is more than the {longest} positions of {source}; set a smaller one")
+        raise ModelError(
+            f"lm.context {run.settings.lm.context} is more than the {longest} positions of {source}; set a smaller one"
+        )
     return model.to(device_of(run)).eval().requires_grad_(False)
 
 
 def _source(run: Run) -> str:
-    return str(make_language_model(run)) if run.settings.lm.source == "train" else run.settings.lm.source
+    return (
+        str(make_language_model(run))
+        if run.settings.lm.source == "train"
+        else run.settings.lm.source
+    )
 
 
 def training_summary(run: Run) -> dict:
@@ -71,7 +81,9 @@ def training_summary(run: Run) -> dict:
 def open_model(source: str) -> "transformers.PreTrainedModel":
     """A causal language model from a local folder or the hub, in its own precision."""
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype="auto", local_files_only=Path(source).exists() or not hub.reached())
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            source, dtype="auto", local_files_only=Path(source).exists() or not hub.reached()
+        )
     except Exception as error:  # transformers raises OSError, ValueError and the hub's own kinds
         raise ModelError(_why_not(source, error)) from None
     return model.float() if not torch.cuda.is_available() else model
@@ -82,22 +94,43 @@ def bridge(run: Run) -> "transformer_lens.model_bridge.TransformerBridge":
     from transformer_lens.model_bridge import TransformerBridge
 
     source = _source(run)
-    return TransformerBridge.boot_transformers(source, device=str(device_of(run)), hf_model=open_model(source), tokenizer=open_tokens(run).tokenizer)
+    return TransformerBridge.boot_transformers(
+        source,
+        device=str(device_of(run)),
+        hf_model=open_model(source),
+        tokenizer=open_tokens(run).tokenizer,
+    )
 
 
-def build(settings: LanguageModelSettings, vocab_size: int, eos: int) -> "transformers.PreTrainedModel":
+def build(
+    settings: LanguageModelSettings, vocab_size: int, eos: int
+) -> "transformers.PreTrainedModel":
     """A fresh model: GPT-2's shape with ReLU and without dropout, or a small Llama with its gated MLP. The head is not tied."""
-    common = dict(vocab_size=vocab_size, bos_token_id=eos, eos_token_id=eos, tie_word_embeddings=False)
+    common = dict(
+        vocab_size=vocab_size, bos_token_id=eos, eos_token_id=eos, tie_word_embeddings=False
+    )
     if settings.architecture == "gpt2":
         config = transformers.GPT2Config(
-            n_positions=settings.context, n_embd=settings.d_model, n_layer=settings.n_layer, n_head=settings.n_heads, n_inner=settings.d_mlp,
-            activation_function="relu", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **common,
-        )  # fmt: skip
+            n_positions=settings.context,
+            n_embd=settings.d_model,
+            n_layer=settings.n_layer,
+            n_head=settings.n_heads,
+            n_inner=settings.d_mlp,
+            activation_function="relu",
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            **common,
+        )
     else:
         config = transformers.LlamaConfig(
-            max_position_embeddings=settings.context, hidden_size=settings.d_model, num_hidden_layers=settings.n_layer,
-            num_attention_heads=settings.n_heads, intermediate_size=settings.d_mlp, **common,
-        )  # fmt: skip
+            max_position_embeddings=settings.context,
+            hidden_size=settings.d_model,
+            num_hidden_layers=settings.n_layer,
+            num_attention_heads=settings.n_heads,
+            intermediate_size=settings.d_mlp,
+            **common,
+        )
     return transformers.AutoModelForCausalLM.from_config(config)
 
 
@@ -109,7 +142,13 @@ class LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden: Float[Tensor, "n d"], weight: Float[Tensor, "vocab d"], targets: Int[Tensor, " n"], chunk: int) -> Tensor:
+    def forward(
+        ctx,
+        hidden: Float[Tensor, "n d"],
+        weight: Float[Tensor, "vocab d"],
+        targets: Int[Tensor, " n"],
+        chunk: int,
+    ) -> Tensor:
         n = len(hidden)
         total = torch.zeros((), device=hidden.device)
         grad_hidden = torch.empty_like(hidden)
@@ -133,15 +172,26 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output: Tensor):
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * (grad_output / ctx.n).to(grad_hidden.dtype), grad_weight * (grad_output / ctx.n), None, None
+        return (
+            grad_hidden * (grad_output / ctx.n).to(grad_hidden.dtype),
+            grad_weight * (grad_output / ctx.n),
+            None,
+            None,
+        )
 
 
-def next_token_loss(model: "transformers.PreTrainedModel", tokens: Int[Tensor, "row position"], dtype: torch.dtype = torch.float32) -> Float[Tensor, ""]:
+def next_token_loss(
+    model: "transformers.PreTrainedModel",
+    tokens: Int[Tensor, "row position"],
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, ""]:
     """Mean cross-entropy in nats per predicted token; `dtype` is that of the trunk's and the head's matrix products."""
     with _autocast(tokens.device, dtype):
         hidden = model.base_model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
     hidden = hidden.reshape(-1, hidden.shape[-1]).to(dtype)
-    return LinearCrossEntropy.apply(hidden, model.get_output_embeddings().weight, tokens[:, 1:].reshape(-1), LOSS_CHUNK)
+    return LinearCrossEntropy.apply(
+        hidden, model.get_output_embeddings().weight, tokens[:, 1:].reshape(-1), LOSS_CHUNK
+    )
 
 
 def train(run: Run, folder: Path, interrupted: Event) -> None:
@@ -153,24 +203,40 @@ def train(run: Run, folder: Path, interrupted: Event) -> None:
     tokens = open_tokens(run)
     rows = tokens.rows("train", s.context + 1)
     if len(rows) < s.batch:
-        raise CorpusError(f"the corpus has {len(tokens.train):,} training tokens, fewer than one batch of {s.batch} × {s.context + 1} (lm.batch, lm.context); give more text")
+        raise CorpusError(
+            f"the corpus has {len(tokens.train):,} training tokens, fewer than one batch of {s.batch} × {s.context + 1} (lm.batch, lm.context); give more text"
+        )
     torch.manual_seed(run.settings.seed)
     model = build(s, len(tokens.tokenizer), tokens.tokenizer.eos_token_id).to(device)
-    if device.type == "cpu":  # the backward pass of torch's fused attention takes longer than the rest of the layer there
+    if (
+        device.type == "cpu"
+    ):  # the backward pass of torch's fused attention takes longer than the rest of the layer there
         model.set_attn_implementation("eager")
-    optimiser = torch.optim.AdamW(model.parameters(), lr=s.lr, betas=(0.9, 0.95), weight_decay=s.weight_decay, fused=device.type != "mps")
+    optimiser = torch.optim.AdamW(
+        model.parameters(),
+        lr=s.lr,
+        betas=(0.9, 0.95),
+        weight_decay=s.weight_decay,
+        fused=device.type != "mps",
+    )
     n_steps = max(1, s.train_tokens // (s.batch * s.context))
     start, curve, seconds = 0, [], 0.0
     if checkpoint := checkpoints.load_checkpoint(scratch, resumable):
         start, tensors, state = checkpoint
-        model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        model.load_state_dict(
+            {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+        )
         checkpoints.restore_optimiser(optimiser, tensors)
         curve, seconds = state["curve"], state["seconds"]
     began = time.perf_counter() - seconds
-    for step in (bar := tqdm(range(start, n_steps), desc="language model", initial=start, total=n_steps)):
+    for step in (
+        bar := tqdm(range(start, n_steps), desc="language model", initial=start, total=n_steps)
+    ):
         for group in optimiser.param_groups:
             group["lr"] = s.lr * schedule(step, n_steps, s.warmup, s.final_lr)
-        batch = torch.from_numpy(rows[rows_of_step(step, len(rows), s.batch, run.settings.seed)].astype(np.int64)).to(device)
+        batch = torch.from_numpy(
+            rows[rows_of_step(step, len(rows), s.batch, run.settings.seed)].astype(np.int64)
+        ).to(device)
         loss = next_token_loss(model, batch, dtype)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -179,32 +245,63 @@ def train(run: Run, folder: Path, interrupted: Event) -> None:
         last = step + 1 == n_steps
         due = not last and ((step + 1) % s.checkpoint_every == 0 or interrupted.is_set())
         if due or last or (step + 1) % s.eval_every == 0:
-            limit = EXPLODED * math.log(model.config.vocab_size) if math.isfinite(norm.item()) else -1.0
-            checkpoints.check_loss("language model", loss.item(), limit, step + 1, scratch, f"lm.lr {s.lr} too high, or lm.grad_clip {s.grad_clip} too lax")
+            limit = (
+                EXPLODED * math.log(model.config.vocab_size) if math.isfinite(norm.item()) else -1.0
+            )
+            checkpoints.check_loss(
+                "language model",
+                loss.item(),
+                limit,
+                step + 1,
+                scratch,
+                f"lm.lr {s.lr} too high, or lm.grad_clip {s.grad_clip} too lax",
+            )
         if (step + 1) % s.eval_every == 0 or last:
             heldout, density = evaluate(model, tokens, s)
-            point = {"step": step + 1, "tokens": (step + 1) * s.batch * s.context, "train": loss.item(), "heldout": heldout, "density_median": density.median().item()}
+            point = {
+                "step": step + 1,
+                "tokens": (step + 1) * s.batch * s.context,
+                "train": loss.item(),
+                "heldout": heldout,
+                "density_median": density.median().item(),
+            }
             curve.append(point)
             bar.set_postfix(heldout=f"{heldout:.3f}", density=f"{point['density_median']:.0%}")
         if due:
             state = {"curve": curve, "seconds": time.perf_counter() - began}
-            tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | checkpoints.optimiser_tensors(optimiser)
-            checkpoints.save_checkpoint(scratch, step + 1, tensors, state, resumable, s.checkpoint_gb * 1e9)
+            tensors = {
+                f"model.{k}": v for k, v in model.state_dict().items()
+            } | checkpoints.optimiser_tensors(optimiser)
+            checkpoints.save_checkpoint(
+                scratch, step + 1, tensors, state, resumable, s.checkpoint_gb * 1e9
+            )
             if interrupted.is_set():
-                raise Interrupted(f"language model: interrupted; step {step + 1} of {n_steps} is saved, the same command goes on from there")
+                raise Interrupted(
+                    f"language model: interrupted; step {step + 1} of {n_steps} is saved, the same command goes on from there"
+                )
     seconds = time.perf_counter() - began
     with writing(folder, made_from) as out:
         model.save_pretrained(out)
         tokens.tokenizer.save_pretrained(out)
         trained = n_steps * s.batch * s.context
-        summary = {"curve": curve, "seconds": seconds, "tokens": trained, "tokens_per_second": trained / seconds, "parameters": sum(p.numel() for p in model.parameters()),
-                   "epochs": trained / tokens.train.size, "precision": str(dtype).removeprefix("torch."), "density": density.tolist()}  # fmt: skip
+        summary = {
+            "curve": curve,
+            "seconds": seconds,
+            "tokens": trained,
+            "tokens_per_second": trained / seconds,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "epochs": trained / tokens.train.size,
+            "precision": str(dtype).removeprefix("torch."),
+            "density": density.tolist(),
+        }
         (out / "training.json").write_text(json.dumps(summary))
     shutil.rmtree(scratch, ignore_errors=True)
 
 
 @torch.no_grad()
-def evaluate(model: "transformers.PreTrainedModel", tokens: Tokens, s: LanguageModelSettings) -> tuple[float, Float[Tensor, " d_mlp"]]:
+def evaluate(
+    model: "transformers.PreTrainedModel", tokens: Tokens, s: LanguageModelSettings
+) -> tuple[float, Float[Tensor, " d_mlp"]]:
     """Held-out loss (nats/token) and the density of the last MLP's neurons, on the same `eval_rows` rows every time."""
     rows = tokens.rows("heldout", s.context + 1)
     rows = rows[np.linspace(0, len(rows) - 1, min(s.eval_rows, len(rows))).astype(int)]
@@ -215,7 +312,10 @@ def evaluate(model: "transformers.PreTrainedModel", tokens: Tokens, s: LanguageM
         batch = torch.from_numpy(chunk.astype(np.int64)).to(device)
         with hook.capture() as captured:
             losses.append(next_token_loss(model, batch).item() * len(chunk))
-        active, n = active + (captured[0] > 0).float().sum((0, 1)), n + captured[0].shape[0] * captured[0].shape[1]
+        active, n = (
+            active + (captured[0] > 0).float().sum((0, 1)),
+            n + captured[0].shape[0] * captured[0].shape[1],
+        )
     return sum(losses) / len(rows), (active / n).cpu()
 
 
@@ -235,7 +335,9 @@ def schedule(step: int, n_steps: int, warmup: float, final: float) -> float:
     warm = max(1, round(warmup * n_steps))
     if step < warm:
         return (step + 1) / warm
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, n_steps - warm)))
+    return final + (1 - final) * 0.5 * (
+        1 + math.cos(math.pi * (step - warm) / max(1, n_steps - warm))
+    )
 
 
 def _autocast(device: torch.device, dtype: torch.dtype):

@@ -20,7 +20,17 @@ def start(profile: str, run_dir: str = "", overrides: list[str] | None = None) -
         os.chdir(ROOT)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     run = open_run(profile, run_dir, overrides or [])
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "transformer-lens"))
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    display(Markdown(f"Python {platform.python_version()}, {packages} · {where} · profile `{profile}` · run folder `{run.folder}`"))
+    packages = ", ".join(
+        f"{name} {version(name)}" for name in ("torch", "transformers", "transformer-lens")
+    )
+    where = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
+    display(
+        Markdown(
+            f"Python {platform.python_version()}, {packages} · {where} · profile `{profile}` · run folder `{run.folder}`"
+        )
+    )
     return run

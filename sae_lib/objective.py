@@ -39,7 +39,9 @@ class Step(torch.autograd.Function):
         return None, -(grad * near).sum(0) / ctx.bandwidth, None
 
 
-def feature_activations(sae: SparseAutoencoder, x: Float[Tensor, "n d_in"], objective: Objective) -> tuple[Float[Tensor, "n d_sae"], Tensor]:
+def feature_activations(
+    sae: SparseAutoencoder, x: Float[Tensor, "n d_in"], objective: Objective
+) -> tuple[Float[Tensor, "n d_sae"], Tensor]:
     """The features' activations and which are active, with the gradients that training uses."""
     if sae.architecture != "jumprelu":
         f = sae.encode(x)
@@ -49,15 +51,27 @@ def feature_activations(sae: SparseAutoencoder, x: Float[Tensor, "n d_in"], obje
     return z * open_, open_
 
 
-def loss(sae: SparseAutoencoder, x: Float[Tensor, "n d_in"], objective: Objective) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(
+    sae: SparseAutoencoder, x: Float[Tensor, "n d_in"], objective: Objective
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss and what it is made of: means over the batch, which features fired, the smallest activation above zero."""
     f, active = feature_activations(sae, x, objective)
     squared_error = (x - sae.decode(f)).pow(2).sum(1).mean()
-    penalties = {"l1": lambda: f.sum(1).mean(), "l1_norm": lambda: (f * sae.W_dec.norm(dim=1)).sum(1).mean(), "l0": lambda: active.sum(1).mean()}
+    penalties = {
+        "l1": lambda: f.sum(1).mean(),
+        "l1_norm": lambda: (f * sae.W_dec.norm(dim=1)).sum(1).mean(),
+        "l0": lambda: active.sum(1).mean(),
+    }
     total = objective.mse * squared_error
     if objective.penalty != "none":
         total = total + objective.sparsity * penalties[objective.penalty]()
     f, active = f.detach(), active.detach() > 0
     smallest = torch.where(active, f, float("inf")).min().float()
     smallest = torch.where(smallest.isfinite(), smallest, 0)
-    return total, {"squared_error": squared_error.detach(), "l1": f.sum(1).mean(), "l0": active.float().sum(1).mean(), "fired": active.any(0), "smallest": smallest}
+    return total, {
+        "squared_error": squared_error.detach(),
+        "l1": f.sum(1).mean(),
+        "l0": active.float().sum(1).mean(),
+        "fired": active.any(0),
+        "smallest": smallest,
+    }

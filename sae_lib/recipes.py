@@ -30,7 +30,9 @@ class Recipe:
     lr: float
     l1: float  # λ, the weight of the sparsity penalty
     mse: Literal["sum", "mean"]  # over the input's dimensions; the mean over the batch always
-    scale_activations: bool  # train on s·x with mean ‖s·x‖² = d_in, folded into the weights at the end
+    scale_activations: (
+        bool  # train on s·x with mean ‖s·x‖² = d_in, folded into the weights at the end
+    )
     init: Literal["small_tied", "torch_linear"]
     decoder_norm: Literal["features", "dimensions", "free"]  # what has unit norm after every step
     resampling: Resampling | None = None
@@ -47,11 +49,15 @@ class Recipe:
     lr_warmup: float = 0.0  # share of training
     lr_decay: float = 0.0  # last share of training, linearly to zero
     l1_warmup: float = 0.0
-    patience: int = 0  # held-out checks without a better FVU + L0 / d_in after which training stops; 0: never
+    patience: int = (
+        0  # held-out checks without a better FVU + L0 / d_in after which training stops; 0: never
+    )
 
     def objective(self, d_in: int, share: float = 1.0) -> Objective:
         """The loss, with the penalty at `share` of its weight."""
-        return Objective(1.0 if self.mse == "sum" else 1 / d_in, self.l1 * share, self.penalty, self.bandwidth)
+        return Objective(
+            1.0 if self.mse == "sum" else 1 / d_in, self.l1 * share, self.penalty, self.bandwidth
+        )
 
 
 BRICKEN_2023 = Recipe(
@@ -184,13 +190,18 @@ TIED = replace(
     BRICKEN_2023,
     name="tied",
     source="Cunningham et al. 2023, Sparse autoencoders find highly interpretable features in language models",
-    differences=("unit features, b_dec and the scaling as in `bricken_2023`; learning rate, λ, batch, resampling and the rule for stopping are our own",),
+    differences=(
+        "unit features, b_dec and the scaling as in `bricken_2023`; learning rate, λ, batch, resampling and the rule for stopping are our own",
+    ),
     tied=True,
     lr_decay=0.0,
     patience=4,
 )
 
-RECIPES = {recipe.name: recipe for recipe in (BRICKEN_2023, WARD_2024, APRIL_2024, TOPK, BATCHTOPK, JUMPRELU, TIED)}
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (BRICKEN_2023, WARD_2024, APRIL_2024, TOPK, BATCHTOPK, JUMPRELU, TIED)
+}
 
 
 def rate(step: int, n_steps: int, warmup: float, decay: float) -> float:
@@ -202,23 +213,39 @@ def rate(step: int, n_steps: int, warmup: float, decay: float) -> float:
 
 def is_resampling_step(recipe: Recipe, step: int, n_steps: int) -> bool:
     r = recipe.resampling
-    return bool(r) and step < n_steps and (step in {round(share * n_steps) for share in r.at} or (r.every > 0 and step % r.every == 0))
+    return (
+        bool(r)
+        and step < n_steps
+        and (
+            step in {round(share * n_steps) for share in r.at}
+            or (r.every > 0 and step % r.every == 0)
+        )
+    )
 
 
 def of_recipe(sae: SAESettings, name: str) -> SAESettings:
     """The same autoencoder by another recipe, at that recipe's own values: its units differ."""
-    return sae.model_copy(update={"recipe": name, "resample_at": None} | dict.fromkeys(RECIPE_VALUES))
+    return sae.model_copy(
+        update={"recipe": name, "resample_at": None} | dict.fromkeys(RECIPE_VALUES)
+    )
 
 
 def resolve(sae: SAESettings) -> Recipe:
     """The recipe that the settings ask for, with the values that they override."""
     if sae.recipe not in RECIPES:
-        raise SettingsError(f"sae.recipe: {sae.recipe!r} does not exist; there are: {', '.join(RECIPES)}")
+        raise SettingsError(
+            f"sae.recipe: {sae.recipe!r} does not exist; there are: {', '.join(RECIPES)}"
+        )
     recipe = RECIPES[sae.recipe]
     if sae.tied and recipe.architecture != "standard":
-        raise SettingsError(f"sae.tied: {recipe.name} is no ReLU recipe; those are: {', '.join(name for name, r in RECIPES.items() if r.architecture == 'standard')}")
+        raise SettingsError(
+            f"sae.tied: {recipe.name} is no ReLU recipe; those are: {', '.join(name for name, r in RECIPES.items() if r.architecture == 'standard')}"
+        )
     if sae.resample_at is not None:
-        recipe = replace(recipe, resampling=replace(recipe.resampling or Resampling(), at=sae.resample_at, every=0))
+        recipe = replace(
+            recipe,
+            resampling=replace(recipe.resampling or Resampling(), at=sae.resample_at, every=0),
+        )
     at = recipe.resampling.at if sae.resampling and recipe.resampling else ()
     if at and max(at) * sae.activations < sae.dead_window:
         raise SettingsError(
@@ -226,10 +253,18 @@ def resolve(sae: SAESettings) -> Recipe:
             f"sae.activations={sae.activations:,}; set a smaller window, or sae.resampling=false"
         )
     if sae.k is not None and not recipe.k:
-        raise SettingsError(f"sae.k: {recipe.name} has no k; those that have: {', '.join(name for name, r in RECIPES.items() if r.k)}")
+        raise SettingsError(
+            f"sae.k: {recipe.name} has no k; those that have: {', '.join(name for name, r in RECIPES.items() if r.k)}"
+        )
     if (sae.k or recipe.k) > sae.d_sae:
-        raise SettingsError(f"sae.k: {sae.k or recipe.k} features cannot be active of sae.d_sae={sae.d_sae}")
-    given = {key: value for key in (*RECIPE_VALUES, "patience") if (value := getattr(sae, key)) is not None}
+        raise SettingsError(
+            f"sae.k: {sae.k or recipe.k} features cannot be active of sae.d_sae={sae.d_sae}"
+        )
+    given = {
+        key: value
+        for key in (*RECIPE_VALUES, "patience")
+        if (value := getattr(sae, key)) is not None
+    }
     return replace(recipe, **given, resampling=recipe.resampling if sae.resampling else None)
 
 

@@ -34,7 +34,9 @@ def resample(
     indices = dead.nonzero().squeeze(-1)[: int((loss > 0).sum())]
     if len(indices) == 0:
         return 0
-    drawn = torch.multinomial(sampling_probabilities(loss).cpu(), len(indices), replacement=False, generator=generator).to(x.device)
+    drawn = torch.multinomial(
+        sampling_probabilities(loss).cpu(), len(indices), replacement=False, generator=generator
+    ).to(x.device)
     direction = x[drawn] - sae.b_dec if centred else x[drawn]
     direction = direction / direction.norm(dim=-1, keepdim=True).clamp_min(1e-8)
     alive = ~dead

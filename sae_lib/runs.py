@@ -33,7 +33,10 @@ class Run:
     @property
     def tokens_folder(self) -> Path:
         """Where the tokens lie; a child with its parent's corpus and tokeniser shares them."""
-        same = self.parent and (self.parent.settings.corpus, self.parent.settings.tokenizer) == (self.settings.corpus, self.settings.tokenizer)
+        same = self.parent and (self.parent.settings.corpus, self.parent.settings.tokenizer) == (
+            self.settings.corpus,
+            self.settings.tokenizer,
+        )
         return (self.parent if same else self).folder / "tokens"
 
     @property
@@ -45,7 +48,9 @@ class Run:
         root = (self.parent or self).folder
         if is_made(folder, made_from):
             return True
-        for other in sorted(root.parent.glob("*/settings.yaml")) if folder.is_relative_to(root) else ():
+        for other in (
+            sorted(root.parent.glob("*/settings.yaml")) if folder.is_relative_to(root) else ()
+        ):
             candidate = other.parent / folder.relative_to(root)
             with suppress(ArtefactError):
                 if candidate != folder and is_made(candidate, made_from):
@@ -54,11 +59,16 @@ class Run:
                     return True
         return False
 
-    def save_results(self, name: str, values: dict[str, Any], made_from: dict[str, Any] | None = None) -> Path:
+    def save_results(
+        self, name: str, values: dict[str, Any], made_from: dict[str, Any] | None = None
+    ) -> Path:
         """Write `results/<name>.json`: the only place the report takes numbers from."""
         path = self.results_folder / f"{name}.json"
         mark = {"made_from": _digest(made_from)} if made_from else {}
-        write_atomically(path, json.dumps(plain(values | mark), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        write_atomically(
+            path,
+            json.dumps(plain(values | mark), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        )
         return path
 
     def saved_results(self, name: str, made_from: dict[str, Any]) -> dict[str, Any] | None:
@@ -76,7 +86,9 @@ class Run:
         try:
             return json.loads(path.read_text())
         except ValueError:
-            raise ArtefactError(f"{path} is damaged (not valid JSON); delete it and run again") from None
+            raise ArtefactError(
+                f"{path} is damaged (not valid JSON); delete it and run again"
+            ) from None
 
     def figure(self, fig, name: str, width: int = 900, height: int = 450):
         """Save a plotly figure to `figures/<name>` and return it for display."""
@@ -88,12 +100,23 @@ class Run:
     def last_mlp(self) -> "Run":
         """The run of notebook 05: the same corpus, another model and hook, in a folder inside this one."""
         s = self.settings
-        corpus = s.corpus.model_copy(update={"train_tokens": s.last_mlp.train_tokens or s.corpus.train_tokens})
-        child = s.model_copy(update={"lm": s.last_mlp.lm, "sae": s.last_mlp.sae, "tokenizer": s.last_mlp.tokenizer or s.tokenizer, "corpus": corpus})
+        corpus = s.corpus.model_copy(
+            update={"train_tokens": s.last_mlp.train_tokens or s.corpus.train_tokens}
+        )
+        child = s.model_copy(
+            update={
+                "lm": s.last_mlp.lm,
+                "sae": s.last_mlp.sae,
+                "tokenizer": s.last_mlp.tokenizer or s.tokenizer,
+                "corpus": corpus,
+            }
+        )
         return Run(child, self.folder / "last_mlp", parent=self)
 
 
-def open_run(profile: str = "laptop", run_dir: str | Path = "", overrides: list[str] | tuple[str, ...] = ()) -> Run:
+def open_run(
+    profile: str = "laptop", run_dir: str | Path = "", overrides: list[str] | tuple[str, ...] = ()
+) -> Run:
     """The run of a profile with overrides. Without `run_dir`: `runs/<profile>`, with overrides `runs/<profile>-<hash of them>`."""
     settings = settings_module.load(profile, overrides)
     if run_dir:
@@ -136,15 +159,21 @@ def is_made(folder: Path, made_from: dict[str, Any]) -> bool:
         found = json.loads(record.read_text())
         found["settings"], found["files"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise ArtefactError(f"{folder} has no readable {RECORD}, so it was not made (whole) by a run; delete the folder and run again") from None
+        raise ArtefactError(
+            f"{folder} has no readable {RECORD}, so it was not made (whole) by a run; delete the folder and run again"
+        ) from None
     check_same(folder, found["settings"], json.loads(json.dumps(made_from)))
     for name, (size, digest) in found["files"].items():
         path = folder / name
         if not path.exists() or path.stat().st_size != size:
             has = f"{path.stat().st_size} bytes" if path.exists() else "nothing"
-            raise ArtefactError(f"{path} is damaged: {has} where {size} bytes were written; delete {folder} and run again")
+            raise ArtefactError(
+                f"{path} is damaged: {has} where {size} bytes were written; delete {folder} and run again"
+            )
         if _sha256(path, size, path.stat().st_mtime_ns) != digest:
-            raise ArtefactError(f"{path} is damaged: its content changed since it was written; delete {folder} and run again")
+            raise ArtefactError(
+                f"{path} is damaged: its content changed since it was written; delete {folder} and run again"
+            )
     return True
 
 
@@ -160,8 +189,16 @@ def writing(folder: Path, made_from: dict[str, Any]) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     files = sorted(p for p in scratch.rglob("*") if p.is_file() and p.name != RECORD)
-    digests = {str(p.relative_to(scratch)): (p.stat().st_size, _sha256(p, p.stat().st_size, p.stat().st_mtime_ns)) for p in files}
-    write_atomically(scratch / RECORD, json.dumps({"settings": made_from, "files": digests}, indent=1))
+    digests = {
+        str(p.relative_to(scratch)): (
+            p.stat().st_size,
+            _sha256(p, p.stat().st_size, p.stat().st_mtime_ns),
+        )
+        for p in files
+    }
+    write_atomically(
+        scratch / RECORD, json.dumps({"settings": made_from, "files": digests}, indent=1)
+    )
     os.replace(scratch, folder)
 
 
@@ -183,7 +220,9 @@ def check_same(where: Path, found: dict[str, Any], wanted: dict[str, Any]) -> No
     if differ:
         shown = "; ".join(f"{k}: {found.get(k)!r} there, {wanted.get(k)!r} now" for k in differ[:4])
         more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
-        raise ArtefactError(f"{where} was made with other settings ({shown}{more}); choose another folder with --run, or delete this one")
+        raise ArtefactError(
+            f"{where} was made with other settings ({shown}{more}); choose another folder with --run, or delete this one"
+        )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -192,7 +231,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         assert isinstance(data, dict)
         return data
     except (yaml.YAMLError, UnicodeDecodeError, AssertionError):
-        raise ArtefactError(f"{path} is not readable as settings; delete the run folder or choose another with --run") from None
+        raise ArtefactError(
+            f"{path} is not readable as settings; delete the run folder or choose another with --run"
+        ) from None
 
 
 def keep_freed_memory() -> None:
@@ -219,7 +260,11 @@ def _sha256(path: Path, size: int, mtime: int) -> str:
 def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(data, dict) or not data:
         return {prefix: data}
-    return {k: v for key, value in data.items() for k, v in _flat(value, f"{prefix}.{key}" if prefix else str(key)).items()}
+    return {
+        k: v
+        for key, value in data.items()
+        for k, v in _flat(value, f"{prefix}.{key}" if prefix else str(key)).items()
+    }
 
 
 def _digest(made_from: dict[str, Any]) -> str:

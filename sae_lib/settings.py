@@ -4,14 +4,31 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from sae_lib.errors import SettingsError
 from sae_lib.overrides import apply
 
 PROFILES_FOLDER = Path(__file__).parent / "profiles"
 PROFILES = ("smoke", "laptop", "runpod")
-RECIPE_VALUES = ("batch", "lr", "l1", "k", "tied", "lr_warmup", "lr_decay", "l1_warmup")  # settings of `sae` that override a value of its recipe
+RECIPE_VALUES = (
+    "batch",
+    "lr",
+    "l1",
+    "k",
+    "tied",
+    "lr_warmup",
+    "lr_decay",
+    "l1_warmup",
+)  # settings of `sae` that override a value of its recipe
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -27,10 +44,20 @@ class CorpusSettings(Section):
     train_tokens: PositiveInt = 12_500_000  # at most; fewer where the corpus is smaller
     heldout_tokens: PositiveInt = 1_200_000
     max_file_bytes: PositiveInt = 60_000  # installation: a longer file is cut at a line end
-    max_kind_bytes: dict[str, int] = {  # installation: bytes per kind of file; a kind not named is left out
-        "py": 38_000_000, "pyi": 2_000_000, "header": 5_000_000, "markdown": 3_000_000, "rst": 3_000_000, "text": 3_000_000, "html": 2_000_000,
-        "json": 2_000_000, "metadata": 2_000_000, "licence": 1_000_000,
-    }  # fmt: skip
+    max_kind_bytes: dict[
+        str, int
+    ] = {  # installation: bytes per kind of file; a kind not named is left out
+        "py": 38_000_000,
+        "pyi": 2_000_000,
+        "header": 5_000_000,
+        "markdown": 3_000_000,
+        "rst": 3_000_000,
+        "text": 3_000_000,
+        "html": 2_000_000,
+        "json": 2_000_000,
+        "metadata": 2_000_000,
+        "licence": 1_000_000,
+    }
     shuffle_buffer: PositiveInt = 10_000  # hub: documents held for the streamed shuffle
 
 
@@ -41,7 +68,9 @@ class TokenizerSettings(Section):
 
 
 class LanguageModelSettings(Section):
-    source: str = "train"  # train, or a hub name or local folder with a trained causal language model
+    source: str = (
+        "train"  # train, or a hub name or local folder with a trained causal language model
+    )
     architecture: Literal["gpt2", "llama"] = "gpt2"
     n_layer: PositiveInt = 1
     d_model: PositiveInt = 128
@@ -58,7 +87,9 @@ class LanguageModelSettings(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     eval_every: PositiveInt = 100  # steps
     checkpoint_every: PositiveInt = 250  # steps
-    checkpoint_gb: float = Field(40.0, gt=0)  # of disk: the last two checkpoints are kept while both fit, else one
+    checkpoint_gb: float = Field(
+        40.0, gt=0
+    )  # of disk: the last two checkpoints are kept while both fit, else one
     eval_rows: PositiveInt = 512
 
     @model_validator(mode="after")
@@ -89,14 +120,20 @@ class SAESettings(Section):
     lr_decay: Share | None = None  # … and the last, linearly down to zero
     l1_warmup: Share | None = None
     resample_at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = None  # shares of training
-    patience: NonNegativeInt | None = None  # held-out checks without improvement after which training stops; 0: never
+    patience: NonNegativeInt | None = (
+        None  # held-out checks without improvement after which training stops; 0: never
+    )
     seed: int | None = None  # of the autoencoder alone; None: the run's
-    precision: Literal["auto", "float32", "bfloat16"] = "float32"  # of the features' activations in training, and of all products in dense steps
+    precision: Literal["auto", "float32", "bfloat16"] = (
+        "float32"  # of the features' activations in training, and of all products in dense steps
+    )
     buffer_rows: PositiveInt = 1024  # rows of text harvested and shuffled together
     log_every: PositiveInt = 50  # steps
     check_every: PositiveInt = 250  # steps, where training may stop early
     checkpoint_every: PositiveInt = 500  # steps
-    checkpoint_gb: float = Field(40.0, gt=0)  # of disk: the last two checkpoints are kept while both fit, else one
+    checkpoint_gb: float = Field(
+        40.0, gt=0
+    )  # of disk: the last two checkpoints are kept while both fit, else one
 
 
 class EvaluationSettings(Section):
@@ -122,13 +159,20 @@ class InterpretabilitySettings(Section):
     conditions: int = Field(4, ge=1, le=8)  # of a rule, at most
     values: PositiveInt = 6  # of a condition, at most
     min_active: PositiveInt = 20  # activations in either half below which a unit is not scored
-    untrained_activations: int = Field(200_000, ge=0)  # that the autoencoder of an untrained model is trained on; 0: leave it out
+    untrained_activations: int = Field(
+        200_000, ge=0
+    )  # that the autoencoder of an untrained model is trained on; 0: leave it out
     clusters: PositiveInt = 120  # groups of features
     seed: int | None = None  # of splits and draws; None: the run's
 
 
 class PromptSettings(Section):
-    prompts: tuple[str, ...] = ("def __init__(self, ", "The licensee shall ", "import numpy as np\n", "## Installation\n")
+    prompts: tuple[str, ...] = (
+        "def __init__(self, ",
+        "The licensee shall ",
+        "import numpy as np\n",
+        "## Installation\n",
+    )
     new_tokens: PositiveInt = 48
     temperature: float = Field(0.8, gt=0)
 
@@ -137,8 +181,13 @@ class ExplainSettings(Section):
     """Explanations by a chat model, and how well they predict; where the model is comes from the environment (`sae_lib/interpretability/chat.py`)."""
 
     features: PositiveInt = 20
-    baselines: tuple[Literal["neuron_matched", "neuron"], ...] = ("neuron_matched", "neuron")  # at the density of a feature, and as they are
-    examples: int = Field(16, ge=2)  # shown for an explanation: half of them the strongest, half drawn at random
+    baselines: tuple[Literal["neuron_matched", "neuron"], ...] = (
+        "neuron_matched",
+        "neuron",
+    )  # at the density of a feature, and as they are
+    examples: int = Field(
+        16, ge=2
+    )  # shown for an explanation: half of them the strongest, half drawn at random
     test_examples: PositiveInt = 10  # of each answer, in each of the two tests
     batch: PositiveInt = 5  # judged in one request
     rating: bool = False  # also ask for a rating from 1 to 5
@@ -146,7 +195,9 @@ class ExplainSettings(Section):
     answer_tokens: PositiveInt = 400  # at most; a model that thinks aloud needs thousands
     timeout: float = Field(60.0, gt=0)  # seconds
     attempts: PositiveInt = 4  # per request
-    max_requests: PositiveInt = 2000  # per call, as all three limits; what the cache answers costs nothing
+    max_requests: PositiveInt = (
+        2000  # per call, as all three limits; what the cache answers costs nothing
+    )
     max_tokens: PositiveInt = 2_000_000
     max_cost: float | None = Field(None, gt=0)
     price_prompt: float | None = Field(None, ge=0)  # per million tokens, in any currency
@@ -155,8 +206,14 @@ class ExplainSettings(Section):
 
     @model_validator(mode="after")
     def _prices(self):
-        if (self.price_prompt is None) != (self.price_answer is None) or self.max_cost is not None and self.price_prompt is None:
-            raise ValueError("max_cost needs price_prompt and price_answer, and these two come together")
+        if (
+            (self.price_prompt is None) != (self.price_answer is None)
+            or self.max_cost is not None
+            and self.price_prompt is None
+        ):
+            raise ValueError(
+                "max_cost needs price_prompt and price_answer, and these two come together"
+            )
         return self
 
 
@@ -166,14 +223,24 @@ class LastMLPSettings(Section):
     lm: LanguageModelSettings = LanguageModelSettings(architecture="llama", n_layer=4)
     sae: SAESettings = SAESettings(compare=())
     tokenizer: TokenizerSettings | None = None  # None: the run's own
-    train_tokens: PositiveInt | None = None  # of text for it, where its tokeniser makes tokens of its own; None: as many as the run
+    train_tokens: PositiveInt | None = (
+        None  # of text for it, where its tokeniser makes tokens of its own; None: as many as the run
+    )
 
 
 class ClampingSettings(Section):
     """Notebook 06: features held at chosen values."""
 
-    features: PositiveInt = 2  # drawn among those with a clear effect on the logits, beside those drawn among all
-    values: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0)  # of a sweep, in multiples of the feature's maximum
+    features: PositiveInt = (
+        2  # drawn among those with a clear effect on the logits, beside those drawn among all
+    )
+    values: tuple[float, ...] = (
+        0.0,
+        0.5,
+        1.0,
+        2.0,
+        4.0,
+    )  # of a sweep, in multiples of the feature's maximum
     rows: PositiveInt = 16  # of held-out text, measured at 16 places each
     draws: PositiveInt = 5  # random directions, and other features, that a feature is held against
     new_tokens: PositiveInt = 40
@@ -203,9 +270,14 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _tokeniser_fits(self):
-        for name, lm, tokenizer in (("", self.lm, self.tokenizer), ("last_mlp.", self.last_mlp.lm, self.last_mlp.tokenizer or self.tokenizer)):
+        for name, lm, tokenizer in (
+            ("", self.lm, self.tokenizer),
+            ("last_mlp.", self.last_mlp.lm, self.last_mlp.tokenizer or self.tokenizer),
+        ):
             if lm.source != "train" and tokenizer.source == "train":
-                raise ValueError(f"{name}lm.source={lm.source} needs its own tokeniser: add --set {name}tokenizer={lm.source}")
+                raise ValueError(
+                    f"{name}lm.source={lm.source} needs its own tokeniser: add --set {name}tokenizer={lm.source}"
+                )
         return self
 
 
@@ -216,9 +288,16 @@ def load(profile: str = "laptop", overrides: list[str] | tuple[str, ...] = ()) -
     data = yaml.safe_load((PROFILES_FOLDER / f"{profile}.yaml").read_text())
     data["profile"] = profile
     for section, prefix in ((data, ""), (data["last_mlp"], "last_mlp.")):
-        others = [o for o in overrides if o.startswith(f"{prefix}sae.recipe=") and o != f"{prefix}sae.recipe={section['sae']['recipe']}"]
+        others = [
+            o
+            for o in overrides
+            if o.startswith(f"{prefix}sae.recipe=")
+            and o != f"{prefix}sae.recipe={section['sae']['recipe']}"
+        ]
         if others:  # the profile's values are those of its own recipe
-            section["sae"] = {name: value for name, value in section["sae"].items() if name not in RECIPE_VALUES}
+            section["sae"] = {
+                name: value for name, value in section["sae"].items() if name not in RECIPE_VALUES
+            }
     for override in overrides:
         apply(data, override, Settings)
     return validate(data)

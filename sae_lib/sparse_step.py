@@ -33,7 +33,12 @@ class StepResult(NamedTuple):
     smallest: Float[Tensor, ""]  # activation above zero
 
 
-def gradients(sae: SparseAutoencoder, x: Float[Tensor, "n d_in"], objective: Objective, encoder_dtype: torch.dtype = torch.float32) -> StepResult:
+def gradients(
+    sae: SparseAutoencoder,
+    x: Float[Tensor, "n d_in"],
+    objective: Objective,
+    encoder_dtype: torch.dtype = torch.float32,
+) -> StepResult:
     """Set `.grad` of all parameters for `objective.loss`.
 
     `encoder_dtype` is the precision of the features' activations alone; with float32 the gradient is exact.
@@ -52,7 +57,11 @@ def _density(sae, x) -> float:
 
 def _dense(sae, x, objective: Objective, encoder_dtype: torch.dtype) -> StepResult:
     sae.zero_grad(set_to_none=True)
-    with nullcontext() if encoder_dtype == torch.float32 else torch.autocast(x.device.type, encoder_dtype):
+    with (
+        nullcontext()
+        if encoder_dtype == torch.float32
+        else torch.autocast(x.device.type, encoder_dtype)
+    ):
         total, measured = loss(sae, x, objective)
     total.backward()
     return StepResult(**measured)
@@ -72,7 +81,9 @@ def _sparse(sae, x, pairs: ActivePairs, objective: Objective) -> StepResult:
     into_f = torch.sparse.sampled_addmm(by_row, error, sae.W_dec.T, beta=0).values()
 
     # The same pairs ordered by feature: a stable sort keeps the rows of a feature in order (numpy's is a radix sort up to 16 bits).
-    order = torch.from_numpy(np.argsort(column.numpy().astype(np.min_scalar_type(d_sae - 1)), kind="stable"))
+    order = torch.from_numpy(
+        np.argsort(column.numpy().astype(np.min_scalar_type(d_sae - 1)), kind="stable")
+    )
     first, rows = starts(column, d_sae), row[order]
     per_feature = lambda values: torch.zeros(d_sae).index_add_(0, column, values)  # noqa: E731
 
@@ -89,9 +100,17 @@ def _sparse(sae, x, pairs: ActivePairs, objective: Objective) -> StepResult:
         norm = sae.W_dec.norm(dim=1)
         into_f += weight * norm[column]
         sae.W_dec.grad.addcmul_(sae.W_dec, (per_feature(f) * weight / norm)[:, None])
-    sae.W_enc_T.grad = embedding_bag(rows, centred, first[:-1], mode="sum", per_sample_weights=into_f[order])
+    sae.W_enc_T.grad = embedding_bag(
+        rows, centred, first[:-1], mode="sum", per_sample_weights=into_f[order]
+    )
     sae.b_enc.grad = per_feature(into_f)
     sae.b_dec.grad = error.sum(0) - sae.W_enc @ sae.b_enc.grad
     n_active = len(f) if active is None else active.sum().item()
     fired = first.diff() > 0 if active is None else per_feature(active.float()) > 0
-    return StepResult(squared_error, f.sum() / n, torch.tensor(n_active / n), fired, f[f > 0].min() if n_active else f.new_zeros(()))
+    return StepResult(
+        squared_error,
+        f.sum() / n,
+        torch.tensor(n_active / n),
+        fired,
+        f[f > 0].min() if n_active else f.new_zeros(()),
+    )

@@ -42,7 +42,9 @@ def read_files(where: str) -> Iterator[tuple[str, str, str]]:
                     yield from _read_json(f, name)
         except UNREADABLE as error:
             reason = getattr(error, "strerror", None) or error
-            raise CorpusError(f"{name} cannot be read as {suffix} ({reason}); check that it is whole and of that kind") from None
+            raise CorpusError(
+                f"{name} cannot be read as {suffix} ({reason}); check that it is whole and of that kind"
+            ) from None
 
 
 def _find(where: str) -> tuple[list[Path], Path]:
@@ -51,7 +53,9 @@ def _find(where: str) -> tuple[list[Path], Path]:
     expected = f"expected {', '.join(READABLE)}"
     if path.is_file():
         if _suffix(path) not in READABLE:
-            raise CorpusError(f"{path.name}: unknown kind of file {path.suffix or '(no suffix)'!r}; {expected}")
+            raise CorpusError(
+                f"{path.name}: unknown kind of file {path.suffix or '(no suffix)'!r}; {expected}"
+            )
         return [path], path.parent
     if path.is_dir():
         found = sorted(p for p in path.rglob("*") if p.is_file())
@@ -60,38 +64,55 @@ def _find(where: str) -> tuple[list[Path], Path]:
         fixed = [part for part in path.parts]
         path = Path(*fixed[: next(i for i, part in enumerate(fixed) if glob.has_magic(part))])
     else:
-        raise CorpusError(f"{where} does not exist; expected a file, folder or glob after corpus.source=files:")
+        raise CorpusError(
+            f"{where} does not exist; expected a file, folder or glob after corpus.source=files:"
+        )
     if chosen := [p for p in found if _suffix(p) in READABLE]:
         return chosen, path
     raise CorpusError(f"{where}: none of its {len(found)} files can be read; {expected}")
 
 
 def _suffix(path: Path) -> str:
-    return "".join(path.suffixes[-2:] if path.suffix in (".gz", ".zst") else path.suffixes[-1:]).lower()
+    return "".join(
+        path.suffixes[-2:] if path.suffix in (".gz", ".zst") else path.suffixes[-1:]
+    ).lower()
 
 
 def _opened(path: Path) -> io.BufferedIOBase:
     if path.suffix == ".zst":
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(open(path, "rb"), read_across_frames=True, closefd=True), 1 << 20)
+        return io.BufferedReader(
+            zstandard.ZstdDecompressor().stream_reader(
+                open(path, "rb"), read_across_frames=True, closefd=True
+            ),
+            1 << 20,
+        )
     return gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
 
 
 def _decoded(data: bytes, where: str, offset: int = 0) -> str:
     if (nul := data.find(b"\0")) >= 0:
-        raise CorpusError(f"{where}: a binary file (zero byte at offset {offset + nul}); expected UTF-8 text")
+        raise CorpusError(
+            f"{where}: a binary file (zero byte at offset {offset + nul}); expected UTF-8 text"
+        )
     try:
         return data.decode()
     except UnicodeDecodeError as error:
         found = f"byte 0x{data[error.start]:02x} at offset {offset + error.start}"
-        raise CorpusError(f"{where}: not UTF-8 ({found}); expected UTF-8 text, convert it, for example with iconv") from None
+        raise CorpusError(
+            f"{where}: not UTF-8 ({found}); expected UTF-8 text, convert it, for example with iconv"
+        ) from None
 
 
-def _read_text(f: io.BufferedIOBase, name: str, kind: str, cut: bool) -> Iterator[tuple[str, str, str]]:
+def _read_text(
+    f: io.BufferedIOBase, name: str, kind: str, cut: bool
+) -> Iterator[tuple[str, str, str]]:
     text = _decoded(f.read(), name)
     if not cut or len(text) <= PIECE:
         yield text, kind, name
         return
-    start = part = 0  # one long text alone: cut at line ends, else there would be nothing to hold out
+    start = part = (
+        0  # one long text alone: cut at line ends, else there would be nothing to hold out
+    )
     while start < len(text):
         end = text.rfind("\n", start, start + PIECE) + 1 if start + PIECE < len(text) else len(text)
         end = end if end > start else start + PIECE
@@ -131,14 +152,20 @@ def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise CorpusError(f'{where}: malformed JSON ({error}); expected an object such as {{"text": "..."}}') from None
+        raise CorpusError(
+            f'{where}: malformed JSON ({error}); expected an object such as {{"text": "..."}}'
+        ) from None
 
 
 def from_json(item: Any, where: str) -> tuple[str, str, str]:
     """(text, kind, origin) of one parsed document; The Pile's `meta.pile_set_name` is its kind."""
     text = item if isinstance(item, str) else item.get("text") if isinstance(item, dict) else None
     if not isinstance(text, str):
-        found = f"an object with {', '.join(map(repr, item)) or 'no keys'}" if isinstance(item, dict) else type(item).__name__
+        found = (
+            f"an object with {', '.join(map(repr, item)) or 'no keys'}"
+            if isinstance(item, dict)
+            else type(item).__name__
+        )
         raise CorpusError(f'{where}: found {found}; expected an object with text under "text"')
     try:
         text.encode()

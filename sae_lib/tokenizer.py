@@ -18,19 +18,41 @@ def load_tokenizer(source: str | Path):
 
     path = Path(source).expanduser()
     local = path.is_dir()
-    if not local and (path.exists() or str(source).startswith((".", "/", "~")) or str(source).count("/") > 1):
-        raise ModelError(f"tokenizer.source {source}: no such folder; expected a Hugging Face folder with tokenizer.json, or a hub name such as gpt2")
-    if local and not (path / "tokenizer.json").exists() and not (path / "tokenizer_config.json").exists():
-        raise ModelError(f"tokenizer.source {source}: the folder has no tokenizer.json; expected a saved Hugging Face tokeniser")
+    if not local and (
+        path.exists() or str(source).startswith((".", "/", "~")) or str(source).count("/") > 1
+    ):
+        raise ModelError(
+            f"tokenizer.source {source}: no such folder; expected a Hugging Face folder with tokenizer.json, or a hub name such as gpt2"
+        )
+    if (
+        local
+        and not (path / "tokenizer.json").exists()
+        and not (path / "tokenizer_config.json").exists()
+    ):
+        raise ModelError(
+            f"tokenizer.source {source}: the folder has no tokenizer.json; expected a saved Hugging Face tokeniser"
+        )
     reached = local or hub.reached()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path if local else str(source), local_files_only=local or not reached)
-    except Exception as error:  # transformers, huggingface_hub, tokenizers and json each raise their own
+        tokenizer = AutoTokenizer.from_pretrained(
+            path if local else str(source), local_files_only=local or not reached
+        )
+    except (
+        Exception
+    ) as error:  # transformers, huggingface_hub, tokenizers and json each raise their own
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        reason = f"cannot be read ({said})" if local else hub.problem(error) if reached else hub.OUT_OF_REACH
+        reason = (
+            f"cannot be read ({said})"
+            if local
+            else hub.problem(error)
+            if reached
+            else hub.OUT_OF_REACH
+        )
         raise ModelError(f"tokenizer.source {source}: {reason}") from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ModelError(f"tokenizer.source {source}: {type(tokenizer).__name__} has no fast version; choose a model with tokenizer.json")
+        raise ModelError(
+            f"tokenizer.source {source}: {type(tokenizer).__name__} has no fast version; choose a model with tokenizer.json"
+        )
     return tokenizer
 
 
@@ -42,9 +64,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int):
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+    )
     bpe.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, bos_token=END, clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token=END, bos_token=END, clean_up_tokenization_spaces=False
+    )
 
 
 @lru_cache(maxsize=8)
@@ -54,7 +80,9 @@ def exact_encoder(tokenizer) -> Tokenizer:
     encoder.encode_special_tokens = True
     encoder.no_truncation()
     encoder.no_padding()
-    encoder.post_processor = processors.ByteLevel(trim_offsets=False)  # Llama-3's own would cut the space off the spans
+    encoder.post_processor = processors.ByteLevel(
+        trim_offsets=False
+    )  # Llama-3's own would cut the space off the spans
     return encoder
 
 
@@ -63,4 +91,6 @@ def separator_id(tokenizer) -> int:
     for token_id in (tokenizer.eos_token_id, tokenizer.bos_token_id):
         if token_id is not None:
             return token_id
-    raise ModelError("the tokeniser has neither an end-of-text nor a begin-of-text token to separate documents with; choose another")
+    raise ModelError(
+        "the tokeniser has neither an end-of-text nor a begin-of-text token to separate documents with; choose another"
+    )

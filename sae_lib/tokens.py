@@ -24,8 +24,20 @@ from sae_lib.tokenizer import exact_encoder, load_tokenizer, separator_id, train
 SPLITS = ("train", "heldout")
 BATCH_CHARACTERS = 1_000_000  # encoded together, and a row group of documents.parquet
 DOCUMENTS = pa.schema(
-    [("split", pa.string()), ("document", pa.int64()), ("kind", pa.string()), ("origin", pa.string()), ("first_token", pa.int64())]
-    + [("tokens", pa.int64()), ("characters", pa.int64()), ("bytes", pa.int64()), ("sha256", pa.string()), ("text", pa.large_string())]
+    [
+        ("split", pa.string()),
+        ("document", pa.int64()),
+        ("kind", pa.string()),
+        ("origin", pa.string()),
+        ("first_token", pa.int64()),
+    ]
+    + [
+        ("tokens", pa.int64()),
+        ("characters", pa.int64()),
+        ("bytes", pa.int64()),
+        ("sha256", pa.string()),
+        ("text", pa.large_string()),
+    ]
 )
 log = logging.getLogger(__name__)
 
@@ -55,7 +67,9 @@ class Tokens:
         """View [n_rows, context] of a split's tokens in order, the last incomplete row dropped; `CorpusError` if there is none."""
         ids = self._ids(split)
         if len(ids) < context:
-            raise CorpusError(f"the {split} text has {len(ids)} tokens, too few for one row of lm.context={context}; give more text")
+            raise CorpusError(
+                f"the {split} text has {len(ids)} tokens, too few for one row of lm.context={context}; give more text"
+            )
         return ids[: len(ids) // context * context].reshape(-1, context)
 
     def locate(self, split: str, index: int) -> Location:
@@ -66,8 +80,16 @@ class Tokens:
         document = int(np.searchsorted(first, index, side="right")) - 1
         position = index - int(first[document])
         spans = _spans(self, split, document)
-        start, end = spans[position] if position < len(spans) else (len(self.document(split, document)),) * 2
-        return Location(document, table["origin"][document].as_py(), table["kind"][document].as_py(), int(start), int(end))
+        start, end = (
+            spans[position] if position < len(spans) else (len(self.document(split, document)),) * 2
+        )
+        return Location(
+            document,
+            table["origin"][document].as_py(),
+            table["kind"][document].as_py(),
+            int(start),
+            int(end),
+        )
 
     def document(self, split: str, document: int) -> str:
         """The text of a document."""
@@ -95,24 +117,37 @@ def _groups(tokens: Tokens) -> dict[tuple[str, int], tuple[int, int]]:
     places, file = {}, pq.ParquetFile(tokens.folder / "documents.parquet")
     for group in range(file.num_row_groups):
         part = file.read_row_group(group, columns=["split", "document"])
-        for row, key in enumerate(zip(part["split"].to_pylist(), part["document"].to_pylist(), strict=True)):
+        for row, key in enumerate(
+            zip(part["split"].to_pylist(), part["document"].to_pylist(), strict=True)
+        ):
             places[key] = (group, row)
     return places
 
 
 @lru_cache(maxsize=64)
 def _texts(tokens: Tokens, group: int) -> pa.ChunkedArray:
-    return pq.ParquetFile(tokens.folder / "documents.parquet").read_row_group(group, columns=["text"])["text"]
+    return pq.ParquetFile(tokens.folder / "documents.parquet").read_row_group(
+        group, columns=["text"]
+    )["text"]
 
 
 @lru_cache(maxsize=2048)
 def _spans(tokens: Tokens, split: str, document: int) -> np.ndarray:
     """[n, 2] where each token's characters start and end, by encoding again: exact for every tokeniser, and nothing to store."""
-    encoded = exact_encoder(tokens.tokenizer).encode(tokens.document(split, document), add_special_tokens=False)
-    first, length = int(_firsts(tokens, split)[document]), tokens.table[split]["tokens"][document].as_py()
-    length = min(length, len(encoded.ids))  # stored are one more, the separator, or fewer, where the cap cut the document
+    encoded = exact_encoder(tokens.tokenizer).encode(
+        tokens.document(split, document), add_special_tokens=False
+    )
+    first, length = (
+        int(_firsts(tokens, split)[document]),
+        tokens.table[split]["tokens"][document].as_py(),
+    )
+    length = min(
+        length, len(encoded.ids)
+    )  # stored are one more, the separator, or fewer, where the cap cut the document
     if not np.array_equal(tokens._ids(split)[first : first + length], encoded.ids[:length]):
-        raise ArtefactError(f"{tokens.folder}: the tokens of {split} document {document} do not fit its text; delete the folder and run again")
+        raise ArtefactError(
+            f"{tokens.folder}: the tokens of {split} document {document} do not fit its text; delete the folder and run again"
+        )
     return np.array(encoded.offsets[:length], dtype=np.int64).reshape(-1, 2)
 
 
@@ -145,7 +180,9 @@ def summary(tokens: Tokens) -> dict[str, Any]:
 
 
 def _open(folder: Path) -> Tokens:
-    table = pq.read_table(folder / "documents.parquet", columns=[name for name in DOCUMENTS.names if name != "text"])
+    table = pq.read_table(
+        folder / "documents.parquet", columns=[name for name in DOCUMENTS.names if name != "text"]
+    )
     tables = {split: table.filter(pa.compute.equal(table["split"], split)) for split in SPLITS}
     train, heldout = (np.load(folder / f"{split}.npy", mmap_mode="r") for split in SPLITS)
     return Tokens(folder, load_tokenizer(folder / "tokenizer"), train, heldout, tables)
@@ -157,7 +194,9 @@ def _write(run: Run, folder: Path) -> None:
     if settings.source == "train":
         sample = _head(stream, settings.train_bytes)
         stream = chain(sample, stream)
-        tokenizer = train_tokenizer((d.text for d in sample if d.split == "train"), settings.vocab_size)
+        tokenizer = train_tokenizer(
+            (d.text for d in sample if d.split == "train"), settings.vocab_size
+        )
     else:
         tokenizer = load_tokenizer(settings.source)
     tokenizer.save_pretrained(folder / "tokenizer")
@@ -173,7 +212,11 @@ def _write(run: Run, folder: Path) -> None:
         for batch in _batches(stream):
             wanted = [d for d in batch if arrays[d.split].length < limits[d.split]]
             rows = []
-            for document, encoded in zip(wanted, encoder.encode_batch_fast([d.text for d in wanted], add_special_tokens=False), strict=True):
+            for document, encoded in zip(
+                wanted,
+                encoder.encode_batch_fast([d.text for d in wanted], add_special_tokens=False),
+                strict=True,
+            ):
                 array = arrays[document.split]
                 ids = [*encoded.ids, end][: limits[document.split] - array.length]
                 if ids:
@@ -188,17 +231,36 @@ def _write(run: Run, folder: Path) -> None:
     for split, array in arrays.items():
         array.close()
         if array.length < 2:
-            raise CorpusError(f"{corpus.source}: no {split} text in it ({count['train']} training documents); give more text, or more documents")
+            raise CorpusError(
+                f"{corpus.source}: no {split} text in it ({count['train']} training documents); give more text, or more documents"
+            )
         if array.length < limits[split]:
-            log.warning("%s: %d %s tokens, fewer than corpus.%s_tokens=%d", corpus.source, array.length, split, split, limits[split])
+            log.warning(
+                "%s: %d %s tokens, fewer than corpus.%s_tokens=%d",
+                corpus.source,
+                array.length,
+                split,
+                split,
+                limits[split],
+            )
     token_summary.write(run.settings, _open(folder))
 
 
 def _row(document: Document, number: int, first: int, length: int) -> dict[str, Any]:
     data = document.text.encode()
-    return {"split": document.split, "document": number, "kind": document.kind, "origin": document.origin, "first_token": first} | {
-        "tokens": length, "characters": len(document.text), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "text": document.text,
-    }  # fmt: skip
+    return {
+        "split": document.split,
+        "document": number,
+        "kind": document.kind,
+        "origin": document.origin,
+        "first_token": first,
+    } | {
+        "tokens": length,
+        "characters": len(document.text),
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "text": document.text,
+    }
 
 
 def _head(stream: Iterator[Document], train_bytes: int) -> list[Document]:
@@ -232,7 +294,11 @@ class GrowingArray:
         self._header()
 
     def _header(self) -> None:
-        description = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (self.length,)}
+        description = {
+            "descr": np.lib.format.dtype_to_descr(self.dtype),
+            "fortran_order": False,
+            "shape": (self.length,),
+        }
         np.lib.format.write_array_header_1_0(self.file, description)
 
     def append(self, ids: list[int]) -> None:

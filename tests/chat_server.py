@@ -10,15 +10,24 @@ KEY = "sk-secret-0123456789abcdef"
 
 
 def completion(text, usage=True):
-    answer = {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}]}
-    return 200, json.dumps(answer | ({"usage": {"prompt_tokens": 100, "completion_tokens": 10}} if usage else {}))
+    answer = {
+        "choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}]
+    }
+    return 200, json.dumps(
+        answer | ({"usage": {"prompt_tokens": 100, "completion_tokens": 10}} if usage else {})
+    )
 
 
 class Endpoint:
     """`script(prompt, number)` gives a text, a (status, body[, headers]), "hang", "drip" or "close"; `requests` holds what came."""
 
     def __init__(self):
-        self.script, self.requests, self.headers, self.over = lambda prompt, number: "hello", [], [], threading.Event()
+        self.script, self.requests, self.headers, self.over = (
+            lambda prompt, number: "hello",
+            [],
+            [],
+            threading.Event(),
+        )
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -61,7 +70,9 @@ class Endpoint:
 @contextmanager
 def serving():
     endpoint = Endpoint()
-    thread = threading.Thread(target=endpoint.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread = threading.Thread(
+        target=endpoint.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+    )
     thread.start()
     try:
         yield endpoint

@@ -10,7 +10,9 @@ import tests.typecheck  # noqa: F401  (the import hook looks it up as an attribu
 
 install_import_hook("sae_lib", "tests.typecheck.check")
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"  # development data; tests that need it are skipped where it is absent
+SHARED = (
+    Path(__file__).resolve().parents[2] / "shared"
+)  # development data; tests that need it are skipped where it is absent
 
 
 @pytest.fixture(scope="session")
@@ -18,16 +20,31 @@ def text_folder(tmp_path_factory) -> Path:
     """A few hundred real documents: modules of the standard library, one file each."""
     folder = tmp_path_factory.mktemp("text")
     stdlib = Path(sys.modules["os"].__file__).parent
-    files = sorted(p for name in ("json", "email", "http", "xml", "unittest", "asyncio", "logging") for p in (stdlib / name).rglob("*.py"))
+    files = sorted(
+        p
+        for name in ("json", "email", "http", "xml", "unittest", "asyncio", "logging")
+        for p in (stdlib / name).rglob("*.py")
+    )
     for i, path in enumerate(p for p in files if p.stat().st_size > 500):
-        (folder / f"{i:03d}_{path.stem}.py").write_text(path.read_text(encoding="utf-8")[:20_000], encoding="utf-8")
+        (folder / f"{i:03d}_{path.stem}.py").write_text(
+            path.read_text(encoding="utf-8")[:20_000], encoding="utf-8"
+        )
     return folder
 
 
 @pytest.fixture(scope="session")
 def small_overrides(text_folder) -> list[str]:
-    return [f"corpus=files:{text_folder}", "corpus.train_tokens=150000", "corpus.heldout_tokens=20000", "lm.train_tokens=100000",
-                 "sae.activations=40000", "sae.compare=[]", "sae.widths=[]", "evaluation.tokens=8192", "evaluation.loss_tokens=2048"]  # fmt: skip
+    return [
+        f"corpus=files:{text_folder}",
+        "corpus.train_tokens=150000",
+        "corpus.heldout_tokens=20000",
+        "lm.train_tokens=100000",
+        "sae.activations=40000",
+        "sae.compare=[]",
+        "sae.widths=[]",
+        "evaluation.tokens=8192",
+        "evaluation.loss_tokens=2048",
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -57,8 +74,13 @@ def chromium():
     from sae_lib.report.pages import find_chromium
 
     found = find_chromium()
-    assert found, "no Chromium found, and these tests look at pages in one; mend: scripts/chromium.sh --download, or apt-get install chromium"
+    assert found, (
+        "no Chromium found, and these tests look at pages in one; mend: scripts/chromium.sh --download, or apt-get install chromium"
+    )
     with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"])
+        browser = p.chromium.launch(
+            executable_path=found,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
         yield browser
         browser.close()

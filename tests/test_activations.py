@@ -18,13 +18,20 @@ from tests.conftest import SHARED
 def bridge_of(model, folder, tokenizer):
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return TransformerBridge.boot_transformers(str(folder), device="cpu", hf_model=language_model.open_model(str(folder)), tokenizer=tokenizer)
+    return TransformerBridge.boot_transformers(
+        str(folder),
+        device="cpu",
+        hf_model=language_model.open_model(str(folder)),
+        tokenizer=tokenizer,
+    )
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_hooks_are_those_of_transformer_lens(architecture, small_run, tmp_path):
     tokenizer = open_tokens(small_run).tokenizer
-    s = LanguageModelSettings(architecture=architecture, n_layer=2, d_model=16, n_heads=2, d_mlp=24, context=12)
+    s = LanguageModelSettings(
+        architecture=architecture, n_layer=2, d_model=16, n_heads=2, d_mlp=24, context=12
+    )
     torch.manual_seed(0)
     model = language_model.build(s, len(tokenizer), tokenizer.eos_token_id).eval()
     bridge = bridge_of(model, tmp_path, tokenizer)
@@ -32,23 +39,37 @@ def test_hooks_are_those_of_transformer_lens(architecture, small_run, tmp_path):
     for name in activations.HOOKS[architecture]:
         hook_name = f"blocks.1.{name}"
         _, cache = bridge.run_with_cache(tokens, names_filter=hook_name)
-        torch.testing.assert_close(HookPoint(model, hook_name).activations(tokens), cache[hook_name], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            HookPoint(model, hook_name).activations(tokens), cache[hook_name], rtol=1e-4, atol=1e-5
+        )
 
 
-@pytest.mark.skipif(not (SHARED / "models/stories260K").exists(), reason="the development model is not here")
+@pytest.mark.skipif(
+    not (SHARED / "models/stories260K").exists(), reason="the development model is not here"
+)
 def test_a_trained_llama_folder_goes_through_the_same_path():
     folder = str(SHARED / "models/stories260K")
     model, tokenizer = language_model.open_model(folder).eval(), load_tokenizer(folder)
     hook = HookPoint(model, "blocks.4.mlp.hook_post")
-    bridge = TransformerBridge.boot_transformers(folder, device="cpu", hf_model=language_model.open_model(folder), tokenizer=tokenizer)
-    tokens = torch.tensor([tokenizer("Once upon a time there was a little girl", add_special_tokens=False)["input_ids"]])
+    bridge = TransformerBridge.boot_transformers(
+        folder, device="cpu", hf_model=language_model.open_model(folder), tokenizer=tokenizer
+    )
+    tokens = torch.tensor(
+        [
+            tokenizer("Once upon a time there was a little girl", add_special_tokens=False)[
+                "input_ids"
+            ]
+        ]
+    )
     _, cache = bridge.run_with_cache(tokens, names_filter=hook.name)
     torch.testing.assert_close(hook.activations(tokens), cache[hook.name], rtol=1e-3, atol=1e-4)
 
 
 def test_the_forward_pass_stops_at_the_hook(hook):
     calls = []
-    handle = hook.model.get_output_embeddings().register_forward_hook(lambda *_: calls.append("head"))
+    handle = hook.model.get_output_embeddings().register_forward_hook(
+        lambda *_: calls.append("head")
+    )
     down = hook.module.register_forward_hook(lambda *_: calls.append("down projection"))
     hook.activations(torch.zeros(1, 4, dtype=torch.int64))
     handle.remove(), down.remove()
@@ -74,7 +95,10 @@ def test_an_unknown_hook_name_lists_near_ones(hook):
 
 
 def batches(hook, rows, start, n, batch=50):
-    return [b.clone() for b in itertools.islice(iter(ActivationBuffer(hook, rows, batch, 8, 0, start)), n)]
+    return [
+        b.clone()
+        for b in itertools.islice(iter(ActivationBuffer(hook, rows, batch, 8, 0, start)), n)
+    ]
 
 
 def test_the_buffer_hands_out_all_positions_once_per_chunk(small_run, hook):

@@ -36,8 +36,12 @@ def test_other_architectures_round_trip(tmp_path, architecture):
     sae.save(tmp_path, {})
     x, again = torch.randn(11, 5), SparseAutoencoder.load(tmp_path)
     assert torch.equal(again(x), sae(x))
-    expected = {"topk": ("topk", 2), "jumprelu": ("jumprelu", 0), "batchtopk": ("jumprelu", 0)}[architecture]
-    assert (again.architecture, again.k) == expected and json.loads((tmp_path / "cfg.json").read_text()).get("k", 0) == expected[1]
+    expected = {"topk": ("topk", 2), "jumprelu": ("jumprelu", 0), "batchtopk": ("jumprelu", 0)}[
+        architecture
+    ]
+    assert (again.architecture, again.k) == expected and json.loads(
+        (tmp_path / "cfg.json").read_text()
+    ).get("k", 0) == expected[1]
 
 
 def test_the_architectures_are_the_papers():
@@ -54,7 +58,9 @@ def test_the_architectures_are_the_papers():
     flat = {name: [[round(v, 4) for v in row] for row in rows] for name, rows in made.items()}
     assert flat["standard"] == [[3, 0, 2, 0.5], [0.1, 0.2, 0, 0]]
     assert flat["topk"] == [[3, 0, 0, 0], [0, 0.2, 0, 0]]
-    assert flat["batchtopk"] == [[3, 0, 2, 0], [0, 0, 0, 0]], "two activations, k = 1: the two largest of all"
+    assert flat["batchtopk"] == [[3, 0, 2, 0], [0, 0, 0, 0]], (
+        "two activations, k = 1: the two largest of all"
+    )
     assert flat["jumprelu"] == [[3, 0, 0, 0.5], [0.1, 0.2, 0, 0]], "strictly above the threshold"
 
 
@@ -67,7 +73,10 @@ def test_dictionary_learnings_format_computes_the_same(tmp_path, architecture):
         sae.threshold.data.fill_(0.3)
     sae.for_inference()
     to_dictionary_learning(sae, tmp_path)
-    t, config = torch.load(tmp_path / "ae.pt", weights_only=True), json.loads((tmp_path / "config.json").read_text())["trainer"]
+    t, config = (
+        torch.load(tmp_path / "ae.pt", weights_only=True),
+        json.loads((tmp_path / "config.json").read_text())["trainer"],
+    )
     x = torch.randn(11, 5)
     bias = t["bias"] if architecture == "standard" else t["b_dec"]
     f = torch.nn.functional.linear(x - bias, t["encoder.weight"], t["encoder.bias"]).relu()
@@ -76,7 +85,12 @@ def test_dictionary_learnings_format_computes_the_same(tmp_path, architecture):
     elif architecture == "batchtopk":
         f = f * (f > t["threshold"])
     torch.testing.assert_close(torch.nn.functional.linear(f, t["decoder.weight"]) + bias, sae(x))
-    assert config["dict_class"] == {"standard": "AutoEncoder", "topk": "AutoEncoderTopK", "batchtopk": "BatchTopKSAE"}[architecture]
+    assert (
+        config["dict_class"]
+        == {"standard": "AutoEncoder", "topk": "AutoEncoderTopK", "batchtopk": "BatchTopKSAE"}[
+            architecture
+        ]
+    )
 
 
 def test_thresholds_that_differ_cannot_be_exported(tmp_path):
@@ -89,13 +103,31 @@ def test_thresholds_that_differ_cannot_be_exported(tmp_path):
 
 def test_layout_is_saelens_own(tmp_path):
     random_sae(5, 7, 0).save(tmp_path, {"hook_name": "h"})
-    tensors, config = load_file(tmp_path / "sae_weights.safetensors"), json.loads((tmp_path / "cfg.json").read_text())
-    assert {k: tuple(v.shape) for k, v in tensors.items()} == {"W_enc": (5, 7), "b_enc": (7,), "W_dec": (7, 5), "b_dec": (5,)}
-    assert (config["architecture"], config["d_in"], config["d_sae"], config["dtype"]) == ("standard", 5, 7, "float32")
-    assert config["metadata"]["sae_lens_version"] >= "6.0.0" and config["metadata"]["hook_name"] == "h"
+    tensors, config = (
+        load_file(tmp_path / "sae_weights.safetensors"),
+        json.loads((tmp_path / "cfg.json").read_text()),
+    )
+    assert {k: tuple(v.shape) for k, v in tensors.items()} == {
+        "W_enc": (5, 7),
+        "b_enc": (7,),
+        "W_dec": (7, 5),
+        "b_dec": (5,),
+    }
+    assert (config["architecture"], config["d_in"], config["d_sae"], config["dtype"]) == (
+        "standard",
+        5,
+        7,
+        "float32",
+    )
+    assert (
+        config["metadata"]["sae_lens_version"] >= "6.0.0" and config["metadata"]["hook_name"] == "h"
+    )
 
 
-@pytest.mark.parametrize("damage", ["shape", "extra", "missing", "architecture", "truncated", "json", "normalised", "reshaped"])
+@pytest.mark.parametrize(
+    "damage",
+    ["shape", "extra", "missing", "architecture", "truncated", "json", "normalised", "reshaped"],
+)
 def test_what_cannot_be_read_is_refused(tmp_path, damage):
     random_sae(5, 7, 0).save(tmp_path, {})
     weights, config = tmp_path / "sae_weights.safetensors", tmp_path / "cfg.json"

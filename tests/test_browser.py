@@ -47,8 +47,20 @@ def make_table(tokenizer, texts, n_features=None, kind="feature"):
         for rank in range(min(2, len(sequence))):
             acts = np.zeros(len(sequence), dtype=np.float32)
             acts[rank] = 4.0 + i - rank
-            rows.append((i, rank, acts[rank], 0, rank, rank, sequence[rank], np.array(sequence), acts))
-    columns = ["feature", "rank", "activation", "row", "position", "focus", "token_id", "token_ids", "activations"]
+            rows.append(
+                (i, rank, acts[rank], 0, rank, rank, sequence[rank], np.array(sequence), acts)
+            )
+    columns = [
+        "feature",
+        "rank",
+        "activation",
+        "row",
+        "position",
+        "focus",
+        "token_id",
+        "token_ids",
+        "activations",
+    ]
     alive = np.arange(d) < len(texts)
     up = np.array([[(7 * i + j) % len(tokenizer) for j in range(3)] for i in range(d)])
     features = pd.DataFrame(
@@ -71,7 +83,10 @@ def make_table(tokenizer, texts, n_features=None, kind="feature"):
 def table(tokenizer):
     table = make_table(tokenizer, TEXTS)
     table._strongest = table._strongest.copy()
-    table.raised[0, 0], table._strongest[0] = len(tokenizer) - 2, len(tokenizer) - 1  # markup as one token, in the list as well
+    table.raised[0, 0], table._strongest[0] = (
+        len(tokenizer) - 2,
+        len(tokenizer) - 1,
+    )  # markup as one token, in the list as well
     return table
 
 
@@ -88,7 +103,9 @@ def tab(chromium):
 # --- text is data ---
 
 
-@pytest.mark.parametrize("how", ["page", "innerHTML"])  # a static page; the way the HTML widget sets its value
+@pytest.mark.parametrize(
+    "how", ["page", "innerHTML"]
+)  # a static page; the way the HTML widget sets its value
 def test_markup_in_the_corpus_is_shown_and_not_executed(tab, table, how):
     content = page.static_html(table, range(len(TEXTS)))
     if how == "page":
@@ -106,17 +123,23 @@ def test_markup_in_the_corpus_is_shown_and_not_executed(tab, table, how):
 
 def test_nothing_in_the_page_hides_or_reorders(tab, table):
     tab.set_content(page.static_html(table, range(len(TEXTS))))
-    text = tab.locator("body").inner_text() + tab.evaluate("[...document.querySelectorAll('[title]')].map(e => e.title).join('')")
+    text = tab.locator("body").inner_text() + tab.evaluate(
+        "[...document.querySelectorAll('[title]')].map(e => e.title).join('')"
+    )
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u200b\u202a-\u202e\ufeff\ud800-\udfff]", text)
     shown = tab.locator("[data-feature='1'] .sae-text").first.inner_text()
-    assert "⟨U+0000⟩⟨U+0007⟩⟨U+001B⟩[31m⟨CR⟩⏎⇥" in shown and "⟨U+202E⟩" not in shown  # its three bytes are three tokens here
+    assert (
+        "⟨U+0000⟩⟨U+0007⟩⟨U+001B⟩[31m⟨CR⟩⏎⇥" in shown and "⟨U+202E⟩" not in shown
+    )  # its three bytes are three tokens here
     assert "⟨e2⟩⟨80⟩⟨ae⟩gpj" in shown
 
 
 def test_right_to_left_tokens_stand_in_token_order(tab, tokenizer):
     own = train_tokenizer(["שלום עולם"] * 5, 290)  # whole words are tokens
     tab.set_content(page.static_html(make_table(own, ["abc שלום עולם 123 def"]), [0]))
-    boxes = tab.evaluate("[...document.querySelector('.sae-text').children].map(e => e.getBoundingClientRect().x)")
+    boxes = tab.evaluate(
+        "[...document.querySelector('.sae-text').children].map(e => e.getBoundingClientRect().x)"
+    )
     assert len(boxes) > 6 and boxes == sorted(boxes)
 
 
@@ -124,14 +147,18 @@ def test_hover_shows_token_and_value(tab, table):
     tab.set_content(page.static_html(table, [4]))
     strongest = tab.locator(".sae-text bdi:has(b)").first
     assert strongest.get_attribute("title").split() == [table.label(4)[0], "8"]
-    colours = tab.evaluate("[...document.querySelector('.sae-text').children].map(e => getComputedStyle(e).backgroundColor)")
+    colours = tab.evaluate(
+        "[...document.querySelector('.sae-text').children].map(e => getComputedStyle(e).backgroundColor)"
+    )
     assert colours[0].startswith("rgba(240, 125, 20") and set(colours[1:]) == {"rgba(0, 0, 0, 0)"}
 
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_fits_its_window(tab, table, width):
     tab.set_viewport_size({"width": width, "height": 900})
-    tab.set_content('<meta name="viewport" content="width=device-width">' + page.static_html(table, range(5)))
+    tab.set_content(
+        '<meta name="viewport" content="width=device-width">' + page.static_html(table, range(5))
+    )
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
 
 
@@ -166,11 +193,24 @@ def test_byte_level_tokens_are_the_bytes_of_the_text(tokenizer):
 
 
 def test_parts_of_a_character_know_the_whole(tokenizer):
-    vocabulary, ids = visible.Vocabulary(tokenizer), tokenizer("a你🙂", add_special_tokens=False)["input_ids"]
-    assert vocabulary.characters(ids) == {1: "你", 2: "你", 3: "你", 4: "🙂", 5: "🙂", 6: "🙂", 7: "🙂"}
+    vocabulary, ids = (
+        visible.Vocabulary(tokenizer),
+        tokenizer("a你🙂", add_special_tokens=False)["input_ids"],
+    )
+    assert vocabulary.characters(ids) == {
+        1: "你",
+        2: "你",
+        3: "你",
+        4: "🙂",
+        5: "🙂",
+        6: "🙂",
+        7: "🙂",
+    }
     assert vocabulary.characters(ids[:3]) == {}  # cut: no character
     assert [vocabulary.name(i) for i in ids[:4]] == ["a", "⟨e4⟩", "⟨bd⟩", "⟨a0⟩"]
-    assert "⟨#5000⟩" == vocabulary.name(5000)  # a model's logits may outnumber its tokeniser's tokens
+    assert "⟨#5000⟩" == vocabulary.name(
+        5000
+    )  # a model's logits may outnumber its tokeniser's tokens
 
 
 def test_sentencepiece_tokens():
@@ -186,14 +226,30 @@ def test_sentencepiece_tokens():
 
 def test_search_finds_tokens_logits_and_numbers(tokenizer):
     table = make_table(tokenizer, TEXTS, 60)
-    by_token = {n for n in range(5) if "imp" in tokenizer.decode([int(t) for t in table.examples.loc[table.examples.feature == n, "token_id"]])}
-    by_logit = {n for n in range(60) if any("imp" in tokenizer.decode([t]) for t in table.raised[n])}
+    by_token = {
+        n
+        for n in range(5)
+        if "imp"
+        in tokenizer.decode(
+            [int(t) for t in table.examples.loc[table.examples.feature == n, "token_id"]]
+        )
+    }
+    by_logit = {
+        n for n in range(60) if any("imp" in tokenizer.decode([t]) for t in table.raised[n])
+    }
     assert 4 in by_token and by_logit - by_token  # both kinds are there to be found
     assert set(table.search("imp")) == set(table.search("IMP")) == {*by_token, *by_logit}
-    assert list(table.search("#12")) == [12] and 12 in table.search("12") and list(table.search("#60")) == []
+    assert (
+        list(table.search("#12")) == [12]
+        and 12 in table.search("12")
+        and list(table.search("#60")) == []
+    )
     assert len(table.search("")) == 60 and len(table.search("no such token")) == 0
     assert len(table.matches("2")) > 1  # a token may hold the digits too
-    assert [table.matches("2", "number", down)[0] for down in (True, False)] == [2, 2]  # the feature named comes first
+    assert [table.matches("2", "number", down)[0] for down in (True, False)] == [
+        2,
+        2,
+    ]  # the feature named comes first
     newline = table.search("⏎")  # as copied from the page
     assert len(newline) and set(newline) == set(table.search('"\n"'))
 
@@ -205,7 +261,9 @@ def test_logits_without_a_token_do_not_break_the_search(tokenizer):
     assert len(table.search(IMAGE)) == 0  # the last token is none of theirs
 
 
-@pytest.mark.parametrize(("sort", "column"), [("density", "density"), ("maximum", "maximum"), ("number", "feature")])
+@pytest.mark.parametrize(
+    ("sort", "column"), [("density", "density"), ("maximum", "maximum"), ("number", "feature")]
+)
 @pytest.mark.parametrize("descending", [True, False])
 def test_sort(tokenizer, sort, column, descending):
     table = make_table(tokenizer, TEXTS, 8)
@@ -239,7 +297,9 @@ def test_buttons_and_list_turn_the_page(tokenizer):
     for _ in range(5):
         before = browser.current
         browser.random.click()
-        assert number_shown(browser) == browser.current != before and browser.current < 5  # never the same again, never a dead one
+        assert (
+            number_shown(browser) == browser.current != before and browser.current < 5
+        )  # never the same again, never a dead one
     browser.list.value = 7
     assert "Dead" in browser.page.value
 
@@ -247,9 +307,15 @@ def test_buttons_and_list_turn_the_page(tokenizer):
 def test_search_in_the_widget(tokenizer):
     browser = FeatureBrowser(make_table(tokenizer, TEXTS, 60))
     browser.search.value = "#12"
-    assert number_shown(browser) == 12 and [n for _, n in browser.list.options] == [12] and "1 of 60 features" in browser.count.value
+    assert (
+        number_shown(browser) == 12
+        and [n for _, n in browser.list.options] == [12]
+        and "1 of 60 features" in browser.count.value
+    )
     browser.search.value = "i"
-    assert len(browser.matches) > 2 and browser.current == browser.matches[0]  # the best match, not what happened to be shown
+    assert (
+        len(browser.matches) > 2 and browser.current == browser.matches[0]
+    )  # the best match, not what happened to be shown
     browser.next.click()
     shown = browser.current
     browser.sort.value = "maximum"
@@ -257,7 +323,11 @@ def test_search_in_the_widget(tokenizer):
     browser.search.value = "im"
     assert shown in browser.matches and browser.current == browser.matches[0]
     browser.search.value = "no such token"
-    assert "Nothing matches" in browser.page.value and browser.next.disabled and browser.list.options == ()
+    assert (
+        "Nothing matches" in browser.page.value
+        and browser.next.disabled
+        and browser.list.options == ()
+    )
     browser.search.value = ""
     assert len(browser.list.options) == 60 and not browser.next.disabled
 
@@ -265,10 +335,15 @@ def test_search_in_the_widget(tokenizer):
 def test_a_long_list_shows_the_part_around_the_page(tokenizer):
     browser = FeatureBrowser(make_table(tokenizer, TEXTS, 3 * LISTED))
     browser.sort.value, browser.direction.value = "number", "smallest first"
-    assert [n for _, n in browser.list.options] == list(range(LISTED)) and "600" in browser.count.value
+    assert [n for _, n in browser.list.options] == list(
+        range(LISTED)
+    ) and "600" in browser.count.value
     browser.show(LISTED - 1)
     browser.next.click()
-    assert number_shown(browser) == browser.list.value == LISTED and len(browser.list.options) == LISTED
+    assert (
+        number_shown(browser) == browser.list.value == LISTED
+        and len(browser.list.options) == LISTED
+    )
 
 
 # --- the full table ---
@@ -298,10 +373,21 @@ def full(tokenizer):
     }
     top = plain.examples.assign(tenth=-1, marked=False)
     drawn = top[top["rank"] == 0]
-    samples = [drawn.assign(tenth=tenth, marked=tenth == 9, activation=tenth + 0.5) for tenth in (0, 9)]
-    examples = pd.concat([top, *samples]).sort_values(["feature", "tenth", "rank"], ignore_index=True)
-    scores = pd.DataFrame({"unit": [0, 2, 3, 4], "rule": ["after <b>`x`", "none", "none", "a digit"], "n_conditions": [1, 2, 3, 4],
-                           "balanced_accuracy": [0.9, 0.8, 0.7, 0.6], "auroc": [0.5, 0.95, 0.6, 0.7]})  # fmt: skip
+    samples = [
+        drawn.assign(tenth=tenth, marked=tenth == 9, activation=tenth + 0.5) for tenth in (0, 9)
+    ]
+    examples = pd.concat([top, *samples]).sort_values(
+        ["feature", "tenth", "rank"], ignore_index=True
+    )
+    scores = pd.DataFrame(
+        {
+            "unit": [0, 2, 3, 4],
+            "rule": ["after <b>`x`", "none", "none", "a digit"],
+            "n_conditions": [1, 2, 3, 4],
+            "balanced_accuracy": [0.9, 0.8, 0.7, 0.6],
+            "auroc": [0.5, 0.95, 0.6, 0.7],
+        }
+    )
     return FeatureTable(plain.features.assign(**columns), examples, tokenizer, scores=scores)
 
 
@@ -311,23 +397,40 @@ def shown_text(page_html: str) -> str:
 
 def test_the_page_shows_the_whole_table(full):
     text = shown_text(page.page_html("feature", full.page(0)))
-    for part in ("on marked positions 12.5 %", "numpy 2.5 ", "Before it <|endoftext|> 77 ! 66", "Neurons 41 +0.8 42 -0.3", "Correlated 43 +0.7", "after <b>`x` ", "accuracy 0.9 , AUROC 0.5"):
+    for part in (
+        "on marked positions 12.5 %",
+        "numpy 2.5 ",
+        "Before it <|endoftext|> 77 ! 66",
+        "Neurons 41 +0.8 42 -0.3",
+        "Correlated 43 +0.7",
+        "after <b>`x` ",
+        "accuracy 0.9 , AUROC 0.5",
+    ):
         assert part in text
     assert re.search(r"Nearest 1 \S+ \+0.9 2 \S+ -0.1", text)
-    assert text.index("9 to 10 25 % of its activations 9.5 marked") < text.index("0 to 1 50 % of its activations 0.5 ")
+    assert text.index("9 to 10 25 % of its activations 9.5 marked") < text.index(
+        "0 to 1 50 % of its activations 0.5 "
+    )
     assert text.count("marked") == 2  # the share in the head, and the one marked example
     assert "AUROC" not in page.page_html("feature", full.page(1))
 
 
 def test_only_the_one_file_browser_gets_links(full):
-    assert re.findall('href="([^"]*)"', page.page_html("feature", full.page(0), links=True)) == ["#feature=1", "#feature=2"]
+    assert re.findall('href="([^"]*)"', page.page_html("feature", full.page(0), links=True)) == [
+        "#feature=1",
+        "#feature=2",
+    ]
     assert "<a" not in page.page_html("feature", full.page(0)) + page.static_html(full, [0])
 
 
 def test_limits_leave_out_what_is_over_the_range(full):
-    assert [len(t["examples"]) for t in full.page(0)["tenths"]] == [1, 1] and full.page(0, 1, 0)["tenths"] == []
+    assert [len(t["examples"]) for t in full.page(0)["tenths"]] == [1, 1] and full.page(0, 1, 0)[
+        "tenths"
+    ] == []
     assert [len(full.page(0, n)["examples"]) for n in (0, 1, None)] == [0, 1, 2]
-    assert "Over the whole range" in page.static_html(full, [0]) and "Over the whole range" not in page.static_html(full, [0], examples=1)
+    assert "Over the whole range" in page.static_html(
+        full, [0]
+    ) and "Over the whole range" not in page.static_html(full, [0], examples=1)
 
 
 def test_only_true_top_examples_are_in_the_gallery(full):
@@ -338,7 +441,10 @@ def test_only_true_top_examples_are_in_the_gallery(full):
 def test_buttons_turn_to_the_nearest(full):
     browser = FeatureBrowser(full)
     browser.show(0)
-    assert [b.description.split()[0] for b in browser.near if b.layout.display != "none"] == ["1", "2"]
+    assert [b.description.split()[0] for b in browser.near if b.layout.display != "none"] == [
+        "1",
+        "2",
+    ]
     browser.near[1].click()
     assert number_shown(browser) == browser.current == 2 and browser.near[0].number == 3
     browser.search.value = "no such token"
@@ -378,7 +484,10 @@ def test_queries(full, query, found):
 def test_a_blank_before_the_first_word_belongs_to_it(full):
     parts = [language.parse(q) for q in (" numpy", '" numpy"', "·numpy", "text:⏎x", "numpy  as")]
     assert parts[0] == parts[1] == parts[2] == [language.Text("", " numpy")]
-    assert parts[3] == [language.Text("text", "\nx")] and parts[4] == [language.Text("", "numpy"), language.Text("", "as")]
+    assert parts[3] == [language.Text("text", "\nx")] and parts[4] == [
+        language.Text("", "numpy"),
+        language.Text("", "as"),
+    ]
 
 
 def test_scores_that_are_not_there_match_nothing(tokenizer):
@@ -386,22 +495,35 @@ def test_scores_that_are_not_there_match_nothing(tokenizer):
     assert len(table.search("auroc>0")) == 0 and table.sorts == ["number", "density", "maximum"]
 
 
-@pytest.mark.parametrize(("descending", "order"), [(True, [2, 4, 3, 0, 1, 5]), (False, [0, 3, 4, 2, 1, 5])])
+@pytest.mark.parametrize(
+    ("descending", "order"), [(True, [2, 4, 3, 0, 1, 5]), (False, [0, 3, 4, 2, 1, 5])]
+)
 def test_sorted_by_score_those_without_are_last(full, descending, order):
     assert full.matches("", "auroc", descending).tolist() == order
 
 
 @given(
-    examples=st.lists(st.tuples(st.integers(0, 3), st.lists(st.integers(0, 5), max_size=5)), max_size=8),
+    examples=st.lists(
+        st.tuples(st.integers(0, 3), st.lists(st.integers(0, 5), max_size=5)), max_size=8
+    ),
     wanted=st.text(alphabet="abé", min_size=1, max_size=4),
 )
 @settings(max_examples=200, deadline=None)
 def test_the_index_of_texts_finds_what_a_plain_search_finds(examples, wanted):
     texts = ["a", "b", "ab", "É", "\udcc3", "\udca9"]  # the last two: é in parts
     examples.sort(key=lambda e: e[0])
-    made = language.ExampleTexts([np.array(ids, dtype=np.uint16) for _, ids in examples], np.array([owner for owner, _ in examples], dtype=int), texts)
-    spelled = ["".join(texts[i].casefold() for i in ids).encode("utf-8", "surrogateescape") for _, ids in examples]
-    assert made.owners(wanted) == sorted({owner for (owner, _), s in zip(examples, spelled, strict=True) if wanted.encode() in s})
+    made = language.ExampleTexts(
+        [np.array(ids, dtype=np.uint16) for _, ids in examples],
+        np.array([owner for owner, _ in examples], dtype=int),
+        texts,
+    )
+    spelled = [
+        "".join(texts[i].casefold() for i in ids).encode("utf-8", "surrogateescape")
+        for _, ids in examples
+    ]
+    assert made.owners(wanted) == sorted(
+        {owner for (owner, _), s in zip(examples, spelled, strict=True) if wanted.encode() in s}
+    )
 
 
 # --- blind ratings ---
@@ -414,23 +536,52 @@ def test_the_draw_mixes_alive_units_of_both_kinds(tokenizer):
     draws = [rating.draw_blind(tables, n, seed) for n, seed in ((5, 0), (5, 0), (5, 1), (8, 0))]
     assert draws[0] == draws[1] != draws[2] and set(draws[0]) < set(draws[3])
     assert [sum(kind == k for k, _ in draws[0]) for kind in tables] == [5, 5]
-    assert [kind for kind, _ in draws[0]] not in (["feature"] * 5 + ["neuron"] * 5, ["neuron"] * 5 + ["feature"] * 5)
-    assert len(rating.draw_blind(tables, 99, 0)) == 42 and max(n for _, n in rating.draw_blind(tables, 99, 0)) == 20
+    assert [kind for kind, _ in draws[0]] not in (
+        ["feature"] * 5 + ["neuron"] * 5,
+        ["neuron"] * 5 + ["feature"] * 5,
+    )
+    assert (
+        len(rating.draw_blind(tables, 99, 0)) == 42
+        and max(n for _, n in rating.draw_blind(tables, 99, 0)) == 20
+    )
 
 
 def test_a_blind_page_does_not_give_its_kind_away(full, tokenizer):
     """The same examples at another scale, number, density, with other neighbours, neurons and scores: the same page."""
-    frame, examples = full.features.drop(columns=["rule", "n_conditions", "balanced_accuracy", "auroc"]), full._all.copy()
+    frame, examples = (
+        full.features.drop(columns=["rule", "n_conditions", "balanced_accuracy", "auroc"]),
+        full._all.copy(),
+    )
     frame = frame.assign(
-        density=0.3, n_active=99, mean_active=7.0, maximum=frame["maximum"] * 4, maximum_all=40.0, marked_share=0.5, near_features=[[5]] * 6, near_cosines=[[0.1]] * 6,
-        aligned_neurons=[[0]] * 6, histogram=[[1, 1]] * 6, tenths=[[0.1] * 10] * 6, top_tokens=[[]] * 6, before_counts=[[9, 8]] * 6, top_logit_values=[[5, 4, 3]] * 6,
-        bottom_logit_values=[[-5, -4, -3]] * 6, aligned_values=[[1]] * 6, top_token_means=[[]] * 6, top_token_counts=[[]] * 6,
-    )  # fmt: skip
-    examples["activation"], examples["activations"] = examples["activation"] * 4, [a * 4 for a in examples["activations"]]
+        density=0.3,
+        n_active=99,
+        mean_active=7.0,
+        maximum=frame["maximum"] * 4,
+        maximum_all=40.0,
+        marked_share=0.5,
+        near_features=[[5]] * 6,
+        near_cosines=[[0.1]] * 6,
+        aligned_neurons=[[0]] * 6,
+        histogram=[[1, 1]] * 6,
+        tenths=[[0.1] * 10] * 6,
+        top_tokens=[[]] * 6,
+        before_counts=[[9, 8]] * 6,
+        top_logit_values=[[5, 4, 3]] * 6,
+        bottom_logit_values=[[-5, -4, -3]] * 6,
+        aligned_values=[[1]] * 6,
+        top_token_means=[[]] * 6,
+        top_token_counts=[[]] * 6,
+    )
+    examples["activation"], examples["activations"] = (
+        examples["activation"] * 4,
+        [a * 4 for a in examples["activations"]],
+    )
     other = FeatureTable(frame, examples, tokenizer, "neuron")
     blind = [page.page_html("unit", rating.blinded(table.page(0), 3)) for table in (full, other)]
     assert blind[0] == blind[1] and "Unit 3" in blind[0] and 'data-feature=""' in blind[0]
-    assert ">100<" in blind[0] and not re.search("density|neuron|feature(?!=)", shown_text(blind[0]), re.IGNORECASE)
+    assert ">100<" in blind[0] and not re.search(
+        "density|neuron|feature(?!=)", shown_text(blind[0]), re.IGNORECASE
+    )
 
 
 def test_ratings_survive_a_torn_line_and_the_last_one_counts(tmp_path):
@@ -442,8 +593,14 @@ def test_ratings_survive_a_torn_line_and_the_last_one_counts(tmp_path):
     for unit, value in ((9, 5), (7, 4)):
         rating.save_rating(path, 'A "B", <b>', 0, "feature", unit, value)
     kept = rating.load_ratings(path)
-    assert kept[["rater", "seed", "kind", "unit", "rating"]].to_numpy().tolist() == [['A "B", <b>', 0, "feature", 9, 5], ['A "B", <b>', 0, "feature", 7, 4]]
-    assert path.read_text().splitlines()[0] == "time,rater,seed,kind,unit,rating" and len(path.read_text().splitlines()) == 5
+    assert kept[["rater", "seed", "kind", "unit", "rating"]].to_numpy().tolist() == [
+        ['A "B", <b>', 0, "feature", 9, 5],
+        ['A "B", <b>', 0, "feature", 7, 4],
+    ]
+    assert (
+        path.read_text().splitlines()[0] == "time,rater,seed,kind,unit,rating"
+        and len(path.read_text().splitlines()) == 5
+    )
 
 
 @pytest.mark.parametrize("name", ["", "  ", "a\nb", "=1+1", "x" * 61])
@@ -453,14 +610,36 @@ def test_names_that_break_a_spreadsheet_are_refused(name):
 
 
 def test_ratings_are_summed_up_by_kind():
-    ratings = pd.DataFrame({"kind": ["feature"] * 4 + ["neuron"] * 3, "unit": [1, 1, 2, 3, 1, 2, 3], "rating": [5, 3, 4, 4, 2, 2, 2]})
+    ratings = pd.DataFrame(
+        {
+            "kind": ["feature"] * 4 + ["neuron"] * 3,
+            "unit": [1, 1, 2, 3, 1, 2, 3],
+            "rating": [5, 3, 4, 4, 2, 2, 2],
+        }
+    )
     found = rating.summary(ratings)
-    assert found["feature"] == {"n": 3, "mean": 4.0, "low": 4.0, "high": 4.0}  # unit 1 counts once, as 4
-    spread = rating.summary(pd.DataFrame({"kind": "feature", "unit": range(100), "rating": [1, 5] * 50}))["feature"]
-    assert abs(spread["mean"] - 3) < 1e-9 and abs(spread["high"] - 3 - 1.96 * 0.2) < 0.05 and abs(spread["low"] - 3 + 1.96 * 0.2) < 0.05
+    assert found["feature"] == {
+        "n": 3,
+        "mean": 4.0,
+        "low": 4.0,
+        "high": 4.0,
+    }  # unit 1 counts once, as 4
+    spread = rating.summary(
+        pd.DataFrame({"kind": "feature", "unit": range(100), "rating": [1, 5] * 50})
+    )["feature"]
+    assert (
+        abs(spread["mean"] - 3) < 1e-9
+        and abs(spread["high"] - 3 - 1.96 * 0.2) < 0.05
+        and abs(spread["low"] - 3 + 1.96 * 0.2) < 0.05
+    )
     fig = rating.figure(ratings)
-    assert [bar.name for bar in fig.data] == ["features: mean 4.00 [4.00, 4.00], n = 3", "neurons: mean 2.00 [2.00, 2.00], n = 3"]
-    assert list(fig.data[0].y) == [0, 0, 25, 50, 25] and {a.text for a in fig.layout.annotations} == {"the original's features 4.08", "the original's neurons 2.19"}
+    assert [bar.name for bar in fig.data] == [
+        "features: mean 4.00 [4.00, 4.00], n = 3",
+        "neurons: mean 2.00 [2.00, 2.00], n = 3",
+    ]
+    assert list(fig.data[0].y) == [0, 0, 25, 50, 25] and {
+        a.text for a in fig.layout.annotations
+    } == {"the original's features 4.08", "the original's neurons 2.19"}
 
 
 def rated(panel: RatingPanel, value: int) -> None:
@@ -488,12 +667,22 @@ def test_a_stopped_session_goes_on_and_back_corrects(tokenizer, tmp_path):
     assert panel.items[panel.at] == shown[-1]
     rated(panel, 5)
     panel = begun()  # another day
-    assert panel.at == 3 and panel.items[panel.at] not in shown and "<b>4</b> of 6" in panel.note.value
+    assert (
+        panel.at == 3 and panel.items[panel.at] not in shown and "<b>4</b> of 6" in panel.note.value
+    )
     for _ in range(3):
         rated(panel, 4)
     kept = rating.load_ratings(path)
-    assert len(kept) == 6 and kept.set_index(["kind", "unit"])["rating"].loc[[*shown]].tolist() == [1, 2, 5]
-    assert panel.page.value == "" and "6" in panel.note.value and panel.controls.layout.display == "none"
+    assert len(kept) == 6 and kept.set_index(["kind", "unit"])["rating"].loc[[*shown]].tolist() == [
+        1,
+        2,
+        5,
+    ]
+    assert (
+        panel.page.value == ""
+        and "6" in panel.note.value
+        and panel.controls.layout.display == "none"
+    )
 
 
 # --- static page and gallery ---
@@ -502,7 +691,11 @@ def test_a_stopped_session_goes_on_and_back_corrects(tokenizer, tmp_path):
 def test_the_static_page_holds_the_true_values(table):
     text = html.unescape(re.sub("<[^>]+>", " ", page.static_html(table, [3, 4])))
     f = table.features.iloc[4]
-    assert f.density == 0.003 and "0.3 %" in text and "3\u2009000 of 1\u2009000\u2009000 tokens" in text
+    assert (
+        f.density == 0.003
+        and "0.3 %" in text
+        and "3\u2009000 of 1\u2009000\u2009000 tokens" in text
+    )
     assert re.search(r"maximum\s+8\b", text) and re.search(r"mean when active\s+1\.25", text)
     assert all(v in text for v in ("+0.5", "+0.25", "+0.125", "-0.0021"))
     assert len(re.findall('class="sae-value"', page.static_html(table, [4], examples=1))) == 1
@@ -512,10 +705,22 @@ def test_a_histogram_is_drawn_where_there_is_one(tokenizer):
     table = make_table(tokenizer, TEXTS)
     assert "<svg" not in page.page_html(table.kind, table.page(0))
     table.features["histogram"] = [[8, 4, 0, 1]] * len(table)
-    assert re.findall(r'<rect[^>]*height="([\d.]+)"', page.page_html(table.kind, table.page(0))) == ["40.0", "29.3", "0.0", "12.6"]  # log(1 + count)
+    assert re.findall(
+        r'<rect[^>]*height="([\d.]+)"', page.page_html(table.kind, table.page(0))
+    ) == ["40.0", "29.3", "0.0", "12.6"]  # log(1 + count)
 
 
-@pytest.mark.parametrize(("x", "text"), [(0, "0"), (0.00012345, "0.000123"), (1234567, "1\u2009234\u2009567"), (0.000000912, "0.000000912"), (3.14159, "3.14"), (99.97, "100")])
+@pytest.mark.parametrize(
+    ("x", "text"),
+    [
+        (0, "0"),
+        (0.00012345, "0.000123"),
+        (1234567, "1\u2009234\u2009567"),
+        (0.000000912, "0.000000912"),
+        (3.14159, "3.14"),
+        (99.97, "100"),
+    ],
+)
 def test_numbers_have_no_exponent(x, text):
     assert page.decimal(x) == text
 
@@ -567,13 +772,29 @@ def test_corpus_text_cannot_break_the_gallery(table, render):
         assert read.tags <= {"p", "strong", "code", "ul", "li"}
         assert read.bold == [random_draw.code(e["token"]).strip("` ") for e in entry["examples"]]
         assert len(entry["examples"]) == 2
-    assert SCRIPT in "".join(e["before"] + e["token"] + e["after"] for e in random_draw.entry(table, 0)["examples"])
+    assert SCRIPT in "".join(
+        e["before"] + e["token"] + e["after"] for e in random_draw.entry(table, 0)["examples"]
+    )
 
 
-@given(text=st.text(min_size=1, max_size=12, alphabet=st.one_of(st.characters(), st.sampled_from("`*_[]<>&|~$\\! #\n·"))))
+@given(
+    text=st.text(
+        min_size=1,
+        max_size=12,
+        alphabet=st.one_of(st.characters(), st.sampled_from("`*_[]<>&|~$\\! #\n·")),
+    )
+)
 @settings(max_examples=150, deadline=None)
 def test_a_code_span_shows_exactly_its_text(text):
     text = visible.plain(text)
     for render in RENDERERS:
-        read = Reader(render(f"- 1: {random_draw.code('a')}**{random_draw.code(text)}**{random_draw.code(' b')}"))
-        assert read.bold == [visible.isolated(re.sub("^ | $", "·", text))] and read.codes[0] == "a" and read.codes[2] == "·b"
+        read = Reader(
+            render(
+                f"- 1: {random_draw.code('a')}**{random_draw.code(text)}**{random_draw.code(' b')}"
+            )
+        )
+        assert (
+            read.bold == [visible.isolated(re.sub("^ | $", "·", text))]
+            and read.codes[0] == "a"
+            and read.codes[2] == "·b"
+        )

@@ -32,13 +32,23 @@ def endpoint(monkeypatch):
 @pytest.fixture
 def ask(endpoint, tmp_path):
     """A function (**settings) -> Chat at the endpoint."""
-    return lambda **settings: Chat(chat.find("", s := ExplainSettings(**settings), CPU), s, Cache(tmp_path / "replies.jsonl"))
+    return lambda **settings: Chat(
+        chat.find("", s := ExplainSettings(**settings), CPU), s, Cache(tmp_path / "replies.jsonl")
+    )
 
 
 def test_a_request_is_what_the_protocol_says(endpoint, ask):
     talk = ask(answer_tokens=7)
     assert talk.ask("how?") == "hello"
-    assert endpoint.requests == [{"model": "tester", "messages": [{"role": "user", "content": "how?"}], "stream": False, "max_tokens": 7, "temperature": 0.0}]
+    assert endpoint.requests == [
+        {
+            "model": "tester",
+            "messages": [{"role": "user", "content": "how?"}],
+            "stream": False,
+            "max_tokens": 7,
+            "temperature": 0.0,
+        }
+    ]
     path, headers = endpoint.headers[0]
     assert path == "/v1/chat/completions" and headers["Authorization"] == f"Bearer {KEY}"
     assert (talk.requests, talk.prompt_tokens, talk.answer_tokens, talk.cost) == (1, 100, 10, None)
@@ -47,7 +57,9 @@ def test_a_request_is_what_the_protocol_says(endpoint, ask):
 def test_without_a_key_none_is_sent_and_temperature_may_be_left_out(endpoint, ask, monkeypatch):
     monkeypatch.delenv("SAE_LLM_API_KEY")
     ask(temperature=None).ask("how?")
-    assert "Authorization" not in endpoint.headers[0][1] and "temperature" not in endpoint.requests[0]
+    assert (
+        "Authorization" not in endpoint.headers[0][1] and "temperature" not in endpoint.requests[0]
+    )
 
 
 TROUBLES = {
@@ -56,7 +68,12 @@ TROUBLES = {
     "500": (500, "oops"),
     "503 with HTML": (503, "<html>busy</html>"),
     "closed": "close",
-    "no such parameter": (400, json.dumps({"error": {"message": "Unsupported parameter: use 'max_completion_tokens' instead."}})),
+    "no such parameter": (
+        400,
+        json.dumps(
+            {"error": {"message": "Unsupported parameter: use 'max_completion_tokens' instead."}}
+        ),
+    ),
 }
 
 
@@ -68,15 +85,23 @@ def test_a_passing_trouble_passes(endpoint, ask, trouble):
 
 
 def test_newer_models_call_the_limit_otherwise(endpoint, ask):
-    endpoint.script = lambda prompt, number: TROUBLES["no such parameter"] if number == 1 else "fine"
+    endpoint.script = lambda prompt, number: (
+        TROUBLES["no such parameter"] if number == 1 else "fine"
+    )
     ask(answer_tokens=9).ask("how?")
-    assert "max_tokens" not in endpoint.requests[1] and endpoint.requests[1]["max_completion_tokens"] == 9
+    assert (
+        "max_tokens" not in endpoint.requests[1]
+        and endpoint.requests[1]["max_completion_tokens"] == 9
+    )
 
 
 def test_retry_after_is_heeded_within_bounds(endpoint, ask, monkeypatch):
     waits = []
     monkeypatch.setattr(asking, "LONGEST_WAIT", 5.0)
-    endpoint.script = lambda prompt, number: {1: (429, "", {"Retry-After": "3"}), 2: (429, "", {"Retry-After": "900"})}.get(number, "fine")
+    endpoint.script = lambda prompt, number: {
+        1: (429, "", {"Retry-After": "3"}),
+        2: (429, "", {"Retry-After": "900"}),
+    }.get(number, "fine")
     talk = ask()
     talk._attempts.sleep = waits.append
     assert talk.ask("how?") == "fine" and waits == [3.0, 5.0]
@@ -128,9 +153,21 @@ def test_nobody_listening(endpoint, ask, monkeypatch):
         ask(attempts=2).ask("how?")
 
 
-@pytest.mark.parametrize(("status", "named"), [(401, "SAE_LLM_API_KEY"), (403, "SAE_LLM_API_KEY"), (404, "SAE_LLM_BASE_URL"), (302, "SAE_LLM_BASE_URL")])
+@pytest.mark.parametrize(
+    ("status", "named"),
+    [
+        (401, "SAE_LLM_API_KEY"),
+        (403, "SAE_LLM_API_KEY"),
+        (404, "SAE_LLM_BASE_URL"),
+        (302, "SAE_LLM_BASE_URL"),
+    ],
+)
 def test_what_no_retry_can_mend_is_said_at_once(endpoint, ask, status, named):
-    endpoint.script = lambda prompt, number: (status, f'{{"error": {{"message": "wrong {KEY}"}}}}', {"Location": endpoint.url})
+    endpoint.script = lambda prompt, number: (
+        status,
+        f'{{"error": {{"message": "wrong {KEY}"}}}}',
+        {"Location": endpoint.url},
+    )
     with pytest.raises(ChatError, match=rf"(?s)status {status}.*{named}"):
         ask().ask("how?")
     assert len(endpoint.requests) == 1
@@ -147,16 +184,38 @@ def test_lone_surrogates_in_a_reply_do_no_harm(endpoint, ask):
 def test_the_key_is_in_no_text(endpoint, ask, tmp_path, caplog):
     caplog.set_level(logging.DEBUG)
     talk = ask(attempts=1)
-    endpoint.script = lambda prompt, number: {1: f"your key is {KEY}", 2: (500, KEY), 3: (401, f'{{"error": "{KEY}"}}')}[number]
+    endpoint.script = lambda prompt, number: {
+        1: f"your key is {KEY}",
+        2: (500, KEY),
+        3: (401, f'{{"error": "{KEY}"}}'),
+    }[number]
     assert talk.ask("a") == "your key is [key]" and talk.ask("b") is None
     with pytest.raises(ChatError) as error:
         talk.ask("c")
-    texts = [caplog.text, "".join(traceback.format_exception(error.value)), str(talk.no_reply), (tmp_path / "replies.jsonl").read_text()]
-    texts += [repr(x) for x in (talk, vars(talk), talk.model, vars(talk.model), talk.model._http, talk.model._http.headers, talk.s)]
+    texts = [
+        caplog.text,
+        "".join(traceback.format_exception(error.value)),
+        str(talk.no_reply),
+        (tmp_path / "replies.jsonl").read_text(),
+    ]
+    texts += [
+        repr(x)
+        for x in (
+            talk,
+            vars(talk),
+            talk.model,
+            vars(talk.model),
+            talk.model._http,
+            talk.model._http.headers,
+            talk.s,
+        )
+    ]
     assert not [t for t in texts if KEY in t]
 
 
-@pytest.mark.parametrize("key", [f"{KEY}\n{KEY}", f"{KEY} x", f"{KEY}é", f"{KEY}\x00x"[:-2] + "\x07x"])
+@pytest.mark.parametrize(
+    "key", [f"{KEY}\n{KEY}", f"{KEY} x", f"{KEY}é", f"{KEY}\x00x"[:-2] + "\x07x"]
+)
 def test_a_malformed_key_is_refused_and_not_shown(endpoint, monkeypatch, key):
     monkeypatch.setenv("SAE_LLM_API_KEY", key)
     with pytest.raises(ChatError, match="SAE_LLM_API_KEY") as error:
@@ -164,7 +223,18 @@ def test_a_malformed_key_is_refused_and_not_shown(endpoint, monkeypatch, key):
     assert KEY not in "".join(traceback.format_exception(error.value))
 
 
-@pytest.mark.parametrize("url", ["https://user:hunter2@host/v1", "https://host/v1?key=hunter2", "ftp://hunter2/v1", "hunter2", "http://", "http://host:hunter2/v1", "http://[hunter2/v1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://user:hunter2@host/v1",
+        "https://host/v1?key=hunter2",
+        "ftp://hunter2/v1",
+        "hunter2",
+        "http://",
+        "http://host:hunter2/v1",
+        "http://[hunter2/v1",
+    ],
+)
 def test_a_malformed_address_is_refused_and_not_shown(endpoint, monkeypatch, url):
     monkeypatch.setenv("SAE_LLM_BASE_URL", url)
     with pytest.raises(ChatError, match="SAE_LLM_BASE_URL") as error:
@@ -184,13 +254,20 @@ def test_the_limit_of_requests_counts_every_attempt(endpoint, ask):
     assert len(endpoint.requests) == 4
 
 
-@pytest.mark.parametrize("settings", [{"max_tokens": 400}, {"max_cost": 4e-4, "price_prompt": 1.0, "price_answer": 1.0}])
+@pytest.mark.parametrize(
+    "settings", [{"max_tokens": 400}, {"max_cost": 4e-4, "price_prompt": 1.0, "price_answer": 1.0}]
+)
 def test_the_limits_of_tokens_and_money_hold_before_a_request_is_sent(endpoint, ask, settings):
     talk = ask(answer_tokens=50, **settings)
-    with pytest.raises(LimitReached, match=f"max_{'tokens' if 'max_tokens' in settings else 'cost'}"):
+    with pytest.raises(
+        LimitReached, match=f"max_{'tokens' if 'max_tokens' in settings else 'cost'}"
+    ):
         for i in range(100):
             talk.ask(f"{i}")
-    assert talk.prompt_tokens + talk.answer_tokens == 110 * len(endpoint.requests) and len(endpoint.requests) == 4  # 4 · 110 + 51 > 400 after the 4th
+    assert (
+        talk.prompt_tokens + talk.answer_tokens == 110 * len(endpoint.requests)
+        and len(endpoint.requests) == 4
+    )  # 4 · 110 + 51 > 400 after the 4th
 
 
 def test_tokens_are_estimated_where_the_endpoint_does_not_count_them(endpoint, ask):
@@ -216,10 +293,21 @@ def test_nothing_is_asked_twice(endpoint, ask, tmp_path):
     assert ask(temperature=1.0).ask("a") == "reply 3"  # other settings, another question
     talk = ask(max_requests=1)
     assert talk.ask("a") == "reply 1" and (talk.requests, talk.cached) == (0, 1)
-    assert {tuple(json.loads(line)) for line in (tmp_path / "replies.jsonl").read_text().splitlines()} == {("key", "model", "text", "prompt_tokens", "answer_tokens")}
+    assert {
+        tuple(json.loads(line)) for line in (tmp_path / "replies.jsonl").read_text().splitlines()
+    } == {("key", "model", "text", "prompt_tokens", "answer_tokens")}
 
 
-@pytest.mark.parametrize("torn", ['{"key": "a", "te', "[]", "null", "\udcff".encode("utf-8", "surrogateescape").decode("latin1"), "{" * 50_000])
+@pytest.mark.parametrize(
+    "torn",
+    [
+        '{"key": "a", "te',
+        "[]",
+        "null",
+        "\udcff".encode("utf-8", "surrogateescape").decode("latin1"),
+        "{" * 50_000,
+    ],
+)
 def test_a_torn_cache_is_read_as_far_as_it_goes(endpoint, ask, tmp_path, torn):
     ask().ask("a")
     with open(tmp_path / "replies.jsonl", "a") as f:
@@ -241,9 +329,13 @@ def test_a_cache_may_read_others(endpoint, ask, tmp_path):
 
 @pytest.mark.parametrize(
     ("environment", "said"),
-    [({}, "SAE_LLM_BASE_URL"), ({"SAE_LLM_API_KEY": KEY}, "SAE_LLM_MODEL"), ({"SAE_LLM_BASE_URL": "http://x/v1"}, "SAE_LLM_MODEL is not set"),
-     ({"SAE_LLM_API_KEY": KEY, "SAE_LLM_MODEL": "m"}, "SAE_LLM_BASE_URL")],
-)  # fmt: skip
+    [
+        ({}, "SAE_LLM_BASE_URL"),
+        ({"SAE_LLM_API_KEY": KEY}, "SAE_LLM_MODEL"),
+        ({"SAE_LLM_BASE_URL": "http://x/v1"}, "SAE_LLM_MODEL is not set"),
+        ({"SAE_LLM_API_KEY": KEY, "SAE_LLM_MODEL": "m"}, "SAE_LLM_BASE_URL"),
+    ],
+)
 def test_without_a_model_it_is_said_what_to_set(monkeypatch, environment, said):
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
@@ -260,11 +352,16 @@ TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfo
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """An untrained chat model, small enough to be made here."""
-    folder, tokenizer = tmp_path_factory.mktemp("chat"), train_tokenizer(["say it again " * 50], 300)
+    folder, tokenizer = (
+        tmp_path_factory.mktemp("chat"),
+        train_tokenizer(["say it again " * 50], 300),
+    )
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    settings = LanguageModelSettings(architecture="llama", n_layer=1, d_model=16, n_heads=2, d_mlp=32, context=128)
+    settings = LanguageModelSettings(
+        architecture="llama", n_layer=1, d_model=16, n_heads=2, d_mlp=32, context=128
+    )
     language_model.build(settings, len(tokenizer), tokenizer.eos_token_id).save_pretrained(folder)
     return folder
 

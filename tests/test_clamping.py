@@ -32,7 +32,9 @@ def tokenizer(small_run):
 
 @pytest.fixture(scope="module")
 def tokens(small_run, hook):
-    return torch.from_numpy(open_tokens(small_run).rows("heldout", 32)[:3].astype("int64")).to(hook.device)
+    return torch.from_numpy(open_tokens(small_run).rows("heldout", 32)[:3].astype("int64")).to(
+        hook.device
+    )
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +57,17 @@ def test_ablating_equals_zeroing_the_features_activation_column(hook, sae, token
     expected = hook.activations(tokens) - sae.decode(f) + sae.decode(without)
     assert (f[..., strong[0]] > 0).any()
     torch.testing.assert_close(seen[0], expected, atol=1e-5, rtol=1e-5)
-    with clamping.clamped(hook, sae, [Clamp(strong[0], "ablate")], keep_error=False), hook.capture() as seen:
+    with (
+        clamping.clamped(hook, sae, [Clamp(strong[0], "ablate")], keep_error=False),
+        hook.capture() as seen,
+    ):
         logits(hook, tokens)
     torch.testing.assert_close(seen[0], sae.decode(without), atol=1e-5, rtol=1e-5)
 
 
-def test_scale_one_and_pinning_to_its_own_value_change_nothing_bit_for_bit(hook, sae, tokens, strong):
+def test_scale_one_and_pinning_to_its_own_value_change_nothing_bit_for_bit(
+    hook, sae, tokens, strong
+):
     clean = logits(hook, tokens)
     with clamping.clamped(hook, sae, [Clamp(i, "scale", 1.0) for i in strong[:3]]):
         assert torch.equal(logits(hook, tokens), clean)
@@ -74,7 +81,9 @@ def test_scale_one_and_pinning_to_its_own_value_change_nothing_bit_for_bit(hook,
 
 def test_a_pinned_feature_has_the_value_at_the_chosen_positions_only(hook, sae, tokens, strong):
     x = hook.activations(tokens)
-    moved = clamping.clamp_activations(x, sae, [Clamp(strong[0], "pin", 3.0, (2, -1)), Clamp(strong[1], "scale", 2.0)])
+    moved = clamping.clamp_activations(
+        x, sae, [Clamp(strong[0], "pin", 3.0, (2, -1)), Clamp(strong[1], "scale", 2.0)]
+    )
     direct = x.clone()
     f = sae.encode(x)
     for position in range(x.shape[1]):
@@ -98,7 +107,9 @@ def test_kl_and_movers_against_a_direct_computation(hook, sae, tokenizer, strong
     found = clamping.next_tokens(hook, tokenizer, sae, PROMPT, clamps, k=5)
     ids = torch.tensor([tokenizer(PROMPT)["input_ids"]])
     p = logits(hook, ids)[0, -1].softmax(-1)
-    with hook.replaced(lambda x: x + (8.0 - sae.encode(x)[..., strong[0], None]) * sae.W_dec[strong[0]]):
+    with hook.replaced(
+        lambda x: x + (8.0 - sae.encode(x)[..., strong[0], None]) * sae.W_dec[strong[0]]
+    ):
         q = logits(hook, ids)[0, -1].softmax(-1)
     assert found.kl == pytest.approx((p * (p / q).log()).sum().item(), rel=1e-3) and found.kl > 1e-3
     torch.testing.assert_close(found.before, p, atol=1e-6, rtol=1e-4)
@@ -106,20 +117,38 @@ def test_kl_and_movers_against_a_direct_computation(hook, sae, tokenizer, strong
     table = found.table
     assert set(p.topk(5).indices.tolist()) == set(table.query("rank_before < 5").token_id)
     assert set(q.topk(5).indices.tolist()) == set(table.query("rank_after < 5").token_id)
-    assert table.token_id[0] == (q - p).abs().argmax() and table.change[0] == pytest.approx((q - p)[table.token_id[0]].item(), rel=1e-3)
+    assert table.token_id[0] == (q - p).abs().argmax() and table.change[0] == pytest.approx(
+        (q - p)[table.token_id[0]].item(), rel=1e-3
+    )
 
 
 def test_kl_is_zero_exactly_when_nothing_changes(hook, sae, tokenizer, strong):
-    assert clamping.next_tokens(hook, tokenizer, sae, PROMPT, [Clamp(strong[0], "scale", 1.0)]).kl == 0
+    assert (
+        clamping.next_tokens(hook, tokenizer, sae, PROMPT, [Clamp(strong[0], "scale", 1.0)]).kl == 0
+    )
     assert clamping.next_tokens(hook, tokenizer, sae, PROMPT, [Clamp(strong[0], "pin", 0.5)]).kl > 0
 
 
 def test_the_same_seed_without_a_change_gives_the_same_text(hook, sae, tokenizer, strong):
-    plain, same, length = clamping.side_by_side(hook, tokenizer, sae, PROMPT, [Clamp(strong[0], "scale", 1.0)], 12, 0.8, seed=3)
-    assert torch.equal(plain, same) and length == len(tokenizer(PROMPT)["input_ids"]) and length < len(plain) <= length + 12
-    again, other, _ = clamping.side_by_side(hook, tokenizer, sae, PROMPT, [Clamp(strong[0], "pin", 30.0)], 12, 0.8, seed=3)
-    assert torch.equal(plain, again) and not torch.equal(plain, other) and torch.equal(plain[:length], other[:length])
-    assert not torch.equal(plain, clamping.side_by_side(hook, tokenizer, sae, PROMPT, [], 12, 0.8, seed=4)[0])
+    plain, same, length = clamping.side_by_side(
+        hook, tokenizer, sae, PROMPT, [Clamp(strong[0], "scale", 1.0)], 12, 0.8, seed=3
+    )
+    assert (
+        torch.equal(plain, same)
+        and length == len(tokenizer(PROMPT)["input_ids"])
+        and length < len(plain) <= length + 12
+    )
+    again, other, _ = clamping.side_by_side(
+        hook, tokenizer, sae, PROMPT, [Clamp(strong[0], "pin", 30.0)], 12, 0.8, seed=3
+    )
+    assert (
+        torch.equal(plain, again)
+        and not torch.equal(plain, other)
+        and torch.equal(plain[:length], other[:length])
+    )
+    assert not torch.equal(
+        plain, clamping.side_by_side(hook, tokenizer, sae, PROMPT, [], 12, 0.8, seed=4)[0]
+    )
 
 
 def test_sampling_follows_the_distribution(hook, tokenizer, sae):
@@ -128,7 +157,9 @@ def test_sampling_follows_the_distribution(hook, tokenizer, sae):
     for temperature in (1.0, 0.5):
         p = (logits(hook, ids)[0, -1] / temperature).softmax(-1)
         top = p.argmax()
-        drawn = [clamping._continue(hook, ids, None, 1, temperature, seed)[-1] for seed in range(400)]
+        drawn = [
+            clamping._continue(hook, ids, None, 1, temperature, seed)[-1] for seed in range(400)
+        ]
         share = sum(t == top for t in drawn) / 400
         assert abs(share - p[top]) < 4 * (p[top] * (1 - p[top]) / 400) ** 0.5
     assert clamping._continue(hook, ids, None, 1, 0.0, 9)[-1] == logits(hook, ids)[0, -1].argmax()
@@ -158,8 +189,14 @@ def test_what_cannot_be_clamped_is_named(hook, sae, tokenizer, error, said, bad)
 def llama(request, tokenizer):
     """(hook in its last MLP, autoencoder) of a small Llama in either precision, all of it random."""
     torch.manual_seed(0)
-    settings = LanguageModelSettings(architecture="llama", n_layer=2, d_model=32, n_heads=2, d_mlp=48, context=40)
-    model = language_model.build(settings, len(tokenizer), tokenizer.eos_token_id).eval().to(getattr(torch, request.param))
+    settings = LanguageModelSettings(
+        architecture="llama", n_layer=2, d_model=32, n_heads=2, d_mlp=48, context=40
+    )
+    model = (
+        language_model.build(settings, len(tokenizer), tokenizer.eos_token_id)
+        .eval()
+        .to(getattr(torch, request.param))
+    )
     sae = SparseAutoencoder(48, 24)
     with torch.no_grad():
         for parameter in sae.parameters():
@@ -176,9 +213,20 @@ def test_a_llamas_hook_in_either_precision(llama, tokenizer):
     expected = x.float() + (2.0 - sae.encode(x.float())[..., 3, None]) * sae.W_dec[3]
     torch.testing.assert_close(seen[0], expected.to(x.dtype))
     assert clamping.next_tokens(hook, tokenizer, sae, "import os", [Clamp(3, "scale", 1.0)]).kl == 0
-    assert clamping.next_tokens(hook, tokenizer, sae, "import os", [Clamp(3, "pin", 9.0)], keep_error=False).kl > 0
-    plain, same, _ = clamping.side_by_side(hook, tokenizer, sae, "import os", [Clamp(3, "scale", 1.0)], 6, 1.0, 0)
-    assert torch.equal(plain, same) and clamping.side_by_side(hook, tokenizer, sae, "import os", [], 100, 1.0, 0)[0].shape[0] <= 40
+    assert (
+        clamping.next_tokens(
+            hook, tokenizer, sae, "import os", [Clamp(3, "pin", 9.0)], keep_error=False
+        ).kl
+        > 0
+    )
+    plain, same, _ = clamping.side_by_side(
+        hook, tokenizer, sae, "import os", [Clamp(3, "scale", 1.0)], 6, 1.0, 0
+    )
+    assert (
+        torch.equal(plain, same)
+        and clamping.side_by_side(hook, tokenizer, sae, "import os", [], 100, 1.0, 0)[0].shape[0]
+        <= 40
+    )
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +246,9 @@ def test_the_effect_at_places_against_a_direct_computation(hook, sae, rows, stro
     p = logits(hook, tokens)[:, [31, 63]].double().softmax(-1).flatten(0, 1)
     with clamping.clamped(hook, sae, [Clamp(strong[0], "pin", 6.0)]):
         q = logits(hook, tokens)[:, [31, 63]].double().softmax(-1).flatten(0, 1)
-    assert len(places) == 4 and effect.kl == pytest.approx((p * (p / q).log()).sum(-1).mean().item(), rel=1e-4)
+    assert len(places) == 4 and effect.kl == pytest.approx(
+        (p * (p / q).log()).sum(-1).mean().item(), rel=1e-4
+    )
     torch.testing.assert_close(effect.before.double(), p.mean(0), atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(effect.after.double(), q.mean(0), atol=1e-6, rtol=1e-4)
 
@@ -220,27 +270,43 @@ def test_what_a_feature_is_held_against_has_its_norm(places, sae, strong, monkey
         return effect(self, dictionary, clamps, keep_error, directions)
 
     monkeypatch.setattr(effects.Places, "effect", spy)
-    sweep = effects.value_sweep(places, sae, feature, [0.0, 5.0], [7, 8], [feature, *others], draws=3, seed=1)
+    sweep = effects.value_sweep(
+        places, sae, feature, [0.0, 5.0], [7, 8], [feature, *others], draws=3, seed=1
+    )
     own, drawn = [w for w in written if w is None], torch.cat([w for w in written if w is not None])
     assert len(own) == 2 and len(drawn) == 12
     torch.testing.assert_close(drawn.norm(dim=1), sae.W_dec[feature].norm().expand(12))
     cosines = torch.nn.functional.cosine_similarity(drawn[6:, None], sae.W_dec[None], dim=-1)
     assert set(cosines.argmax(1).tolist()) < set(others) and (cosines.amax(1) > 0.9999).all()
-    assert (torch.nn.functional.cosine_similarity(drawn[:6], sae.W_dec[feature], dim=-1).abs() < 0.9).all()
-    assert sweep.groupby("direction").size().to_dict() == {"feature": 2, "random directions": 6, "other features": 6}
+    assert (
+        torch.nn.functional.cosine_similarity(drawn[:6], sae.W_dec[feature], dim=-1).abs() < 0.9
+    ).all()
+    assert sweep.groupby("direction").size().to_dict() == {
+        "feature": 2,
+        "random directions": 6,
+        "other features": 6,
+    }
 
 
 def test_a_sweep_and_its_spread(places, sae, strong):
     sweep = effects.value_sweep(places, sae, strong[0], [1.0, 5.0], [7, 8], strong[1:], draws=3)
     direct = places.effect(sae, [Clamp(strong[0], "pin", 5.0)])
     own = sweep.query("direction == 'feature' and value == 5").iloc[0]
-    assert own.kl == pytest.approx(direct.kl) and own.probability == pytest.approx(direct.after[[7, 8]].sum().item(), rel=1e-5)
-    assert own.change == pytest.approx((direct.after - direct.before)[[7, 8]].sum().item(), rel=1e-3)
+    assert own.kl == pytest.approx(direct.kl) and own.probability == pytest.approx(
+        direct.after[[7, 8]].sum().item(), rel=1e-5
+    )
+    assert own.change == pytest.approx(
+        (direct.after - direct.before)[[7, 8]].sum().item(), rel=1e-3
+    )
     spread = effects.spread(sweep).set_index(["direction", "value"])
     kl = sweep.query("direction == 'random directions' and value == 5").kl
     found = spread.loc["random directions", 5.0]
-    assert (found.kl, found.kl_least, found.kl_most) == pytest.approx((kl.mean(), kl.min(), kl.max()))
-    assert effects.value_sweep(places, sae, strong[0], [5.0], [7, 8], strong[1:], draws=3).equals(sweep[sweep.value == 5].reset_index(drop=True))
+    assert (found.kl, found.kl_least, found.kl_most) == pytest.approx(
+        (kl.mean(), kl.min(), kl.max())
+    )
+    assert effects.value_sweep(places, sae, strong[0], [5.0], [7, 8], strong[1:], draws=3).equals(
+        sweep[sweep.value == 5].reset_index(drop=True)
+    )
 
 
 def test_ablation_against_a_direct_computation(hook, sae, rows):
@@ -248,39 +314,69 @@ def test_ablation_against_a_direct_computation(hook, sae, rows):
     f = sae.encode(hook.activations(tokens))[:, :-1]
     alive, dead = f.amax((0, 1)).argmax().item(), (f.amax((0, 1)) == 0).nonzero()
     features = [alive, *dead[:1, 0].tolist()]
-    found = effects.ablation_losses(hook, sae, rows, features, at_most=len(rows)).set_index("feature")
+    found = effects.ablation_losses(hook, sae, rows, features, at_most=len(rows)).set_index(
+        "feature"
+    )
     assert found.index.tolist() == [alive]
 
     def losses():
-        return torch.nn.functional.cross_entropy(logits(hook, tokens)[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")
+        return torch.nn.functional.cross_entropy(
+            logits(hook, tokens)[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none"
+        )
 
     clean = losses()
     with clamping.clamped(hook, sae, [Clamp(alive, "ablate")]):
         change = (losses() - clean)[f[..., alive] > 0]
     row = found.loc[alive]
     assert row.n_active == len(change) == row.n_silent or row.n_silent < row.n_active
-    assert row.active == pytest.approx(change.mean().item(), abs=1e-5) and row.low <= row.active <= row.high
+    assert (
+        row.active == pytest.approx(change.mean().item(), abs=1e-5)
+        and row.low <= row.active <= row.high
+    )
     assert row.hurt == pytest.approx((change > 0).float().mean().item(), abs=0.02)
     assert row.silent_most == 0  # behind the last attention, what is silent stays as it was
     assert row.null_least <= row.null <= row.null_most and row.null != row.active
 
 
 def test_clear_features_come_from_the_largest_pushes():
-    table = pd.DataFrame({"n_active": [500] * 40 + [5], "maximum": [1.0] * 40 + [9.0], "top_logit_values": [[float(i), 0.0] for i in range(41)]})
+    table = pd.DataFrame(
+        {
+            "n_active": [500] * 40 + [5],
+            "maximum": [1.0] * 40 + [9.0],
+            "top_logit_values": [[float(i), 0.0] for i in range(41)],
+        }
+    )
     drawn = effects.clear_features(table, 3, seed=0)
-    assert len(set(drawn)) == 3 and set(drawn) <= {36, 37, 38, 39} and drawn == effects.clear_features(table, 3, seed=0)
-    assert effects.clear_features(table[-1:], 3, seed=0) == [40] and effects.clear_features(table.assign(n_active=0), 3, seed=0) == []
+    assert (
+        len(set(drawn)) == 3
+        and set(drawn) <= {36, 37, 38, 39}
+        and drawn == effects.clear_features(table, 3, seed=0)
+    )
+    assert (
+        effects.clear_features(table[-1:], 3, seed=0) == [40]
+        and effects.clear_features(table.assign(n_active=0), 3, seed=0) == []
+    )
 
 
 def test_a_features_record_holds_what_the_report_quotes(small_run):
     here = effects.open_subject(small_run)
     feature = effects.clear_features(here.table, 1, 0)[0]
     found = effects.against_null(here, feature, draws=2, seed=0)
-    own = effects.value_sweep(here.places, here.dictionary, feature, [here.maximum(feature)], here.raised(feature)).iloc[0]
-    assert found["kl"] == pytest.approx(own.kl) and found["probability_after"] - found["probability_before"] == pytest.approx(own.change, rel=1e-3)
+    own = effects.value_sweep(
+        here.places, here.dictionary, feature, [here.maximum(feature)], here.raised(feature)
+    ).iloc[0]
+    assert found["kl"] == pytest.approx(own.kl) and found["probability_after"] - found[
+        "probability_before"
+    ] == pytest.approx(own.change, rel=1e-3)
     assert found["rose"] == (own.change > 0) and set(found["nulls"]) == set(effects.NULLS)
-    assert found["beyond_nulls"] == all(own.change > null["change"][2] for null in found["nulls"].values())
-    assert all(least <= mean <= most for null in found["nulls"].values() for mean, least, most in null.values())
+    assert found["beyond_nulls"] == all(
+        own.change > null["change"][2] for null in found["nulls"].values()
+    )
+    assert all(
+        least <= mean <= most
+        for null in found["nulls"].values()
+        for mean, least, most in null.values()
+    )
     html = clamping_views.null_table([found | {"chosen": "<script>"}]).to_html()
     assert "&lt;script&gt;" in html and "<script>" not in html
 
@@ -288,7 +384,9 @@ def test_a_features_record_holds_what_the_report_quotes(small_run):
 def test_generated_text_is_data(tokenizer):
     vocabulary = Vocabulary(tokenizer)
     ids = tokenizer("<script>alert(1)</script>\n\x1b[31m é \u202e")["input_ids"]
-    html = clamping_views.side_by_side_html(vocabulary, {"<b>a</b>": (ids, ids[:3] + ids[:2], 1)}).data
+    html = clamping_views.side_by_side_html(
+        vocabulary, {"<b>a</b>": (ids, ids[:3] + ids[:2], 1)}
+    ).data
     assert "<script" not in html and "&lt;" in html and "<b>a" not in html
     text = clamping_views.visible_text(vocabulary, ids)
     assert "\x1b" not in text and "\u202e" not in text and "é" in text and text.count("\n") == 1
@@ -298,7 +396,20 @@ def test_generated_text_is_data(tokenizer):
 def cli(monkeypatch, capsys, small_run, small_overrides):
     def call(*arguments):
         sets = [part for o in small_overrides for part in ("--set", o)]
-        monkeypatch.setattr(sys, "argv", ["sae_lib", "clamp", "--profile", "smoke", "--run", str(small_run.folder), *sets, *arguments])
+        monkeypatch.setattr(
+            sys,
+            "argv",
+            [
+                "sae_lib",
+                "clamp",
+                "--profile",
+                "smoke",
+                "--run",
+                str(small_run.folder),
+                *sets,
+                *arguments,
+            ],
+        )
         with pytest.raises(SystemExit) as ended:
             __main__.main()
         said = capsys.readouterr()
@@ -312,12 +423,35 @@ def test_the_command_prints_next_tokens_kl_and_both_texts(cli, hook, sae, tokeni
     status, out, _ = cli("--feature", str(feature), "--value", "8", "--new-tokens", "5", PROMPT)
     found = clamping.next_tokens(hook, tokenizer, sae, PROMPT, [Clamp(feature, "pin", 8.0)])
     assert status == 0 and f"feature {feature} pinned to 8 at every position" in out
-    assert f"KL(before ‖ after) {found.kl:.3g}"[:24] in out and f"{100 * found.table.before[0]:.2f} %" in out
+    assert (
+        f"KL(before ‖ after) {found.kl:.3g}"[:24] in out
+        and f"{100 * found.table.before[0]:.2f} %" in out
+    )
     assert "without the clamp:" in out and "with it:" in out and "seed 0" in out
-    status, out, _ = cli("--feature", str(feature), "--value", "1", "--how", "scale", "--new-tokens", "5", PROMPT)
+    status, out, _ = cli(
+        "--feature", str(feature), "--value", "1", "--how", "scale", "--new-tokens", "5", PROMPT
+    )
     assert status == 0 and "KL(before ‖ after) 0 nats" in out and "no token differs" in out
-    status, out, _ = cli("--feature", str(feature), "--feature", str(strong[1]), "--how", "ablate", "--drop-error", "--new-tokens", "0", "--position", "-1", PROMPT)
-    assert status == 0 and f"feature {strong[1]} ablated at position -1" in out and "error dropped" in out and "with it" not in out
+    status, out, _ = cli(
+        "--feature",
+        str(feature),
+        "--feature",
+        str(strong[1]),
+        "--how",
+        "ablate",
+        "--drop-error",
+        "--new-tokens",
+        "0",
+        "--position",
+        "-1",
+        PROMPT,
+    )
+    assert (
+        status == 0
+        and f"feature {strong[1]} ablated at position -1" in out
+        and "error dropped" in out
+        and "with it" not in out
+    )
 
 
 WRONG = {
@@ -326,10 +460,16 @@ WRONG = {
     "too long": (["--feature", "3", "--value", "1", "word " * 200], "context is 64"),
     "no value": (["--feature", "3", PROMPT], "--value"),
     "too many values": (["--feature", "3", "--value", "1", "--value", "2", PROMPT], "--value"),
-    "a value to ablate": (["--feature", "3", "--value", "1", "--how", "ablate", PROMPT], "takes no value"),
+    "a value to ablate": (
+        ["--feature", "3", "--value", "1", "--how", "ablate", PROMPT],
+        "takes no value",
+    ),
     "not finite": (["--feature", "3", "--value", "inf", PROMPT], "finite"),
     "no such way": (["--feature", "3", "--value", "1", "--how", "push", PROMPT], "pin"),
-    "no such position": (["--feature", "3", "--value", "1", "--position", "70", PROMPT], "position 70"),
+    "no such position": (
+        ["--feature", "3", "--value", "1", "--position", "70", PROMPT],
+        "position 70",
+    ),
     "no feature": (["--value", "1", PROMPT], "--feature"),
 }
 

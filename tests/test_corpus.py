@@ -18,7 +18,9 @@ from sae_lib.settings import CorpusSettings, load
 
 
 def prose(name: str, lines: int = 12) -> str:
-    return "".join(f"line {i} of {name}, which nothing else repeats ({name}{i})\n" for i in range(lines))
+    return "".join(
+        f"line {i} of {name}, which nothing else repeats ({name}{i})\n" for i in range(lines)
+    )
 
 
 def from_files(path, **changes) -> list[corpus.Document]:
@@ -44,13 +46,21 @@ def test_every_kind_of_file_is_read(tmp_path):
     (tmp_path / "deep").mkdir()
     for suffix in ("txt", "md", "rst", "py"):
         (tmp_path / "deep" / f"x.{suffix}").write_text(prose(suffix))
-    pq.write_table(pa.table({"text": [prose("p"), prose("q")], "meta": [{"pile_set_name": "ArXiv"}] * 2}), tmp_path / "t.parquet")
+    pq.write_table(
+        pa.table({"text": [prose("p"), prose("q")], "meta": [{"pile_set_name": "ArXiv"}] * 2}),
+        tmp_path / "t.parquet",
+    )
     (tmp_path / "ignored.png").write_bytes(b"\0\1")
     found = {d.origin: d for d in from_files(tmp_path)}
     assert len(found) == 14
-    assert found["two.jsonl.zst: line 1 (FreeLaw)"].kind == "FreeLaw" and found["two.jsonl.zst: line 2"].kind == "text"
+    assert (
+        found["two.jsonl.zst: line 1 (FreeLaw)"].kind == "FreeLaw"
+        and found["two.jsonl.zst: line 2"].kind == "text"
+    )
     assert found["deep/x.md"].text == prose("md") and found["deep/x.md"].kind == "md"
-    assert found["t.parquet: row 2 (ArXiv)"].text == prose("q") and found["four.json: item 2"].text == prose("five")
+    assert found["t.parquet: row 2 (ArXiv)"].text == prose("q") and found[
+        "four.json: item 2"
+    ].text == prose("five")
     assert not any(str(tmp_path) in origin for origin in found)
 
 
@@ -62,21 +72,34 @@ def test_a_glob_reads_what_it_matches(tmp_path):
 
 def test_copies_are_dropped_and_the_split_is_fixed_by_the_seed(tmp_path):
     texts = [prose(f"d{i}") for i in range(200)]
-    path = write_lines(tmp_path / "a.jsonl", [{"text": t} for t in texts + [t.replace(" ", "  ") for t in texts[:100]]])
+    path = write_lines(
+        tmp_path / "a.jsonl",
+        [{"text": t} for t in texts + [t.replace(" ", "  ") for t in texts[:100]]],
+    )
     found = from_files(path)
     assert len(found) == 200 and len({" ".join(d.text.split()) for d in found}) == 200
     assert found == from_files(path)
     assert sum(d.split == "heldout" for d in found) == pytest.approx(20, abs=2)
     settings = CorpusSettings(source=f"files:{path}")
     other = list(documents(settings, seed=1))
-    assert {d.text for d in other if d.split == "heldout"} != {d.text for d in found if d.split == "heldout"}
-    assert [d.text for d in other] != [d.text for d in found] != texts, "the order is shuffled by the seed"
+    assert {d.text for d in other if d.split == "heldout"} != {
+        d.text for d in found if d.split == "heldout"
+    }
+    assert [d.text for d in other] != [d.text for d in found] != texts, (
+        "the order is shuffled by the seed"
+    )
 
 
 def test_a_corpus_sorted_by_kind_is_mixed(tmp_path):
-    items = [{"text": prose(f"{kind}{i}"), "meta": {"pile_set_name": kind}} for kind in "abcd" for i in range(100)]
+    items = [
+        {"text": prose(f"{kind}{i}"), "meta": {"pile_set_name": kind}}
+        for kind in "abcd"
+        for i in range(100)
+    ]
     first = from_files(write_lines(tmp_path / "a.jsonl", items))[:80]
-    assert {kind: sum(d.kind == kind for d in first) > 8 for kind in "abcd"} == dict.fromkeys("abcd", True)
+    assert {kind: sum(d.kind == kind for d in first) > 8 for kind in "abcd"} == dict.fromkeys(
+        "abcd", True
+    )
 
 
 def test_held_out_text_stays_near_its_cap(tmp_path):
@@ -90,13 +113,20 @@ def test_a_single_long_text_is_cut_into_pieces_that_add_up(tmp_path):
     (tmp_path / "book.txt").write_text(text)
     found = from_files(tmp_path / "book.txt")
     parts = sorted(found, key=lambda d: int(d.origin.rpartition(" ")[2]))
-    assert "".join(d.text for d in parts) == text and all(len(d.text) <= text_files.PIECE for d in parts)
+    assert "".join(d.text for d in parts) == text and all(
+        len(d.text) <= text_files.PIECE for d in parts
+    )
     assert {d.split for d in found} == {"train", "heldout"}
 
 
 def test_half_a_surrogate_pair_becomes_a_replacement_character(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"text": "bad \\ud800 half"}\n{"text": "good \\ud83d\\ude00 pair"}\n')
-    assert {d.text for d in from_files(tmp_path / "a.jsonl")} == {"bad \ufffd half", "good \U0001f600 pair"}
+    (tmp_path / "a.jsonl").write_text(
+        '{"text": "bad \\ud800 half"}\n{"text": "good \\ud83d\\ude00 pair"}\n'
+    )
+    assert {d.text for d in from_files(tmp_path / "a.jsonl")} == {
+        "bad \ufffd half",
+        "good \U0001f600 pair",
+    }
 
 
 BAD = {
@@ -104,15 +134,27 @@ BAD = {
     "empty.txt": (b"", ["empty.txt is empty"]),
     "blank.txt": (b" \n\n", ["blank.txt", "0 document"]),
     "binary.txt": (b"abc\0def", ["binary.txt", "binary", "offset 3"]),
-    "latin.txt": ("caf\xe9".encode("latin-1"), ["latin.txt", "not UTF-8", "0xe9 at offset 3", "iconv"]),
-    "latin.jsonl": (b'{"text": "\xc3\xa9"}\n{"text": "\xe9"}\n', ["latin.jsonl: line 2", "offset 25"]),
-    "broken.jsonl": (b'{"text": "a"}\n\n{"text": "b"\n', ["broken.jsonl: line 3", "malformed JSON"]),
+    "latin.txt": (
+        "caf\xe9".encode("latin-1"),
+        ["latin.txt", "not UTF-8", "0xe9 at offset 3", "iconv"],
+    ),
+    "latin.jsonl": (
+        b'{"text": "\xc3\xa9"}\n{"text": "\xe9"}\n',
+        ["latin.jsonl: line 2", "offset 25"],
+    ),
+    "broken.jsonl": (
+        b'{"text": "a"}\n\n{"text": "b"\n',
+        ["broken.jsonl: line 3", "malformed JSON"],
+    ),
     "keys.jsonl": (b'{"text": "a"}\n{"body": "b"}\n', ["keys.jsonl: line 2", "'body'", '"text"']),
     "number.jsonl": (b'{"text": 7}\n', ["number.jsonl: line 1", '"text"']),
     "list.json": (b'["a", 7]', ["list.json: item 2", "int"]),
     "x.docx": (b"PK", ["x.docx", "'.docx'", ".jsonl.zst"]),
     "x.jsonl.zst": (b"no zstd at all", ["x.jsonl.zst", "cannot be read"]),
-    "cut.jsonl.zst": (zstandard.ZstdCompressor().compress(b'{"text": "abc"}\n' * 9999)[:-20], ["cut.jsonl.zst"]),
+    "cut.jsonl.zst": (
+        zstandard.ZstdCompressor().compress(b'{"text": "abc"}\n' * 9999)[:-20],
+        ["cut.jsonl.zst"],
+    ),
     "cut.jsonl.gz": (gzip.compress(b'{"text": "abc"}\n')[:-9], ["cut.jsonl.gz", "cannot be read"]),
     "x.parquet": (b"PAR1 not", ["x.parquet", "cannot be read"]),
     "one.jsonl": (b'{"text": "a"}\n', ["1 document", "at least 2"]),
@@ -176,11 +218,28 @@ PRIVATE = "401 Client Error. If you are trying to access a private or gated repo
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (ConnectionError("Couldn't reach 'x' on the Hub (LocalEntryNotFoundError)"), "corpus=installation"),
-        (error_named("DatasetNotFoundError", "Dataset 'x' is a gated dataset on the Hub."), "HF_TOKEN"),
-        (error_named("GatedRepoError", PRIVATE, error_named("RepositoryNotFoundError", "").__class__), "accept its terms"),
+        (
+            ConnectionError("Couldn't reach 'x' on the Hub (LocalEntryNotFoundError)"),
+            "corpus=installation",
+        ),
+        (
+            error_named("DatasetNotFoundError", "Dataset 'x' is a gated dataset on the Hub."),
+            "HF_TOKEN",
+        ),
+        (
+            error_named(
+                "GatedRepoError", PRIVATE, error_named("RepositoryNotFoundError", "").__class__
+            ),
+            "accept its terms",
+        ),
         (error_named("RepositoryNotFoundError", PRIVATE), "spelling"),
-        (error_named("DatasetNotFoundError", "Dataset 'x' doesn't exist on the Hub or cannot be accessed."), "spelling"),
+        (
+            error_named(
+                "DatasetNotFoundError",
+                "Dataset 'x' doesn't exist on the Hub or cannot be accessed.",
+            ),
+            "spelling",
+        ),
         (ValueError("Unknown split 'train'"), "Unknown split 'train'"),
     ],
 )
@@ -225,16 +284,28 @@ def fake_files(folder: Path, content: dict[str, dict[str, str]]) -> list[File]:
         for path, text in texts.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_text(text)
-            files.append(File(distribution, "1.0", folder, path, installation.kind_of(path), len(text)))
+            files.append(
+                File(distribution, "1.0", folder, path, installation.kind_of(path), len(text))
+            )
     return files
 
 
 def test_kinds_by_path():
     kinds = {
-        "a/x.py": "py", "a/x.pyi": "pyi", "a/x.cuh": "header", "a/README.md": "markdown", "x-1.dist-info/METADATA": "metadata",
-        "x-1.dist-info/licenses/COPYING.lesser": "licence", "a/LICENSE": "licence", "a/licence.txt": "licence", "a/license.py": "py",
-        "x-1.dist-info/RECORD": None, "x-1.dist-info/top_level.txt": None, "a/x.so": None, "a/x.js": None,
-    }  # fmt: skip
+        "a/x.py": "py",
+        "a/x.pyi": "pyi",
+        "a/x.cuh": "header",
+        "a/README.md": "markdown",
+        "x-1.dist-info/METADATA": "metadata",
+        "x-1.dist-info/licenses/COPYING.lesser": "licence",
+        "a/LICENSE": "licence",
+        "a/licence.txt": "licence",
+        "a/license.py": "py",
+        "x-1.dist-info/RECORD": None,
+        "x-1.dist-info/top_level.txt": None,
+        "a/x.so": None,
+        "a/x.js": None,
+    }
     assert {path: installation.kind_of(path) for path in kinds} == kinds
 
 
@@ -242,11 +313,17 @@ def test_only_files_inside_the_installation_are_listed(tmp_path):
     info = tmp_path / "demo-1.2.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: demo\nVersion: 1.2\n")
-    (info / "RECORD").write_text("demo/a.py,sha256=x,500\n../../../bin/demo.py,,500\n../e.py,,500\n/home/me/b.py,,500\ndemo/../../c.py,,500\ndemo/d.py,,9\n")
+    (info / "RECORD").write_text(
+        "demo/a.py,sha256=x,500\n../../../bin/demo.py,,500\n../e.py,,500\n/home/me/b.py,,500\ndemo/../../c.py,,500\ndemo/d.py,,9\n"
+    )
     distribution = importlib.metadata.Distribution.at(info)
-    assert [f.origin for f in installation._recorded_files("demo", distribution)] == ["demo 1.2: demo/a.py"]
+    assert [f.origin for f in installation._recorded_files("demo", distribution)] == [
+        "demo 1.2: demo/a.py"
+    ]
     assert not installation._from_local_folder(distribution)
-    (info / "direct_url.json").write_text('{"url": "file:///home/me/demo", "dir_info": {"editable": true}}')
+    (info / "direct_url.json").write_text(
+        '{"url": "file:///home/me/demo", "dir_info": {"editable": true}}'
+    )
     assert installation._from_local_folder(distribution)
 
 
@@ -259,21 +336,32 @@ def test_near_copies_are_dropped():
 
 
 def test_data_minified_and_binary_files_are_not_read(tmp_path):
-    bad = {"m.py": "x=1;" * 400, "t.py": "1234, 5678,\n" * 100, "n.py": prose("a") + "\0", "s.py": "a = 1\n"}
+    bad = {
+        "m.py": "x=1;" * 400,
+        "t.py": "1234, 5678,\n" * 100,
+        "n.py": prose("a") + "\0",
+        "s.py": "a = 1\n",
+    }
     for file in fake_files(tmp_path, {"d": bad}):
         assert installation.read_text(file, 10_000) is None, file.path
     (tmp_path / "l.py").write_bytes(("é" * 300 + "\n").encode("latin-1"))
     assert installation.read_text(File("d", "1", tmp_path, "l.py", "py", 301), 10_000) is None
     (good,) = fake_files(tmp_path, {"d": {"g.py": prose("g", 50)}})
     cut = installation.read_text(good, 700)
-    assert cut.endswith("\n") and len(cut) <= 700 and prose("g", 50).startswith(cut) and len(cut) > 600
+    assert (
+        cut.endswith("\n") and len(cut) <= 700 and prose("g", 50).startswith(cut) and len(cut) > 600
+    )
 
 
 def test_large_distributions_fill_only_what_small_ones_leave(tmp_path):
     content = {"big": {f"big/{i}.py": prose(f"big{i}") for i in range(100)}}
-    content |= {f"small{k}": {f"s{k}/{i}.py": prose(f"small{k}_{i}") for i in range(3)} for k in range(5)}
+    content |= {
+        f"small{k}": {f"s{k}/{i}.py": prose(f"small{k}_{i}") for i in range(3)} for k in range(5)
+    }
     size = len(prose("big10"))
-    chosen = installation.choose(fake_files(tmp_path, content), {"py": 25 * size}, 10_000, Seen(), 0)
+    chosen = installation.choose(
+        fake_files(tmp_path, content), {"py": 25 * size}, 10_000, Seen(), 0
+    )
     count = {name: sum(f.distribution == name for f, _ in chosen) for name in content}
     assert all(count[f"small{k}"] == 3 for k in range(5)) and 6 <= count["big"] <= 12
 
@@ -284,23 +372,39 @@ def installed() -> list[corpus.Document]:
 
 
 def test_the_installation_is_split_by_distribution_without_leaks(installed):
-    named = {split: {d.origin.rpartition(": ")[0] for d in installed if d.split == split} for split in ("train", "heldout")}
-    assert len(named["heldout"]) >= 5 and len(named["train"]) >= 20 and not named["train"] & named["heldout"]
+    named = {
+        split: {d.origin.rpartition(": ")[0] for d in installed if d.split == split}
+        for split in ("train", "heldout")
+    }
+    assert (
+        len(named["heldout"]) >= 5
+        and len(named["train"]) >= 20
+        and not named["train"] & named["heldout"]
+    )
     assert any(name.startswith("Python 3") for name in named["train"])
-    train_lines = {line.strip() for d in installed if d.split == "train" for line in d.text.split("\n")}
+    train_lines = {
+        line.strip() for d in installed if d.split == "train" for line in d.text.split("\n")
+    }
     for d in installed:
         lines = {line.strip() for line in d.text.split("\n") if len(line.strip()) >= 20}
-        assert d.split == "train" or len(lines & train_lines) < 0.5 * len(lines), f"{d.origin} leaks"
+        assert d.split == "train" or len(lines & train_lines) < 0.5 * len(lines), (
+            f"{d.origin} leaks"
+        )
 
 
 def test_the_installation_keeps_its_budget_and_order(installed):
     settings = load("smoke").corpus
     for kind, budget in settings.max_kind_bytes.items():
-        assert sum(len(d.text.encode()) for d in installed if d.kind == kind and d.split == "train") <= budget + settings.max_file_bytes
+        assert (
+            sum(len(d.text.encode()) for d in installed if d.kind == kind and d.split == "train")
+            <= budget + settings.max_file_bytes
+        )
     assert {d.kind for d in installed} == set(settings.max_kind_bytes)
     assert all(len(d.text.encode()) <= settings.max_file_bytes for d in installed)
     assert [d.origin for d in documents(settings, 0)] == [d.origin for d in installed]
-    assert {d.kind for d in installed[: len(installed) // 4]} == set(settings.max_kind_bytes), "shuffled"
+    assert {d.kind for d in installed[: len(installed) // 4]} == set(settings.max_kind_bytes), (
+        "shuffled"
+    )
 
 
 def test_an_unknown_kind_of_file_is_named():

@@ -4,12 +4,23 @@ import pytest
 import torch
 
 from sae_lib.autoencoder import SparseAutoencoder
-from sae_lib.dictionaries import Neurons, activations_of, active, coordinate_directions, principal_directions, random_directions
+from sae_lib.dictionaries import (
+    Neurons,
+    activations_of,
+    active,
+    coordinate_directions,
+    principal_directions,
+    random_directions,
+)
 
 
 @pytest.fixture
 def x():
-    return torch.randn(4000, 12, generator=torch.Generator().manual_seed(0)) * torch.linspace(3, 0.1, 12) + 1.5
+    return (
+        torch.randn(4000, 12, generator=torch.Generator().manual_seed(0))
+        * torch.linspace(3, 0.1, 12)
+        + 1.5
+    )
 
 
 def test_thresholds_give_the_density_asked_for(x):
@@ -39,9 +50,13 @@ def test_chosen_features_are_columns_of_the_whole(x, architecture):
     else:
         dictionary = SparseAutoencoder(12, 30, architecture, k=3).requires_grad_(False)
         for parameter in dictionary.parameters():
-            parameter.copy_(torch.rand(parameter.shape, generator=torch.Generator().manual_seed(2)) - 0.3)
+            parameter.copy_(
+                torch.rand(parameter.shape, generator=torch.Generator().manual_seed(2)) - 0.3
+            )
     chosen = torch.tensor([4, 0, 11])
-    assert torch.allclose(activations_of(dictionary, x, chosen), dictionary.encode(x)[:, chosen], atol=1e-5)
+    assert torch.allclose(
+        activations_of(dictionary, x, chosen), dictionary.encode(x)[:, chosen], atol=1e-5
+    )
 
 
 def test_active_pairs_of_directions_are_those_of_encode(x):

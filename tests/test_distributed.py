@@ -20,10 +20,20 @@ from tests.test_training import ROWS, VOCABULARY, SyntheticHook
 
 HELD_OUT = np.random.default_rng(1).integers(0, VOCABULARY, (64, 32))
 
-PLAIN = {"d_sae": 64, "activations": 120_000, "l1": 0.4, "buffer_rows": 50, "dead_window": 5000, "resampling_inputs": 2000, "log_every": 20, "lr": 3e-3}
+PLAIN = {
+    "d_sae": 64,
+    "activations": 120_000,
+    "l1": 0.4,
+    "buffer_rows": 50,
+    "dead_window": 5000,
+    "resampling_inputs": 2000,
+    "log_every": 20,
+    "lr": 3e-3,
+}
 CASES = {
     "plain": PLAIN,
-    "harsh": PLAIN | {"activations": 40_000, "dead_window": 2000, "l1": 4.0, "lr": 0.02},  # features die
+    "harsh": PLAIN
+    | {"activations": 40_000, "dead_window": 2000, "l1": 4.0, "lr": 0.02},  # features die
     "batchtopk": PLAIN | {"activations": 80_000, "recipe": "batchtopk", "l1": None, "k": 2},
     "clipped": PLAIN | {"activations": 80_000, "recipe": "april_2024", "l1": 1.0},
     "stopping": PLAIN | {"lr": 0.05, "patience": 2, "check_every": 25, "resampling": False},
@@ -45,13 +55,24 @@ def one_of_two(folder: str) -> None:
     rank, size = distributed.place()
     for case, changes in CASES.items():
         out, heldout = Path(folder) / case / str(rank), HELD_OUT if "patience" in changes else None
-        sae, summary = training.fit(SyntheticHook(), ROWS, SAESettings(**changes, batch=50), 0, Path(folder) / "scratch" / case, {}, heldout=heldout)
+        sae, summary = training.fit(
+            SyntheticHook(),
+            ROWS,
+            SAESettings(**changes, batch=50),
+            0,
+            Path(folder) / "scratch" / case,
+            {},
+            heldout=heldout,
+        )
         sae.save(out, {})
         (out / "training.json").write_text(json.dumps(summary))
     sae = autoencoder()
     gradients(sae, X[rank::size], BRICKEN_2023.objective(16))
     distributed.average_gradients(list(sae.parameters()))
-    save_file({name: p.grad for name, p in sae.named_parameters()}, Path(folder) / f"gradients-{rank}.safetensors")
+    save_file(
+        {name: p.grad for name, p in sae.named_parameters()},
+        Path(folder) / f"gradients-{rank}.safetensors",
+    )
     together = torch.tensor([distributed.any_process(rank == 1), distributed.any_process(False)])
     save_file({"together": together}, Path(folder) / f"flags-{rank}.safetensors")
 
@@ -61,8 +82,22 @@ def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     code = f"from tests.test_distributed import one_of_two; one_of_two({str(folder)!r})"
     (folder / "main.py").write_text(code)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", str(folder / "main.py")]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--standalone",
+        str(folder / "main.py"),
+    ]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -88,11 +123,15 @@ def test_the_averaged_gradient_is_that_of_the_double_batch(two):
     gradients(sae, X, BRICKEN_2023.objective(16))
     for rank in "01":
         for name, averaged in load_file(two / f"gradients-{rank}.safetensors").items():
-            torch.testing.assert_close(averaged, dict(sae.named_parameters())[name].grad, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(
+                averaged, dict(sae.named_parameters())[name].grad, rtol=1e-5, atol=1e-6
+            )
 
 
 def test_a_flag_of_one_process_is_up_in_all(two):
-    assert [load_file(two / f"flags-{rank}.safetensors")["together"].tolist() for rank in "01"] == [[True, False]] * 2
+    assert [load_file(two / f"flags-{rank}.safetensors")["together"].tolist() for rank in "01"] == [
+        [True, False]
+    ] * 2
 
 
 def test_both_stop_early_at_the_same_step(two):
@@ -106,26 +145,77 @@ def test_the_loss_curve_is_that_of_one_process_with_the_double_batch(two, tmp_pa
     hook = SyntheticHook()
     sae, alone = training.fit(hook, ROWS, SAESettings(**CASES[case], batch=100), 0, tmp_path, {})
     summary = summary_of(two, case)
-    assert [p["step"] for p in summary["curve"]] == [p["step"] for p in alone["curve"]] and summary["activations"] == alone["activations"]
+    assert [p["step"] for p in summary["curve"]] == [p["step"] for p in alone["curve"]] and summary[
+        "activations"
+    ] == alone["activations"]
     for quantity in ("squared_error", "l1", "l0"):
         both, one = (torch.tensor([p[quantity] for p in s["curve"]]) for s in (summary, alone))
         assert abs(both.mean() - one.mean()) / one.mean() < 0.1, quantity
-        assert case == "batchtopk" or ((both - one).abs() / one).mean() < 0.1, quantity  # its small errors differ from batch to batch
-    assert abs(hook.recovered(SparseAutoencoder.load(two / case / "0")) - hook.recovered(sae)) < 0.15
+        assert case == "batchtopk" or ((both - one).abs() / one).mean() < 0.1, (
+            quantity
+        )  # its small errors differ from batch to batch
+    assert (
+        abs(hook.recovered(SparseAutoencoder.load(two / case / "0")) - hook.recovered(sae)) < 0.15
+    )
 
 
 def test_another_stage_is_refused(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--", "sae_lib", "stage", "lm", "--profile", "smoke", "--run", str(tmp_path / "run")]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
-    assert done.returncode != 0 and "only the stage sae runs in several processes" in done.stdout + done.stderr
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "--",
+        "sae_lib",
+        "stage",
+        "lm",
+        "--profile",
+        "smoke",
+        "--run",
+        str(tmp_path / "run"),
+    ]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (
+        done.returncode != 0
+        and "only the stage sae runs in several processes" in done.stdout + done.stderr
+    )
     assert not (tmp_path / "run").exists()
 
 
 def test_the_command_line_under_torchrun_makes_one_whole_artefact(small_overrides, tmp_path):
     """Both processes come to the same folders at once: one makes them, the other finds them."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--", "sae_lib", "stage", "sae", "--profile", "smoke"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "--",
+        "sae_lib",
+        "stage",
+        "sae",
+        "--profile",
+        "smoke",
+    ]
     sets = [part for override in small_overrides for part in ("--set", override)]
-    done = subprocess.run([*command, "--run", str(tmp_path / "run"), *sets], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [*command, "--run", str(tmp_path / "run"), *sets],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert SparseAutoencoder.load(tmp_path / "run/saes/bricken_2023").d_sae == 256
     assert done.stdout.count("sae: ") == 2

@@ -49,7 +49,15 @@ def test_report_shows_every_failure_with_its_mend_and_what_cannot_run():
         Check("free disk", True, "9 GiB"),
     ]
     lines = doctor.report(checks, "laptop").splitlines()
-    assert [line[:6] for line in lines] == ["[FAIL]", "      ", "[FAIL]", "      ", "[--]  ", "[OK]  ", "Profil"]
+    assert [line[:6] for line in lines] == [
+        "[FAIL]",
+        "      ",
+        "[FAIL]",
+        "      ",
+        "[--]  ",
+        "[OK]  ",
+        "Profil",
+    ]
     assert "make install" in lines[1] and "apt-get install chromium" in lines[3]
     assert "not needed" in lines[4]
     assert lines[-1] == "Profile laptop cannot run as it is: torch."
@@ -164,7 +172,9 @@ def test_a_kernel_of_another_installation_is_named(monkeypatch, tmp_path):
     """Such as a conda base that registered its own python3 in the home folder."""
     spec = tmp_path / "kernels" / "python3"
     spec.mkdir(parents=True)
-    (spec / "kernel.json").write_text('{"argv": ["/usr/other/python", "-m", "ipykernel_launcher"], "display_name": "x", "language": "python"}')
+    (spec / "kernel.json").write_text(
+        '{"argv": ["/usr/other/python", "-m", "ipykernel_launcher"], "display_name": "x", "language": "python"}'
+    )
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     check = doctor.kernel()
     assert (check.ok, check.found) == (False, "/usr/other/python")
@@ -183,7 +193,11 @@ def test_needs_exist_for_every_profile():
 
 
 def test_command_line_prints_one_line_and_status_2_for_an_unknown_profile():
-    done = subprocess.run([sys.executable, "-m", "sae_lib", "doctor", "--profile", "desktop"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "sae_lib", "doctor", "--profile", "desktop"],
+        capture_output=True,
+        text=True,
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: --profile 'desktop'") and done.stderr.count("\n") == 1
 
@@ -193,6 +207,8 @@ def test_command_line_status_says_whether_the_profile_can_run(monkeypatch):
 
     from sae_lib.__main__ import app
 
-    monkeypatch.setattr(doctor, "check", lambda profile: [Check("torch", profile == "smoke", "x", "y")])
+    monkeypatch.setattr(
+        doctor, "check", lambda profile: [Check("torch", profile == "smoke", "x", "y")]
+    )
     assert CliRunner().invoke(app, ["doctor", "--profile", "smoke"]).exit_code == 0
     assert CliRunner().invoke(app, ["doctor"]).exit_code == 1

@@ -37,7 +37,9 @@ def base(small_run, tmp_path_factory) -> Run:
     """The small run in a folder of its own, with its feature table."""
     folder = tmp_path_factory.mktemp("explain") / "run"
     shutil.copytree(small_run.folder, folder, copy_function=os.link)
-    short = settings.FeatureSettings(top_k=10, context=8, after=4)  # the small run's features fire often; in short excerpts some are silent
+    short = settings.FeatureSettings(
+        top_k=10, context=8, after=4
+    )  # the small run's features fire often; in short excerpts some are silent
     run = Run(with_settings(small_run, **OWN).model_copy(update={"features": short}), folder)
     explain.make_features(run)
     return run
@@ -68,7 +70,11 @@ def vocabulary(base):
 def endpoint(monkeypatch):
     monkeypatch.setattr(asking, "FIRST_WAIT", 0.01)
     with serving() as endpoint:
-        for name, value in {"SAE_LLM_BASE_URL": endpoint.url, "SAE_LLM_MODEL": "oracle", "SAE_LLM_API_KEY": KEY}.items():
+        for name, value in {
+            "SAE_LLM_BASE_URL": endpoint.url,
+            "SAE_LLM_MODEL": "oracle",
+            "SAE_LLM_API_KEY": KEY,
+        }.items():
             monkeypatch.setenv(name, value)
         yield endpoint
 
@@ -79,9 +85,16 @@ def oracle(base, units, vocabulary):
     s, names, truth = base.settings.explain, {}, {}
     for unit in (u for of_kind in units.values() for u in of_kind):
         name = f"{unit.kind} {unit.index}"
-        names[explain_prompts.prompt(explain_prompts.EXPLAIN, [explain_prompts.shown(vocabulary, w, w.on) for w in unit.shown])] = name
+        names[
+            explain_prompts.prompt(
+                explain_prompts.EXPLAIN,
+                [explain_prompts.shown(vocabulary, w, w.on) for w in unit.shown],
+            )
+        ] = name
         for test in (explain_prompts.detection, explain_prompts.fuzzing):
-            for question in test(vocabulary, unit, s.test_examples, np.random.default_rng((s.seed, unit.index))):
+            for question in test(
+                vocabulary, unit, s.test_examples, np.random.default_rng((s.seed, unit.index))
+            ):
                 truth[name, question.text] = question.truth
 
     def script(prompt, number=0):
@@ -105,29 +118,69 @@ def test_right_answers_score_one_and_other_ones_explanations_chance(run, endpoin
     endpoint.script, said = oracle, []
     results = explain.explain(run, say=said.append)
     kinds = results["kinds"]
-    assert list(kinds) == ["feature", "swapped", "neuron_matched", "neuron"] and results["stopped"] is None
+    assert (
+        list(kinds) == ["feature", "swapped", "neuron_matched", "neuron"]
+        and results["stopped"] is None
+    )
     for kind in ("feature", "neuron_matched"):
-        assert kinds[kind]["detection"] == kinds[kind]["fuzzing"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "units": FEATURES}
-    assert kinds["swapped"]["detection"]["mean"] == kinds["swapped"]["fuzzing"]["mean"] == 0.5  # nothing is known under that name: all no
-    assert results["unparsed"] == 0 and results["requests"] == len(endpoint.requests) and results["from_cache"] == 0
+        assert (
+            kinds[kind]["detection"]
+            == kinds[kind]["fuzzing"]
+            == {"mean": 1.0, "low": 1.0, "high": 1.0, "units": FEATURES}
+        )
+    assert (
+        kinds["swapped"]["detection"]["mean"] == kinds["swapped"]["fuzzing"]["mean"] == 0.5
+    )  # nothing is known under that name: all no
+    assert (
+        results["unparsed"] == 0
+        and results["requests"] == len(endpoint.requests)
+        and results["from_cache"] == 0
+    )
     table = pd.read_parquet(explain.explanations_file(run))
     assert {"feature", "explanation", "detection", "fuzzing", "n", "unparsed"} <= set(table.columns)
     of_features = table[table["kind"] == "feature"]
-    assert (of_features["n"] == 16).all() and (of_features["explanation"] == [f"feature {i}" for i in of_features["feature"]]).all()
+    assert (of_features["n"] == 16).all() and (
+        of_features["explanation"] == [f"feature {i}" for i in of_features["feature"]]
+    ).all()
     assert len(said) == 1 and "feature detection 1.00" in said[0] and "0 of" in said[0]
 
 
 def test_wrong_answers_score_zero(run, endpoint, oracle):
-    endpoint.script = lambda prompt, number: oracle(prompt).translate(str.maketrans("01", "10")) if "Answer with a list" in prompt else oracle(prompt)
+    endpoint.script = lambda prompt, number: (
+        oracle(prompt).translate(str.maketrans("01", "10"))
+        if "Answer with a list" in prompt
+        else oracle(prompt)
+    )
     results = explain.explain(run, say=quiet)
-    assert results["kinds"]["feature"]["detection"]["mean"] == results["kinds"]["feature"]["fuzzing"]["mean"] == 0
+    assert (
+        results["kinds"]["feature"]["detection"]["mean"]
+        == results["kinds"]["feature"]["fuzzing"]["mean"]
+        == 0
+    )
 
 
 def test_malformed_answers_and_none_are_counted_and_the_rest_is_scored(run, endpoint, oracle):
-    lost, broken = [], ["yes, no, yes", "[]", "[1, 0, 1, 0, 1, 0]", "[2, 1, 1]", "", (500, ""), (200, "<html>"), "close"]
+    lost, broken = (
+        [],
+        [
+            "yes, no, yes",
+            "[]",
+            "[1, 0, 1, 0, 1, 0]",
+            "[2, 1, 1]",
+            "",
+            (500, ""),
+            (200, "<html>"),
+            "close",
+        ],
+    )
 
     def script(prompt, number):
-        if "Answer with a list" in prompt and len(lost) < len(broken) and number % 3 == 0 or (lost and lost[-1][0] == prompt):
+        if (
+            "Answer with a list" in prompt
+            and len(lost) < len(broken)
+            and number % 3 == 0
+            or (lost and lost[-1][0] == prompt)
+        ):
             if not lost or lost[-1][0] != prompt:
                 lost.append((prompt, broken[len(lost)]))
             return lost[-1][1]
@@ -136,9 +189,17 @@ def test_malformed_answers_and_none_are_counted_and_the_rest_is_scored(run, endp
     endpoint.script = script
     run = dataclasses.replace(run, settings=with_settings(run, **OWN, attempts=2))
     results = explain.explain(run, say=quiet)
-    assert len(lost) == len(broken) and results["unparsed"] == sum(len(excerpts(prompt)) for prompt, _ in lost)
-    assert results["kinds"]["feature"]["detection"]["mean"] == results["kinds"]["neuron_matched"]["fuzzing"]["mean"] == 1
-    assert sum(results["without_reply"].values()) == 3  # the 500, the page and the closed connection
+    assert len(lost) == len(broken) and results["unparsed"] == sum(
+        len(excerpts(prompt)) for prompt, _ in lost
+    )
+    assert (
+        results["kinds"]["feature"]["detection"]["mean"]
+        == results["kinds"]["neuron_matched"]["fuzzing"]["mean"]
+        == 1
+    )
+    assert (
+        sum(results["without_reply"].values()) == 3
+    )  # the 500, the page and the closed connection
     table = pd.read_parquet(explain.explanations_file(run))
     assert table["unparsed"].sum() == results["unparsed"] and table["n"].sum() == results["n"]
 
@@ -146,7 +207,12 @@ def test_malformed_answers_and_none_are_counted_and_the_rest_is_scored(run, endp
 def test_a_unit_without_an_explanation_is_counted_and_not_tested(run, endpoint, oracle):
     endpoint.script = lambda prompt, number: oracle(prompt) if number != 1 else "<think>what could"
     results = explain.explain(run, say=quiet)
-    assert {kind: v["unexplained"] for kind, v in results["kinds"].items()} == {"feature": 1, "swapped": 1, "neuron_matched": 0, "neuron": 0}
+    assert {kind: v["unexplained"] for kind, v in results["kinds"].items()} == {
+        "feature": 1,
+        "swapped": 1,
+        "neuron_matched": 0,
+        "neuron": 0,
+    }
     assert results["kinds"]["feature"]["detection"]["units"] == FEATURES - 1
 
 
@@ -157,25 +223,46 @@ def test_a_second_run_asks_nothing(run, endpoint, oracle):
     assert explain.explain(run, say=quiet) == first
     (run.results_folder / "explanations.json").unlink()
     again = explain.explain(run, say=quiet)
-    assert again["kinds"] == first["kinds"] and (again["requests"], again["from_cache"]) == (0, sent) and len(endpoint.requests) == sent
+    assert (
+        again["kinds"] == first["kinds"]
+        and (again["requests"], again["from_cache"]) == (0, sent)
+        and len(endpoint.requests) == sent
+    )
 
 
 def test_a_limit_ends_it_with_what_was_scored_and_a_higher_one_goes_on(run, endpoint, oracle):
     endpoint.script = oracle
-    limited = dataclasses.replace(run, settings=with_settings(run, **OWN, max_requests=9 + 10))  # the explanations, and the first tests
+    limited = dataclasses.replace(
+        run, settings=with_settings(run, **OWN, max_requests=9 + 10)
+    )  # the explanations, and the first tests
     said = []
     results = explain.explain(limited, say=said.append)
-    assert len(endpoint.requests) == 19 and "max_requests=19" in results["stopped"] and "max_requests=19" in said[0]
-    assert results["kinds"]["feature"]["detection"]["mean"] == 1 and results["kinds"]["feature"]["units"] == 1
+    assert (
+        len(endpoint.requests) == 19
+        and "max_requests=19" in results["stopped"]
+        and "max_requests=19" in said[0]
+    )
+    assert (
+        results["kinds"]["feature"]["detection"]["mean"] == 1
+        and results["kinds"]["feature"]["units"] == 1
+    )
     assert pd.read_parquet(explain.explanations_file(run))["n"].between(0, 16).all()
     whole = explain.explain(run, say=quiet)
-    assert whole["stopped"] is None and whole["from_cache"] == 19 and len(endpoint.requests) == 19 + whole["requests"]
+    assert (
+        whole["stopped"] is None
+        and whole["from_cache"] == 19
+        and len(endpoint.requests) == 19 + whole["requests"]
+    )
 
 
 def test_replies_of_a_run_beside_are_taken_over(run, endpoint, oracle):
     endpoint.script = oracle
     sent = explain.explain(run, say=quiet)["requests"]
-    shutil.copytree(run.folder, beside := run.folder.with_name("beside"), ignore=shutil.ignore_patterns("explanations*"))
+    shutil.copytree(
+        run.folder,
+        beside := run.folder.with_name("beside"),
+        ignore=shutil.ignore_patterns("explanations*"),
+    )
     results = explain.explain(Run(run.settings, beside), say=quiet)
     assert (results["requests"], results["from_cache"]) == (0, sent)
 
@@ -186,7 +273,9 @@ def test_an_endpoint_that_goes_away_leaves_what_was_scored(run, endpoint, oracle
     with pytest.raises(ChatError, match="goes on from there"):
         explain.explain(run, say=quiet)
     saved = run.load_results("explanations")
-    assert "does not reply" in saved["stopped"] and saved["kinds"]["feature"]["detection"]["mean"] == 1
+    assert (
+        "does not reply" in saved["stopped"] and saved["kinds"]["feature"]["detection"]["mean"] == 1
+    )
     endpoint.script = oracle
     assert explain.explain(run, say=quiet)["from_cache"] == 20
 
@@ -195,13 +284,22 @@ def test_an_endpoint_that_refuses_leaves_nothing(run, endpoint):
     endpoint.script = lambda prompt, number: (401, "who are you?")
     with pytest.raises(ChatError, match="SAE_LLM_API_KEY"):
         explain.explain(run, say=quiet)
-    assert not explain.explanations_file(run).exists() and not (run.results_folder / "explanations.json").exists()
+    assert (
+        not explain.explanations_file(run).exists()
+        and not (run.results_folder / "explanations.json").exists()
+    )
 
 
 def test_ratings_are_asked_for_where_wanted(run, endpoint, oracle):
     endpoint.script = lambda prompt, number: "4" if "one digit" in prompt else oracle(prompt)
-    results = explain.explain(dataclasses.replace(run, settings=with_settings(run, **OWN, rating=True)), say=quiet)
-    assert results["kinds"]["feature"]["rating"]["mean"] == results["kinds"]["neuron"]["rating"]["mean"] == 4
+    results = explain.explain(
+        dataclasses.replace(run, settings=with_settings(run, **OWN, rating=True)), say=quiet
+    )
+    assert (
+        results["kinds"]["feature"]["rating"]["mean"]
+        == results["kinds"]["neuron"]["rating"]["mean"]
+        == 4
+    )
 
 
 def test_the_key_is_in_no_file(run, endpoint, oracle, capfd):
@@ -209,8 +307,12 @@ def test_the_key_is_in_no_file(run, endpoint, oracle, capfd):
     explain.explain(run, say=print)
     assert endpoint.headers[0][1]["Authorization"].endswith(KEY)
     made = [p for p in run.folder.rglob("*") if p.is_file()]
-    assert explain.explanations_file(run) in made and not [p for p in made if KEY.encode() in p.read_bytes()]
-    assert KEY not in "".join(capfd.readouterr()) and not any(KEY in str(text) for text in pd.read_parquet(explain.explanations_file(run))["explanation"])
+    assert explain.explanations_file(run) in made and not [
+        p for p in made if KEY.encode() in p.read_bytes()
+    ]
+    assert KEY not in "".join(capfd.readouterr()) and not any(
+        KEY in str(text) for text in pd.read_parquet(explain.explanations_file(run))["explanation"]
+    )
 
 
 # --- the excerpts ---
@@ -237,8 +339,16 @@ def test_excerpts_fire_where_the_autoencoder_says(units, base, hook):
         fires = Firing(np.flatnonzero(acts[:, u.index] > 0), acts[acts[:, u.index] > 0, u.index])
         assert u.density == len(fires.token) / text.rows.size
         possible = {text.window(t, fires) for t in fires.token.tolist()}
-        assert set(u.shown) | set(u.active) <= possible and all(any(w.on) for w in u.shown + u.active) and not any(any(w.on) for w in u.silent)
-        strongest = [t for t in fires.token[np.argsort(-fires.value, kind="stable")] if not text.in_tests(np.array([t]))[0] and t % text.rows.shape[1]]
+        assert (
+            set(u.shown) | set(u.active) <= possible
+            and all(any(w.on) for w in u.shown + u.active)
+            and not any(any(w.on) for w in u.silent)
+        )
+        strongest = [
+            t
+            for t in fires.token[np.argsort(-fires.value, kind="stable")]
+            if not text.in_tests(np.array([t]))[0] and t % text.rows.shape[1]
+        ]
         assert u.shown[0] == text.window(int(strongest[0]), fires)
         assert (len(u.shown), len(u.active), len(u.silent)) == (6, 8, 4)
 
@@ -250,7 +360,10 @@ def test_excerpts_stay_in_their_document(base, units):
     for u in units["feature"]:
         for w in u.shown + u.active + u.silent:
             if w.document not in documents:
-                first, length = (tokens.table["heldout"][name][w.document].as_py() for name in ("first_token", "tokens"))
+                first, length = (
+                    tokens.table["heldout"][name][w.document].as_py()
+                    for name in ("first_token", "tokens")
+                )
                 documents[w.document] = tokens.heldout[first : first + length].tolist()
             ids = documents[w.document]
             assert any(tuple(ids[i : i + len(w.ids)]) == w.ids for i in range(len(ids)))
@@ -263,26 +376,44 @@ def test_an_excerpt_ends_with_its_document(base):
     text = Text(rows, np.arange(len(rows)), tokens, base.settings.features, 0)
     row, last = np.argwhere(np.diff(text.document, axis=1))[0].tolist()
     before, behind = (text.window(row * rows.shape[1] + last + i, nowhere) for i in (0, 1))
-    assert before.ids == tuple(rows[row, max(0, last - 8) : last + 1].tolist()) and before.ids[-1] == tokens.tokenizer.eos_token_id
-    assert behind.ids == tuple(rows[row, last + 1 : last + 6].tolist()) and behind.document == before.document + 1
+    assert (
+        before.ids == tuple(rows[row, max(0, last - 8) : last + 1].tolist())
+        and before.ids[-1] == tokens.tokenizer.eos_token_id
+    )
+    assert (
+        behind.ids == tuple(rows[row, last + 1 : last + 6].tolist())
+        and behind.document == before.document + 1
+    )
 
 
 def test_excerpts_where_it_is_silent_do_not_depend_on_what_explains_it(base):
     text, s = Text.of(base), base.settings.explain
     token = np.arange(5, text.rows.size, 400)
-    one, other = (explain_windows.unit(text, "feature", 3, Firing(token, value), s) for value in (np.arange(1.0, len(token) + 1), np.arange(len(token), 0.0, -1)))
+    one, other = (
+        explain_windows.unit(text, "feature", 3, Firing(token, value), s)
+        for value in (np.arange(1.0, len(token) + 1), np.arange(len(token), 0.0, -1))
+    )
     assert one.silent == other.silent and one.shown != other.shown
 
 
 def test_matched_neurons_are_the_strongest_at_the_features_density(units):
-    for feature, matched, neuron in zip(units["feature"], units["neuron_matched"], units["neuron"], strict=True):
-        assert matched.index == neuron.index and matched.density == min(feature.density, neuron.density)
+    for feature, matched, neuron in zip(
+        units["feature"], units["neuron_matched"], units["neuron"], strict=True
+    ):
+        assert matched.index == neuron.index and matched.density == min(
+            feature.density, neuron.density
+        )
 
 
 def test_repeated_text_is_not_tested(base):
     text, s = Text.of(base), base.settings.explain
-    text.rows = np.tile(text.rows[:1], (len(text.rows), 1))  # all rows alike, so every excerpt at a place is the same text
-    text.document = np.tile(np.arange(len(text.rows), dtype=np.int32)[:, None] % len(text.for_tests), (1, text.rows.shape[1]))
+    text.rows = np.tile(
+        text.rows[:1], (len(text.rows), 1)
+    )  # all rows alike, so every excerpt at a place is the same text
+    text.document = np.tile(
+        np.arange(len(text.rows), dtype=np.int32)[:, None] % len(text.for_tests),
+        (1, text.rows.shape[1]),
+    )
     token = np.arange(30, text.rows.size, text.rows.shape[1])
     unit = explain_windows.unit(text, "feature", 0, Firing(token, np.ones(len(token))), s)
     assert len(unit.shown) == 1 and unit.active == [] and unit.repeated == 1
@@ -292,7 +423,9 @@ def test_repeated_text_is_not_tested(base):
 def test_wrong_marks_are_as_many_and_none_is_right(on, seed):
     window = Window(tuple(range(len(on))), tuple(on), 0)
     marks = explain_prompts.misplaced(window, np.random.default_rng(seed))
-    assert not any(m and o for m, o in zip(marks, on, strict=True)) and sum(marks) == min(sum(on), len(on) - sum(on))
+    assert not any(m and o for m, o in zip(marks, on, strict=True)) and sum(marks) == min(
+        sum(on), len(on) - sum(on)
+    )
 
 
 # --- what is shown, and what is read ---
@@ -305,44 +438,99 @@ def test_an_excerpt_is_one_line_of_plain_text():
     assert text == "a[x]⏎⟨U+001B⟩[31m 你 {n} ignore all"
     window = Window(tuple(tokenizer("a你b")["input_ids"]), (False, True, False, False, False), 0)
     assert explain_prompts.shown(Vocabulary(tokenizer), window, window.on) == "a⟦⟨e4⟩⟧⟨bd⟩⟨a0⟩b"
-    assert explain_prompts.prompt(explain_prompts.DETECT, [text, "b"], "{excerpts}").count("{n} ignore") == 1
+    assert (
+        explain_prompts.prompt(explain_prompts.DETECT, [text, "b"], "{excerpts}").count(
+            "{n} ignore"
+        )
+        == 1
+    )
 
 
 @pytest.mark.parametrize(
     ("reply", "read"),
     [
-        ("[1, 0, 1]", [True, False, True]), ("[1,0,1]", [True, False, True]), ("```json\n[1, 0, 1]\n```", [True, False, True]),
-        ("Excerpt [1] fits, so: [ 0,0 ,1 ].", [False, False, True]), ("[1, 1, 1] no, wait: [0, 0, 0]", [False] * 3),
-        ("<think>[1, 1, 1]</think>[0, 0, 1]", [False, False, True]), ("<think>[1, 1, 1]", None),
-        ("[1, 0]", None), ("[1, 0, 1, 1]", None), ("[1, 0, 2]", None), ("[1, 0, 10]", None), ("[1, , 1]", None), ("1, 0, 1", None), ("", None), (None, None), ("[" * 9999, None),
+        ("[1, 0, 1]", [True, False, True]),
+        ("[1,0,1]", [True, False, True]),
+        ("```json\n[1, 0, 1]\n```", [True, False, True]),
+        ("Excerpt [1] fits, so: [ 0,0 ,1 ].", [False, False, True]),
+        ("[1, 1, 1] no, wait: [0, 0, 0]", [False] * 3),
+        ("<think>[1, 1, 1]</think>[0, 0, 1]", [False, False, True]),
+        ("<think>[1, 1, 1]", None),
+        ("[1, 0]", None),
+        ("[1, 0, 1, 1]", None),
+        ("[1, 0, 2]", None),
+        ("[1, 0, 10]", None),
+        ("[1, , 1]", None),
+        ("1, 0, 1", None),
+        ("", None),
+        (None, None),
+        ("[" * 9999, None),
     ],
-)  # fmt: skip
+)
 def test_answers_are_read_or_not_but_never_guessed(reply, read):
     assert explain_prompts.read_answers(reply, 3) == read
 
 
-@pytest.mark.parametrize(("reply", "read"), [("4", 4), (" 5.", 5), ("Rating: 2", 2), ("<think>1</think>3", 3), ("0", None), ("6", None), ("4.5", None), ("4 or 5", None), ("-1", None), ("", None), (None, None)])
+@pytest.mark.parametrize(
+    ("reply", "read"),
+    [
+        ("4", 4),
+        (" 5.", 5),
+        ("Rating: 2", 2),
+        ("<think>1</think>3", 3),
+        ("0", None),
+        ("6", None),
+        ("4.5", None),
+        ("4 or 5", None),
+        ("-1", None),
+        ("", None),
+        (None, None),
+    ],
+)
 def test_ratings_are_read(reply, read):
     assert explain_prompts.read_rating(reply) == read
 
 
-@pytest.mark.parametrize(("reply", "read"), [(" the word\n'if' ", "the word 'if'"), ("Explanation: dots", "dots"), ("<think>hm</think>dots", "dots"), ("x" * 999, "x" * 400), (" \n", None), (None, None)])
+@pytest.mark.parametrize(
+    ("reply", "read"),
+    [
+        (" the word\n'if' ", "the word 'if'"),
+        ("Explanation: dots", "dots"),
+        ("<think>hm</think>dots", "dots"),
+        ("x" * 999, "x" * 400),
+        (" \n", None),
+        (None, None),
+    ],
+)
 def test_explanations_are_read(reply, read):
     assert explain_prompts.read_explanation(reply) == read
 
 
 def test_balanced_accuracy_and_its_interval():
     unit = explain_windows.Unit("feature", 7, 0.01, [], [], [], 0)
-    answers = [(True, True)] * 3 + [(True, False)] + [(False, False)] * 2 + [(False, True)] * 6 + [(True, None)] * 5
-    row = explain.Scored("feature", unit, "x", {"detection": answers, "fuzzing": [(True, True)]}).row()
+    answers = (
+        [(True, True)] * 3
+        + [(True, False)]
+        + [(False, False)] * 2
+        + [(False, True)] * 6
+        + [(True, None)] * 5
+    )
+    row = explain.Scored(
+        "feature", unit, "x", {"detection": answers, "fuzzing": [(True, True)]}
+    ).row()
     assert row["detection"] == (3 / 4 + 2 / 8) / 2 and (row["n"], row["unparsed"]) == (18, 5)
     assert 0.1 < row["detection_low"] < 0.5 < row["detection_high"] < 0.9
-    assert np.isnan(row["fuzzing"]) and np.isnan(row["fuzzing_low"])  # no excerpt where it is silent was answered
+    assert np.isnan(row["fuzzing"]) and np.isnan(
+        row["fuzzing_low"]
+    )  # no excerpt where it is silent was answered
 
 
 def test_the_interval_covers_as_often_as_it_says():
     rng = np.random.default_rng(1)
-    inside = [low <= 0.5 <= high for low, high in (explain.interval([rng.normal(0.5, 1, 40)], np.mean) for _ in range(100))]
+    inside = [
+        low <= 0.5 <= high
+        for low, high in (explain.interval([rng.normal(0.5, 1, 40)], np.mean) for _ in range(100))
+    ]
     assert 0.85 <= np.mean(inside) <= 1
 
 
@@ -358,13 +546,35 @@ def test_without_a_model_it_is_skipped_with_a_sentence(base, monkeypatch, capsys
     for name in ("SAE_LLM_BASE_URL", "SAE_LLM_MODEL", "SAE_LLM_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     assert explain.explain(base) is None
-    assert re.fullmatch(r"Explanations by a chat model are skipped: .*SAE_LLM_BASE_URL.*\.\n", capsys.readouterr().out)
+    assert re.fullmatch(
+        r"Explanations by a chat model are skipped: .*SAE_LLM_BASE_URL.*\.\n",
+        capsys.readouterr().out,
+    )
 
 
 def test_the_command_line_skips_with_status_zero(tmp_path):
     env = {k: v for k, v in os.environ.items() if not k.startswith("SAE_LLM")}
-    done = subprocess.run([sys.executable, "-m", "sae_lib", "explain", "--features", "2", "--profile", "smoke", "--run", tmp_path / "r"], env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and "skipped" in done.stdout and len(done.stdout.splitlines()) == 1, done.stderr
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "sae_lib",
+            "explain",
+            "--features",
+            "2",
+            "--profile",
+            "smoke",
+            "--run",
+            tmp_path / "r",
+        ],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (
+        done.returncode == 0 and "skipped" in done.stdout and len(done.stdout.splitlines()) == 1
+    ), done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -378,17 +588,34 @@ def stories(tmp_path_factory):
     (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8192}))
     tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
     template = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
-    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"chat_template": template, "model_max_length": 8192}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(tokenizer | {"chat_template": template, "model_max_length": 8192})
+    )
     return folder
 
 
-SHORT = OWN | {"features": 2, "baselines": (), "examples": 2, "test_examples": 1, "answer_tokens": 12}
+SHORT = OWN | {
+    "features": 2,
+    "baselines": (),
+    "examples": 2,
+    "test_examples": 1,
+    "answer_tokens": 12,
+}
 
 
 def check_nonsense(results, run):
     """Every answer was asked for, next to none was a list, and all is there to read."""
-    assert results["n"] > 0 and results["unparsed"] >= results["n"] / 2 and results["kinds"]["feature"]["unexplained"] == 0
-    assert results["prompt_tokens"] > 0 and results["requests"] > 0 and results["stopped"] is None and not results["without_reply"]
+    assert (
+        results["n"] > 0
+        and results["unparsed"] >= results["n"] / 2
+        and results["kinds"]["feature"]["unexplained"] == 0
+    )
+    assert (
+        results["prompt_tokens"] > 0
+        and results["requests"] > 0
+        and results["stopped"] is None
+        and not results["without_reply"]
+    )
     assert pd.read_parquet(explain.explanations_file(run))["unparsed"].sum() == results["unparsed"]
 
 
@@ -406,12 +633,30 @@ def test_transformers_serve(run, stories, monkeypatch, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-c", "from transformers.cli.transformers import app; app()", "serve", str(stories), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-c",
+        "from transformers.cli.transformers import app; app()",
+        "serve",
+        str(stories),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--device",
+        "cpu",
+    ]
     log = open(tmp_path / "serve.log", "w")
-    server = subprocess.Popen(command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, stdout=log, stderr=log)
+    server = subprocess.Popen(
+        command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, stdout=log, stderr=log
+    )
     try:
         assert wait_until(lambda: healthy(port), 120), (tmp_path / "serve.log").read_text()
-        for name, value in {"SAE_LLM_BASE_URL": f"http://127.0.0.1:{port}/v1", "SAE_LLM_MODEL": str(stories), "SAE_LLM_API_KEY": KEY}.items():
+        for name, value in {
+            "SAE_LLM_BASE_URL": f"http://127.0.0.1:{port}/v1",
+            "SAE_LLM_MODEL": str(stories),
+            "SAE_LLM_API_KEY": KEY,
+        }.items():
             monkeypatch.setenv(name, value)
         run = dataclasses.replace(run, settings=with_settings(run, **SHORT))
         check_nonsense(explain.explain(run, say=quiet), run)

@@ -25,11 +25,20 @@ class Tokenizer:
 
 
 SETTINGS = FeatureSettings(top_k=5, context=4, after=2, samples=3)
-ROWS = np.random.default_rng(1).choice(4096, (300, 32), p=np.arange(4096)[::-1] ** 3.0 / (np.arange(4096) ** 3.0).sum())  # some tokens are frequent
+ROWS = np.random.default_rng(1).choice(
+    4096, (300, 32), p=np.arange(4096)[::-1] ** 3.0 / (np.arange(4096) ** 3.0).sum()
+)  # some tokens are frequent
 
 
 def build(dictionary, hook=None, rows=ROWS, tokenizer=None, seed=0, **changes):
-    frame, examples = features.build(hook or SyntheticHook(), dictionary, rows, tokenizer or Tokenizer(), SETTINGS.model_copy(update=changes), seed)
+    frame, examples = features.build(
+        hook or SyntheticHook(),
+        dictionary,
+        rows,
+        tokenizer or Tokenizer(),
+        SETTINGS.model_copy(update=changes),
+        seed,
+    )
     return frame, examples.to_pandas()
 
 
@@ -67,7 +76,9 @@ def test_counts_and_maxima_are_those_of_all_activations(table, dense):
     assert np.allclose(frame["maximum"], f[~marked].max(0).values, rtol=1e-4, atol=1e-6)
     assert np.allclose(frame["mean_active"][alive], (f.sum(0) / n)[alive], rtol=1e-4)
     assert np.allclose(frame["marked_share"], (f[marked] > 0).sum(0) / n.clamp_min(1), rtol=1e-4)
-    assert (frame["marked_share"] > 0).any() and not (frame["maximum"] == frame["maximum_all"]).all()
+    assert (frame["marked_share"] > 0).any() and not (
+        frame["maximum"] == frame["maximum_all"]
+    ).all()
 
 
 def test_histograms_and_tenths_divide_the_range(table, dense):
@@ -75,8 +86,12 @@ def test_histograms_and_tenths_divide_the_range(table, dense):
     for i in frame["feature"][frame["n_active"] > 0][::7]:
         values = f[:, i][f[:, i] > 0].numpy()
         expected = np.histogram(values, 40, (0, values.max()))[0]
-        assert np.abs(frame["histogram"][i] - expected).sum() <= 2 and sum(frame["histogram"][i]) == len(values)  # a value on an edge may fall either way
-        assert frame["tenths"][i] == pytest.approx(np.array(frame["histogram"][i]).reshape(10, 4).sum(1) / len(values))
+        assert np.abs(frame["histogram"][i] - expected).sum() <= 2 and sum(
+            frame["histogram"][i]
+        ) == len(values)  # a value on an edge may fall either way
+        assert frame["tenths"][i] == pytest.approx(
+            np.array(frame["histogram"][i]).reshape(10, 4).sum(1) / len(values)
+        )
 
 
 def test_tokens_under_and_before_are_those_of_a_dense_table(table, dense):
@@ -86,11 +101,20 @@ def test_tokens_under_and_before_are_those_of_a_dense_table(table, dense):
     vocab = ids.max() + 1
     occurrences = np.bincount(ids[seen], minlength=vocab)
     for i in np.flatnonzero(frame["n_active"] > 0)[::7]:
-        means = np.bincount(ids[seen], f[seen, i], vocab) / np.maximum(occurrences, 1) * (occurrences >= 5)
+        means = (
+            np.bincount(ids[seen], f[seen, i], vocab)
+            / np.maximum(occurrences, 1)
+            * (occurrences >= 5)
+        )
         counts = np.bincount(before[seen], f[seen, i] > 0, vocab)
-        for tokens, values, expected in (("top_tokens", "top_token_means", means), ("before_tokens", "before_counts", counts)):
+        for tokens, values, expected in (
+            ("top_tokens", "top_token_means", means),
+            ("before_tokens", "before_counts", counts),
+        ):
             k = min(10, (expected > 0).sum())
-            assert len(frame[tokens][i]) == k and np.allclose(frame[values][i], np.sort(expected)[::-1][:k], rtol=1e-4)
+            assert len(frame[tokens][i]) == k and np.allclose(
+                frame[values][i], np.sort(expected)[::-1][:k], rtol=1e-4
+            )
             assert np.allclose(expected[frame[tokens][i]], frame[values][i], rtol=1e-4)
         assert np.array_equal(frame["top_token_counts"][i], occurrences[frame["top_tokens"][i]])
 
@@ -100,13 +124,21 @@ def test_neighbours_by_weight_and_neurons_by_weight_and_correlation(small_run, t
     unit = torch.nn.functional.normalize(training.load_autoencoder(small_run).W_dec, dim=1)
     cosines = (unit @ unit.T).fill_diagonal_(-1)
     with np.errstate(invalid="ignore"):  # dead features
-        correlation = torch.from_numpy(np.corrcoef(f[~marked].T, x[~marked].T)[: len(unit), len(unit) :])
+        correlation = torch.from_numpy(
+            np.corrcoef(f[~marked].T, x[~marked].T)[: len(unit), len(unit) :]
+        )
     for i in np.flatnonzero(frame["n_active"] > 20)[::7]:
         near, neurons = frame["near_features"][i].copy(), frame["aligned_neurons"][i].copy()
-        assert np.allclose(frame["near_cosines"][i], cosines[i].topk(10).values, atol=1e-5) and np.allclose(cosines[i, near], frame["near_cosines"][i], atol=1e-5)
-        assert np.array_equal(neurons, unit[i].abs().topk(5).indices) and np.allclose(frame["aligned_values"][i], unit[i, neurons], atol=1e-6)
+        assert np.allclose(
+            frame["near_cosines"][i], cosines[i].topk(10).values, atol=1e-5
+        ) and np.allclose(cosines[i, near], frame["near_cosines"][i], atol=1e-5)
+        assert np.array_equal(neurons, unit[i].abs().topk(5).indices) and np.allclose(
+            frame["aligned_values"][i], unit[i, neurons], atol=1e-6
+        )
         assert np.allclose(frame["correlated_values"][i], correlation[i].topk(5).values, atol=1e-4)
-        assert np.allclose(correlation[i, frame["correlated_neurons"][i]], frame["correlated_values"][i], atol=1e-4)
+        assert np.allclose(
+            correlation[i, frame["correlated_neurons"][i]], frame["correlated_values"][i], atol=1e-4
+        )
 
 
 def test_top_examples_are_the_true_top_without_marked_positions(table, dense):
@@ -117,8 +149,12 @@ def test_top_examples_are_the_true_top_without_marked_positions(table, dense):
     allowed = f * ~marked[:, None]
     for i, part in top.groupby("feature"):
         expected = allowed[:, i].topk(10).values
-        assert len(part) == (expected > 0).sum() and np.array_equal(part["rank"], np.arange(len(part)))
-        assert part["activation"].to_numpy() == pytest.approx(expected[expected > 0].numpy(), rel=1e-4)
+        assert len(part) == (expected > 0).sum() and np.array_equal(
+            part["rank"], np.arange(len(part))
+        )
+        assert part["activation"].to_numpy() == pytest.approx(
+            expected[expected > 0].numpy(), rel=1e-4
+        )
     first = top[top["rank"] == 0].set_index("feature")
     assert np.array_equal(frame["feature"][frame["top_token"].notna()], first.index)
 
@@ -127,7 +163,12 @@ def test_samples_lie_in_their_tenth_and_fill_it(table, dense):
     (frame, examples), (rows, _, f, marked) = table, dense
     samples = examples[examples["tenth"] >= 0]
     token = samples["row"] * rows.shape[1] + samples["position"]
-    assert np.allclose(samples["activation"], f[token.to_numpy(), samples["feature"].to_numpy()], rtol=1e-3, atol=1e-5)
+    assert np.allclose(
+        samples["activation"],
+        f[token.to_numpy(), samples["feature"].to_numpy()],
+        rtol=1e-3,
+        atol=1e-5,
+    )
     share = samples["activation"] / frame["maximum_all"].to_numpy()[samples["feature"]] * 10
     assert (share > samples["tenth"] - 1e-4).all() and (share <= samples["tenth"] + 1 + 1e-4).all()
     assert np.array_equal(samples["marked"], marked[token.to_numpy()]) and samples["marked"].any()
@@ -143,8 +184,13 @@ def test_examples_hold_their_text_and_activations(table, dense, small_run):
     f = f.reshape(*rows.shape, -1)
     for e in examples.sample(200, random_state=0).itertuples():
         window = slice(max(0, e.position - s.context), e.position + s.after + 1)
-        assert np.array_equal(e.token_ids, rows[e.row, window]) and e.token_ids[e.focus] == e.token_id == rows[e.row, e.position]
-        assert e.activations == pytest.approx(f[e.row, window, e.feature].numpy(), rel=1e-3, abs=1e-4)
+        assert (
+            np.array_equal(e.token_ids, rows[e.row, window])
+            and e.token_ids[e.focus] == e.token_id == rows[e.row, e.position]
+        )
+        assert e.activations == pytest.approx(
+            f[e.row, window, e.feature].numpy(), rel=1e-3, abs=1e-4
+        )
         assert e.activations[e.focus] == np.float32(e.activation)
 
 
@@ -152,7 +198,9 @@ def test_a_whole_row_holds_its_examples(small_run, table, dense):
     e = table[1].iloc[-1]
     ids, acts = features.whole_row(small_run, "", int(e["feature"]), int(e["row"]))
     assert np.array_equal(ids, dense[0][e["row"]])
-    assert acts == pytest.approx(dense[2].reshape(*dense[0].shape, -1)[e["row"], :, e["feature"]].numpy(), rel=1e-3, abs=1e-5)
+    assert acts == pytest.approx(
+        dense[2].reshape(*dense[0].shape, -1)[e["row"], :, e["feature"]].numpy(), rel=1e-3, abs=1e-5
+    )
     assert acts[e["position"]] == pytest.approx(e["activation"], rel=1e-3)
 
 
@@ -166,11 +214,15 @@ def test_ablation_takes_out_the_feature_and_nothing_else(small_run, hook, table)
 
     def loss(push):
         with hook.replaced(lambda x: x + push):
-            return torch.nn.functional.cross_entropy(hook.model(ids[None]).logits[0, :-1], ids[1:], reduction="none")
+            return torch.nn.functional.cross_entropy(
+                hook.model(ids[None]).logits[0, :-1], ids[1:], reduction="none"
+            )
 
     push = -torch.from_numpy(acts)[:, None] * sae.W_dec[feature]
     assert torch.allclose(effect[1:], loss(push) - loss(0 * push), atol=1e-5)
-    silent = torch.from_numpy(acts[:-1]) == 0  # the model has one layer: what is done at a position acts on its own prediction alone
+    silent = (
+        torch.from_numpy(acts[:-1]) == 0
+    )  # the model has one layer: what is done at a position acts on its own prediction alone
     assert effect[1:][silent].abs().max() < 1e-5 < effect[1:][~silent].abs().max()
 
 
@@ -185,7 +237,9 @@ def test_the_table_is_made_once(small_run, folder, monkeypatch):
 def test_random_directions_are_as_rarely_active_as_the_features(small_run, table):
     baseline, _ = features.load_features(features.make_features(small_run, "random"))
     wanted, found = table[0]["density"], baseline["density"]
-    assert len(baseline) == len(wanted) and np.abs(found - wanted).max() < 0.02  # thresholds come from the same text: only rounding is between them
+    assert (
+        len(baseline) == len(wanted) and np.abs(found - wanted).max() < 0.02
+    )  # thresholds come from the same text: only rounding is between them
     directions = features.load_dictionary(small_run, "random")
     assert torch.allclose(directions.W_dec.norm(dim=1), torch.ones(len(wanted)))
 
@@ -194,20 +248,30 @@ def test_principal_directions_have_the_densities_from_the_densest_down(small_run
     baseline, examples = features.load_features(features.make_features(small_run, "principal"))
     wanted = np.quantile(table[0]["density"][table[0]["density"] > 0], np.linspace(1, 0, 2 * 64))
     reached = wanted < 0.3  # a direction is active where its z is above zero, at most
-    assert np.allclose(baseline["density"][reached], wanted[reached], atol=0.02) and reached.sum() > 100 and (baseline["density"] < wanted + 0.02).all()
+    assert (
+        np.allclose(baseline["density"][reached], wanted[reached], atol=0.02)
+        and reached.sum() > 100
+        and (baseline["density"] < wanted + 0.02).all()
+    )
     directions = features.load_dictionary(small_run, "principal")
     e = examples.iloc[0]
     ids, acts = features.whole_row(small_run, "principal", int(e["feature"]), int(e["row"]))
-    assert acts[e["position"]] == pytest.approx(e["activation"], rel=1e-3) and directions.d_sae == 128
+    assert (
+        acts[e["position"]] == pytest.approx(e["activation"], rel=1e-3) and directions.d_sae == 128
+    )
 
 
 def test_neurons_are_nearest_to_none_and_aligned_with_themselves(small_run, hook):
     frame, _ = features.load_features(features.make_features(small_run, "neurons"))
-    assert [list(a) for a in frame["aligned_neurons"]] == [[i] for i in range(64)] and all(len(n) == 0 for n in frame["near_features"])
+    assert [list(a) for a in frame["aligned_neurons"]] == [[i] for i in range(64)] and all(
+        len(n) == 0 for n in frame["near_features"]
+    )
     alive = frame["n_active"] > 0
     assert [c[0] for c in frame["correlated_neurons"][alive]] == list(frame["feature"][alive])
     assert all(v[0] == pytest.approx(1, abs=1e-4) for v in frame["correlated_values"][alive])
-    effect = features.ablation_effect(hook, Neurons(64), torch.arange(300, 330), int(frame["density"].argmax()))
+    effect = features.ablation_effect(
+        hook, Neurons(64), torch.arange(300, 330), int(frame["density"].argmax())
+    )
     assert effect.abs().max() > 0
 
 
@@ -215,14 +279,21 @@ def test_neurons_are_nearest_to_none_and_aligned_with_themselves(small_run, hook
 def test_every_architecture_passes(architecture):
     sae = SparseAutoencoder(16, 24, architecture, k=3).requires_grad_(False)
     for parameter in sae.parameters():
-        parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)) * 0.3)
+        parameter.copy_(
+            torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)) * 0.3
+        )
     if architecture == "jumprelu":
         sae.threshold.abs_()
     frame, examples = build(sae)
     f = sae.encode(activations.harvest(SyntheticHook(), ROWS))
     assert np.array_equal(frame["n_active"], (f > 0).sum(0))
     for e in examples.sample(50, random_state=0).itertuples():
-        assert e.activations == pytest.approx(f.view(*ROWS.shape, -1)[e.row, max(0, e.position - 4) : e.position + 3, e.feature].numpy(), abs=1e-4)
+        assert e.activations == pytest.approx(
+            f.view(*ROWS.shape, -1)[
+                e.row, max(0, e.position - 4) : e.position + 3, e.feature
+            ].numpy(),
+            abs=1e-4,
+        )
 
 
 # --- how the text is cut, what is marked, what is drawn ---
@@ -241,7 +312,9 @@ def test_the_table_does_not_depend_on_how_the_text_is_cut(monkeypatch):
         frame, examples = build(Neurons(16))
         for column in frame:
             for a, b in zip(frame[column], whole[column], strict=True):
-                assert np.allclose(a, b, rtol=1e-5, atol=1e-6) if not isinstance(a, str) else a == b, column
+                assert (
+                    np.allclose(a, b, rtol=1e-5, atol=1e-6) if not isinstance(a, str) else a == b
+                ), column
         for column in ("feature", "tenth", "rank", "row", "position", "activation"):
             assert np.array_equal(examples[column], whole_examples[column]), column
 
@@ -265,7 +338,12 @@ def test_every_activation_of_a_tenth_is_drawn_equally_often():
         sample = build(dictionary, seed=seed) if seed < 3 else None
         sampler = feature_statistics.TopExamples.empty(1, 3, np.int64)
         number = members.astype(np.int64)
-        sampler.update(np.zeros_like(number), number, random_keys(number, np.zeros_like(number), seed), np.ones(len(number), np.float32))
+        sampler.update(
+            np.zeros_like(number),
+            number,
+            random_keys(number, np.zeros_like(number), seed),
+            np.ones(len(number), np.float32),
+        )
         if sample:  # the table's own draw is this one
             e = sample[1][(sample[1]["feature"] == 0) & (sample[1]["tenth"] == 4)]
             assert list(e["row"] * 32 + e["position"]) == list(sampler.tokens[0])
@@ -273,7 +351,9 @@ def test_every_activation_of_a_tenth_is_drawn_equally_often():
     counts = np.bincount(np.searchsorted(members, drawn), minlength=len(members))
     assert len(drawn) == 1200 and stats.chisquare(counts).pvalue > 1e-3
     thirds = np.array_split(counts, 3)
-    assert max(t.mean() for t in thirds) < 1.2 * min(t.mean() for t in thirds)  # early and late in the text alike
+    assert max(t.mean() for t in thirds) < 1.2 * min(
+        t.mean() for t in thirds
+    )  # early and late in the text alike
 
 
 class Sink(SyntheticHook):
@@ -295,36 +375,58 @@ def test_sinks_first_tokens_and_padding_are_marked_and_not_on_top():
     assert np.array_equal(examples["marked"], marked[examples["row"], examples["position"]])
     x = activations.harvest(Sink(), rows).numpy()
     keep = ~marked.reshape(-1)
-    assert frame["maximum_all"].to_numpy() == pytest.approx(x.max(0)) and frame["maximum"].to_numpy() == pytest.approx(x[keep].max(0))
+    assert frame["maximum_all"].to_numpy() == pytest.approx(x.max(0)) and frame[
+        "maximum"
+    ].to_numpy() == pytest.approx(x[keep].max(0))
     assert frame["marked_share"].to_numpy() == pytest.approx((x[~keep] > 0).sum(0) / (x > 0).sum(0))
     assert not any({4095, 77} & set(t) for t in frame["top_tokens"])
-    correlation = np.corrcoef(x[keep].clip(0).T, x[keep].T)[:16, 16:]  # a neuron is active above zero, and correlated whole
-    assert [list(c) for c in frame["correlated_neurons"]] == (-correlation).argsort(1)[:, :5].tolist()
+    correlation = np.corrcoef(x[keep].clip(0).T, x[keep].T)[
+        :16, 16:
+    ]  # a neuron is active above zero, and correlated whole
+    assert [list(c) for c in frame["correlated_neurons"]] == (-correlation).argsort(1)[
+        :, :5
+    ].tolist()
     kept, _ = build(Neurons(16), Sink(), rows, padded, keep_marked=True)
-    assert np.array_equal(kept["maximum"], kept["maximum_all"]) and all(t[0] == 4095 for t in kept["top_tokens"])
+    assert np.array_equal(kept["maximum"], kept["maximum_all"]) and all(
+        t[0] == 4095 for t in kept["top_tokens"]
+    )
     assert np.array_equal(kept["marked_share"], frame["marked_share"])
 
 
 def test_a_tokeniser_that_pads_with_its_separator_has_no_padding():
     tokenizer = Tokenizer()
     tokenizer.pad_token_id = tokenizer.eos_token_id
-    _, examples = build(Neurons(16), rows=np.where(np.arange(32) % 4 == 3, 5, ROWS), tokenizer=tokenizer)
-    assert (examples.loc[examples["marked"], "position"] == 0).all() and (examples["position"] % 4 == 3).any()
+    _, examples = build(
+        Neurons(16), rows=np.where(np.arange(32) % 4 == 3, 5, ROWS), tokenizer=tokenizer
+    )
+    assert (examples.loc[examples["marked"], "position"] == 0).all() and (
+        examples["position"] % 4 == 3
+    ).any()
 
 
 # --- the parts ---
 
 
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 6)), max_size=60), st.integers(1, 5), st.integers(1, 60))
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(1, 6)), max_size=60),
+    st.integers(1, 5),
+    st.integers(1, 60),
+)
 def test_top_examples_are_the_true_top_however_they_stream_in(entries, k, at_once):
     top = TopExamples.empty(4, k)
     for i in range(0, len(entries), at_once):
         cell, key = np.array(entries[i : i + at_once]).T
-        top.update(cell, np.arange(i, i + len(cell)), key.astype(np.float32), -key.astype(np.float32))
+        top.update(
+            cell, np.arange(i, i + len(cell)), key.astype(np.float32), -key.astype(np.float32)
+        )
     for cell in range(4):
-        mine = [(-key, i) for i, (c, key) in enumerate(entries) if c == cell]  # of equal keys the earlier one first
+        mine = [
+            (-key, i) for i, (c, key) in enumerate(entries) if c == cell
+        ]  # of equal keys the earlier one first
         expected = [(-key, i) for key, i in sorted(mine)[:k]] + [(0, -1)] * (k - len(mine))
-        assert list(zip(top.keys[cell].tolist(), top.tokens[cell].tolist(), strict=True)) == expected
+        assert (
+            list(zip(top.keys[cell].tolist(), top.tokens[cell].tolist(), strict=True)) == expected
+        )
         assert np.array_equal(top.values[cell], -top.keys[cell])
 
 
@@ -336,10 +438,17 @@ def test_too_many_tokens_are_forgotten_smallest_first(monkeypatch):
     monkeypatch.setattr(feature_statistics, "PAIRS_PER_FEATURE", 1)
     kept: list[int] = []
     largest = feature_statistics.TokenSums._largest
-    monkeypatch.setattr(feature_statistics.TokenSums, "_largest", lambda self, k: kept.append(sum(p.nnz for p in self.parts)) or largest(self, k))
+    monkeypatch.setattr(
+        feature_statistics.TokenSums,
+        "_largest",
+        lambda self, k: kept.append(sum(p.nnz for p in self.parts)) or largest(self, k),
+    )
     frame, _ = build(dictionary)
     assert len(kept) > 4 and max(kept) < 16 * 400 + 64 * 32 * 16  # memory: the bound and one chunk
-    shares = [b.sum() / a.sum() for a, b in zip(exact["before_counts"], frame["before_counts"], strict=True)]
+    shares = [
+        b.sum() / a.sum()
+        for a, b in zip(exact["before_counts"], frame["before_counts"], strict=True)
+    ]
     assert 0.8 < min(shares) < 1 and max(shares) <= 1
     # sorted text: a token's occurrences lie together, so that nothing is dropped that comes back
     monkeypatch.undo()
@@ -362,6 +471,11 @@ def test_logit_effects_are_what_a_push_along_the_feature_does(hook):
         with hook.replaced(lambda x: x - 1e5 * direction):
             backward = hook.model(tokens).logits[0, -1]
     pushed = (forward - backward) / 2
-    assert pushed.topk(5).indices.tolist() == up[0].tolist() and pushed.topk(5, largest=False).indices.tolist() == down[0].tolist()
+    assert (
+        pushed.topk(5).indices.tolist() == up[0].tolist()
+        and pushed.topk(5, largest=False).indices.tolist() == down[0].tolist()
+    )
     size = (pushed - pushed.mean())[up[0]] / values[0]
-    torch.testing.assert_close(size, size[:1].expand(5), rtol=1e-3, atol=0)  # the same up to the norm's scale
+    torch.testing.assert_close(
+        size, size[:1].expand(5), rtol=1e-3, atol=0
+    )  # the same up to the norm's scale

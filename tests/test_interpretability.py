@@ -20,8 +20,12 @@ KINDS = set(scores.KINDS)
 
 @pytest.fixture(scope="module")
 def scored(small_run):
-    settings = small_run.settings.interpretability.model_copy(update={"tokens": 8192, "untrained_activations": 16384})
-    run = Run(small_run.settings.model_copy(update={"interpretability": settings}), small_run.folder)
+    settings = small_run.settings.interpretability.model_copy(
+        update={"tokens": 8192, "untrained_activations": 16384}
+    )
+    run = Run(
+        small_run.settings.model_copy(update={"interpretability": settings}), small_run.folder
+    )
     return run, interpretability.score_run(run)
 
 
@@ -34,7 +38,9 @@ def test_halves_share_no_document_and_are_nearly_of_one_size():
 
 def test_a_row_with_both_halves_belongs_to_neither():
     half = np.array([0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 0])
-    assert halves.rows_of_half(half, 4, 0).tolist() == [True, False, False] and halves.rows_of_half(half, 4, 1).tolist() == [False, False, True]
+    assert halves.rows_of_half(half, 4, 0).tolist() == [True, False, False] and halves.rows_of_half(
+        half, 4, 1
+    ).tolist() == [False, False, True]
 
 
 def test_the_halves_of_a_run_lie_in_different_documents(scored):
@@ -45,7 +51,15 @@ def test_the_halves_of_a_run_lie_in_different_documents(scored):
     for part, text in zip(parts.rows, parts.texts, strict=True):
         assert text.n == part.size and part.size > 2000
         numbers = [int(np.flatnonzero((rows == row).all(1))[0]) for row in part]
-        found.append({int(d) for n in numbers for d in np.searchsorted(firsts, np.arange(n * rows.shape[1], (n + 1) * rows.shape[1]), side="right")})
+        found.append(
+            {
+                int(d)
+                for n in numbers
+                for d in np.searchsorted(
+                    firsts, np.arange(n * rows.shape[1], (n + 1) * rows.shape[1]), side="right"
+                )
+            }
+        )
     assert found[0] and found[1] and not found[0] & found[1]
     again = halves.split(run)
     assert all((a == b).all() for a, b in zip(parts.rows, again.rows, strict=True))
@@ -53,7 +67,12 @@ def test_the_halves_of_a_run_lie_in_different_documents(scored):
 
 def test_one_document_cannot_be_split(scored):
     run, _ = scored
-    long = Run(run.settings.model_copy(update={"lm": run.settings.lm.model_copy(update={"context": 10_000})}), run.folder)
+    long = Run(
+        run.settings.model_copy(
+            update={"lm": run.settings.lm.model_copy(update={"context": 10_000})}
+        ),
+        run.folder,
+    )
     with pytest.raises(CorpusError, match="too few for two halves"):
         halves.split(long)
 
@@ -62,7 +81,9 @@ def test_firing_is_where_the_dictionary_is_active(scored, hook):
     run, _ = scored
     rows = halves.split(run).rows
     picked = np.array([3, 40, 7])
-    tokens, values = interpretability.firing(hook, {"it": (Neurons(64), picked)}, rows, with_values=True)["it"]
+    tokens, values = interpretability.firing(
+        hook, {"it": (Neurons(64), picked)}, rows, with_values=True
+    )["it"]
     for part, t, v in zip(rows, tokens, values, strict=True):
         dense = interpretability.harvest(hook, part)[:, picked]
         for unit in range(3):
@@ -73,13 +94,27 @@ def test_firing_is_where_the_dictionary_is_active(scored, hook):
 def test_a_run_scores_every_kind(scored):
     run, folder = scored
     table = pd.read_parquet(folder / "scores.parquet")
-    assert set(table["kind"]) == KINDS and {"kind", "unit", "rule", "n_conditions", "balanced_accuracy", "auroc", "density"} <= set(table)
+    assert set(table["kind"]) == KINDS and {
+        "kind",
+        "unit",
+        "rule",
+        "n_conditions",
+        "balanced_accuracy",
+        "auroc",
+        "density",
+    } <= set(table)
     assert not table.duplicated(["kind", "unit"]).any()
     s = run.settings.interpretability
-    assert table["n_conditions"].max() <= s.conditions and table["auroc"].between(0, 1).all() and table["balanced_accuracy"].between(0, 1).all()
+    assert (
+        table["n_conditions"].max() <= s.conditions
+        and table["auroc"].between(0, 1).all()
+        and table["balanced_accuracy"].between(0, 1).all()
+    )
     by_kind = table.groupby("kind")
     assert by_kind["auroc"].median()["feature"] > 0.6
-    assert by_kind["auroc"].mean()["shuffled"] == pytest.approx(0.5, abs=0.03) and by_kind["balanced_accuracy"].mean()["shuffled"] == pytest.approx(0.5, abs=0.03)
+    assert by_kind["auroc"].mean()["shuffled"] == pytest.approx(0.5, abs=0.03) and by_kind[
+        "balanced_accuracy"
+    ].mean()["shuffled"] == pytest.approx(0.5, abs=0.03)
     assert (table["values"].map(len) > 0).sum() > len(table) / 2
 
 
@@ -93,7 +128,10 @@ def test_densities_are_those_of_features(scored):
     assert density.median()["neuron"] > 1.5 * density.median()["neuron_matched"]
     assert density.median()["feature_strong"] < 0.7 * density.median()["feature"]
     table = pd.read_parquet(folder / "scores.parquet")
-    of = {kind: table[table["kind"] == kind].set_index("unit")["density"] for kind in ("feature", "shuffled")}
+    of = {
+        kind: table[table["kind"] == kind].set_index("unit")["density"]
+        for kind in ("feature", "shuffled")
+    }
     both = of["shuffled"].index.intersection(of["feature"].index)
     assert len(both) > 5 and (of["shuffled"][both] == of["feature"][both]).all()
 
@@ -102,26 +140,45 @@ def test_thresholds_do_not_see_the_scoring_half(scored, monkeypatch):
     run, _ = scored
     parts, seen = halves.split(run), []
     sample = interpretability.sample
-    monkeypatch.setattr(interpretability, "sample", lambda hook, rows: seen.append(rows) or sample(hook, rows))
+    monkeypatch.setattr(
+        interpretability, "sample", lambda hook, rows: seen.append(rows) or sample(hook, rows)
+    )
     list(interpretability.every_kind(run, run.settings.sae.recipe, parts))
     assert len(seen) == 2 and all(rows is parts.rows[0] for rows in seen)
 
 
 def test_units_that_hardly_fire_are_left_out_and_counted(scored):
     run, folder = scored
-    table, counts = pd.read_parquet(folder / "scores.parquet"), json.loads((folder / "counts.json").read_text())["kinds"]
-    assert all(counts[kind]["units"] - counts[kind]["left_out"] == (table["kind"] == kind).sum() for kind in KINDS)
+    table, counts = (
+        pd.read_parquet(folder / "scores.parquet"),
+        json.loads((folder / "counts.json").read_text())["kinds"],
+    )
+    assert all(
+        counts[kind]["units"] - counts[kind]["left_out"] == (table["kind"] == kind).sum()
+        for kind in KINDS
+    )
     assert counts["feature"]["units"] == 256 and counts["feature"]["left_out"] > 0
     parts = halves.split(run)
-    units = interpretability.Units("feature", np.arange(3), ([np.arange(50), np.arange(9), np.arange(50)], [np.arange(50), np.arange(50), np.arange(9)]))
-    assert interpretability.score_units(units, parts, run.settings.interpretability)["unit"].tolist() == [0]
+    units = interpretability.Units(
+        "feature",
+        np.arange(3),
+        (
+            [np.arange(50), np.arange(9), np.arange(50)],
+            [np.arange(50), np.arange(50), np.arange(9)],
+        ),
+    )
+    assert interpretability.score_units(units, parts, run.settings.interpretability)[
+        "unit"
+    ].tolist() == [0]
 
 
 def test_a_scored_run_is_not_scored_again(scored, monkeypatch):
     run, folder = scored
     monkeypatch.setattr(interpretability, "split", lambda run: pytest.fail("scored again"))
     assert interpretability.score_run(run) == folder
-    assert list(run.results_folder.glob("interpretability.json")) and list((run.folder / "figures").glob("interpretability_kinds.*"))
+    assert list(run.results_folder.glob("interpretability.json")) and list(
+        (run.folder / "figures").glob("interpretability_kinds.*")
+    )
 
 
 def test_the_untrained_model_is_another_model_with_the_same_shape(scored, hook):
@@ -130,32 +187,72 @@ def test_the_untrained_model_is_another_model_with_the_same_shape(scored, hook):
     assert settings.activations == 16384 and resolve(settings).name == run.settings.sae.recipe
     model = untrained.untrained_model(run)
     trained, random = dict(hook.model.named_parameters()), dict(model.named_parameters())
-    assert {n: p.shape for n, p in trained.items()} == {n: p.shape for n, p in random.items()} and not torch.equal(trained["lm_head.weight"], random["lm_head.weight"])
-    assert all(torch.equal(a, b) for a, b in zip(random.values(), untrained.untrained_model(run).parameters(), strict=True))
-    assert (run.folder / "interpretability" / f"untrained-{run.settings.sae.recipe}" / "sae_weights.safetensors").exists()
+    assert {n: p.shape for n, p in trained.items()} == {
+        n: p.shape for n, p in random.items()
+    } and not torch.equal(trained["lm_head.weight"], random["lm_head.weight"])
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(random.values(), untrained.untrained_model(run).parameters(), strict=True)
+    )
+    assert (
+        run.folder
+        / "interpretability"
+        / f"untrained-{run.settings.sae.recipe}"
+        / "sae_weights.safetensors"
+    ).exists()
 
 
 def test_the_summary_follows_from_the_table():
     rng = np.random.default_rng(0)
-    measured = {measure: np.concatenate([rng.normal(0.9, 0.02, 200), rng.normal(0.7, 0.02, 100)]) for measure in scores.MEASURES}
-    table = pd.DataFrame({"kind": ["feature"] * 200 + ["neuron_matched"] * 100, "unit": 0, "rule": "r", "n_conditions": 2, "density": 0.01, "context": True, **measured})
+    measured = {
+        measure: np.concatenate([rng.normal(0.9, 0.02, 200), rng.normal(0.7, 0.02, 100)])
+        for measure in scores.MEASURES
+    }
+    table = pd.DataFrame(
+        {
+            "kind": ["feature"] * 200 + ["neuron_matched"] * 100,
+            "unit": 0,
+            "rule": "r",
+            "n_conditions": 2,
+            "density": 0.01,
+            "context": True,
+            **measured,
+        }
+    )
     found = scores.summary(table, 0)
-    feature, difference = found["scores"]["feature"], found["differences"]["feature - neuron_matched"]["auroc_median"]
-    assert feature["n"] == 200 and feature["auroc_median"] == pytest.approx(np.median(measured["auroc"][:200]))
+    feature, difference = (
+        found["scores"]["feature"],
+        found["differences"]["feature - neuron_matched"]["auroc_median"],
+    )
+    assert feature["n"] == 200 and feature["auroc_median"] == pytest.approx(
+        np.median(measured["auroc"][:200])
+    )
     low, high = feature["auroc_mean_interval"]
-    assert low < feature["auroc_mean"] < high and high - low == pytest.approx(2 * 1.96 * 0.02 / np.sqrt(200), rel=0.3)
-    assert difference["difference"] == pytest.approx(0.2, abs=0.02) and difference["interval"][0] > 0.18 and difference["interval"][1] < 0.22
+    assert low < feature["auroc_mean"] < high and high - low == pytest.approx(
+        2 * 1.96 * 0.02 / np.sqrt(200), rel=0.3
+    )
+    assert (
+        difference["difference"] == pytest.approx(0.2, abs=0.02)
+        and difference["interval"][0] > 0.18
+        and difference["interval"][1] < 0.22
+    )
     assert found == scores.summary(table, 0)
 
 
 def test_the_figures_show_each_kind(scored):
     table = pd.read_parquet(scored[1] / "scores.parquet")
     histograms = scores.against_neurons(table)
-    assert [t.name for t in histograms.data] == ["neurons", "features"] * 3 and all(len(t.x) > 0 for t in histograms.data)
+    assert [t.name for t in histograms.data] == ["neurons", "features"] * 3 and all(
+        len(t.x) > 0 for t in histograms.data
+    )
     assert {t.name for t in scores.by_kind(table).data} == set(scores.KINDS.values())
 
 
 def test_made_from_the_settings_that_matter(scored):
     run, folder = scored
     made_from = json.loads((folder / "made_from.json").read_text())["settings"]
-    assert is_made(folder, made_from) and made_from["interpretability"]["tokens"] == 8192 and "clusters" not in made_from["interpretability"]
+    assert (
+        is_made(folder, made_from)
+        and made_from["interpretability"]["tokens"] == 8192
+        and "clusters" not in made_from["interpretability"]
+    )

@@ -20,9 +20,27 @@ def hear_interrupts() -> None:
 
 
 def start(folder, overrides, every=("lm.checkpoint_every=7", "sae.checkpoint_every=5")):
-    command = [sys.executable, "-m", "sae_lib", "stage", "sae", "--profile", "smoke", "--run", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "sae_lib",
+        "stage",
+        "sae",
+        "--profile",
+        "smoke",
+        "--run",
+        str(folder),
+    ]
     sets = [part for override in [*overrides, *every] for part in ("--set", override)]
-    return subprocess.Popen([*command, *sets], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=hear_interrupts)
+    return subprocess.Popen(
+        [*command, *sets],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=hear_interrupts,
+    )
 
 
 def kill_after(process, folder, training: str, checkpoints: int, seconds: float) -> bool:
@@ -49,19 +67,39 @@ def read_until(process, text: str) -> str:
 
 def test_killed_runs_end_with_the_same_weights(small_overrides, tmp_path):
     seed = random.randrange(10**6)
-    whole, chance, folder = start(tmp_path / "a" / "whole", small_overrides), random.Random(seed), tmp_path / "b" / "broken"
+    whole, chance, folder = (
+        start(tmp_path / "a" / "whole", small_overrides),
+        random.Random(seed),
+        tmp_path / "b" / "broken",
+    )
     assert whole.wait(600) == 0, whole.stdout.read()
     for training in ("language_model", "language_model", "bricken_2023"):
-        assert kill_after(start(folder, small_overrides), folder, training, chance.randint(1, 3), chance.uniform(0, 0.1)), f"no kill within {training} (seed {seed})"
+        assert kill_after(
+            start(folder, small_overrides),
+            folder,
+            training,
+            chance.randint(1, 3),
+            chance.uniform(0, 0.1),
+        ), f"no kill within {training} (seed {seed})"
     last = start(folder, small_overrides)
     assert last.wait(600) == 0, last.stdout.read()
     for file in FILES:
-        assert (tmp_path / "a" / "whole" / file).read_bytes() == (folder / file).read_bytes(), f"{file} differs (seed {seed})"
+        assert (tmp_path / "a" / "whole" / file).read_bytes() == (folder / file).read_bytes(), (
+            f"{file} differs (seed {seed})"
+        )
     assert not list(folder.rglob(".*.partial")) and not list(folder.rglob("step-*"))
 
 
 def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(small_overrides, tmp_path):
-    process = start(tmp_path, small_overrides, ("lm.checkpoint_every=1000000", "sae.checkpoint_every=1000000", "lm.train_tokens=100000000"))
+    process = start(
+        tmp_path,
+        small_overrides,
+        (
+            "lm.checkpoint_every=1000000",
+            "sae.checkpoint_every=1000000",
+            "lm.train_tokens=100000000",
+        ),
+    )
     output = read_until(process, "language model:")
     process.send_signal(signal.SIGINT)
     rest = process.communicate(timeout=60)[0]
@@ -70,8 +108,16 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(small_overrides, t
 
 
 def test_ctrl_c_in_the_autoencoder_s_training_does_the_same(small_run, small_overrides, tmp_path):
-    shutil.copytree(small_run.folder, tmp_path / "runs" / "r", ignore=shutil.ignore_patterns("settings.yaml", "saes", "results", "figures", "features"))
-    process = start(tmp_path / "runs" / "r", small_overrides, ("sae.checkpoint_every=1000000", "sae.activations=100000000"))
+    shutil.copytree(
+        small_run.folder,
+        tmp_path / "runs" / "r",
+        ignore=shutil.ignore_patterns("settings.yaml", "saes", "results", "figures", "features"),
+    )
+    process = start(
+        tmp_path / "runs" / "r",
+        small_overrides,
+        ("sae.checkpoint_every=1000000", "sae.activations=100000000"),
+    )
     output = read_until(process, "bricken_2023:")
     process.send_signal(signal.SIGINT)
     rest = process.communicate(timeout=60)[0]
@@ -81,14 +127,46 @@ def test_ctrl_c_in_the_autoencoder_s_training_does_the_same(small_run, small_ove
 
 def test_ctrl_c_reaches_a_training_inside_a_notebook(small_overrides, tmp_path):
     overrides = [*small_overrides, "lm.checkpoint_every=10", "lm.train_tokens=100000000"]
-    command = [sys.executable, "-m", "sae_lib", "run", "--profile", "smoke", "--only", "02", "--run", str(tmp_path), *(part for o in overrides for part in ("--set", o))]
-    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, preexec_fn=hear_interrupts)
-    steps = lambda: sorted(int(p.stem.removeprefix("step-")) for p in (tmp_path / ".language_model.checkpoints").glob("step-*.json"))  # noqa: E731
+    command = [
+        sys.executable,
+        "-m",
+        "sae_lib",
+        "run",
+        "--profile",
+        "smoke",
+        "--only",
+        "02",
+        "--run",
+        str(tmp_path),
+        *(part for o in overrides for part in ("--set", o)),
+    ]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=hear_interrupts,
+    )
+    steps = lambda: sorted(  # noqa: E731
+        int(p.stem.removeprefix("step-"))
+        for p in (tmp_path / ".language_model.checkpoints").glob("step-*.json")
+    )  # noqa: E731
     deadline = time.monotonic() + 200
     while process.poll() is None and time.monotonic() < deadline and not steps():
         time.sleep(0.05)
     at = steps()
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=90)[0]
-    assert process.returncode == 130 and "02_activations: interrupted" in output and "Traceback" not in output, output
-    assert at and steps()[-1] > at[-1] and json.loads((tmp_path / "notebooks" / "02_activations.ipynb").read_text())["cells"]
+    assert (
+        process.returncode == 130
+        and "02_activations: interrupted" in output
+        and "Traceback" not in output
+    ), output
+    assert (
+        at
+        and steps()[-1] > at[-1]
+        and json.loads((tmp_path / "notebooks" / "02_activations.ipynb").read_text())["cells"]
+    )

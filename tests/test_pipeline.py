@@ -15,7 +15,14 @@ from sae_lib.headless import ROOT
 
 def sae_lib(*arguments, **environment):
     env = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "400"} | environment
-    return subprocess.run([sys.executable, "-m", "sae_lib", *map(str, arguments)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=1800)
+    return subprocess.run(
+        [sys.executable, "-m", "sae_lib", *map(str, arguments)],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=1800,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +45,18 @@ def test_every_notebook_ran_and_left_a_log(smoke_run):
     folder, _ = smoke_run
     for notebook in headless.notebooks():
         executed = nbformat.read(folder / "notebooks" / notebook.name, 4)
-        assert all(c.get("execution_count") for c in executed.cells if c.cell_type == "code"), notebook.name
+        assert all(c.get("execution_count") for c in executed.cells if c.cell_type == "code"), (
+            notebook.name
+        )
         assert (folder / "notebooks" / f"{notebook.stem}.log").exists()
 
 
 def test_each_resampling_is_recorded_and_off_where_it_is_off(smoke_run):
     folder, _ = smoke_run
-    events = {name: json.loads((folder / f"saes/{name}/training.json").read_text())["resampling"] for name in ("bricken_2023", "bricken_2023-no_resampling", "ward_2024")}
+    events = {
+        name: json.loads((folder / f"saes/{name}/training.json").read_text())["resampling"]
+        for name in ("bricken_2023", "bricken_2023-no_resampling", "ward_2024")
+    }
     assert len(events["bricken_2023"]) == 3 and events["bricken_2023-no_resampling"] == []
     assert all({"step", "dead", "resampled"} == set(e) for e in events["bricken_2023"])
 
@@ -53,13 +65,21 @@ def test_a_finished_stage_is_not_done_again(smoke_run):
     folder, _ = smoke_run
     before = {p: p.stat().st_mtime_ns for p in folder.glob("*/**/made_from.json")}
     done = sae_lib("stage", "features", "--profile", "smoke", "--run", folder)
-    assert done.returncode == 0 and before and before == {p: p.stat().st_mtime_ns for p in folder.glob("*/**/made_from.json")}
+    assert (
+        done.returncode == 0
+        and before
+        and before == {p: p.stat().st_mtime_ns for p in folder.glob("*/**/made_from.json")}
+    )
 
 
 def test_other_settings_in_the_same_folder_are_refused(smoke_run):
     folder, _ = smoke_run
     done = sae_lib("stage", "sae", "--profile", "smoke", "--run", folder, "--set", "sae.d_sae=100")
-    assert done.returncode == 2 and "sae.d_sae: 256 there, 100 now" in done.stderr and "--run" in done.stderr
+    assert (
+        done.returncode == 2
+        and "sae.d_sae: 256 there, 100 now" in done.stderr
+        and "--run" in done.stderr
+    )
 
 
 def test_a_truncated_artefact_is_refused_by_name(smoke_run, tmp_path):
@@ -119,8 +139,14 @@ def test_bad_input_gets_one_clear_line_and_status_2(case, bad_files, tmp_path):
 
 def test_only_and_parameters_are_checked(tmp_path):
     assert sae_lib("run", "--only", "77", "--run", tmp_path / "a").returncode == 2
-    done = sae_lib("run", "--profile", "smoke", "--only", "02", "--run", tmp_path / "b", "-p", "colour=red")
-    assert done.returncode == 2 and "colour" in done.stderr and "profile, run_dir, overrides" in done.stderr
+    done = sae_lib(
+        "run", "--profile", "smoke", "--only", "02", "--run", tmp_path / "b", "-p", "colour=red"
+    )
+    assert (
+        done.returncode == 2
+        and "colour" in done.stderr
+        and "profile, run_dir, overrides" in done.stderr
+    )
     with pytest.raises(SettingsError, match="01_toy_superposition"):
         headless.notebooks("99")
 
@@ -129,16 +155,33 @@ def test_a_failing_cell_stops_the_run_with_its_notebook_cell_and_error(tmp_path,
     from sae_lib.runs import open_run
 
     (tmp_path / "notebooks").mkdir()
-    for name, source in (("01_fine", "x = 1"), ("02_broken", "y = 1\n1 / 0"), ("03_never", "z = 1")):
-        cells = [nbformat.v4.new_code_cell('profile: str = "smoke"\nrun_dir: str = ""\noverrides: list = []', metadata={"tags": ["parameters"]})]
+    for name, source in (
+        ("01_fine", "x = 1"),
+        ("02_broken", "y = 1\n1 / 0"),
+        ("03_never", "z = 1"),
+    ):
+        cells = [
+            nbformat.v4.new_code_cell(
+                'profile: str = "smoke"\nrun_dir: str = ""\noverrides: list = []',
+                metadata={"tags": ["parameters"]},
+            )
+        ]
         notebook = nbformat.v4.new_notebook(cells=[*cells, nbformat.v4.new_code_cell(source)])
-        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        notebook.metadata["kernelspec"] = {
+            "name": "python3",
+            "display_name": "Python 3",
+            "language": "python",
+        }
         nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
     monkeypatch.setattr(headless, "NOTEBOOKS", tmp_path / "notebooks")
     run, said = open_run("smoke", tmp_path / "run"), []
-    with pytest.raises(headless.NotebookError, match=r"02_broken.ipynb: cell \d+ .*y = 1.*ZeroDivisionError"):
+    with pytest.raises(
+        headless.NotebookError, match=r"02_broken.ipynb: cell \d+ .*y = 1.*ZeroDivisionError"
+    ):
         headless.run_notebooks(run, [], "", {}, said.append)
-    assert (tmp_path / "run/notebooks/02_broken.ipynb").exists() and not (tmp_path / "run/notebooks/03_never.ipynb").exists()
+    assert (tmp_path / "run/notebooks/02_broken.ipynb").exists() and not (
+        tmp_path / "run/notebooks/03_never.ipynb"
+    ).exists()
     assert any("01_fine: " in line for line in said)
 
 
@@ -147,5 +190,9 @@ def test_notebooks_are_committed_clean():
         notebook = nbformat.read(path, 4)
         code = [c for c in notebook.cells if c.cell_type == "code"]
         assert not any(c.outputs or c.execution_count for c in code), f"{path.name} has outputs"
-        assert sum("parameters" in c.metadata.get("tags", []) for c in code) == 1, f"{path.name}: one cell tagged parameters"
-        assert all(len(c.source.splitlines()) <= 30 for c in code), f"{path.name}: a cell of over 30 lines"
+        assert sum("parameters" in c.metadata.get("tags", []) for c in code) == 1, (
+            f"{path.name}: one cell tagged parameters"
+        )
+        assert all(len(c.source.splitlines()) <= 30 for c in code), (
+            f"{path.name}: a cell of over 30 lines"
+        )

@@ -20,18 +20,32 @@ from sae_lib.report.markup import plain, table
 from sae_lib.runs import Run, open_run
 from sae_lib.toy import check as toy_check
 
-PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
-HOSTILE = (
-    "<script>alert(1)</script> | `a` ``b`` [x](javascript:alert(1)) ![i](http://evil/x.png) <img src=x onerror=alert(1)> **b** {{ 7*7 }} \\"
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
+HOSTILE = "<script>alert(1)</script> | `a` ``b`` [x](javascript:alert(1)) ![i](http://evil/x.png) <img src=x onerror=alert(1)> **b** {{ 7*7 }} \\"
 
 
 def evaluated(recovered: float, density: list[float], **other) -> dict:
     return {
-        "tokens": 39936, "l0_mean": 17.4321, "l0_median": 15.0, "fvu": 0.19437, "mse": 0.0123456, "dead_share": 0.0214, "alive": 201, "density_median": 0.00213,
-        "density": density, "ce_clean": 3.7531, "ce_spliced": 3.8812, "ce_zero": 5.5663, "ce_mean": 6.3112, "kl": 0.13371, "loss_tokens": 4032,
-        "recovered_zero": recovered, "recovered_mean": recovered + 0.02,
-    } | other  # fmt: skip
+        "tokens": 39936,
+        "l0_mean": 17.4321,
+        "l0_median": 15.0,
+        "fvu": 0.19437,
+        "mse": 0.0123456,
+        "dead_share": 0.0214,
+        "alive": 201,
+        "density_median": 0.00213,
+        "density": density,
+        "ce_clean": 3.7531,
+        "ce_spliced": 3.8812,
+        "ce_zero": 5.5663,
+        "ce_mean": 6.3112,
+        "kl": 0.13371,
+        "loss_tokens": 4032,
+        "recovered_zero": recovered,
+        "recovered_mean": recovered + 0.02,
+    } | other
 
 
 def trained(name: str, events: list[dict], l1: float, mse: str) -> dict:
@@ -62,11 +76,25 @@ def trained(name: str, events: list[dict], l1: float, mse: str) -> dict:
 
 
 def text_of(documents: int) -> dict:
-    kinds = {"py": {"documents": documents - 4, "tokens": 220471}, "text": {"documents": 4, "tokens": 79529}}
-    frequent = [{"id": 14, "token": ".", "count": 8376, "share": 0.02792}, {"id": 199, "token": "\n", "count": 7000, "share": 0.0233333}]
+    kinds = {
+        "py": {"documents": documents - 4, "tokens": 220471},
+        "text": {"documents": 4, "tokens": 79529},
+    }
+    frequent = [
+        {"id": 14, "token": ".", "count": 8376, "share": 0.02792},
+        {"id": 199, "token": "\n", "count": 7000, "share": 0.0233333},
+    ]
     quantiles = {"0.0": 107.0, "0.5": 1950.0, "1.0": 11073.0}
-    return {"documents": documents, "tokens": 300000, "characters": 711229, "kinds": kinds, "length_quantiles": quantiles, "vocabulary_used": 905, "most_frequent": frequent,
-            "distributions": {"hypothesis": 13439, "tornado": 11073}}  # fmt: skip
+    return {
+        "documents": documents,
+        "tokens": 300000,
+        "characters": 711229,
+        "kinds": kinds,
+        "length_quantiles": quantiles,
+        "vocabulary_used": 905,
+        "most_frequent": frequent,
+        "distributions": {"hypothesis": 13439, "tornado": 11073},
+    }
 
 
 def entry(number: int, token: str = "import", around: str = "some code ") -> dict:
@@ -86,51 +114,195 @@ def entry(number: int, token: str = "import", around: str = "some code ") -> dic
 
 
 def clamped(number: int, token: str = "import") -> dict:
-    nulls = {name: {"kl": [0.0374, 0.0251, 0.0464], "change": [-0.00095, -0.00246, 0.00116]} for name in ("random directions", "other features")}
+    nulls = {
+        name: {"kl": [0.0374, 0.0251, 0.0464], "change": [-0.00095, -0.00246, 0.00116]}
+        for name in ("random directions", "other features")
+    }
     movers = [{"token": token, "before": 0.0115, "after": 0.02625}]
-    return {"feature": number, "chosen": "drawn", "value": 8.495, "kl": 0.16617, "nulls": nulls, "raised": [token] * 10, "probability_before": 0.00991,
-            "probability_after": 0.02278, "rose": True, "beyond_nulls": True, "movers": movers}  # fmt: skip
+    return {
+        "feature": number,
+        "chosen": "drawn",
+        "value": 8.495,
+        "kl": 0.16617,
+        "nulls": nulls,
+        "raised": [token] * 10,
+        "probability_before": 0.00991,
+        "probability_after": 0.02278,
+        "rose": True,
+        "beyond_nulls": True,
+        "movers": movers,
+    }
 
 
 def closely(number: int, token: str = "import", rule: str = "`·[` after `al.` (84 %)") -> dict:
     """An entry with all that is known of it."""
-    score = {"rule": rule, "n_conditions": 2, "balanced_accuracy": 0.8765, "auroc": 0.9123} if rule else {"rule": ""}
+    score = (
+        {"rule": rule, "n_conditions": 2, "balanced_accuracy": 0.8765, "auroc": 0.9123}
+        if rule
+        else {"rule": ""}
+    )
     low = {"before": token, "token": token, "after": "<b>|</b>", "activation": 0.1357}
-    return entry(number, token) | {"score": score, "tenths": [{"from": 0.0, "to": 0.5, "share": 0.7531, "examples": [low]}], "marked_share": 0.0}
+    return entry(number, token) | {
+        "score": score,
+        "tenths": [{"from": 0.0, "to": 0.5, "share": 0.7531, "examples": [low]}],
+        "marked_share": 0.0,
+    }
 
 
 def ruled() -> dict:
     """`results/interpretability.json` in the shape of its summary."""
-    scored = lambda value: {"n": 128, "density_median": 0.00245, "conditions_mean": 3.46} | {  # noqa: E731
-        f"{m}_{a}{i}": [value - 0.01, value + 0.01] if i else value for m in ("auroc", "balanced_accuracy", "information") for a in ("median", "mean") for i in ("", "_interval")
-    }  # fmt: skip
+    scored = lambda value: (  # noqa: E731
+        {"n": 128, "density_median": 0.00245, "conditions_mean": 3.46}
+        | {  # noqa: E731
+            f"{m}_{a}{i}": [value - 0.01, value + 0.01] if i else value
+            for m in ("auroc", "balanced_accuracy", "information")
+            for a in ("median", "mean")
+            for i in ("", "_interval")
+        }
+    )
     apart = {"auroc_median": {"difference": -0.0321, "interval": [-0.0412, -0.0173]}}
-    return {"tokens": [20032, 19968], "documents": [12, 13], "kinds": {}, "scores": {"feature": scored(0.8521), "neuron_matched": scored(0.8843), "shuffled": scored(0.5)}, "differences": {"feature - neuron_matched": apart}}
+    return {
+        "tokens": [20032, 19968],
+        "documents": [12, 13],
+        "kinds": {},
+        "scores": {
+            "feature": scored(0.8521),
+            "neuron_matched": scored(0.8843),
+            "shuffled": scored(0.5),
+        },
+        "differences": {"feature - neuron_matched": apart},
+    }
 
 
 def studied() -> dict:
     """The studies, by the name of their results file."""
-    about = {"corpus": "some|text.jsonl", "activations": 128000, "heldout_tokens": 4096, "lm_tokens": 90000, "l0": 16.0, "seeds": 2}
-    point = lambda name, seed, value, **more: {"contender": name, "recipe": "topk", "l0": 16.0, "lambda": 1.83, "k": 0, "lr": 0.004, "seed": seed, "d_sae": 128, "precision": "float32", "seconds": 9.0,  # noqa: E731
-                                               "activations": 127000, "activations_per_second": 14000.0, "l0_mean": 16.13, "recovered_zero": value, "recovered_mean": value + 0.01, "fvu": 0.1234, "dead_share": 0.0, "alive": 99} | more  # fmt: skip
-    names = {"bricken_2023": 0.95, "ward_2024, as given": 0.35, "ward_2024, retuned": 0.81, "bricken_2023, bfloat16": 0.9501}
+    about = {
+        "corpus": "some|text.jsonl",
+        "activations": 128000,
+        "heldout_tokens": 4096,
+        "lm_tokens": 90000,
+        "l0": 16.0,
+        "seeds": 2,
+    }
+    point = lambda name, seed, value, **more: (  # noqa: E731
+        {
+            "contender": name,
+            "recipe": "topk",
+            "l0": 16.0,
+            "lambda": 1.83,
+            "k": 0,
+            "lr": 0.004,
+            "seed": seed,
+            "d_sae": 128,
+            "precision": "float32",
+            "seconds": 9.0,  # noqa: E731
+            "activations": 127000,
+            "activations_per_second": 14000.0,
+            "l0_mean": 16.13,
+            "recovered_zero": value,
+            "recovered_mean": value + 0.01,
+            "fvu": 0.1234,
+            "dead_share": 0.0,
+            "alive": 99,
+        }
+        | more
+    )
+    names = {
+        "bricken_2023": 0.95,
+        "ward_2024, as given": 0.35,
+        "ward_2024, retuned": 0.81,
+        "bricken_2023, bfloat16": 0.9501,
+    }
     agreement = {"pairs": [0.71, 0.73], "mean": 0.7219, "null": 0.2071}
-    split = {"narrow": 64, "wide": 128, "parts_share": 0.41, "null_share": 0.013, "split_share": 0.31, "kept_share": 0.37, "lost_share": 0.32, "mean_parts": 1.2,
-             "examples": [{"feature": 3, "token": "im|port", "parts": [" a", "b`"], "n_parts": 2}]}  # fmt: skip
+    split = {
+        "narrow": 64,
+        "wide": 128,
+        "parts_share": 0.41,
+        "null_share": 0.013,
+        "split_share": 0.31,
+        "kept_share": 0.37,
+        "lost_share": 0.32,
+        "mean_parts": 1.2,
+        "examples": [{"feature": 3, "token": "im|port", "parts": [" a", "b`"], "n_parts": 2}],
+    }
     return {
-        "study_recipes": {"points": [point(n, s, v + s / 1000) for n, v in names.items() for s in (0, 1)], "tuning": [point("", 0, 0.9, lr=0.0035)], "mmcs": {n: agreement for n in names}, "about": about},
-        "study_widths": {"points": [point("", s, 0.9, d_sae=w) for w in (64, 128) for s in (0, 1)], "mmcs": {"64": agreement, "128": agreement}, "splitting": [split], "about": about},
-        "study_classical": {"points": [point("", 0, 0.9, score=0.21)], "best": [point("", s, 0.9) for s in (0, 1)], "mmcs": agreement, "patience": 4, "check_every": 50, "d_in": 64, "about": about},
-        "study_saelens": {"points": [point("SAELens standard", 0, 0.949, threads=2), *(point("bricken_2023, bfloat16", s, 0.961 + s / 100, beside=1.83, seconds=2.0, threads=2) for s in (0, 1))], "about": about},
+        "study_recipes": {
+            "points": [point(n, s, v + s / 1000) for n, v in names.items() for s in (0, 1)],
+            "tuning": [point("", 0, 0.9, lr=0.0035)],
+            "mmcs": {n: agreement for n in names},
+            "about": about,
+        },
+        "study_widths": {
+            "points": [point("", s, 0.9, d_sae=w) for w in (64, 128) for s in (0, 1)],
+            "mmcs": {"64": agreement, "128": agreement},
+            "splitting": [split],
+            "about": about,
+        },
+        "study_classical": {
+            "points": [point("", 0, 0.9, score=0.21)],
+            "best": [point("", s, 0.9) for s in (0, 1)],
+            "mmcs": agreement,
+            "patience": 4,
+            "check_every": 50,
+            "d_in": 64,
+            "about": about,
+        },
+        "study_saelens": {
+            "points": [
+                point("SAELens standard", 0, 0.949, threads=2),
+                *(
+                    point(
+                        "bricken_2023, bfloat16",
+                        s,
+                        0.961 + s / 100,
+                        beside=1.83,
+                        seconds=2.0,
+                        threads=2,
+                    )
+                    for s in (0, 1)
+                ),
+            ],
+            "about": about,
+        },
     }
 
 
 def clamping_of(token: str = "import") -> dict:
-    ablation = {"feature": 101, "rows": 82, "n_active": 116, "active": 0.4717, "low": 0.2699, "high": 0.7051, "hurt": 0.5603, "null": 0.0736, "null_least": 0.0389,
-                "null_most": 0.1012, "n_silent": 116, "silent": 0.0, "silent_most": 0.0}  # fmt: skip
-    last = {"features": [clamped(7)], "kl_zero": 0.00696, "ablation": [], "hook_name": "blocks.3.mlp.hook_post", "places": 256}
-    return {"features": [clamped(101), clamped(102, token)], "places": 257, "draws": 5, "seed": 0, "figure": "clamping_sweep", "kl_zero": 1.571, "stand_out": {"by_size": 1, "by_tokens": 2},
-            "ablation": [ablation], "error": {"alone": 0.07729, "dropped": {}}, "generations": [{"feature": 101, "prompt": token, "without": token, "with": token}], "last_mlp": last}  # fmt: skip
+    ablation = {
+        "feature": 101,
+        "rows": 82,
+        "n_active": 116,
+        "active": 0.4717,
+        "low": 0.2699,
+        "high": 0.7051,
+        "hurt": 0.5603,
+        "null": 0.0736,
+        "null_least": 0.0389,
+        "null_most": 0.1012,
+        "n_silent": 116,
+        "silent": 0.0,
+        "silent_most": 0.0,
+    }
+    last = {
+        "features": [clamped(7)],
+        "kl_zero": 0.00696,
+        "ablation": [],
+        "hook_name": "blocks.3.mlp.hook_post",
+        "places": 256,
+    }
+    return {
+        "features": [clamped(101), clamped(102, token)],
+        "places": 257,
+        "draws": 5,
+        "seed": 0,
+        "figure": "clamping_sweep",
+        "kl_zero": 1.571,
+        "stand_out": {"by_size": 1, "by_tokens": 2},
+        "ablation": [ablation],
+        "error": {"alone": 0.07729, "dropped": {}},
+        "generations": [{"feature": 101, "prompt": token, "without": token, "with": token}],
+        "last_mlp": last,
+    }
 
 
 def results() -> dict:
@@ -143,42 +315,216 @@ def results() -> dict:
         "active_share": 0.20076,
         "most_frequent": {" ": 2, "|": 2, "def": 1},
     }
-    main, off = evaluated(0.9412, [0.002] * 256), evaluated(0.9311, [0.002] * 256, dead_share=0.0712)
-    events = [{"step": 120, "dead": 31, "resampled": 31}, {"step": 240, "dead": 12, "resampled": 11}]
-    columns = ["recovered_zero", "recovered_mean", "kl", "fvu", "l0_mean", "l0_median", "dead_share", "alive", "tokens"]
+    main, off = (
+        evaluated(0.9412, [0.002] * 256),
+        evaluated(0.9311, [0.002] * 256, dead_share=0.0712),
+    )
+    events = [
+        {"step": 120, "dead": 31, "resampled": 31},
+        {"step": 240, "dead": 12, "resampled": 11},
+    ]
+    columns = [
+        "recovered_zero",
+        "recovered_mean",
+        "kl",
+        "fvu",
+        "l0_mean",
+        "l0_median",
+        "dead_share",
+        "alive",
+        "tokens",
+    ]
     return {
-        "run": {"seconds": {"01_toy_superposition": 61.7, "02_activations": 331.2},
-                "machine": {"date": "2025-01-31", "cpu": "A Fine CPU @ 2 GHz", "cores": 2, "memory_bytes": 25_000_000_000, "gpu": None, "torch_threads": 2, "system": "Linux x86_64", "python": "3.11.9",
-                            "versions": {"torch": "2.13.0+cpu", "absent": None}, "commit": "0123456789ab"}},
-        "evaluation": {"made_from": "abc", "bricken_2023": main, "bricken_2023-no_resampling": off, "ward_2024": evaluated(0.3512, [0.01] * 256, l0_mean=10.2, density_median=0.00871),
-                       "bricken_2023-d_sae_64": evaluated(0.8312, [0.05] * 64, fvu=0.3312, l0_mean=12.3), "neurons": evaluated(1.0, [0.3] * 64, density_median=0.3172, l0_mean=20.31, fvu=0.0)},
-        "training": {"summaries": {"bricken_2023": trained("bricken_2023", events, 3.5, "sum"), "bricken_2023-no_resampling": trained("bricken_2023", [], 3.5, "sum"),
-                                   "ward_2024": trained("ward_2024", events[:1], 0.003, "mean"), "bricken_2023-d_sae_64": trained("bricken_2023", events[:1], 3.5, "sum")},
-                     "main": "bricken_2023", "narrow": "bricken_2023-d_sae_64", "d_in": 64, "d_sae": 256},
+        "run": {
+            "seconds": {"01_toy_superposition": 61.7, "02_activations": 331.2},
+            "machine": {
+                "date": "2025-01-31",
+                "cpu": "A Fine CPU @ 2 GHz",
+                "cores": 2,
+                "memory_bytes": 25_000_000_000,
+                "gpu": None,
+                "torch_threads": 2,
+                "system": "Linux x86_64",
+                "python": "3.11.9",
+                "versions": {"torch": "2.13.0+cpu", "absent": None},
+                "commit": "0123456789ab",
+            },
+        },
+        "evaluation": {
+            "made_from": "abc",
+            "bricken_2023": main,
+            "bricken_2023-no_resampling": off,
+            "ward_2024": evaluated(0.3512, [0.01] * 256, l0_mean=10.2, density_median=0.00871),
+            "bricken_2023-d_sae_64": evaluated(0.8312, [0.05] * 64, fvu=0.3312, l0_mean=12.3),
+            "neurons": evaluated(1.0, [0.3] * 64, density_median=0.3172, l0_mean=20.31, fvu=0.0),
+        },
+        "training": {
+            "summaries": {
+                "bricken_2023": trained("bricken_2023", events, 3.5, "sum"),
+                "bricken_2023-no_resampling": trained("bricken_2023", [], 3.5, "sum"),
+                "ward_2024": trained("ward_2024", events[:1], 0.003, "mean"),
+                "bricken_2023-d_sae_64": trained("bricken_2023", events[:1], 3.5, "sum"),
+            },
+            "main": "bricken_2023",
+            "narrow": "bricken_2023-d_sae_64",
+            "d_in": 64,
+            "d_sae": 256,
+        },
         "activations": {
-            "text": {"source": "installation", "vocabulary": 1024, "train": text_of(114), "heldout": text_of(16), "what": "Text of this Python installation: mostly code."},
-            "prompts": {"prompt": part, "generated": part}, "generated": [{"prompt": 0, "text": "def f(\n  x", "continuation": "x", "prompt_tokens": 2, "tokens": 5}],
-            "language_model": {"curve": [{"step": 20, "tokens": 40960, "train": 6.18, "heldout": 6.0932, "density_median": 1.0}], "seconds": 33.6, "tokens": 149504, "tokens_per_second": 4443.13, "parameters": 76192,
-                               "epochs": 0.4983, "precision": "bfloat16", "density_median": 0.19, "density_quartiles": [8.19, 20.2, 31.9]},
-            "token": {"text": "def load(path):\n    return 1\n", "token": " return", "active": 10, "neurons": 64, "top": [[50, 47], [0.1701037, 0.1667099]]}, "bridge_difference": 1.19e-07},
-        "toy": {"preset": "smoke", "observations": [{"the talk says": "no case represents all five", "measured": "share | of seeds", "holds": "p 0.1–0.2: 97 %", "does not hold": "nowhere"}],
-                "autoencoder": "All five found by 1 of 16.", "introduction": "At p = 1 it keeps 2.", "geometry": "Half.", "phases": "Two.", "neurons": "|x| is solved by 7 of 8.",
-                "full": {"preset": "full", "passed": 1, "gates": [{"experiment": "introduction", "what": "p = 1 | loss", "measured": [0.0365, 0.0371], "expected": "0.036585 ± 1 %", "passed": True}]}},
-        "features": {"recipe": "bricken_2023", "gallery": [entry(i) for i in range(101, 108)], "gallery_neurons": [entry(3), entry(4)], "seed": 0, "gallery_at_least": 100, "judged": 201, "n_features": 256, "n_neurons": 64,
-                     "density_median": {"features": 0.002, "neurons": 0.3}, "dead_share": {"features": 0.02, "neurons": 0.0}, "figure": "density",
-                     "closely": [closely(i) for i in range(101, 105)] + [closely(105, rule="")], "browser_bytes": 17_500_000,
-                     "misleading": closely(107) | {"top_share": 0.95, "lower_share": 0.0721, "lower_examples": 9, "clean_top": 321, "unclean_lower": 123}},
+            "text": {
+                "source": "installation",
+                "vocabulary": 1024,
+                "train": text_of(114),
+                "heldout": text_of(16),
+                "what": "Text of this Python installation: mostly code.",
+            },
+            "prompts": {"prompt": part, "generated": part},
+            "generated": [
+                {
+                    "prompt": 0,
+                    "text": "def f(\n  x",
+                    "continuation": "x",
+                    "prompt_tokens": 2,
+                    "tokens": 5,
+                }
+            ],
+            "language_model": {
+                "curve": [
+                    {
+                        "step": 20,
+                        "tokens": 40960,
+                        "train": 6.18,
+                        "heldout": 6.0932,
+                        "density_median": 1.0,
+                    }
+                ],
+                "seconds": 33.6,
+                "tokens": 149504,
+                "tokens_per_second": 4443.13,
+                "parameters": 76192,
+                "epochs": 0.4983,
+                "precision": "bfloat16",
+                "density_median": 0.19,
+                "density_quartiles": [8.19, 20.2, 31.9],
+            },
+            "token": {
+                "text": "def load(path):\n    return 1\n",
+                "token": " return",
+                "active": 10,
+                "neurons": 64,
+                "top": [[50, 47], [0.1701037, 0.1667099]],
+            },
+            "bridge_difference": 1.19e-07,
+        },
+        "toy": {
+            "preset": "smoke",
+            "observations": [
+                {
+                    "the talk says": "no case represents all five",
+                    "measured": "share | of seeds",
+                    "holds": "p 0.1–0.2: 97 %",
+                    "does not hold": "nowhere",
+                }
+            ],
+            "autoencoder": "All five found by 1 of 16.",
+            "introduction": "At p = 1 it keeps 2.",
+            "geometry": "Half.",
+            "phases": "Two.",
+            "neurons": "|x| is solved by 7 of 8.",
+            "full": {
+                "preset": "full",
+                "passed": 1,
+                "gates": [
+                    {
+                        "experiment": "introduction",
+                        "what": "p = 1 | loss",
+                        "measured": [0.0365, 0.0371],
+                        "expected": "0.036585 ± 1 %",
+                        "passed": True,
+                    }
+                ],
+            },
+        },
+        "features": {
+            "recipe": "bricken_2023",
+            "gallery": [entry(i) for i in range(101, 108)],
+            "gallery_neurons": [entry(3), entry(4)],
+            "seed": 0,
+            "gallery_at_least": 100,
+            "judged": 201,
+            "n_features": 256,
+            "n_neurons": 64,
+            "density_median": {"features": 0.002, "neurons": 0.3},
+            "dead_share": {"features": 0.02, "neurons": 0.0},
+            "figure": "density",
+            "closely": [closely(i) for i in range(101, 105)] + [closely(105, rule="")],
+            "browser_bytes": 17_500_000,
+            "misleading": closely(107)
+            | {
+                "top_share": 0.95,
+                "lower_share": 0.0721,
+                "lower_examples": 9,
+                "clean_top": 321,
+                "unclean_lower": 123,
+            },
+        },
         "interpretability": ruled(),
-        "clusters": {"features": 201, "clusters": 12, "size_median": 14.0, "size_largest": 40, "named": 11, "shared_value": 0.4567, "shared_value_by_chance": 0.1665, "shared_value_by_chance_most": 0.1777, "largest": []},
-        "explanations": {"model": "a|model", "recipe": "bricken_2023", "features": 4, "stopped": None, "n": 80, "unparsed": 7, "kinds": {
-            "feature": {"units": 4, "unexplained": 0, "n": 40, "unparsed": 3} | {k: {"mean": 0.7654, "low": 0.6, "high": 0.9, "units": 4} for k in ("detection", "fuzzing", "rating")}}},
-        "last_mlp": {"model": "a small Llama trained here on the run's corpus", "trained_here": True, "layers": 4, "d_in": 64, "d_sae": 128, "hook_name": "blocks.3.mlp.hook_post", "positive_share": 0.4712,
-                     "evaluation": {n: {c: e[c] for c in columns} for n, e in (("bricken_2023", main), ("neurons", evaluated(1.0, [])))},
-                     "training": {"seconds": 23.4, "activations": 30000, "activations_per_second": 1282.1, "resampling": []}, "gallery": [entry(i) for i in (7, 8, 9)], "bridge_difference": 2.4e-07,
-                     "language_model": {"tokens": 60000, "seconds": 31.2, "parameters": 90000, "heldout": 5.9134}},
+        "clusters": {
+            "features": 201,
+            "clusters": 12,
+            "size_median": 14.0,
+            "size_largest": 40,
+            "named": 11,
+            "shared_value": 0.4567,
+            "shared_value_by_chance": 0.1665,
+            "shared_value_by_chance_most": 0.1777,
+            "largest": [],
+        },
+        "explanations": {
+            "model": "a|model",
+            "recipe": "bricken_2023",
+            "features": 4,
+            "stopped": None,
+            "n": 80,
+            "unparsed": 7,
+            "kinds": {
+                "feature": {"units": 4, "unexplained": 0, "n": 40, "unparsed": 3}
+                | {
+                    k: {"mean": 0.7654, "low": 0.6, "high": 0.9, "units": 4}
+                    for k in ("detection", "fuzzing", "rating")
+                }
+            },
+        },
+        "last_mlp": {
+            "model": "a small Llama trained here on the run's corpus",
+            "trained_here": True,
+            "layers": 4,
+            "d_in": 64,
+            "d_sae": 128,
+            "hook_name": "blocks.3.mlp.hook_post",
+            "positive_share": 0.4712,
+            "evaluation": {
+                n: {c: e[c] for c in columns}
+                for n, e in (("bricken_2023", main), ("neurons", evaluated(1.0, [])))
+            },
+            "training": {
+                "seconds": 23.4,
+                "activations": 30000,
+                "activations_per_second": 1282.1,
+                "resampling": [],
+            },
+            "gallery": [entry(i) for i in (7, 8, 9)],
+            "bridge_difference": 2.4e-07,
+            "language_model": {
+                "tokens": 60000,
+                "seconds": 31.2,
+                "parameters": 90000,
+                "heldout": 5.9134,
+            },
+        },
         "clamping": clamping_of(),
         **studied(),
-    }  # fmt: skip
+    }
 
 
 FIGURES = (
@@ -245,16 +591,30 @@ def test_each_cell_of_the_main_table_is_its_json_value_formatted(tmp_path):
     columns = {"ward_2024": 2, "bricken_2023": 3, "neurons": 4}
     rows = {re.sub("[ᵃᵇᶜᵈᵉᶠᵍʰ]$", "", row[0]): row for row in grid[2:]}
     expected = {
-        "Loss recovered, zero ablation": ("recovered_zero", lambda x: f"{100 * x:.1f} %"), "Loss recovered, mean ablation": ("recovered_mean", lambda x: f"{100 * x:.1f} %"),
-        "L0, mean": ("l0_mean", lambda x: f"{x:.1f}"), "L0, median": ("l0_median", lambda x: f"{x:.0f}"), "FVU": ("fvu", lambda x: f"{x:.3f}"), "MSE per dimension": ("mse", lambda x: f"{x:.4f}"),
-        "KL, nats/token": ("kl", lambda x: f"{x:.3f}"), "Cross-entropy, clean, nats/token": ("ce_clean", lambda x: f"{x:.3f}"), "Cross-entropy, spliced": ("ce_spliced", lambda x: f"{x:.3f}"),
-        "Cross-entropy, zero-ablated": ("ce_zero", lambda x: f"{x:.3f}"), "Cross-entropy, mean-ablated": ("ce_mean", lambda x: f"{x:.3f}"), "Dead share": ("dead_share", lambda x: f"{100 * x:.2f} %"),
-        "Alive": ("alive", str), "Median density": ("density_median", lambda x: f"{100 * x:.1f} %" if x > 0.1 else f"{100 * x:.3f} %"),
-    }  # fmt: skip
+        "Loss recovered, zero ablation": ("recovered_zero", lambda x: f"{100 * x:.1f} %"),
+        "Loss recovered, mean ablation": ("recovered_mean", lambda x: f"{100 * x:.1f} %"),
+        "L0, mean": ("l0_mean", lambda x: f"{x:.1f}"),
+        "L0, median": ("l0_median", lambda x: f"{x:.0f}"),
+        "FVU": ("fvu", lambda x: f"{x:.3f}"),
+        "MSE per dimension": ("mse", lambda x: f"{x:.4f}"),
+        "KL, nats/token": ("kl", lambda x: f"{x:.3f}"),
+        "Cross-entropy, clean, nats/token": ("ce_clean", lambda x: f"{x:.3f}"),
+        "Cross-entropy, spliced": ("ce_spliced", lambda x: f"{x:.3f}"),
+        "Cross-entropy, zero-ablated": ("ce_zero", lambda x: f"{x:.3f}"),
+        "Cross-entropy, mean-ablated": ("ce_mean", lambda x: f"{x:.3f}"),
+        "Dead share": ("dead_share", lambda x: f"{100 * x:.2f} %"),
+        "Alive": ("alive", str),
+        "Median density": (
+            "density_median",
+            lambda x: f"{100 * x:.1f} %" if x > 0.1 else f"{100 * x:.3f} %",
+        ),
+    }
     for label, (key, shown) in expected.items():
         for name, column in columns.items():
             value = values["evaluation"][name][key]
-            assert rows[label][column] == ({1.0: "100 %", 0.0: "0"}[value] if value in (0.0, 1.0) else shown(value)), (label, name)
+            assert rows[label][column] == (
+                {1.0: "100 %", 0.0: "0"}[value] if value in (0.0, 1.0) else shown(value)
+            ), (label, name)
     assert rows["Training activations"][2:] == ["60,000", "60,000", "–"]
     assert rows["Features (neurons)"][1:] == ["4,096", "256", "256", "64"]
 
@@ -272,18 +632,54 @@ def leaves(value, path=()):
 
 
 QUOTED = [  # numbers in prose and in every table: a change of the result must change the report
-    ("run", "seconds", "02_activations"), ("run", "machine", "memory_bytes"), ("run", "machine", "cores"), ("activations", "text", "train", "documents"), ("activations", "text", "train", "most_frequent", 1, "share"),
-    ("activations", "text", "heldout", "tokens"), ("activations", "prompts", "generated", "active_share"), ("activations", "language_model", "tokens_per_second"), ("activations", "language_model", "curve", 0, "heldout"),
-    ("activations", "language_model", "density_quartiles", 2), ("activations", "token", "active"), ("activations", "token", "top", 1, 1), ("activations", "bridge_difference"),
-    ("evaluation", "bricken_2023", "tokens"), ("evaluation", "bricken_2023-d_sae_64", "fvu"), ("evaluation", "bricken_2023-no_resampling", "dead_share"),
-    ("training", "summaries", "ward_2024", "resampling", 0, "resampled"), ("training", "summaries", "bricken_2023", "final_silent"), ("training", "summaries", "ward_2024", "recipe", "l1"),
-    ("toy", "full", "gates", 0, "measured", 1), ("features", "judged"), ("features", "closely", 0, "density"), ("last_mlp", "positive_share"), ("last_mlp", "language_model", "heldout"), ("last_mlp", "evaluation", "neurons", "fvu"),
-    ("clamping", "features", 0, "kl"), ("clamping", "features", 1, "nulls", "other features", "change", 2), ("clamping", "ablation", 0, "low"), ("clamping", "kl_zero"), ("clamping", "error", "alone"),
-    ("features", "closely", 0, "score", "auroc"), ("features", "closely", 1, "tenths", 0, "share"), ("features", "misleading", "lower_share"), ("interpretability", "scores", "neuron_matched", "auroc_median"),
-    ("interpretability", "differences", "feature - neuron_matched", "auroc_median", "difference"), ("clusters", "shared_value"), ("explanations", "kinds", "feature", "unparsed"),
-    ("study_recipes", "points", 0, "recovered_mean"), ("study_recipes", "mmcs", "bricken_2023", "mean"), ("study_widths", "points", 3, "fvu"), ("study_recipes", "tuning", 0, "lr"), ("study_widths", "splitting", 0, "null_share"), ("study_classical", "best", 1, "l0_mean"),
-    ("study_saelens", "points", 0, "recovered_zero"), ("clamping", "features", 0, "movers", 0, "after"), ("clamping", "stand_out", "by_size"), ("clamping", "last_mlp", "kl_zero"),
-]  # fmt: skip
+    ("run", "seconds", "02_activations"),
+    ("run", "machine", "memory_bytes"),
+    ("run", "machine", "cores"),
+    ("activations", "text", "train", "documents"),
+    ("activations", "text", "train", "most_frequent", 1, "share"),
+    ("activations", "text", "heldout", "tokens"),
+    ("activations", "prompts", "generated", "active_share"),
+    ("activations", "language_model", "tokens_per_second"),
+    ("activations", "language_model", "curve", 0, "heldout"),
+    ("activations", "language_model", "density_quartiles", 2),
+    ("activations", "token", "active"),
+    ("activations", "token", "top", 1, 1),
+    ("activations", "bridge_difference"),
+    ("evaluation", "bricken_2023", "tokens"),
+    ("evaluation", "bricken_2023-d_sae_64", "fvu"),
+    ("evaluation", "bricken_2023-no_resampling", "dead_share"),
+    ("training", "summaries", "ward_2024", "resampling", 0, "resampled"),
+    ("training", "summaries", "bricken_2023", "final_silent"),
+    ("training", "summaries", "ward_2024", "recipe", "l1"),
+    ("toy", "full", "gates", 0, "measured", 1),
+    ("features", "judged"),
+    ("features", "closely", 0, "density"),
+    ("last_mlp", "positive_share"),
+    ("last_mlp", "language_model", "heldout"),
+    ("last_mlp", "evaluation", "neurons", "fvu"),
+    ("clamping", "features", 0, "kl"),
+    ("clamping", "features", 1, "nulls", "other features", "change", 2),
+    ("clamping", "ablation", 0, "low"),
+    ("clamping", "kl_zero"),
+    ("clamping", "error", "alone"),
+    ("features", "closely", 0, "score", "auroc"),
+    ("features", "closely", 1, "tenths", 0, "share"),
+    ("features", "misleading", "lower_share"),
+    ("interpretability", "scores", "neuron_matched", "auroc_median"),
+    ("interpretability", "differences", "feature - neuron_matched", "auroc_median", "difference"),
+    ("clusters", "shared_value"),
+    ("explanations", "kinds", "feature", "unparsed"),
+    ("study_recipes", "points", 0, "recovered_mean"),
+    ("study_recipes", "mmcs", "bricken_2023", "mean"),
+    ("study_widths", "points", 3, "fvu"),
+    ("study_recipes", "tuning", 0, "lr"),
+    ("study_widths", "splitting", 0, "null_share"),
+    ("study_classical", "best", 1, "l0_mean"),
+    ("study_saelens", "points", 0, "recovered_zero"),
+    ("clamping", "features", 0, "movers", 0, "after"),
+    ("clamping", "stand_out", "by_size"),
+    ("clamping", "last_mlp", "kl_zero"),
+]
 
 
 def test_a_changed_result_changes_the_report(run):
@@ -334,10 +730,14 @@ def test_links_resolve_and_every_figure_and_table_is_traced(run):
 
 def test_a_figure_without_its_file_is_left_out_and_an_interactive_one_linked(run):
     (run.folder / "figures" / "density.png").unlink()
-    (run.folder / "figures" / "neuron_density.png").rename(run.folder / "figures" / "neuron_density.html")
+    (run.folder / "figures" / "neuron_density.png").rename(
+        run.folder / "figures" / "neuron_density.html"
+    )
     text = render.markdown(run)
     assert "density.png" not in text
-    assert re.search(r"(?<!!)\[Figure 2\..*\(interactive page\)\]\(figures/neuron_density.html\)", text)
+    assert re.search(
+        r"(?<!!)\[Figure 2\..*\(interactive page\)\]\(figures/neuron_density.html\)", text
+    )
 
 
 def test_the_published_toy_check_is_shown_with_its_figures(run, tmp_path):
@@ -345,19 +745,35 @@ def test_the_published_toy_check_is_shown_with_its_figures(run, tmp_path):
     (done / "figures").mkdir(parents=True)
     (done / "gates.json").write_text('{"preset": "full", "passed": 1, "gates": []}')
     for name in toy_check.PUBLISHED_FIGURES:
-        (done / "figures" / f"{name}.png").write_bytes((run.folder / "figures" / "density.png").read_bytes())
+        (done / "figures" / f"{name}.png").write_bytes(
+            (run.folder / "figures" / "density.png").read_bytes()
+        )
     toy_check.publish(done, toy_check.PUBLISHED)
     assert toy_check.published_summary()["passed"] == 1
     text = render.markdown(run)
     for name, caption in toy_check.PUBLISHED_FIGURES.items():
-        assert f"(figures/full_{name}.png)" in text and caption in text and (run.folder / "figures" / f"full_{name}.png").is_file()
+        assert (
+            f"(figures/full_{name}.png)" in text
+            and caption in text
+            and (run.folder / "figures" / f"full_{name}.png").is_file()
+        )
 
 
-@pytest.mark.parametrize("name", ["toy", "activations", "training", "features", "last_mlp", "clamping", "run"])
+@pytest.mark.parametrize(
+    "name", ["toy", "activations", "training", "features", "last_mlp", "clamping", "run"]
+)
 def test_a_missing_result_is_said_in_its_section(run, name):
     (run.results_folder / f"{name}.json").unlink()
     text = render.markdown(run)
-    title = {"toy": "9 ", "activations": "3 ", "training": "5 ", "features": "7 ", "last_mlp": "10 ", "clamping": "7 ", "run": "1 "}[name]
+    title = {
+        "toy": "9 ",
+        "activations": "3 ",
+        "training": "5 ",
+        "features": "7 ",
+        "last_mlp": "10 ",
+        "clamping": "7 ",
+        "run": "1 ",
+    }[name]
     assert ("has not run" if name != "run" else "was not recorded") in section(text, title)
     if name != "run":
         assert f"- {content.NOTEBOOK_OF[name]} did not run" in section(text, "11 ")
@@ -381,7 +797,12 @@ def test_results_of_another_version_are_an_error_that_names_the_value(tmp_path, 
 def test_a_value_that_is_not_defined_is_said(tmp_path):
     values = results()
     values["evaluation"]["ward_2024"]["recovered_mean"] = float("nan")
-    row = next(r for t in tables_of(rendered(tmp_path, values)) for r in t if r[0].startswith("Loss recovered, mean"))
+    row = next(
+        r
+        for t in tables_of(rendered(tmp_path, values))
+        for r in t
+        if r[0].startswith("Loss recovered, mean")
+    )
     assert row[2] == "not defined"
 
 
@@ -395,9 +816,16 @@ def test_text_that_is_not_of_an_installation_has_no_distributions(tmp_path):
 
 
 def test_a_stand_in_is_named_and_a_real_model_is_not_disowned(tmp_path):
-    assert "**Stheno-8B itself was not run.**" in section(rendered(tmp_path / "a", results()), "10 ")
+    assert "**Stheno-8B itself was not run.**" in section(
+        rendered(tmp_path / "a", results()), "10 "
+    )
     values = results()
-    values["last_mlp"] |= {"trained_here": False, "model": "Sao10K/L3-8B-Stheno-v3.2", "language_model": None, "bridge_difference": None}
+    values["last_mlp"] |= {
+        "trained_here": False,
+        "model": "Sao10K/L3-8B-Stheno-v3.2",
+        "language_model": None,
+        "bridge_difference": None,
+    }
     text = rendered(tmp_path / "b", values)
     assert "was not run" not in section(text, "10 ") + section(text, "11 ")
 
@@ -429,7 +857,13 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.attributes += [(tag, k, v or "") for k, v in attrs]
-        self.rows = [*self.rows, 0] if tag == "tr" else self.rows[:-1] + [self.rows[-1] + 1] if tag in ("td", "th") else self.rows
+        self.rows = (
+            [*self.rows, 0]
+            if tag == "tr"
+            else self.rows[:-1] + [self.rows[-1] + 1]
+            if tag in ("td", "th")
+            else self.rows
+        )
 
     def handle_data(self, data):
         self.shown.append(data)
@@ -483,7 +917,9 @@ def test_the_page_is_self_contained(run):
     page = check_page(pages.html(render.markdown(run), run.folder))
     assert page.tags.count("img") == len(FIGURES)
     assert page.tags.count("table") == 22
-    assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in [v for _, k, v in page.attributes if k == "content"]
+    assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in [
+        v for _, k, v in page.attributes if k == "content"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -501,19 +937,26 @@ def test_text_of_the_corpus_is_inert(tmp_path, bad):
     clean = pages.html(render.markdown(run := make(tmp_path / "clean", results())), run.folder)
     values = results()
     visible = bad.replace("\n", "⏎")
-    values["features"]["closely"] = [closely(101, visible, visible)] + values["features"]["closely"][1:]
+    values["features"]["closely"] = [closely(101, visible, visible)] + values["features"][
+        "closely"
+    ][1:]
     values["features"]["misleading"] |= closely(107, visible, visible)
     values["study_widths"]["splitting"][0]["examples"][0] |= {"token": bad, "parts": [bad, " a"]}
     values["explanations"]["model"] = bad
     a = values["activations"]
     a["text"]["what"] = a["token"]["text"] = a["token"]["token"] = a["generated"][0]["text"] = bad
     for split in ("train", "heldout"):
-        a["text"][split]["kinds"] = {bad: {"documents": 1, "tokens": 79529}, "py": {"documents": 1, "tokens": 220471}}
+        a["text"][split]["kinds"] = {
+            bad: {"documents": 1, "tokens": 79529},
+            "py": {"documents": 1, "tokens": 220471},
+        }
         a["text"][split]["distributions"] = {bad: 13439, "x": 1}
     a["text"]["train"]["most_frequent"][0]["token"] = bad
     a["prompts"]["prompt"]["most_frequent"] = {bad: 3}
     values["last_mlp"]["model"], values["clamping"] = bad, clamping_of(bad)
-    values["toy"]["introduction"] = values["toy"]["observations"][0]["holds"] = values["run"]["machine"]["cpu"] = bad
+    values["toy"]["introduction"] = values["toy"]["observations"][0]["holds"] = values["run"][
+        "machine"
+    ]["cpu"] = bad
     text = render.markdown(run := make(tmp_path / "bad", values))
     page = check_page(pages.html(text, run.folder))
     expected = Page(clean)
@@ -542,7 +985,9 @@ def test_the_page_is_inert_even_where_markdown_is_not(tmp_path, bad):
     (tmp_path / "secret.png").write_bytes(PNG)
     (tmp_path / "run").mkdir()
     page = Page(pages.html(f"# t\n\n{bad}\n", tmp_path / "run"))
-    assert set(page.tags) <= ALLOWED and not [a for a in page.attributes if a[1].startswith("on") or a[1] == "href"]
+    assert set(page.tags) <= ALLOWED and not [
+        a for a in page.attributes if a[1].startswith("on") or a[1] == "href"
+    ]
     assert [v for _, k, v in page.attributes if k == "src"] in ([], ["data:,"])
 
 
@@ -551,24 +996,49 @@ def test_plain_text_shows_itself(text):
     import markdown
 
     shown = plain(text)
-    html = markdown.markdown(f"x {shown} y\n\n{table(['a', 'b'], [[shown, 'c']])}", extensions=["tables", "sane_lists"])
+    html = markdown.markdown(
+        f"x {shown} y\n\n{table(['a', 'b'], [[shown, 'c']])}", extensions=["tables", "sane_lists"]
+    )
     paragraph, grid = html.split("<table>")
     page = Page(paragraph)
     assert page.tags == ["p"]
-    assert " ".join("".join(page.shown).split()) == " ".join(f"x {' '.join(text.split())} y".split())
+    assert " ".join("".join(page.shown).split()) == " ".join(
+        f"x {' '.join(text.split())} y".split()
+    )
     assert Page(grid).rows == [2, 2]
-    assert " ".join("".join(Page(grid).shown).split()) == " ".join(f"a b {' '.join(text.split())} c".split())
+    assert " ".join("".join(Page(grid).shown).split()) == " ".join(
+        f"a b {' '.join(text.split())} c".split()
+    )
 
 
 @pytest.mark.parametrize(
     ("made", "shown"),
     [
-        (f.percent(0.93456), "93.5 %"), (f.percent(0.002134), "0.213 %"), (f.percent(0), "0 %"), (f.percent(1.0), "100 %"), (f.percent(0.99999), "> 99.9 %"), (f.percent(0.09996), "10.0 %"), (f.percent(None), "not defined"), (f.count(None), "not defined"),
-        (f.number(17.4321), "17.4"), (f.number(0.0999951), "0.100"), (f.number(24512.3), "24,512"), (f.number(-0.0213), "-0.0213"), (f.count(1020000), "1,020,000"), (f.nats(3.75349), "3.753"),
-        (f.duration(3.21), "3.2 s"), (f.duration(312), "5 min 12 s"), (f.duration(39240), "10 h 54 min"), (f.small(1.19e-7), "1.2 × 10⁻⁷"), (f.exact(0.003), "0.003"), (f.exact(89600000), "89,600,000"), (f.millions(3_000_000), "3.00 million"),
-        (f.millions(76192), "76,192"), (f.gib(2**34), "16.0 GiB"),
+        (f.percent(0.93456), "93.5 %"),
+        (f.percent(0.002134), "0.213 %"),
+        (f.percent(0), "0 %"),
+        (f.percent(1.0), "100 %"),
+        (f.percent(0.99999), "> 99.9 %"),
+        (f.percent(0.09996), "10.0 %"),
+        (f.percent(None), "not defined"),
+        (f.count(None), "not defined"),
+        (f.number(17.4321), "17.4"),
+        (f.number(0.0999951), "0.100"),
+        (f.number(24512.3), "24,512"),
+        (f.number(-0.0213), "-0.0213"),
+        (f.count(1020000), "1,020,000"),
+        (f.nats(3.75349), "3.753"),
+        (f.duration(3.21), "3.2 s"),
+        (f.duration(312), "5 min 12 s"),
+        (f.duration(39240), "10 h 54 min"),
+        (f.small(1.19e-7), "1.2 × 10⁻⁷"),
+        (f.exact(0.003), "0.003"),
+        (f.exact(89600000), "89,600,000"),
+        (f.millions(3_000_000), "3.00 million"),
+        (f.millions(76192), "76,192"),
+        (f.gib(2**34), "16.0 GiB"),
     ],
-)  # fmt: skip
+)
 def test_formats(made, shown):
     assert made == shown
 
@@ -595,7 +1065,11 @@ def test_the_original_is_quoted_from_its_file_with_sources(tmp_path, monkeypatch
     changed["facts"]["recovered_zero"]["value"] = 0.123
     monkeypatch.setattr(content, "ORIGINAL", changed)
     text = rendered(tmp_path, results())
-    assert "74.0 %" not in text and "12.3 %" in section(text, "4 ") and "12.3 %" in section(text, "Summary")
+    assert (
+        "74.0 %" not in text
+        and "12.3 %" in section(text, "4 ")
+        and "12.3 %" in section(text, "Summary")
+    )
 
 
 def test_without_chromium_the_report_is_written_and_one_line_says_how_to_get_it(run, caplog):
@@ -603,7 +1077,11 @@ def test_without_chromium_the_report_is_written_and_one_line_says_how_to_get_it(
     with caplog.at_level(logging.WARNING):
         assert write_report(run) == run.folder / "report.md"
     assert (run.folder / "report.html").is_file() and not (run.folder / "report.pdf").exists()
-    assert [r.message for r in caplog.records if "no report.pdf" in r.message and "apt-get install chromium" in r.message]
+    assert [
+        r.message
+        for r in caplog.records
+        if "no report.pdf" in r.message and "apt-get install chromium" in r.message
+    ]
 
 
 def test_a_chromium_that_fails_is_no_error(run, caplog, monkeypatch, tmp_path):
@@ -624,9 +1102,16 @@ def test_publishing_copies_the_report_with_links_that_resolve(run, tmp_path):
     (root / "report" / "toy" / "gates.json").write_text("{}")
     path = publish_report(run, root)
     text = path.read_text()
-    assert len(publish.links(text)) == len(FIGURES) + 3 and all((root / link).is_file() for link in publish.links(text))  # and the studies’ three
-    assert json.loads((root / "report" / "results" / "evaluation.json").read_text()) == run.load_results("evaluation")
-    assert not (root / "report" / "figures" / "old.png").exists() and (root / "report" / "toy" / "gates.json").exists()
+    assert len(publish.links(text)) == len(FIGURES) + 3 and all(
+        (root / link).is_file() for link in publish.links(text)
+    )  # and the studies’ three
+    assert json.loads(
+        (root / "report" / "results" / "evaluation.json").read_text()
+    ) == run.load_results("evaluation")
+    assert (
+        not (root / "report" / "figures" / "old.png").exists()
+        and (root / "report" / "toy" / "gates.json").exists()
+    )
     assert text.replace("](report/figures/", "](figures/") == (run.folder / "report.md").read_text()
 
 
@@ -653,7 +1138,9 @@ def test_publishing_refuses_and_changes_nothing(run, tmp_path, harm):
     }[harm]
     with pytest.raises(ArtefactError, match=message):
         publish.publish(run, root)
-    assert [p.name for p in root.rglob("*")] == ["report.md"] and (root / "report.md").read_text() == "the old one"
+    assert [p.name for p in root.rglob("*")] == ["report.md"] and (
+        root / "report.md"
+    ).read_text() == "the old one"
 
 
 def test_paths_in_the_text_of_the_corpus_are_no_obstacle(tmp_path, monkeypatch):
@@ -668,7 +1155,9 @@ def test_the_machine_is_recorded_as_plain_data():
     found = machine()
     assert json.loads(json.dumps(found)) == found
     assert set(results()["run"]["machine"]) | {"date"} == set(found)
-    assert found["cores"] >= 1 and found["memory_bytes"] > 2**28 and found["cpu"] == cpu_model() != ""
+    assert (
+        found["cores"] >= 1 and found["memory_bytes"] > 2**28 and found["cpu"] == cpu_model() != ""
+    )
     assert found["versions"]["Jinja2"] and re.fullmatch(r"\d{4}-\d\d-\d\d", found["date"])
 
 

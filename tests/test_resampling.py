@@ -17,11 +17,16 @@ def trained(d_in=8, d_sae=12, seed=0):
 
 
 def test_probabilities_are_the_squared_loss():
-    torch.testing.assert_close(sampling_probabilities(torch.tensor([0.0, 1.0, 3.0])), torch.tensor([0.0, 0.1, 0.9], dtype=torch.float64))
+    torch.testing.assert_close(
+        sampling_probabilities(torch.tensor([0.0, 1.0, 3.0])),
+        torch.tensor([0.0, 0.1, 0.9], dtype=torch.float64),
+    )
 
 
 def test_probabilities_of_a_perfect_autoencoder_are_uniform():
-    torch.testing.assert_close(sampling_probabilities(torch.zeros(4)), torch.full((4,), 0.25, dtype=torch.float64))
+    torch.testing.assert_close(
+        sampling_probabilities(torch.zeros(4)), torch.full((4,), 0.25, dtype=torch.float64)
+    )
 
 
 def test_draws_follow_the_squared_loss():
@@ -29,7 +34,9 @@ def test_draws_follow_the_squared_loss():
     with torch.no_grad():
         for p in sae.parameters():
             p.zero_()  # x̂ = 0: the loss of an input is its squared norm
-    x = torch.eye(8)[:2] * torch.tensor([[1.0], [3.0**0.25]])  # losses 1 and √3, squared 1 and 3: one draw in four is the first
+    x = torch.eye(8)[:2] * torch.tensor(
+        [[1.0], [3.0**0.25]]
+    )  # losses 1 and √3, squared 1 and 3: one draw in four is the first
     dead = torch.zeros(12, dtype=torch.bool)
     dead[0] = True
     first = 0
@@ -44,7 +51,10 @@ def test_draws_follow_the_squared_loss():
 def test_resampled_features_get_their_slices_and_nothing_else_moves():
     sae, optimiser = trained()
     before = {k: v.clone() for k, v in sae.state_dict().items()}
-    moments = {k: {m: optimiser.state[p][m].clone() for m in ("exp_avg", "exp_avg_sq")} for k, p in sae.named_parameters()}
+    moments = {
+        k: {m: optimiser.state[p][m].clone() for m in ("exp_avg", "exp_avg_sq")}
+        for k, p in sae.named_parameters()
+    }
     dead = torch.zeros(12, dtype=torch.bool)
     dead[[2, 7]] = True
     x = torch.randn(64, 8)
@@ -86,5 +96,10 @@ def test_no_more_features_are_resampled_than_there_are_inputs():
     sae, optimiser = trained()
     before = sae.W_dec.clone()
     dead = torch.ones(12, dtype=torch.bool)
-    assert resample(sae, optimiser, dead, torch.randn(4, 8), 0.2, True, torch.Generator().manual_seed(0)) == 4
+    assert (
+        resample(
+            sae, optimiser, dead, torch.randn(4, 8), 0.2, True, torch.Generator().manual_seed(0)
+        )
+        == 4
+    )
     assert torch.equal(sae.W_dec[4:], before[4:])

@@ -59,7 +59,11 @@ def test_a_run_folder_of_other_settings_is_refused(tmp_path):
 def test_overrides_get_a_folder_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plain, changed = runs.open_run("smoke"), runs.open_run("smoke", "", ["sae.d_sae=64"])
-    assert plain.folder.name == "smoke" and changed.folder.name.startswith("smoke-") and changed.folder != plain.folder
+    assert (
+        plain.folder.name == "smoke"
+        and changed.folder.name.startswith("smoke-")
+        and changed.folder != plain.folder
+    )
 
 
 def test_results_are_plain_json_and_know_what_they_were_made_from(tmp_path):
@@ -68,16 +72,28 @@ def test_results_are_plain_json_and_know_what_they_were_made_from(tmp_path):
     run = runs.open_run("smoke", tmp_path / "run")
     run.save_results("x", {"a": np.float32(0.1), "b": np.arange(3), "c": float("nan")}, {"seed": 0})
     assert json.loads((tmp_path / "run/results/x.json").read_text())["a"] == pytest.approx(0.1)
-    assert run.saved_results("x", {"seed": 0}) == {"a": pytest.approx(0.1), "b": [0, 1, 2], "c": None}
+    assert run.saved_results("x", {"seed": 0}) == {
+        "a": pytest.approx(0.1),
+        "b": [0, 1, 2],
+        "c": None,
+    }
     assert run.saved_results("x", {"seed": 1}) is None
 
 
 def test_the_same_artefact_is_taken_over_from_a_run_beside_it(tmp_path):
-    one, two = runs.open_run("smoke", tmp_path / "one"), runs.open_run("smoke", tmp_path / "two", ["sae.d_sae=64"])
+    one, two = (
+        runs.open_run("smoke", tmp_path / "one"),
+        runs.open_run("smoke", tmp_path / "two", ["sae.d_sae=64"]),
+    )
     make(one.folder / "tokens", {"a": 1})
-    assert two.is_made(two.folder / "tokens", {"a": 1}) and (two.folder / "tokens/data.bin").read_text() == "x" * 100
+    assert (
+        two.is_made(two.folder / "tokens", {"a": 1})
+        and (two.folder / "tokens/data.bin").read_text() == "x" * 100
+    )
     assert not two.is_made(two.folder / "language_model", {"a": 1})
-    assert not runs.open_run("smoke", tmp_path / "three").is_made(tmp_path / "three/tokens", {"a": 2})
+    assert not runs.open_run("smoke", tmp_path / "three").is_made(
+        tmp_path / "three/tokens", {"a": 2}
+    )
     (one.folder / "tokens/data.bin").unlink()
     assert runs.is_made(two.folder / "tokens", {"a": 1}), "each run folder stays whole by itself"
 

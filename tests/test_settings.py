@@ -13,14 +13,37 @@ def test_profiles_are_valid(profile):
 
 def test_runpod_is_the_originals_scale():
     s = settings.load("runpod")
-    assert (s.lm.n_layer, s.lm.d_model, s.lm.d_mlp, s.lm.n_heads, s.lm.context) == (1, 128, 512, 8, 128)
+    assert (s.lm.n_layer, s.lm.d_model, s.lm.d_mlp, s.lm.n_heads, s.lm.context) == (
+        1,
+        128,
+        512,
+        8,
+        128,
+    )
     assert (s.sae.d_sae, s.sae.activations, s.tokenizer.source) == (4096, 89_600_000, "gpt2")
     assert s.corpus.source == "hub:monology/pile-uncopyrighted" and len(s.corpus.revision) == 40
 
 
 def test_overrides_reach_their_place():
-    s = settings.load("laptop", ["sae.d_sae=8192", "sae.lr=1e-4", "corpus=files:a/b=c", "sae.compare=[]", "last_mlp.lm.n_layer=6", "sae.resampling=false"])
-    assert (s.sae.d_sae, s.sae.lr, s.corpus.source, s.sae.compare, s.last_mlp.lm.n_layer, s.sae.resampling) == (8192, 1e-4, "files:a/b=c", (), 6, False)
+    s = settings.load(
+        "laptop",
+        [
+            "sae.d_sae=8192",
+            "sae.lr=1e-4",
+            "corpus=files:a/b=c",
+            "sae.compare=[]",
+            "last_mlp.lm.n_layer=6",
+            "sae.resampling=false",
+        ],
+    )
+    assert (
+        s.sae.d_sae,
+        s.sae.lr,
+        s.corpus.source,
+        s.sae.compare,
+        s.last_mlp.lm.n_layer,
+        s.sae.resampling,
+    ) == (8192, 1e-4, "files:a/b=c", (), 6, False)
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,13 @@ def canonical(name: str) -> str:
 
 
 def pins(file: str) -> list[tuple[str, str]]:
-    lines = [line for line in (ROOT / file).read_text().splitlines() if line and not line.startswith("#")]
+    lines = [
+        line for line in (ROOT / file).read_text().splitlines() if line and not line.startswith("#")
+    ]
     found = [PIN.fullmatch(line) for line in lines]
-    assert all(found), f"{file}: not an exact pin: {[line for line, f in zip(lines, found, strict=True) if not f]}"
+    assert all(found), (
+        f"{file}: not an exact pin: {[line for line, f in zip(lines, found, strict=True) if not f]}"
+    )
     return [(canonical(f[1]), f[2]) for f in found]
 
 
@@ -39,24 +43,42 @@ def test_the_lock_agrees_with_the_requirements():
 
 
 def test_requirements_are_installed_as_pinned():
-    assert {n: version(n).split("+")[0] for n, _ in pins("requirements.txt")} == dict(pins("requirements.txt"))
+    assert {n: version(n).split("+")[0] for n, _ in pins("requirements.txt")} == dict(
+        pins("requirements.txt")
+    )
 
 
 def third_party_imports(file: Path) -> set[str]:
     tree = ast.parse(file.read_text())
     names = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
-    names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level}
-    return {n.split(".")[0] for n in names} - set(sys.stdlib_module_names) - {"sae_lib", "benchmarks", "tests"}
+    names |= {
+        node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and not node.level
+    }
+    return (
+        {n.split(".")[0] for n in names}
+        - set(sys.stdlib_module_names)
+        - {"sae_lib", "benchmarks", "tests"}
+    )
 
 
-@pytest.mark.parametrize("folder, files", [("sae_lib", ["requirements.txt"]), ("benchmarks", ["requirements.txt", "requirements-dev.txt", "requirements-saelens.txt"])])
+@pytest.mark.parametrize(
+    "folder, files",
+    [
+        ("sae_lib", ["requirements.txt"]),
+        ("benchmarks", ["requirements.txt", "requirements-dev.txt", "requirements-saelens.txt"]),
+    ],
+)
 def test_every_third_party_import_is_a_requirement(folder, files):
     required = {name for file in files for name, _ in pins(file)}
     providers = packages_distributions()
     for file in sorted((ROOT / folder).rglob("*.py")):
         for module in third_party_imports(file):
             names = {canonical(d) for d in providers.get(module, [module])}
-            assert names & required, f"{file.relative_to(ROOT)} imports {module}, which {' and '.join(files)} do not pin"
+            assert names & required, (
+                f"{file.relative_to(ROOT)} imports {module}, which {' and '.join(files)} do not pin"
+            )
 
 
 def tracked_files() -> list[Path]:
@@ -68,8 +90,19 @@ def tracked_files() -> list[Path]:
 
 def test_no_tracked_file_names_a_folder_of_the_machine_it_was_made_on():
     home = str(Path.home())
-    folders = [str(ROOT.parent) + "/", home + "/", "/ro" + "ot/", "/opt/" + "wheels", "/opt/" + "pypi", ".py" + "env/versions"]
-    pattern = re.compile("|".join(re.escape(f) for f in folders if f not in ("//", "/tmp/", "/home/", "/workspace/")).encode())
+    folders = [
+        str(ROOT.parent) + "/",
+        home + "/",
+        "/ro" + "ot/",
+        "/opt/" + "wheels",
+        "/opt/" + "pypi",
+        ".py" + "env/versions",
+    ]
+    pattern = re.compile(
+        "|".join(
+            re.escape(f) for f in folders if f not in ("//", "/tmp/", "/home/", "/workspace/")
+        ).encode()
+    )
     for file in tracked_files():
         hit = pattern.search(file.read_bytes())
         assert not hit, f"{file.relative_to(ROOT)} names {hit[0].decode()}"
@@ -106,17 +139,32 @@ esac
 
 @pytest.fixture
 def install(tmp_path):
-    def run(version="3.12.1", has="", wheel="", cpu_index="", gpu=False, system="Linux", python="fake"):
+    def run(
+        version="3.12.1", has="", wheel="", cpu_index="", gpu=False, system="Linux", python="fake"
+    ):
         tools = tmp_path / "bin"
         tools.mkdir(exist_ok=True)
-        scripts = {"fake": FAKE_PYTHON, "uname": f"#!/bin/sh\necho {system}\n", "nvidia-smi": f"#!/bin/sh\n{'echo GPU 0' if gpu else 'exit 9'}\n"}
+        scripts = {
+            "fake": FAKE_PYTHON,
+            "uname": f"#!/bin/sh\necho {system}\n",
+            "nvidia-smi": f"#!/bin/sh\n{'echo GPU 0' if gpu else 'exit 9'}\n",
+        }
         for name, text in scripts.items():
             (tools / name).write_text(text)
             (tools / name).chmod(stat.S_IRWXU)
-        env = dict(LOG=str(tmp_path / "log"), VERSION=version, HAS=has, WHEEL=wheel, CPU_INDEX=cpu_index, PYTHON=python)
+        env = dict(
+            LOG=str(tmp_path / "log"),
+            VERSION=version,
+            HAS=has,
+            WHEEL=wheel,
+            CPU_INDEX=cpu_index,
+            PYTHON=python,
+        )
         env |= dict(VENV=str(tmp_path / "venv"), PATH=f"{tools}{os.pathsep}{os.environ['PATH']}")
         (tmp_path / "log").unlink(missing_ok=True)
-        done = subprocess.run([ROOT / "scripts" / "install.sh"], env=env, capture_output=True, text=True)
+        done = subprocess.run(
+            [ROOT / "scripts" / "install.sh"], env=env, capture_output=True, text=True
+        )
         asked = (tmp_path / "log").read_text().splitlines() if (tmp_path / "log").exists() else []
         return done, [a.partition("install ")[2] for a in asked if " install " in a]
 
@@ -137,7 +185,9 @@ def test_install_takes_a_wheel_that_pip_is_configured_with(install):
 def test_install_takes_the_cpu_index_where_there_is_no_wheel(install):
     done, asked = install(cpu_index="yes")
     assert done.returncode == 0 and len(asked) == 3
-    assert "--index-url https://download.pytorch.org/whl/cpu" in asked[1] and asked[1].endswith(torch_pin())
+    assert "--index-url https://download.pytorch.org/whl/cpu" in asked[1] and asked[1].endswith(
+        torch_pin()
+    )
 
 
 def test_install_falls_back_to_the_default_build_and_says_so(install):
@@ -156,7 +206,10 @@ def test_install_leaves_a_torch_that_fits_the_pin(install):
     assert len(install(has=f"{torch_pin()[7:]}1", wheel="yes")[1]) == 2
 
 
-@pytest.mark.parametrize("python, version, found", [("fake", "3.9.1", "Python 3.9.1"), ("no-such-python", "", "not found")])
+@pytest.mark.parametrize(
+    "python, version, found",
+    [("fake", "3.9.1", "Python 3.9.1"), ("no-such-python", "", "not found")],
+)
 def test_install_says_which_python_it_needs(install, python, version, found):
     done, asked = install(python=python, version=version)
     assert done.returncode == 1 and asked == []
@@ -175,7 +228,9 @@ def test_make_installs_once_and_again_when_requirements_change(tmp_path):
 
     def make() -> str:
         env = {"PATH": os.environ["PATH"]}  # not the MAKEFLAGS of the `make test` that runs this
-        return subprocess.run(["make", "install"], cwd=tmp_path, env=env, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            ["make", "install"], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+        ).stdout
 
     assert make() == "installing requirements.txt\n"
     assert "installing" not in make()
@@ -186,6 +241,9 @@ def test_make_installs_once_and_again_when_requirements_change(tmp_path):
 
 def test_runpod_help_and_unknown_options():
     script = ROOT / "runpod_setup.sh"
-    assert "--no-lab" in subprocess.run([script, "--help"], capture_output=True, text=True, check=True).stdout
+    assert (
+        "--no-lab"
+        in subprocess.run([script, "--help"], capture_output=True, text=True, check=True).stdout
+    )
     for wrong in (["--nolab"], ["--port", "x"]):
         assert subprocess.run([script, *wrong], capture_output=True).returncode == 2

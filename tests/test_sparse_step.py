@@ -29,7 +29,9 @@ def autograd(sae, x, objective):
 
 def assert_same_gradients(sae, expected, tolerance=1e-5):
     for name, parameter in ((k, p) for k, p in sae.named_parameters() if k in expected):
-        difference = (parameter.grad - expected[name]).norm() / expected[name].norm().clamp_min(1e-12)
+        difference = (parameter.grad - expected[name]).norm() / expected[name].norm().clamp_min(
+            1e-12
+        )
         assert difference < tolerance, f"{name}: relative difference {difference:.1e}"
 
 
@@ -38,9 +40,13 @@ def test_the_loss_is_that_of_the_papers():
     x = torch.randn(5, 6)
     f = sae.encode(x)
     squared, l1 = (x - sae.decode(f)).pow(2).sum(1).mean(), f.sum(1).mean()
-    assert loss(sae, x, Objective(0.5, 3.0))[0].item() == pytest.approx((0.5 * squared + 3 * l1).item(), rel=1e-5)
+    assert loss(sae, x, Objective(0.5, 3.0))[0].item() == pytest.approx(
+        (0.5 * squared + 3 * l1).item(), rel=1e-5
+    )
     weighted = (f * sae.W_dec.norm(dim=1)).sum(1).mean()
-    assert loss(sae, x, Objective(1.0, 3.0, "l1_norm"))[0].item() == pytest.approx((squared + 3 * weighted).item(), rel=1e-5)
+    assert loss(sae, x, Objective(1.0, 3.0, "l1_norm"))[0].item() == pytest.approx(
+        (squared + 3 * weighted).item(), rel=1e-5
+    )
 
 
 def test_the_threshold_moves_by_the_rectangle_around_it():
@@ -62,13 +68,20 @@ def some_sae(kind, d_in, d_sae, seed):
     return sae
 
 
-OBJECTIVES = {"standard": Objective(1.0, 0.7), "norm": Objective(0.125, 2.0, "l1_norm"), "topk": Objective(1.0, penalty="none"),
-              "batchtopk": Objective(1.0, penalty="none"), "jumprelu": Objective(1.0, 0.5, "l0", bandwidth=0.6)}  # fmt: skip
+OBJECTIVES = {
+    "standard": Objective(1.0, 0.7),
+    "norm": Objective(0.125, 2.0, "l1_norm"),
+    "topk": Objective(1.0, penalty="none"),
+    "batchtopk": Objective(1.0, penalty="none"),
+    "jumprelu": Objective(1.0, 0.5, "l0", bandwidth=0.6),
+}
 
 
 @pytest.mark.parametrize("screened", [True, False])
 @pytest.mark.parametrize("kind", OBJECTIVES)
-@given(d_in=st.integers(1, 24), d_sae=st.integers(1, 48), n=st.integers(1, 80), seed=st.integers(0, 99))
+@given(
+    d_in=st.integers(1, 24), d_sae=st.integers(1, 48), n=st.integers(1, 80), seed=st.integers(0, 99)
+)
 @settings(max_examples=40, deadline=None)
 def test_gradients_are_those_of_autograd(kind, screened, d_in, d_sae, n, seed):
     sae = some_sae("standard" if kind == "norm" else kind, d_in, d_sae, seed)
@@ -82,12 +95,17 @@ def test_gradients_are_those_of_autograd(kind, screened, d_in, d_sae, n, seed):
     assert_same_gradients(sae, expected, 1e-4)  # in one dimension sums can cancel to nearly nothing
     for name, value in loss_measured.items():
         if name != "smallest" or measured.fired.any():
-            torch.testing.assert_close(getattr(measured, name).float(), value.float(), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                getattr(measured, name).float(), value.float(), rtol=1e-4, atol=1e-5
+            )
 
 
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_gradients_agree_to_the_last_digits_at_a_usual_size(kind):
-    sae, x = some_sae("standard" if kind == "norm" else kind, 128, 512, 0), torch.randn(256, 128, generator=torch.Generator().manual_seed(1))
+    sae, x = (
+        some_sae("standard" if kind == "norm" else kind, 128, 512, 0),
+        torch.randn(256, 128, generator=torch.Generator().manual_seed(1)),
+    )
     with torch.no_grad():
         sae.b_enc -= 20  # about 4 % of the features are active
     expected, _ = autograd(sae, x, OBJECTIVES[kind])
@@ -106,7 +124,13 @@ def test_a_dense_step_is_the_same(kind):
 
 
 @pytest.mark.parametrize("screened", [True, False])
-@given(d_in=st.integers(1, 70), d_sae=st.integers(1, 48), n=st.integers(1, 20), seed=st.integers(0, 99), size=st.sampled_from([1e-3, 1.0, 300.0]))
+@given(
+    d_in=st.integers(1, 70),
+    d_sae=st.integers(1, 48),
+    n=st.integers(1, 20),
+    seed=st.integers(0, 99),
+    size=st.sampled_from([1e-3, 1.0, 300.0]),
+)
 @settings(max_examples=60, deadline=None)
 def test_the_screened_product_finds_what_the_dense_one_finds(screened, d_in, d_sae, n, seed, size):
     """With candidates from a bfloat16 product nothing is missed, and nothing but rounding at zero may differ."""

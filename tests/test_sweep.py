@@ -9,14 +9,21 @@ from sae_lib.errors import SettingsError
 
 
 def test_values_with_commas_are_the_axes():
-    single, axes = sweep.split(["lm.lr=1e-3", "sae.l1=1,2", "sae.compare=[ward_2024, topk]", "sae.recipe=topk,tied"])
-    assert single == ["lm.lr=1e-3", "sae.compare=[ward_2024, topk]"] and axes == {"sae.l1": ["1", "2"], "sae.recipe": ["topk", "tied"]}
+    single, axes = sweep.split(
+        ["lm.lr=1e-3", "sae.l1=1,2", "sae.compare=[ward_2024, topk]", "sae.recipe=topk,tied"]
+    )
+    assert single == ["lm.lr=1e-3", "sae.compare=[ward_2024, topk]"] and axes == {
+        "sae.l1": ["1", "2"],
+        "sae.recipe": ["topk", "tied"],
+    }
     points = sweep.grid("smoke", [], {"sae.l1": ["1", "2"], "sae.seed": ["0", "1", "2"]})
     assert len(points) == 6 and points["l1=2 seed=1"].l1 == 2 and points["l1=2 seed=1"].seed == 1
 
 
 def test_an_axis_is_left_out_for_a_recipe_that_has_no_use_for_it():
-    points = sweep.grid("laptop", [], {"sae.l1": ["1", "2"], "sae.k": ["8"], "sae.recipe": ["april_2024", "topk"]})
+    points = sweep.grid(
+        "laptop", [], {"sae.l1": ["1", "2"], "sae.k": ["8"], "sae.recipe": ["april_2024", "topk"]}
+    )
     assert sorted(points) == ["k=8 recipe=topk", "l1=1 recipe=april_2024", "l1=2 recipe=april_2024"]
     assert points["k=8 recipe=topk"].l1 is None and points["l1=2 recipe=april_2024"].k is None
 
@@ -32,9 +39,15 @@ def test_a_sweep_trains_measures_and_is_not_done_twice(small_run, small_override
     overrides = [*small_overrides, "sae.recipe=bricken_2023,topk", "sae.seed=0,1"]
     path = sweep.sweep("smoke", small_run.folder, overrides)
     points = json.loads(path.read_text())["points"]
-    assert {(p["recipe"], p["seed"]) for p in points} == {(r, s) for r in ("bricken_2023", "topk") for s in (0, 1)}
+    assert {(p["recipe"], p["seed"]) for p in points} == {
+        (r, s) for r in ("bricken_2023", "topk") for s in (0, 1)
+    }
     frame = sweep.table(points)
-    assert list(frame["recipe"]) == ["bricken_2023", "topk"] and list(frame["seeds"]) == [2, 2] and (frame["spread"] > 0).all()
+    assert (
+        list(frame["recipe"]) == ["bricken_2023", "topk"]
+        and list(frame["seeds"]) == [2, 2]
+        and (frame["spread"] > 0).all()
+    )
     assert (small_run.folder / "figures" / "frontier.png").exists()
     monkeypatch.setattr(training, "train", lambda *_: pytest.fail("trained again"))
     assert sweep.sweep("smoke", small_run.folder, overrides) == path

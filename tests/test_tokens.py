@@ -17,19 +17,44 @@ from sae_lib.runs import Run, open_run
 from sae_lib.tokenizer import END, exact_encoder, load_tokenizer, separator_id, train_tokenizer
 from sae_lib.tokens import GrowingArray, make_tokens, open_tokens, summary, tokens_made_from
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"  # development data; tests that need it are skipped where it is absent
+SHARED = (
+    Path(__file__).resolve().parents[2] / "shared"
+)  # development data; tests that need it are skipped where it is absent
 GPT2, LLAMA = SHARED / "tokenizers" / "gpt2", SHARED / "models" / "stories260K"
-HARD = ["naïve €5 → 日本語 🙂🙃\n\n  two  spaces\t", f"a {END} b{END}", "", " ", "\n", "<|endof", "é́" * 7, "x" * 500, "\r\n\r\n"]
+HARD = [
+    "naïve €5 → 日本語 🙂🙃\n\n  two  spaces\t",
+    f"a {END} b{END}",
+    "",
+    " ",
+    "\n",
+    "<|endof",
+    "é́" * 7,
+    "x" * 500,
+    "\r\n\r\n",
+]
 
 
 def texts(n: int = 60) -> list[str]:
-    return [f"document {i}: the cat {i * i} sat on the mat\nwhile {i} naïve 🙂 dogs sang 日本語 {i * 7}\n" * (3 + i % 4) for i in range(n)]
+    return [
+        f"document {i}: the cat {i * i} sat on the mat\nwhile {i} naïve 🙂 dogs sang 日本語 {i * 7}\n"
+        * (3 + i % 4)
+        for i in range(n)
+    ]
 
 
 def make_run(folder: Path, documents: list[str], **overrides) -> Run:
     path = folder / "some text.jsonl"
-    path.write_text("".join(json.dumps({"text": t, "meta": {"pile_set_name": "odd" if i % 2 else "even"}}) + "\n" for i, t in enumerate(documents)))
-    set_ = {"corpus": f"files:{path}", "tokenizer.vocab_size": 300, "tokenizer.train_bytes": 10_000} | overrides
+    path.write_text(
+        "".join(
+            json.dumps({"text": t, "meta": {"pile_set_name": "odd" if i % 2 else "even"}}) + "\n"
+            for i, t in enumerate(documents)
+        )
+    )
+    set_ = {
+        "corpus": f"files:{path}",
+        "tokenizer.vocab_size": 300,
+        "tokenizer.train_bytes": 10_000,
+    } | overrides
     return open_run("smoke", folder / "run", [f"{key}={value}" for key, value in set_.items()])
 
 
@@ -58,8 +83,14 @@ def characters(text: str, encoded) -> None:
     assert end == len(text)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(text=st.text(max_size=60) | st.sampled_from(HARD) | st.lists(st.sampled_from([END, "🙂", " ", "the", "\n", "é"])).map("".join))
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    text=st.text(max_size=60)
+    | st.sampled_from(HARD)
+    | st.lists(st.sampled_from([END, "🙂", " ", "the", "\n", "é"])).map("".join)
+)
 def test_every_text_round_trips_with_exact_characters(tokenizer, text):
     if len(tokenizer) == 512:
         pytest.skip("stories260K has a sentencepiece vocabulary, which writes a space in front")
@@ -80,19 +111,28 @@ def test_a_separator_written_in_a_text_is_ordinary_text(tokenizer):
     single = encoder.encode(f"a {written} b", add_special_tokens=False).ids
     batched = encoder.encode_batch_fast([f"a {written} b"], add_special_tokens=False)[0].ids
     assert special not in single and single == batched
-    assert tokenizer(written, add_special_tokens=False).input_ids == [special], "the tokeniser itself would have taken it"
+    assert tokenizer(written, add_special_tokens=False).input_ids == [special], (
+        "the tokeniser itself would have taken it"
+    )
 
 
 def test_spans_keep_their_space_whatever_the_tokeniser_does_afterwards():
     made = train_tokenizer(texts(), 300)
-    template = processors.TemplateProcessing(single="<|endoftext|> $A", special_tokens=[(END, made.eos_token_id)])  # as Llama-3 has it
-    made.backend_tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=True), template])
+    template = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[(END, made.eos_token_id)]
+    )  # as Llama-3 has it
+    made.backend_tokenizer.post_processor = processors.Sequence(
+        [processors.ByteLevel(trim_offsets=True), template]
+    )
     encoded = exact_encoder(made).encode("the  cat sat", add_special_tokens=False)
     assert "".join("the  cat sat"[start:end] for start, end in encoded.offsets) == "the  cat sat"
 
 
 def test_no_beginning_of_text_is_added(tokenizer):
-    assert tokenizer.bos_token_id not in exact_encoder(tokenizer).encode("the cat", add_special_tokens=False).ids
+    assert (
+        tokenizer.bos_token_id
+        not in exact_encoder(tokenizer).encode("the cat", add_special_tokens=False).ids
+    )
 
 
 def test_a_trained_tokeniser_has_the_size_asked_for_and_survives_its_folder(tmp_path):
@@ -101,7 +141,10 @@ def test_a_trained_tokeniser_has_the_size_asked_for_and_survives_its_folder(tmp_
     made.save_pretrained(tmp_path / "t")
     loaded = load_tokenizer(tmp_path / "t")
     assert [loaded(t).input_ids for t in texts(5)] == [made(t).input_ids for t in texts(5)]
-    assert loaded.eos_token == END and load_tokenizer(str(tmp_path / "t")).eos_token_id == made.eos_token_id
+    assert (
+        loaded.eos_token == END
+        and load_tokenizer(str(tmp_path / "t")).eos_token_id == made.eos_token_id
+    )
 
 
 def test_missing_tokenisers_say_what_to_do(tmp_path, monkeypatch):
@@ -142,11 +185,17 @@ def test_documents_are_joined_by_the_separator(opened):
         ids, table = np.asarray(getattr(opened, split)), opened.table[split]
         assert (ids == end).sum() == len(table) and ids[-1] == end
         first, length = table["first_token"].to_numpy(), table["tokens"].to_numpy()
-        assert first[0] == 0 and (first[1:] == (first + length)[:-1]).all() and first[-1] + length[-1] == len(ids)
+        assert (
+            first[0] == 0
+            and (first[1:] == (first + length)[:-1]).all()
+            and first[-1] + length[-1] == len(ids)
+        )
         for document in range(len(table)):
             inside = ids[first[document] : first[document] + length[document] - 1]
             assert opened.tokenizer.decode(inside) == opened.document(split, document)
-    found = {opened.document(s, d) for s in ("train", "heldout") for d in range(len(opened.table[s]))}
+    found = {
+        opened.document(s, d) for s in ("train", "heldout") for d in range(len(opened.table[s]))
+    }
     assert found == {t for t in texts() + HARD if t.strip()}, "every text is in one split, once"
 
 
@@ -162,7 +211,11 @@ def test_every_token_knows_its_document_and_characters(opened):
             continue
         decoded = opened.tokenizer.decode([token_id])
         assert place.origin.startswith("some text.jsonl: line ") and place.kind in ("odd", "even")
-        assert decoded == text[place.start : place.end] or "\ufffd" in decoded and place.end > place.start
+        assert (
+            decoded == text[place.start : place.end]
+            or "\ufffd" in decoded
+            and place.end > place.start
+        )
         assert place.start <= before <= place.end
         before = place.end
     with pytest.raises(IndexError):
@@ -178,7 +231,9 @@ def test_rows_are_views_of_the_tokens_in_order(opened):
 
 
 def test_caps_are_kept_to_the_token(tmp_path):
-    made = open_tokens(make_run(tmp_path, texts(200), **{"corpus.train_tokens": 1234, "corpus.heldout_tokens": 77}))
+    made = open_tokens(
+        make_run(tmp_path, texts(200), **{"corpus.train_tokens": 1234, "corpus.heldout_tokens": 77})
+    )
     assert (len(made.train), len(made.heldout)) == (1234, 77)
     last = made.locate("train", 1233)
     assert 0 <= last.start <= last.end <= len(made.document("train", last.document))
@@ -220,7 +275,11 @@ def test_nothing_is_left_half_written(tmp_path):
 
 
 def test_no_held_out_text_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokens_module, "documents", lambda *_: iter([tokens_module.Document("some text", "text", "x", "train")]))
+    monkeypatch.setattr(
+        tokens_module,
+        "documents",
+        lambda *_: iter([tokens_module.Document("some text", "text", "x", "train")]),
+    )
     with pytest.raises(CorpusError, match="no heldout text"):
         make_tokens(make_run(tmp_path, texts()))
 
@@ -240,10 +299,14 @@ def test_summary_counts_what_is_there(opened):
         part, table = found[split], opened.table[split]
         ids = np.asarray(getattr(opened, split))
         assert part["documents"] == len(table) and part["tokens"] == len(ids)
-        assert sum(k["tokens"] for k in part["kinds"].values()) == len(ids) and set(part["kinds"]) <= {"odd", "even"}
+        assert sum(k["tokens"] for k in part["kinds"].values()) == len(ids) and set(
+            part["kinds"]
+        ) <= {"odd", "even"}
         assert part["characters"] == sum(len(opened.document(split, d)) for d in range(len(table)))
         top = part["most_frequent"][0]
-        assert top["count"] == (ids == top["id"]).sum() == np.bincount(ids).max() and top["token"] == opened.tokenizer.decode([top["id"]])
+        assert top["count"] == (ids == top["id"]).sum() == np.bincount(ids).max() and top[
+            "token"
+        ] == opened.tokenizer.decode([top["id"]])
         assert part["length_quantiles"]["1.0"] == table["tokens"].to_numpy().max()
     assert "user's files" in found["what"]
 
@@ -251,17 +314,30 @@ def test_summary_counts_what_is_there(opened):
 def test_the_installation_writes_a_manifest_without_machine_paths(tmp_path):
     import hashlib
 
-    run = open_run("smoke", tmp_path / "run", ["corpus.train_tokens=60000", "corpus.heldout_tokens=12000", "tokenizer.vocab_size=400"])
+    run = open_run(
+        "smoke",
+        tmp_path / "run",
+        ["corpus.train_tokens=60000", "corpus.heldout_tokens=12000", "tokenizer.vocab_size=400"],
+    )
     made = open_tokens(run)
     manifest = pq.read_table(made.folder / "manifest.parquet").to_pandas()
-    assert len(manifest) == sum(len(t) for t in made.table.values()) and (manifest["path"].str.match(r"^[^/].*")).all()
-    assert not set(manifest[manifest.split == "train"].distribution) & set(manifest[manifest.split == "heldout"].distribution)
+    assert (
+        len(manifest) == sum(len(t) for t in made.table.values())
+        and (manifest["path"].str.match(r"^[^/].*")).all()
+    )
+    assert not set(manifest[manifest.split == "train"].distribution) & set(
+        manifest[manifest.split == "heldout"].distribution
+    )
     place = made.locate("heldout", 0)
     text = made.document("heldout", place.document)
     row = manifest[manifest.sha256 == hashlib.sha256(text.encode()).hexdigest()].iloc[0]
-    assert place.origin == f"{row.distribution} {row.version}: {row.path}" and row.bytes == len(text.encode())
+    assert place.origin == f"{row.distribution} {row.version}: {row.path}" and row.bytes == len(
+        text.encode()
+    )
     for path in [*made.folder.glob("*.json"), *made.folder.glob("tokenizer/*.json")]:
-        assert str(Path.home()) not in path.read_text() and str(tmp_path) not in path.read_text(), path.name
+        assert str(Path.home()) not in path.read_text() and str(tmp_path) not in path.read_text(), (
+            path.name
+        )
     assert sum(summary(made)["heldout"]["distributions"].values()) == len(made.heldout)
     assert "mostly code" in summary(made)["what"]
 
@@ -276,5 +352,8 @@ def test_another_tokeniser_is_taken_from_its_folder(tmp_path):
         assert place.start == end or place.start < end == place.end
         end = place.end
         shown = made.tokenizer.convert_ids_to_tokens(int(made.train[index])).replace("▁", " ")
-        assert "<0x" in shown or shown.strip() == made.document("train", 0)[place.start : place.end].strip()
+        assert (
+            "<0x" in shown
+            or shown.strip() == made.document("train", 0)[place.start : place.end].strip()
+        )
     assert made.tokenizer.bos_token_id not in np.asarray(made.train)

@@ -28,15 +28,22 @@ def circle(n: int) -> torch.Tensor:
 
 def antiprism() -> torch.Tensor:
     """Eight vectors: a square above and one turned by 45° below, at the height (tight frame, z² = 1/3 of the norm) where D is 3/8."""
-    corners = [(z, turn + k * math.pi / 2) for z, turn in ((1, 0), (-1, math.pi / 4)) for k in range(4)]
-    return torch.tensor([[math.cos(a), math.sin(a), z / math.sqrt(2)] for z, a in corners], dtype=torch.float64).T
+    corners = [
+        (z, turn + k * math.pi / 2) for z, turn in ((1, 0), (-1, math.pi / 4)) for k in range(4)
+    ]
+    return torch.tensor(
+        [[math.cos(a), math.sin(a), z / math.sqrt(2)] for z, a in corners], dtype=torch.float64
+    ).T
 
 
 POLYTOPES = {
     "digon": (torch.tensor([[1.0, -1.0]], dtype=torch.float64), 1 / 2),
     "triangle": (circle(3), 2 / 3),
     "pentagon": (circle(5), 2 / 5),
-    "tetrahedron": (torch.tensor([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], dtype=torch.float64).T, 3 / 4),
+    "tetrahedron": (
+        torch.tensor([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], dtype=torch.float64).T,
+        3 / 4,
+    ),
     "antiprism": (antiprism(), 3 / 8),
 }
 
@@ -49,11 +56,15 @@ def test_polytopes_have_their_dimensionality(name):
 
 
 @settings(max_examples=60, deadline=None)
-@given(m=st.integers(1, 6), n=st.integers(1, 12), rank=st.integers(1, 6), seed=st.integers(0, 10**6))
+@given(
+    m=st.integers(1, 6), n=st.integers(1, 12), rank=st.integers(1, 6), seed=st.integers(0, 10**6)
+)
 def test_dimensionalities_sum_to_at_most_the_rank(m, n, rank, seed):
     generator = torch.Generator().manual_seed(seed)
     rank = min(m, n, rank)
-    W = torch.randn(m, rank, generator=generator, dtype=torch.float64) @ torch.randn(rank, n, generator=generator, dtype=torch.float64)
+    W = torch.randn(m, rank, generator=generator, dtype=torch.float64) @ torch.randn(
+        rank, n, generator=generator, dtype=torch.float64
+    )
     D = toy.dimensionality(W)
     assert D.sum() <= rank + 1e-9
     assert (D >= 0).all() and (D <= 1 + 1e-9).all()
@@ -68,7 +79,9 @@ def test_dense_loss_is_the_variance_of_what_is_left_out():
         model.b[0, 2:] = 0.5  # the mean, the best guess for a feature that is not represented
     closed = sum(importance[2:]) / 12 / 5
     assert closed == pytest.approx(0.036585, abs=1e-6)
-    assert toy.test_loss(model, toy.Features(5, 1.0), repeats=40).item() == pytest.approx(closed, rel=0.01)
+    assert toy.test_loss(model, toy.Features(5, 1.0), repeats=40).item() == pytest.approx(
+        closed, rel=0.01
+    )
 
 
 def test_metrics_on_a_pair_and_a_lone_feature():
@@ -96,13 +109,21 @@ def test_each_feature_has_its_own_probability():
     assert torch.allclose((x > 0).float().mean((0, 2)), torch.tensor(p), atol=0.01)
     for i in range(4):
         active = x[:, i][x[:, i] > 0]
-        assert active.mean() == pytest.approx(0.5, abs=0.02) and active.var() == pytest.approx(1 / 12, abs=0.01)
-    assert abs(torch.corrcoef((x[:, 1:3] > 0).float().transpose(0, 1).flatten(1))[0, 1]) < 0.02, "independent features must not come together"
+        assert active.mean() == pytest.approx(0.5, abs=0.02) and active.var() == pytest.approx(
+            1 / 12, abs=0.01
+        )
+    assert abs(torch.corrcoef((x[:, 1:3] > 0).float().transpose(0, 1).flatten(1))[0, 1]) < 0.02, (
+        "independent features must not come together"
+    )
 
 
 def test_instances_have_their_own_probability_and_samples():
-    x = sample(n_features=2, probability=torch.tensor([[0.1, 0.1], [0.2, 0.2], [0.4, 0.4], [0.8, 0.8]]))
-    assert torch.allclose((x > 0).float().mean((1, 2)), torch.tensor([0.1, 0.2, 0.4, 0.8]), atol=0.015)
+    x = sample(
+        n_features=2, probability=torch.tensor([[0.1, 0.1], [0.2, 0.2], [0.4, 0.4], [0.8, 0.8]])
+    )
+    assert torch.allclose(
+        (x > 0).float().mean((1, 2)), torch.tensor([0.1, 0.2, 0.4, 0.8]), atol=0.015
+    )
     common = toy.Features(2, 0.3).sample(3, 50, torch.Generator().manual_seed(0), common=True)
     assert torch.equal(common[0], common[2])
     own = toy.Features(2, 0.3).sample(3, 50, torch.Generator().manual_seed(0))
@@ -114,7 +135,9 @@ def test_correlated_sets_are_active_together():
     active = (x > 0).unflatten(1, (2, 3))
     assert torch.equal(active.all(2), active.any(2))
     assert active.float().mean() == pytest.approx(0.2, abs=0.01)
-    assert (active[:, 0, 0] & active[:, 1, 0]).float().mean() == pytest.approx(0.04, abs=0.005), "the sets must be independent"
+    assert (active[:, 0, 0] & active[:, 1, 0]).float().mean() == pytest.approx(0.04, abs=0.005), (
+        "the sets must be independent"
+    )
 
 
 def test_anticorrelated_features_never_meet():
@@ -124,7 +147,15 @@ def test_anticorrelated_features_never_meet():
     assert torch.allclose(active.float().mean((0, 3)), torch.tensor(0.3), atol=0.01)
 
 
-@pytest.mark.parametrize(("values", "allowed", "mean"), [("binary", {1.0}, 1), ("discrete", {1.0, 2.0, 3.0}, 2), ("upper_half", None, 0.75), ("signed", None, 0)])
+@pytest.mark.parametrize(
+    ("values", "allowed", "mean"),
+    [
+        ("binary", {1.0}, 1),
+        ("discrete", {1.0, 2.0, 3.0}, 2),
+        ("upper_half", None, 0.75),
+        ("signed", None, 0),
+    ],
+)
 def test_values_of_active_features(values, allowed, mean):
     x = sample(n_features=3, probability=0.25, values=values)
     active = x[x != 0]
@@ -150,15 +181,26 @@ def test_gradient_against_finite_differences_and_instances_do_not_mix():
                 shifted.append(model.loss(x, x).detach())
                 model.W[instance, i, j] -= step
         difference = (shifted[0] - shifted[1]) / 2e-6
-        assert difference[instance].item() == pytest.approx(model.W.grad[instance, i, j].item(), abs=1e-6)
-        assert difference.abs().sum() == difference[instance].abs(), "one instance's weight moved another's loss"
+        assert difference[instance].item() == pytest.approx(
+            model.W.grad[instance, i, j].item(), abs=1e-6
+        )
+        assert difference.abs().sum() == difference[instance].abs(), (
+            "one instance's weight moved another's loss"
+        )
 
 
 def test_loss_is_the_weighted_squared_error_of_the_written_formula():
     model = toy.ToyModel(toy.ToyConfig(3, 2, importance=[1.0, 2.0, 3.0]), seed=4)
     x = toy.Features(3, 0.5).sample(1, 7, torch.Generator().manual_seed(1))
     W, b = model.W[0], model.b[0, :, 0]
-    expected = sum(model.importance[0, i, 0] * (x[0, i, s] - torch.relu(W.T @ W @ x[0, :, s] + b)[i]) ** 2 for i in range(3) for s in range(7)) / 21
+    expected = (
+        sum(
+            model.importance[0, i, 0] * (x[0, i, s] - torch.relu(W.T @ W @ x[0, :, s] + b)[i]) ** 2
+            for i in range(3)
+            for s in range(7)
+        )
+        / 21
+    )
     assert model.loss(x, x).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -213,18 +255,28 @@ BAD = {
     "unknown values": lambda: toy.Features(3, values="gaussian"),
     "unknown sets": lambda: toy.Features(3, sets="nested"),
     "sets that do not divide": lambda: toy.Features(5, sets="correlated", set_size=2),
-    "unequal probabilities in a set": lambda: toy.Features(2, [0.1, 0.2], sets="correlated", set_size=2),
-    "exclusive features too likely": lambda: toy.Features(4, 0.6, sets="anticorrelated", set_size=2),
+    "unequal probabilities in a set": lambda: toy.Features(
+        2, [0.1, 0.2], sets="correlated", set_size=2
+    ),
+    "exclusive features too likely": lambda: toy.Features(
+        4, 0.6, sets="anticorrelated", set_size=2
+    ),
     "no hidden unit": lambda: toy.ToyConfig(3, 0),
     "no instance": lambda: toy.ToyConfig(3, 1, 0),
     "an importance of 0": lambda: toy.ToyConfig(3, 1, importance=[1.0, 0.0, 1.0]),
     "a negative importance": lambda: toy.ToyConfig(3, 1, importance=-1.0),
     "four importances for three features": lambda: toy.ToyConfig(3, 1, importance=[1.0] * 4),
-    "importances for two of three instances": lambda: toy.ToyConfig(3, 1, 3, importance=[[1.0] * 3] * 2),
+    "importances for two of three instances": lambda: toy.ToyConfig(
+        3, 1, 3, importance=[[1.0] * 3] * 2
+    ),
     "an unknown activation": lambda: toy.ToyConfig(3, 1, hidden="tanh"),
     "certain dropout": lambda: toy.ToyConfig(3, 1, dropout=1.0),
-    "probabilities for two of three instances": lambda: toy.Features(2, [[0.1, 0.1]] * 2).sample(3, 4),
-    "a target of another shape": lambda: toy.ToyModel(toy.ToyConfig(3, 1)).loss(torch.zeros(1, 3, 4), torch.zeros(1, 2, 4)),
+    "probabilities for two of three instances": lambda: toy.Features(2, [[0.1, 0.1]] * 2).sample(
+        3, 4
+    ),
+    "a target of another shape": lambda: toy.ToyModel(toy.ToyConfig(3, 1)).loss(
+        torch.zeros(1, 3, 4), torch.zeros(1, 2, 4)
+    ),
     "no steps": lambda: toy.train(toy.ToyModel(toy.ToyConfig(3, 1)), toy.Features(3), steps=0),
     "an unknown preset": lambda: toy_experiments.introduction("huge"),
     "an unknown experiment": lambda: toy_check.result("no_such", "smoke"),
@@ -249,10 +301,15 @@ def test_gaps_of_a_pentagon_sum_to_a_circle():
 
 
 def test_case_probabilities_follow_their_case():
-    first, second, fifth = (toy_variants.case_probabilities(list(toy_variants.CASES)[i], 0.01, 0.5, 4) for i in (0, 1, 4))
+    first, second, fifth = (
+        toy_variants.case_probabilities(list(toy_variants.CASES)[i], 0.01, 0.5, 4)
+        for i in (0, 1, 4)
+    )
     assert (first.diff(dim=1) < 0).all() and (second.diff(dim=1) > 0).all()
     assert first[0, 0].item() == pytest.approx(0.5) and second[0, 0].item() == pytest.approx(0.01)
-    assert (fifth >= 0.01).all() and (fifth <= 0.5).all() and len(fifth.unique(dim=0)) == 4, "with random densities every seed draws its own"
+    assert (fifth >= 0.01).all() and (fifth <= 0.5).all() and len(fifth.unique(dim=0)) == 4, (
+        "with random densities every seed draws its own"
+    )
 
 
 def test_random_rotations_are_orthogonal_and_lower_alignment_of_an_axis_basis():
@@ -276,8 +333,12 @@ def test_resampling_revives_dead_latents_alone_and_clears_their_moments():
     before = {name: p.detach().clone() for name, p in sae.named_parameters()}
     dead = torch.tensor([[True, False, False], [False, False, False]])
     toy_autoencoder.resample(sae, dead, h, optimizer, torch.Generator().manual_seed(1))
-    assert torch.equal(sae.W_dec[:, :, 1:], before["W_dec"][:, :, 1:]) and torch.equal(sae.W_dec[1], before["W_dec"][1])
-    assert sae.W_dec[0, :, 0].norm().item() == pytest.approx(1, abs=1e-5) and sae.b_enc[0, 0, 0] == 0
+    assert torch.equal(sae.W_dec[:, :, 1:], before["W_dec"][:, :, 1:]) and torch.equal(
+        sae.W_dec[1], before["W_dec"][1]
+    )
+    assert (
+        sae.W_dec[0, :, 0].norm().item() == pytest.approx(1, abs=1e-5) and sae.b_enc[0, 0, 0] == 0
+    )
     live = before["W_enc"][0, 1:].norm(dim=1).mean()
     assert sae.W_enc[0, 0].norm().item() == pytest.approx(0.2 * live.item(), rel=1e-4)
     moments = optimizer.state[sae.W_enc]["exp_avg"]
@@ -287,7 +348,9 @@ def test_resampling_revives_dead_latents_alone_and_clears_their_moments():
 def test_recovery_needs_the_direction_itself():
     W = circle(5).float()[None]
     assert toy_autoencoder.recovery(W.flip(2), W).tolist()[0] == pytest.approx([1] * 5, abs=1e-5)
-    assert toy_autoencoder.recovery(-W, W).max() < 0.95, "the opposite of a direction is not that direction"
+    assert toy_autoencoder.recovery(-W, W).max() < 0.95, (
+        "the opposite of a direction is not that direction"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -304,7 +367,9 @@ def test_every_experiment_runs_and_is_plain(smoke, name):
 
 def test_results_are_cached_by_their_settings(smoke, monkeypatch):
     folder, results = smoke
-    monkeypatch.setitem(toy_check.EXPERIMENTS, "gelu", lambda preset: pytest.fail("the cached result was not used"))
+    monkeypatch.setitem(
+        toy_check.EXPERIMENTS, "gelu", lambda preset: pytest.fail("the cached result was not used")
+    )
     monkeypatch.setattr(toy_check.inspect, "getmodule", lambda fn: toy_variants)
     assert toy_check.result("gelu", "smoke", folder) == results["gelu"]
     (folder / "gelu.smoke.json").write_text('{"key": "cut sho')
@@ -314,7 +379,11 @@ def test_results_are_cached_by_their_settings(smoke, monkeypatch):
 
 def test_cache_key_changes_with_the_size(monkeypatch):
     before = toy_check.cache_key("gelu", "smoke")
-    monkeypatch.setitem(toy_variants.SIZES, "gelu", (toy_experiments.Size(2, 1, 31, 64), *toy_variants.SIZES["gelu"][1:]))
+    monkeypatch.setitem(
+        toy_variants.SIZES,
+        "gelu",
+        (toy_experiments.Size(2, 1, 31, 64), *toy_variants.SIZES["gelu"][1:]),
+    )
     assert toy_check.cache_key("gelu", "smoke") != before
 
 
@@ -322,16 +391,32 @@ def test_every_figure_and_sentence_can_be_made(smoke):
     r = smoke[1]
     for name, fig in toy_check.all_figures(r).items():
         assert fig.data and fig.to_plotly_json(), name
-    said = [toy_findings.introduction(r["introduction"]), toy_findings.dropout(r["dropout"]), toy_findings.autoencoder(r["autoencoder"])]
+    said = [
+        toy_findings.introduction(r["introduction"]),
+        toy_findings.dropout(r["dropout"]),
+        toy_findings.autoencoder(r["autoencoder"]),
+    ]
     assert all(len(s) > 50 for s in said)
     assert len(toy_findings.five_cases(r["five_cases"])) == 3
 
 
 def test_observations_count_what_they_say():
     def row(case, counts, kept, alone):
-        return {"case": case, "low": 0.1, "high": 1.0, "seeds": sum(counts), "represented_counts": counts, "represented_features": kept, "alone_features": alone}
+        return {
+            "case": case,
+            "low": 0.1,
+            "high": 1.0,
+            "seeds": sum(counts),
+            "represented_counts": counts,
+            "represented_features": kept,
+            "alone_features": alone,
+        }
 
-    rows = [row("1 important = dense", [0, 0, 0, 6, 4, 0], 34, 10), row("2 important = sparse", [0, 0, 0, 5, 5, 0], 35, 1), row("5 equal importance", [0, 0, 0, 10, 0, 0], 30, 9)]
+    rows = [
+        row("1 important = dense", [0, 0, 0, 6, 4, 0], 34, 10),
+        row("2 important = sparse", [0, 0, 0, 5, 5, 0], 35, 1),
+        row("5 equal importance", [0, 0, 0, 10, 0, 0], 30, 9),
+    ]
     never_five, all_shared, almost = toy_variants.observations(rows)
     assert never_five["holds"] and never_five["share"][0] == 0
     assert all_shared["holds"] and all_shared["share"][0] == pytest.approx(34 / 35)
@@ -349,7 +434,18 @@ def test_gates_fail_on_untrained_models(smoke):
 
 def test_the_librarys_recipes_train_on_the_toy_model():
     found = toy_recipes.recipes("smoke")
-    assert set(found) == {f"{name}, {w} resampling" for name in ("bricken_2023", "ward_2024") for w in ("with", "without")}
+    assert set(found) == {
+        f"{name}, {w} resampling"
+        for name in ("bricken_2023", "ward_2024")
+        for w in ("with", "without")
+    }
     for r in found.values():
-        assert r["all_five"][1] == 1 and 0 <= r["directions"] <= 1 and r["dead_latents"][1] == 5 and r["norm_ratio"] > 0
-    assert list(toy_recipes.table(found)["dead latents"]) == [f"{r['dead_latents'][0]} of 5" for r in found.values()]
+        assert (
+            r["all_five"][1] == 1
+            and 0 <= r["directions"] <= 1
+            and r["dead_latents"][1] == 5
+            and r["norm_ratio"] > 0
+        )
+    assert list(toy_recipes.table(found)["dead latents"]) == [
+        f"{r['dead_latents'][0]} of 5" for r in found.values()
+    ]

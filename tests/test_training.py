@@ -10,7 +10,15 @@ from safetensors.torch import load_file
 from sae_lib import checkpoints, features, language_model, sparse_step, sweep, training
 from sae_lib.activations import ActivationTable
 from sae_lib.errors import ArtefactError, SettingsError, TrainingError
-from sae_lib.recipes import BRICKEN_2023, RECIPES, WARD_2024, is_resampling_step, of_recipe, resolve, variants
+from sae_lib.recipes import (
+    BRICKEN_2023,
+    RECIPES,
+    WARD_2024,
+    is_resampling_step,
+    of_recipe,
+    resolve,
+    variants,
+)
 from sae_lib.settings import SAESettings, load
 
 D_IN, TRUE_FEATURES, VOCABULARY = 16, 32, 4096
@@ -21,9 +29,14 @@ class SyntheticHook(ActivationTable):
 
     def __init__(self, seed: int = 0):
         g = torch.Generator().manual_seed(seed)
-        self.directions = torch.nn.functional.normalize(torch.randn(TRUE_FEATURES, D_IN, generator=g), dim=1)
+        self.directions = torch.nn.functional.normalize(
+            torch.randn(TRUE_FEATURES, D_IN, generator=g), dim=1
+        )
         active = torch.rand(VOCABULARY, TRUE_FEATURES, generator=g) < 2 / TRUE_FEATURES
-        super().__init__((active * (0.5 + 0.5 * torch.rand(VOCABULARY, TRUE_FEATURES, generator=g))) @ self.directions)
+        super().__init__(
+            (active * (0.5 + 0.5 * torch.rand(VOCABULARY, TRUE_FEATURES, generator=g)))
+            @ self.directions
+        )
 
     def recovered(self, sae) -> float:
         """Share of the true directions that some feature points along (cosine > 0.9)."""
@@ -36,8 +49,20 @@ ROWS = np.random.default_rng(0).integers(0, VOCABULARY, (400, 32))
 
 def fit(tmp_path, **changes):
     hook = SyntheticHook()
-    settings = SAESettings(**{"d_sae": 64, "activations": 60_000, "batch": 100, "l1": 0.4, "buffer_rows": 50, "dead_window": 5000, "resampling_inputs": 2000,
-                              "log_every": 20, "checkpoint_every": 10**6} | changes)  # fmt: skip
+    settings = SAESettings(
+        **{
+            "d_sae": 64,
+            "activations": 60_000,
+            "batch": 100,
+            "l1": 0.4,
+            "buffer_rows": 50,
+            "dead_window": 5000,
+            "resampling_inputs": 2000,
+            "log_every": 20,
+            "checkpoint_every": 10**6,
+        }
+        | changes
+    )
     return hook, *training.fit(hook, ROWS, settings, 0, tmp_path, {"x": 1})
 
 
@@ -49,7 +74,9 @@ def test_features_have_unit_norm_and_the_wrong_axis_has_not():
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(32))
     training.keep_shape(sae, WARD_2024)
     torch.testing.assert_close(sae.W_dec.norm(dim=0), torch.ones(8))
-    assert sae.W_dec.norm(dim=1).mean().item() == pytest.approx((8 / 32) ** 0.5, rel=0.05), "columns average √(d_in/d_sae), the original's mistake"
+    assert sae.W_dec.norm(dim=1).mean().item() == pytest.approx((8 / 32) ** 0.5, rel=0.05), (
+        "columns average √(d_in/d_sae), the original's mistake"
+    )
 
 
 def test_the_gradient_along_a_feature_is_removed():
@@ -64,13 +91,26 @@ def test_the_gradient_along_a_feature_is_removed():
 
 
 def test_rates():
-    assert [training.rate(i, 100, 0.1, 0.2) for i in (0, 4, 9, 10, 50, 80)] == pytest.approx([0.1, 0.5, 1, 1, 1, 1])
-    assert training.rate(99, 100, 0.1, 0.2) == pytest.approx(0.05) and training.rate(99, 100, 0, 0) == 1
+    assert [training.rate(i, 100, 0.1, 0.2) for i in (0, 4, 9, 10, 50, 80)] == pytest.approx(
+        [0.1, 0.5, 1, 1, 1, 1]
+    )
+    assert (
+        training.rate(99, 100, 0.1, 0.2) == pytest.approx(0.05)
+        and training.rate(99, 100, 0, 0) == 1
+    )
 
 
 def test_resampling_happens_when_the_recipe_says():
-    assert [s for s in range(1, 1001) if training.is_resampling_step(BRICKEN_2023, s, 1000)] == [200, 400, 600]
-    assert [s for s in range(1, 3301) if training.is_resampling_step(WARD_2024, s, 3300)] == [1000, 2000, 3000]
+    assert [s for s in range(1, 1001) if training.is_resampling_step(BRICKEN_2023, s, 1000)] == [
+        200,
+        400,
+        600,
+    ]
+    assert [s for s in range(1, 3301) if training.is_resampling_step(WARD_2024, s, 3300)] == [
+        1000,
+        2000,
+        3000,
+    ]
 
 
 def test_initialisation_of_the_recipes():
@@ -79,13 +119,19 @@ def test_initialisation_of_the_recipes():
     torch.testing.assert_close(sae.W_enc, 0.1 * sae.W_dec.T)
     assert torch.equal(sae.b_dec, mean)
     ward = training.initialise(WARD_2024, mean, 32, 0)
-    assert ward.b_dec.abs().max() <= 32**-0.5 and ward.W_enc.abs().max() <= 8**-0.5 and ward.W_dec.norm(dim=1).std() > 0.01
+    assert (
+        ward.b_dec.abs().max() <= 32**-0.5
+        and ward.W_enc.abs().max() <= 8**-0.5
+        and ward.W_dec.norm(dim=1).std() > 0.01
+    )
 
 
 def test_scale_gives_mean_squared_norm_d_in(tmp_path):
     hook = SyntheticHook()
     mean, scale = training.statistics(hook, ROWS, BRICKEN_2023)
-    acts = hook.activations(torch.from_numpy(ROWS[np.linspace(0, 399, 256).astype(int)])).reshape(-1, D_IN)
+    acts = hook.activations(torch.from_numpy(ROWS[np.linspace(0, 399, 256).astype(int)])).reshape(
+        -1, D_IN
+    )
     assert ((acts * scale) ** 2).sum(1).mean().item() == pytest.approx(D_IN, rel=1e-4)
     torch.testing.assert_close(mean, acts.mean(0))
     assert training.statistics(hook, ROWS, WARD_2024)[1] == 1.0
@@ -108,7 +154,9 @@ def test_training_finds_the_true_directions(tmp_path):
 
 
 def test_features_die_and_resampling_brings_them_back(tmp_path):
-    harsh = dict(lr=0.003, l1=6.0, activations=100_000)  # a penalty under which features die in numbers
+    harsh = dict(
+        lr=0.003, l1=6.0, activations=100_000
+    )  # a penalty under which features die in numbers
     hook, without, summary = fit(tmp_path / "without", resampling=False, **harsh)
     _, with_, resampled = fit(tmp_path / "with", **harsh)
     assert summary["final_silent"] > 0.2 and summary["resampling"] == []
@@ -145,8 +193,13 @@ def test_interrupted_training_ends_with_the_same_weights_bit_for_bit(tmp_path, m
 def test_training_without_resampling_goes_on_from_where_resampling_began(tmp_path):
     """The twin's checkpoint lies before the first resampling that touches a feature, and leads where training from the start leads."""
     changes = dict(activations=40_000, dead_window=2000, l1=4.0, lr=0.02)
-    settings = SAESettings(**{"d_sae": 64, "batch": 100, "buffer_rows": 50, "resampling_inputs": 2000, "log_every": 20} | changes)
-    _, summary = training.fit(SyntheticHook(), ROWS, settings, 0, tmp_path / "main", {}, (tmp_path / "twin", {"x": 1}))
+    settings = SAESettings(
+        **{"d_sae": 64, "batch": 100, "buffer_rows": 50, "resampling_inputs": 2000, "log_every": 20}
+        | changes
+    )
+    _, summary = training.fit(
+        SyntheticHook(), ROWS, settings, 0, tmp_path / "main", {}, (tmp_path / "twin", {"x": 1})
+    )
     touched = next(e["step"] for e in summary["resampling"] if e["resampled"])
     assert checkpoints.steps(tmp_path / "twin")[-1] == touched
     without = dict(changes, resampling=False)
@@ -157,14 +210,29 @@ def test_training_without_resampling_goes_on_from_where_resampling_began(tmp_pat
     assert went_on["curve"] == from_start["curve"] and went_on["resampling"] == []
 
 
-GROUND_TRUTH = {"april_2024": {"l1": 1.0}, "topk": {"k": 2}, "batchtopk": {"k": 2}, "jumprelu": {"l1": 1.0}, "tied": {"l1": 2.0}}
+GROUND_TRUTH = {
+    "april_2024": {"l1": 1.0},
+    "topk": {"k": 2},
+    "batchtopk": {"k": 2},
+    "jumprelu": {"l1": 1.0},
+    "tied": {"l1": 2.0},
+}
 
 
 @pytest.mark.parametrize("recipe", GROUND_TRUTH)
 def test_every_recipe_finds_the_true_directions(tmp_path, recipe):
-    hook, sae, summary = fit(tmp_path, recipe=recipe, **{"activations": 200_000, "lr": 3e-3, "l1": None, "resampling": False} | GROUND_TRUTH[recipe])
+    hook, sae, summary = fit(
+        tmp_path,
+        recipe=recipe,
+        **{"activations": 200_000, "lr": 3e-3, "l1": None, "resampling": False}
+        | GROUND_TRUTH[recipe],
+    )
     assert hook.recovered(sae) > (0.75 if recipe == "tied" else 0.9)
-    assert sae.architecture == {"topk": "topk", "batchtopk": "jumprelu", "jumprelu": "jumprelu"}.get(recipe, "standard")
+    assert sae.architecture == {
+        "topk": "topk",
+        "batchtopk": "jumprelu",
+        "jumprelu": "jumprelu",
+    }.get(recipe, "standard")
     f = sae.encode(hook.table[:2000])
     if "topk" in recipe:
         assert (f > 0).sum(1).float().mean().item() == pytest.approx(2, abs=0.3)
@@ -175,12 +243,25 @@ def test_every_recipe_finds_the_true_directions(tmp_path, recipe):
 
 def test_training_stops_early_and_keeps_the_best_weights(tmp_path):
     held_out = np.random.default_rng(1).integers(0, VOCABULARY, (64, 32))
-    changes = {"d_sae": 64, "batch": 100, "l1": 0.4, "buffer_rows": 50, "activations": 200_000, "resampling": False, "log_every": 20}
-    settings = SAESettings(**changes, patience=2, check_every=25, lr=0.05)  # a rate at which training soon only wanders
+    changes = {
+        "d_sae": 64,
+        "batch": 100,
+        "l1": 0.4,
+        "buffer_rows": 50,
+        "activations": 200_000,
+        "resampling": False,
+        "log_every": 20,
+    }
+    settings = SAESettings(
+        **changes, patience=2, check_every=25, lr=0.05
+    )  # a rate at which training soon only wanders
     hook = SyntheticHook()
     sae, summary = training.fit(hook, ROWS, settings, 0, tmp_path, {}, heldout=held_out)
     scores = [check["score"] for check in summary["checks"]]
-    assert len(scores) == scores.index(min(scores)) + 3 and summary["activations"] == summary["checks"][-1]["step"] * 100 < 200_000
+    assert (
+        len(scores) == scores.index(min(scores)) + 3
+        and summary["activations"] == summary["checks"][-1]["step"] * 100 < 200_000
+    )
     x = hook.table[held_out.reshape(-1)]
     fvu = ((x - sae(x)).pow(2).sum() / (x - x.mean(0)).pow(2).sum()).item()
     assert fvu == pytest.approx(min(summary["checks"], key=lambda c: c["score"])["fvu"], rel=1e-3)
@@ -188,7 +269,13 @@ def test_training_stops_early_and_keeps_the_best_weights(tmp_path):
 
 @pytest.mark.parametrize("recipe", ["batchtopk", "jumprelu", "tied"])
 def test_interrupted_training_of_other_recipes_ends_the_same(tmp_path, monkeypatch, recipe):
-    changes = dict(recipe=recipe, activations=30_000, checkpoint_every=50, dead_window=2000, **GROUND_TRUTH[recipe] | ({} if "l1" in GROUND_TRUTH[recipe] else {"l1": None}))
+    changes = dict(
+        recipe=recipe,
+        activations=30_000,
+        checkpoint_every=50,
+        dead_window=2000,
+        **GROUND_TRUTH[recipe] | ({} if "l1" in GROUND_TRUTH[recipe] else {"l1": None}),
+    )
     _, whole, _ = fit(tmp_path / "whole", **changes)
     save = checkpoints.save_checkpoint
 
@@ -202,7 +289,9 @@ def test_interrupted_training_of_other_recipes_ends_the_same(tmp_path, monkeypat
         fit(tmp_path / "broken", **changes)
     monkeypatch.setattr(checkpoints, "save_checkpoint", save)
     _, again, _ = fit(tmp_path / "broken", **changes)
-    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in whole.state_dict().items())
+    assert all(
+        torch.equal(tensor, again.state_dict()[name]) for name, tensor in whole.state_dict().items()
+    )
 
 
 def test_an_exploding_loss_stops_training_with_the_step_and_a_cause(tmp_path):
@@ -224,34 +313,64 @@ def test_unknown_recipes_list_those_there_are():
 
 def test_settings_override_the_recipe_but_not_those_it_is_compared_with():
     found = variants(load("laptop", ["sae.l1=9", "sae.widths=[64]"]))
-    assert list(found) == ["bricken_2023", "bricken_2023-no_resampling", "ward_2024", "bricken_2023-d_sae_64"]
+    assert list(found) == [
+        "bricken_2023",
+        "bricken_2023-no_resampling",
+        "ward_2024",
+        "bricken_2023-d_sae_64",
+    ]
     assert resolve(found["bricken_2023"]).l1 == 9 and resolve(found["ward_2024"]).l1 == WARD_2024.l1
-    assert resolve(found["bricken_2023-no_resampling"]).resampling is None and found["bricken_2023-d_sae_64"].d_sae == 64
+    assert (
+        resolve(found["bricken_2023-no_resampling"]).resampling is None
+        and found["bricken_2023-d_sae_64"].d_sae == 64
+    )
 
 
 def test_resampling_that_finds_nothing_dead_changes_nothing(tmp_path):
     _, with_, summary = fit(tmp_path / "with", lr=1e-3)
     _, without, _ = fit(tmp_path / "without", lr=1e-3, resampling=False)
     assert [e["dead"] for e in summary["resampling"]] == [0, 0, 0]
-    assert all(torch.equal(a, b) for a, b in zip(with_.state_dict().values(), without.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(with_.state_dict().values(), without.state_dict().values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("resampled", [0, 3])
-def test_the_run_without_resampling_is_trained_only_where_it_differs(small_run, tmp_path, monkeypatch, resampled):
+def test_the_run_without_resampling_is_trained_only_where_it_differs(
+    small_run, tmp_path, monkeypatch, resampled
+):
     from sae_lib.runs import Run
 
-    run = Run(small_run.settings.model_copy(update={"sae": small_run.settings.sae.model_copy(update={"compare": ("ward_2024",)})}), tmp_path, parent=small_run)
+    run = Run(
+        small_run.settings.model_copy(
+            update={"sae": small_run.settings.sae.model_copy(update={"compare": ("ward_2024",)})}
+        ),
+        tmp_path,
+        parent=small_run,
+    )
     summary, trained = training.training_summary(small_run), []
     summary["resampling"] = [{"step": 1, "dead": resampled, "resampled": resampled}]
-    made, model = {small_run.settings.sae.recipe: small_run.folder / "saes/bricken_2023"}, language_model.load(small_run)
+    made, model = (
+        {small_run.settings.sae.recipe: small_run.folder / "saes/bricken_2023"},
+        language_model.load(small_run),
+    )
     monkeypatch.setattr(training, "training_summary", lambda *_: summary)
-    monkeypatch.setattr(training, "train", lambda run, hook, sae, folder, twin: trained.append(folder.name))
+    monkeypatch.setattr(
+        training, "train", lambda run, hook, sae, folder, twin: trained.append(folder.name)
+    )
     monkeypatch.setattr(training.language_model, "make_language_model", lambda run: None)
     monkeypatch.setattr(training.language_model, "load", lambda run: model)
     original = training.make_autoencoder
-    monkeypatch.setattr(training, "make_autoencoder", lambda run, name="": made[run.settings.sae.recipe] if not name else original(run, name))
+    monkeypatch.setattr(
+        training,
+        "make_autoencoder",
+        lambda run, name="": made[run.settings.sae.recipe] if not name else original(run, name),
+    )
     folder = training.make_autoencoder(run, "bricken_2023-no_resampling")
-    assert trained == (["bricken_2023-no_resampling"] if resampled else []) and folder.exists() == (not resampled)
+    assert trained == (["bricken_2023-no_resampling"] if resampled else []) and folder.exists() == (
+        not resampled
+    )
 
 
 def test_impossible_numbers_of_active_features_are_refused():
@@ -265,12 +384,18 @@ def test_impossible_numbers_of_active_features_are_refused():
 def test_a_window_that_training_cannot_outlast_is_refused():
     with pytest.raises(SettingsError, match="sae.dead_window.*60%"):
         resolve(SAESettings(activations=800_000, dead_window=500_000))
-    assert resolve(SAESettings(activations=800_000, dead_window=500_000, resampling=False)).resampling is None
+    assert (
+        resolve(SAESettings(activations=800_000, dead_window=500_000, resampling=False)).resampling
+        is None
+    )
 
 
 @pytest.mark.parametrize("changes", [dict(lr=1e18), dict(recipe="april_2024", lr=300.0, l1=0.01)])
 def test_a_loss_that_explodes_or_is_no_number_ends_training_with_its_causes(tmp_path, changes):
-    with pytest.raises(TrainingError, match=r"the loss is .* at step 10 .*likely causes: sae.lr .*there is no checkpoint yet"):
+    with pytest.raises(
+        TrainingError,
+        match=r"the loss is .* at step 10 .*likely causes: sae.lr .*there is no checkpoint yet",
+    ):
         fit(tmp_path, checkpoint_every=10, **changes)
     assert not list(tmp_path.glob("step-*"))
 
@@ -282,12 +407,20 @@ def test_the_checkpoint_before_a_loss_exploded_is_named_and_whole(tmp_path, monk
     def at_25_something_happens(*arguments):
         calls.append(1)
         measured = gradients(*arguments)
-        return measured._replace(squared_error=measured.squared_error * factor) if len(calls) > 25 else measured
+        return (
+            measured._replace(squared_error=measured.squared_error * factor)
+            if len(calls) > 25
+            else measured
+        )
 
     monkeypatch.setattr(training, "gradients", at_25_something_happens)
-    with pytest.raises(TrainingError, match=rf"at step 30 .*the last good checkpoint is step 20 in {tmp_path}"):
+    with pytest.raises(
+        TrainingError, match=rf"at step 30 .*the last good checkpoint is step 20 in {tmp_path}"
+    ):
         fit(tmp_path, checkpoint_every=10)
-    assert checkpoints.steps(tmp_path) == [10, 20] and all(t.isfinite().all() for t in load_file(tmp_path / "step-00000020.safetensors").values())
+    assert checkpoints.steps(tmp_path) == [10, 20] and all(
+        t.isfinite().all() for t in load_file(tmp_path / "step-00000020.safetensors").values()
+    )
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -295,19 +428,40 @@ def test_dense_steps_in_bfloat16_train_every_recipe(tmp_path, monkeypatch, recip
     """As a GPU makes them: no step takes the sparse path."""
     monkeypatch.setattr(sparse_step, "DENSE_ABOVE", 0.0)
     own = {"k": 8} if "topk" in recipe else {"l1": 0.5 if recipe != "ward_2024" else None}
-    _, sae, summary = fit(tmp_path, recipe=recipe, precision="bfloat16", activations=20_000, resampling=False, lr=None, **{"l1": None} | own)
+    _, sae, summary = fit(
+        tmp_path,
+        recipe=recipe,
+        precision="bfloat16",
+        activations=20_000,
+        resampling=False,
+        lr=None,
+        **{"l1": None} | own,
+    )
     assert all(t.isfinite().all() for t in sae.state_dict().values())
     assert summary["curve"][-1]["squared_error"] < summary["curve"][0]["squared_error"]
 
 
 def test_a_buffer_smaller_than_a_batch_is_refused(tmp_path):
-    with pytest.raises(SettingsError, match=r"sae.buffer_rows: 1 rows of 32 positions are fewer activations than one batch of 100.*at least 4 rows"):
+    with pytest.raises(
+        SettingsError,
+        match=r"sae.buffer_rows: 1 rows of 32 positions are fewer activations than one batch of 100.*at least 4 rows",
+    ):
         fit(tmp_path, buffer_rows=1)
 
 
 def test_the_end_of_training_is_looked_at_too(tmp_path):
     held_out = np.random.default_rng(1).integers(0, VOCABULARY, (64, 32))
-    settings = SAESettings(d_sae=64, batch=100, l1=0.4, buffer_rows=50, activations=9000, resampling=False, patience=3, check_every=50, lr=3e-3)
+    settings = SAESettings(
+        d_sae=64,
+        batch=100,
+        l1=0.4,
+        buffer_rows=50,
+        activations=9000,
+        resampling=False,
+        patience=3,
+        check_every=50,
+        lr=3e-3,
+    )
     _, summary = training.fit(SyntheticHook(), ROWS, settings, 0, tmp_path, {}, heldout=held_out)
     assert [check["step"] for check in summary["checks"]] == [50, 90]
     assert resolve(SAESettings(recipe="tied", patience=0)).patience == 0
@@ -323,7 +477,9 @@ def test_a_checkpoint_goes_on_only_under_the_same_circumstances(tmp_path, change
 
 
 def test_resampling_at_the_very_end_would_leave_untrained_features():
-    assert not is_resampling_step(WARD_2024, 2000, 2000) and is_resampling_step(WARD_2024, 1000, 2000)
+    assert not is_resampling_step(WARD_2024, 2000, 2000) and is_resampling_step(
+        WARD_2024, 1000, 2000
+    )
 
 
 def test_an_autoencoder_that_the_run_does_not_have_is_refused_with_those_it_has(small_run):
@@ -336,30 +492,51 @@ def test_an_autoencoder_that_the_run_does_not_have_is_refused_with_those_it_has(
 def test_what_weights_are_made_from_includes_what_the_recipe_says(monkeypatch):
     sae = SAESettings(recipe="bricken_2023")
     made_from, name = training.identity(sae), sweep._point_name(sae)
-    assert made_from == training.identity(sae.model_copy(update={"lr": RECIPES["bricken_2023"].lr, "checkpoint_gb": 1.0, "widths": (64,)}))
+    assert made_from == training.identity(
+        sae.model_copy(
+            update={"lr": RECIPES["bricken_2023"].lr, "checkpoint_gb": 1.0, "widths": (64,)}
+        )
+    )
     monkeypatch.setitem(RECIPES, "bricken_2023", replace(RECIPES["bricken_2023"], lr=1e-5))
     assert training.identity(sae) != made_from and sweep._point_name(sae) != name
 
 
 @pytest.mark.parametrize("recipe", ["bricken_2023", "ward_2024", "april_2024"])
 def test_weights_can_be_tied_in_every_relu_recipe(tmp_path, recipe):
-    _, sae, summary = fit(tmp_path, recipe=recipe, tied=True, activations=20_000, lr=None, l1=None, resampling=False)
+    _, sae, summary = fit(
+        tmp_path, recipe=recipe, tied=True, activations=20_000, lr=None, l1=None, resampling=False
+    )
     torch.testing.assert_close(sae.W_enc_T / summary["scale"], sae.W_dec * summary["scale"])
     assert summary["recipe"]["tied"] and not RECIPES[recipe].tied
 
 
 def test_ties_are_refused_where_a_recipe_is_no_relu():
-    with pytest.raises(SettingsError, match=r"sae.tied: topk is no ReLU recipe; those are: bricken_2023, ward_2024, april_2024, tied"):
+    with pytest.raises(
+        SettingsError,
+        match=r"sae.tied: topk is no ReLU recipe; those are: bricken_2023, ward_2024, april_2024, tied",
+    ):
         resolve(SAESettings(recipe="topk", tied=True))
 
 
 def test_schedules_are_settings(tmp_path):
-    sae = SAESettings(recipe="ward_2024", lr_warmup=0.2, lr_decay=0.1, l1_warmup=0.3, resample_at=(0.25, 0.5), dead_window=1000)
+    sae = SAESettings(
+        recipe="ward_2024",
+        lr_warmup=0.2,
+        lr_decay=0.1,
+        l1_warmup=0.3,
+        resample_at=(0.25, 0.5),
+        dead_window=1000,
+    )
     recipe = resolve(sae)
     assert (recipe.lr_warmup, recipe.lr_decay, recipe.l1_warmup) == (0.2, 0.1, 0.3)
     assert [step for step in range(200) if is_resampling_step(recipe, step, 200)] == [50, 100]
-    assert recipe.resampling.fresh_sample == WARD_2024.resampling.fresh_sample  # the rest of its resampling stays
-    assert resolve(sae.model_copy(update={"recipe": "april_2024"})).resampling.at == (0.25, 0.5)  # which has none of its own
+    assert (
+        recipe.resampling.fresh_sample == WARD_2024.resampling.fresh_sample
+    )  # the rest of its resampling stays
+    assert resolve(sae.model_copy(update={"recipe": "april_2024"})).resampling.at == (
+        0.25,
+        0.5,
+    )  # which has none of its own
     assert resolve(of_recipe(sae, "april_2024")) == RECIPES["april_2024"]
     _, _, summary = fit(tmp_path, activations=20_000, dead_window=1000, resample_at=(0.25, 0.5))
     assert [event["step"] for event in summary["resampling"]] == [50, 100]

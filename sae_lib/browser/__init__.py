@@ -8,4 +8,15 @@ from sae_lib.browser.rating import rating_histogram
 from sae_lib.browser.try_text import own_text
 from sae_lib.browser.widget import FeatureBrowser, widget
 
-__all__ = ["FeatureBrowser", "clamp", "gallery", "markdown", "own_text", "percent", "rating_histogram", "static", "whole_context", "widget"]
+__all__ = [
+    "FeatureBrowser",
+    "clamp",
+    "gallery",
+    "markdown",
+    "own_text",
+    "percent",
+    "rating_histogram",
+    "static",
+    "whole_context",
+    "widget",
+]

@@ -29,7 +29,9 @@ class Model:
     @cached_property
     def hook(self) -> HookPoint:
         settings = variants(self.run.settings)
-        return HookPoint(language_model.load(self.run), settings.get(self.name, self.run.settings.sae).hook_name)
+        return HookPoint(
+            language_model.load(self.run), settings.get(self.name, self.run.settings.sae).hook_name
+        )
 
     @property
     def opened(self) -> bool:

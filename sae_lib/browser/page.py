@@ -23,7 +23,10 @@ def static(run: Run, features: Iterable[int], name: str = "", examples: int | No
 
 def static_html(table: FeatureTable, features: Iterable[int], examples: int | None = None) -> str:
     features = [int(f) for f in features]
-    rows, pages = [table.row(f) for f in features], [table.page(f, examples, 0 if examples is not None else None) for f in features]
+    rows, pages = (
+        [table.row(f) for f in features],
+        [table.page(f, examples, 0 if examples is not None else None) for f in features],
+    )
     return str(template().static(table.kind, rows, pages))
 
 
@@ -73,6 +76,18 @@ def template():
     return ENVIRONMENT.get_template("template.html").module
 
 
-ENVIRONMENT = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-ENVIRONMENT.filters |= {"percent": percent, "decimal": decimal, "signed": signed, "pieces": pieces, "isolated": isolated}
+ENVIRONMENT = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=StrictUndefined,
+)
+ENVIRONMENT.filters |= {
+    "percent": percent,
+    "decimal": decimal,
+    "signed": signed,
+    "pieces": pieces,
+    "isolated": isolated,
+}
 ENVIRONMENT.globals |= {"shade": shade, "bar": bar, "tone": tone}

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SHOWN = {"⏎": "\n", "·": " ", "⇥": "\t"}  # what a reader copies from the page, back to what it stands for
+SHOWN = {
+    "⏎": "\n",
+    "·": " ",
+    "⇥": "\t",
+}  # what a reader copies from the page, back to what it stands for
 FIELDS = {  # name in a query → column
     "number": "feature",
     "density": "density",
@@ -19,11 +23,24 @@ FIELDS = {  # name in a query → column
     "accuracy": "balanced_accuracy",
     "conditions": "n_conditions",
 }
-PLACES = ("token", "text", "before", "raises", "lowers", "rule")  # where a text is looked for; without one: token, raises and rule
+PLACES = (
+    "token",
+    "text",
+    "before",
+    "raises",
+    "lowers",
+    "rule",
+)  # where a text is looked for; without one: token, raises and rule
 HELP = f"""Parts, all of which must hold: a token or a piece of one (in "quotes" where it has blanks) is looked for in the tokens that features are strongest on,
 in the logits that they raise and in their rules; text:, token:, before:, raises:, lowers: or rule: in front says where; text:"def main" looks at the examples.
 Numbers: {", ".join(f"{field}" for field in FIELDS)} with <, <=, =, >= or >, as in density<0.1% auroc>0.9. #12 is feature 12."""
-OPERATORS = {"<": operator.lt, "<=": operator.le, "=": operator.eq, ">=": operator.ge, ">": operator.gt}
+OPERATORS = {
+    "<": operator.lt,
+    "<=": operator.le,
+    "=": operator.eq,
+    ">=": operator.ge,
+    ">": operator.gt,
+}
 PART = re.compile(rf'(?:({"|".join(PLACES)}):)?(?:"([^"]+)"(?=\s|$)|(\S+))')
 COMPARISON = re.compile(rf"({'|'.join(FIELDS)})(<=|>=|<|>|=)(\d+\.?\d*|\.\d+)(%?)", re.IGNORECASE)
 
@@ -69,28 +86,41 @@ class ExampleTexts:
     """All examples' texts as one array of bytes, to be searched at the speed of memory."""
 
     def __init__(self, token_ids: list[np.ndarray], owner: np.ndarray, texts: list[str]):
-        encoded = [t.casefold().encode("utf-8", "surrogateescape") for t in texts] + [b"\xff"]  # the last stands for ids without a token
+        encoded = [t.casefold().encode("utf-8", "surrogateescape") for t in texts] + [
+            b"\xff"
+        ]  # the last stands for ids without a token
         self._alphabet = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         self._lengths = np.array([len(e) for e in encoded], dtype=np.int32)
         self._starts = (self._lengths.cumsum() - self._lengths).astype(np.int32)
         sizes = np.array([len(ids) for ids in token_ids], dtype=np.int64)
-        ids = np.minimum(np.concatenate(token_ids).astype(np.int32), len(encoded) - 1) if len(token_ids) else np.zeros(0, np.int32)
+        ids = (
+            np.minimum(np.concatenate(token_ids).astype(np.int32), len(encoded) - 1)
+            if len(token_ids)
+            else np.zeros(0, np.int32)
+        )
         ends = np.concatenate([[0], self._lengths[ids].cumsum(dtype=np.int64)])
         self._ends = ends[sizes.cumsum()].tolist()  # where each example ends
         last = np.flatnonzero(np.diff(owner, append=-1))  # of each feature
         self._feature_ends, self._features = [self._ends[i] for i in last], owner[last].tolist()
-        self._data = b"".join(self._spelled(ids[i : i + (1 << 20)]).tobytes() for i in range(0, len(ids), 1 << 20))
+        self._data = b"".join(
+            self._spelled(ids[i : i + (1 << 20)]).tobytes() for i in range(0, len(ids), 1 << 20)
+        )
 
     def _spelled(self, ids: np.ndarray) -> np.ndarray:
         lengths = self._lengths[ids]
         ends = lengths.cumsum(dtype=np.int32)
-        return self._alphabet[np.repeat(self._starts[ids] - (ends - lengths), lengths) + np.arange(ends[-1], dtype=np.int32)]
+        return self._alphabet[
+            np.repeat(self._starts[ids] - (ends - lengths), lengths)
+            + np.arange(ends[-1], dtype=np.int32)
+        ]
 
     def owners(self, wanted: str) -> list[int]:
         """The features of which an example contains `wanted`."""
         needle, at, found = wanted.encode("utf-8", "surrogateescape"), 0, []
         while (at := self._data.find(needle, at)) >= 0:
-            if at + len(needle) > self._ends[bisect_right(self._ends, at)]:  # runs into the next example
+            if (
+                at + len(needle) > self._ends[bisect_right(self._ends, at)]
+            ):  # runs into the next example
                 at += 1
                 continue
             nth = bisect_right(self._feature_ends, at)

@@ -51,7 +51,9 @@ def markdown(entry: dict[str, Any]) -> str:
         "",
     ]
     for e in entry["examples"]:
-        lines.append(f"- {decimal(e['activation'])}: {code(e['before'])}**{code(e['token'])}**{code(e['after'])}")
+        lines.append(
+            f"- {decimal(e['activation'])}: {code(e['before'])}**{code(e['token'])}**{code(e['after'])}"
+        )
     return "\n".join(lines) + "\n"
 
 

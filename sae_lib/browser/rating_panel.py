@@ -21,20 +21,42 @@ class RatingPanel(w.VBox):
         self.at = 0
         field = w.Layout(width="200px")
         self.rater = w.Text(description="Your name", layout=field)
-        self.n = w.BoundedIntText(20, min=1, max=500, description="Of each kind", style={"description_width": "initial"}, layout=field)
+        self.n = w.BoundedIntText(
+            20,
+            min=1,
+            max=500,
+            description="Of each kind",
+            style={"description_width": "initial"},
+            layout=field,
+        )
         self.seed = w.BoundedIntText(0, min=0, max=2**31 - 1, description="Seed", layout=field)
-        self.begin = w.Button(description="Begin", button_style="primary", layout=w.Layout(width="90px"))
-        self.note, self.page, self.figure = w.HTML(), w.HTML(layout=w.Layout(max_height="560px", overflow="auto")), w.Output()
-        self.buttons = [w.Button(description=f"{r}  {text}", layout=w.Layout(width="132px")) for r, text in rating.SCALE.items()]
+        self.begin = w.Button(
+            description="Begin", button_style="primary", layout=w.Layout(width="90px")
+        )
+        self.note, self.page, self.figure = (
+            w.HTML(),
+            w.HTML(layout=w.Layout(max_height="560px", overflow="auto")),
+            w.Output(),
+        )
+        self.buttons = [
+            w.Button(description=f"{r}  {text}", layout=w.Layout(width="132px"))
+            for r, text in rating.SCALE.items()
+        ]
         self.back = w.Button(description="Back", layout=w.Layout(width="60px"))
         for value, button in zip(rating.SCALE, self.buttons, strict=True):
             button.on_click(lambda _, value=value: self.rate(value))
         self.begin.on_click(lambda _: self.start())
         self.back.on_click(lambda _: self._show(self.at - 1))
         what = "Features and neurons, mixed and without a sign of which is which. How clearly does what you see stand for one thing?"
-        bar = w.HBox([self.rater, self.n, self.seed, self.begin], layout=w.Layout(flex_flow="row wrap"))
-        self.controls = w.HBox([*self.buttons, self.back], layout=w.Layout(flex_flow="row wrap", display="none"))
-        super().__init__([w.HTML(note(what)), bar, self.note, self.controls, self.page, self.figure])
+        bar = w.HBox(
+            [self.rater, self.n, self.seed, self.begin], layout=w.Layout(flex_flow="row wrap")
+        )
+        self.controls = w.HBox(
+            [*self.buttons, self.back], layout=w.Layout(flex_flow="row wrap", display="none")
+        )
+        super().__init__(
+            [w.HTML(note(what)), bar, self.note, self.controls, self.page, self.figure]
+        )
 
     def start(self) -> None:
         """Draw, and go to the first that this rater has not rated with this seed."""
@@ -45,7 +67,9 @@ class RatingPanel(w.VBox):
             known = rating.load_ratings(self.path)
             known = known[(known["rater"] == rater) & (known["seed"] == self.seed.value)]
             rated = set(zip(known["kind"], known["unit"], strict=True))
-            self.items.sort(key=lambda item: item not in rated)  # those rated first, else in the order drawn
+            self.items.sort(
+                key=lambda item: item not in rated
+            )  # those rated first, else in the order drawn
             self.session = (rater, self.seed.value)  # what is typed from now on is for the next one
             self.figure.clear_output()
             self._show(sum(item in rated for item in self.items))
@@ -63,7 +87,11 @@ class RatingPanel(w.VBox):
         done = at >= len(self.items)
         self.controls.layout.display = "none" if done else ""
         if done:
-            self.note.value = note(f"All {len(self.items)} are rated." if self.items else "Nothing fires often enough to be rated.")
+            self.note.value = note(
+                f"All {len(self.items)} are rated."
+                if self.items
+                else "Nothing fires often enough to be rated."
+            )
             self.page.value = ""
             if self.items:
                 with self.figure:

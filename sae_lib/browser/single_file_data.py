@@ -44,7 +44,11 @@ def with_binary(head: Any, *arrays: np.ndarray) -> bytes:
     """Length of the head, the head as JSON, then the arrays' little-endian numbers; app/data.js reads it."""
     text = as_json(head)
     text += b" " * (-len(text) % 4)
-    return struct.pack("<I", len(text)) + text + b"".join(a.astype(a.dtype.newbyteorder("<")).tobytes() for a in arrays)
+    return (
+        struct.pack("<I", len(text))
+        + text
+        + b"".join(a.astype(a.dtype.newbyteorder("<")).tobytes() for a in arrays)
+    )
 
 
 def rounded(value: Any) -> Any:
@@ -62,17 +66,25 @@ def index(table: FeatureTable) -> dict[str, Any]:
     """What the list, the search and the sorting need: columns of numbers, and lists of token ids, an entry per feature."""
     columns = [column for column in FIELDS.values() if column in table.features]
     strongest = np.split(table._strongest, table._starts[1:-1])
-    lists = {column: [np.asarray(ids).tolist() for ids in table.features[column]] for column in ("top_tokens", "before_tokens") if column in table.features}
+    lists = {
+        column: [np.asarray(ids).tolist() for ids in table.features[column]]
+        for column in ("top_tokens", "before_tokens")
+        if column in table.features
+    }
     return {
         "numbers": {column: table.features[column].astype(float).tolist() for column in columns},
-        "strongest": [list(dict.fromkeys(ids.tolist())) for ids in strongest],  # in the order of strength
+        "strongest": [
+            list(dict.fromkeys(ids.tolist())) for ids in strongest
+        ],  # in the order of strength
         "raised": table.raised.tolist(),
         "lowered": table.lowered.tolist(),
         "rule": table.features["rule"].fillna("").tolist() if "rule" in table.features else [],
     } | lists
 
 
-def pages(table: FeatureTable, progress: Callable = iter) -> Iterator[tuple[list[dict[str, Any]], np.ndarray]]:
+def pages(
+    table: FeatureTable, progress: Callable = iter
+) -> Iterator[tuple[list[dict[str, Any]], np.ndarray]]:
     """For `CHUNK` features at a time: their pages as the template takes them but for the texts' tokens, and the ids of these.
 
     The ids of one text after the other, in the order in which the pages name the texts: as binary numbers they deflate best.
@@ -80,7 +92,10 @@ def pages(table: FeatureTable, progress: Callable = iter) -> Iterator[tuple[list
     compact = CompactTable(table)
     for first in progress(range(0, len(table), CHUNK)):
         ids: list[int] = []
-        drawn = [_without_ids(compact.page(number, TOP, per_tenth=1), ids) for number in range(first, min(first + CHUNK, len(table)))]
+        drawn = [
+            _without_ids(compact.page(number, TOP, per_tenth=1), ids)
+            for number in range(first, min(first + CHUNK, len(table)))
+        ]
         yield drawn, np.array(ids, dtype=id_type(table))
 
 
@@ -108,9 +123,19 @@ def unicode_classes() -> dict[str, str]:
         "right_to_left": lambda c: unicodedata.bidirectional(c) in ("R", "AL", "AN"),
     }
     characters = [chr(i) for i in range(sys.maxunicode + 1)]
-    return {name: _ranges(np.fromiter(map(test, characters), dtype=bool)) for name, test in tests.items()}
+    return {
+        name: _ranges(np.fromiter(map(test, characters), dtype=bool))
+        for name, test in tests.items()
+    }
 
 
 def _ranges(member: np.ndarray) -> str:
     edges = np.flatnonzero(np.diff(np.concatenate([[False], member, [False]]).astype(np.int8)))
-    return "[" + "".join(f"\\u{{{a:x}}}" if a + 1 == b else f"\\u{{{a:x}}}-\\u{{{b - 1:x}}}" for a, b in edges.reshape(-1, 2).tolist()) + "]"
+    return (
+        "["
+        + "".join(
+            f"\\u{{{a:x}}}" if a + 1 == b else f"\\u{{{a:x}}}-\\u{{{b - 1:x}}}"
+            for a, b in edges.reshape(-1, 2).tolist()
+        )
+        + "]"
+    )

@@ -25,22 +25,46 @@ def why_not(model: Any, tokenizer: Any) -> str:
     c = model.config
     if c.model_type != "gpt2" or c.n_layer != 1:
         return f"it is a {c.model_type} model of {c.num_hidden_layers} layers, and the page runs only GPT-2's shape with one layer"
-    if c.activation_function != "relu" or not c.scale_attn_weights or c.scale_attn_by_inverse_layer_idx:
+    if (
+        c.activation_function != "relu"
+        or not c.scale_attn_weights
+        or c.scale_attn_by_inverse_layer_idx
+    ):
         return f"its activation function is {c.activation_function} or its attention is scaled otherwise, and the page runs only ReLU and plain attention"
     return _why_not_tokenizer(json.loads(tokenizer.backend_tokenizer.to_str()))
 
 
 def _why_not_tokenizer(described: dict[str, Any]) -> str:
     pre, bpe = described["pre_tokenizer"] or {}, described["model"]
-    plain = pre.get("type") == "ByteLevel" and pre.get("use_regex", True) and not pre.get("add_prefix_space") and described["normalizer"] is None
-    unusual = [key for key in ("continuing_subword_prefix", "end_of_word_suffix", "ignore_merges", "byte_fallback", "dropout") if bpe.get(key)]
-    flagged = any(token["lstrip"] or token["rstrip"] or token["single_word"] for token in described["added_tokens"])
+    plain = (
+        pre.get("type") == "ByteLevel"
+        and pre.get("use_regex", True)
+        and not pre.get("add_prefix_space")
+        and described["normalizer"] is None
+    )
+    unusual = [
+        key
+        for key in (
+            "continuing_subword_prefix",
+            "end_of_word_suffix",
+            "ignore_merges",
+            "byte_fallback",
+            "dropout",
+        )
+        if bpe.get(key)
+    ]
+    flagged = any(
+        token["lstrip"] or token["rstrip"] or token["single_word"]
+        for token in described["added_tokens"]
+    )
     if bpe.get("type", "BPE") != "BPE" or "merges" not in bpe or not plain or unusual or flagged:
         return "its tokeniser is no byte-level BPE with GPT-2's splitting rule, and the page runs only that"
     return ""
 
 
-def quantised(weight: Float[Tensor, "row column"]) -> tuple[Int8[np.ndarray, "row column"], Float[np.ndarray, " row"]]:
+def quantised(
+    weight: Float[Tensor, "row column"],
+) -> tuple[Int8[np.ndarray, "row column"], Float[np.ndarray, " row"]]:
     """(levels, scale of each row): weight ≈ levels · scale, off by at most half a scale."""
     scale = weight.abs().amax(1).clamp_min(1e-12) / LEVELS
     return (weight / scale[:, None]).round().to(torch.int8).numpy(), scale.float().numpy()
@@ -67,11 +91,17 @@ def matrices(model: Any, dictionary: Dictionary) -> dict[str, Float[Tensor, "row
 def vectors(model: Any, dictionary: Dictionary) -> dict[str, Float[Tensor, " n"]]:
     block, top = model.transformer.h[0], model.transformer.ln_f
     found = {
-        "attention_in_bias": block.attn.c_attn.bias, "attention_out_bias": block.attn.c_proj.bias,
-        "mlp_in_bias": block.mlp.c_fc.bias, "mlp_out_bias": block.mlp.c_proj.bias,
-        "norm_1": block.ln_1.weight, "norm_1_bias": block.ln_1.bias, "norm_2": block.ln_2.weight, "norm_2_bias": block.ln_2.bias,
-        "norm_final": top.weight, "norm_final_bias": top.bias,
-    }  # fmt: skip
+        "attention_in_bias": block.attn.c_attn.bias,
+        "attention_out_bias": block.attn.c_proj.bias,
+        "mlp_in_bias": block.mlp.c_fc.bias,
+        "mlp_out_bias": block.mlp.c_proj.bias,
+        "norm_1": block.ln_1.weight,
+        "norm_1_bias": block.ln_1.bias,
+        "norm_2": block.ln_2.weight,
+        "norm_2_bias": block.ln_2.bias,
+        "norm_final": top.weight,
+        "norm_final_bias": top.bias,
+    }
     if isinstance(dictionary, SparseAutoencoder):
         found |= {"b_enc": dictionary.b_enc, "b_dec": dictionary.b_dec}
         if dictionary.architecture == "jumprelu":
@@ -92,10 +122,17 @@ def model_block(model: Any, dictionary: Dictionary, hook_name: str, tokenizer: A
         levels.append(q)
     header = {
         "layout": layout,
-        "heads": c.n_head, "epsilon": c.layer_norm_epsilon, "context": c.n_positions, "hook": hook_name.removeprefix("blocks.0."),
-        "architecture": dictionary.architecture if isinstance(dictionary, SparseAutoencoder) else "neurons",
-        "k": getattr(dictionary, "k", 0), "d_sae": dictionary.d_sae, "tokenizer": tokenizer_data(tokenizer),
-    }  # fmt: skip
+        "heads": c.n_head,
+        "epsilon": c.layer_norm_epsilon,
+        "context": c.n_positions,
+        "hook": hook_name.removeprefix("blocks.0."),
+        "architecture": dictionary.architecture
+        if isinstance(dictionary, SparseAutoencoder)
+        else "neurons",
+        "k": getattr(dictionary, "k", 0),
+        "d_sae": dictionary.d_sae,
+        "tokenizer": tokenizer_data(tokenizer),
+    }
     return with_binary(header, *floats, *levels)
 
 
@@ -108,7 +145,11 @@ def tokenizer_data(tokenizer: Any) -> dict[str, Any]:
     ids, merges = described["model"]["vocab"], described["model"]["merges"]
     pairs = [m.split(" ") if isinstance(m, str) else m for m in merges]
     vocabulary, added = Vocabulary(tokenizer), described["added_tokens"]
-    byte_ids = {b[0]: i for i, b in enumerate(vocabulary.bytes) if len(b) == 1 and i not in {t["id"] for t in added}}
+    byte_ids = {
+        b[0]: i
+        for i, b in enumerate(vocabulary.bytes)
+        if len(b) == 1 and i not in {t["id"] for t in added}
+    }
     return {
         "merges": [n for left, right in pairs for n in (ids[left], ids[right], ids[left + right])],
         "bytes": [byte_ids[b] for b in range(256)],

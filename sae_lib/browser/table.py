@@ -15,9 +15,19 @@ from sae_lib.runs import RECORD, Run
 from sae_lib.tokenizer import load_tokenizer
 
 # shown name → column; only those that the table has are offered
-SORTS = {"number": "feature", "density": "density", "maximum": "maximum", "auroc": "auroc", "balanced accuracy": "balanced_accuracy"}
+SORTS = {
+    "number": "feature",
+    "density": "density",
+    "maximum": "maximum",
+    "auroc": "auroc",
+    "balanced accuracy": "balanced_accuracy",
+}
 SCORES = ["rule", "n_conditions", "balanced_accuracy", "auroc"]
-KINDS = {"neurons": "neuron", "random": "random direction", "principal": "principal direction"}  # name of a table → what its rows are
+KINDS = {
+    "neurons": "neuron",
+    "random": "random direction",
+    "principal": "principal direction",
+}  # name of a table → what its rows are
 TOKENS = 12  # tokens listed that the strongest examples are strongest on
 
 
@@ -27,16 +37,40 @@ class FeatureTable:
     Columns that an older table lacks are left out of its pages.
     """
 
-    def __init__(self, features: pd.DataFrame, examples: pd.DataFrame, tokenizer: Any, kind: str = "feature", scores: pd.DataFrame | None = None):
+    def __init__(
+        self,
+        features: pd.DataFrame,
+        examples: pd.DataFrame,
+        tokenizer: Any,
+        kind: str = "feature",
+        scores: pd.DataFrame | None = None,
+    ):
         self.kind, self.vocabulary = kind, Vocabulary(tokenizer)
-        self.features = features if scores is None else features.join(scores.set_index("unit")[SCORES], on="feature")
+        self.features = (
+            features
+            if scores is None
+            else features.join(scores.set_index("unit")[SCORES], on="feature")
+        )
         tenth = examples["tenth"].to_numpy() if "tenth" in examples else np.full(len(examples), -1)
-        self._all, self.examples, self.samples = examples, examples[tenth < 0], examples[tenth >= 0]  # the strongest; those drawn from each tenth
-        self.raised, self.lowered = (np.array(features[f"{end}_logits"].tolist()).reshape(len(features), -1) for end in ("top", "bottom"))
+        self._all, self.examples, self.samples = (
+            examples,
+            examples[tenth < 0],
+            examples[tenth >= 0],
+        )  # the strongest; those drawn from each tenth
+        self.raised, self.lowered = (
+            np.array(features[f"{end}_logits"].tolist()).reshape(len(features), -1)
+            for end in ("top", "bottom")
+        )
         owner, everyone = self.examples["feature"].to_numpy(), np.arange(len(features) + 1)
-        self._starts, self._sample_starts = np.searchsorted(owner, everyone), np.searchsorted(self.samples["feature"].to_numpy(), everyone)
+        self._starts, self._sample_starts = (
+            np.searchsorted(owner, everyone),
+            np.searchsorted(self.samples["feature"].to_numpy(), everyone),
+        )
         self._owner, self._strongest = owner, self.examples["token_id"].to_numpy()
-        self._density, self._maximum = features["density"].to_numpy(), features["maximum"].to_numpy()
+        self._density, self._maximum = (
+            features["density"].to_numpy(),
+            features["maximum"].to_numpy(),
+        )
         self._lower = [t.casefold() for t in self.vocabulary.texts]
 
     def __len__(self) -> int:
@@ -48,7 +82,9 @@ class FeatureTable:
 
     @cached_property
     def texts(self) -> language.ExampleTexts:
-        return language.ExampleTexts(self._all["token_ids"].to_list(), self._all["feature"].to_numpy(), self.vocabulary.texts)
+        return language.ExampleTexts(
+            self._all["token_ids"].to_list(), self._all["feature"].to_numpy(), self.vocabulary.texts
+        )
 
     def search(self, query: str) -> np.ndarray:
         """Numbers of the features for which every part of the query holds (see `query.py`); 12 alone is a number and also a text."""
@@ -56,7 +92,11 @@ class FeatureTable:
         for part in language.parse(query):
             if isinstance(part, language.Comparison):
                 column = language.FIELDS[part.field]
-                values = self.features[column].to_numpy() if column in self.features else np.full(len(self), np.nan)
+                values = (
+                    self.features[column].to_numpy()
+                    if column in self.features
+                    else np.full(len(self), np.nan)
+                )
                 found &= language.compared(part, values)
             else:
                 found &= self._with_text(part)
@@ -80,7 +120,13 @@ class FeatureTable:
         if part.place == "before":
             found |= self._in_lists("before_tokens", hit)
         if part.place in ("", "rule") and "rule" in self.features:
-            found |= self.features["rule"].str.casefold().str.contains(part.wanted, regex=False).fillna(False).to_numpy(dtype=bool)
+            found |= (
+                self.features["rule"]
+                .str.casefold()
+                .str.contains(part.wanted, regex=False)
+                .fillna(False)
+                .to_numpy(dtype=bool)
+            )
         return found
 
     def _in_lists(self, column: str, hit: np.ndarray) -> np.ndarray:
@@ -88,15 +134,25 @@ class FeatureTable:
         if column in self.features:
             lists = self.features[column].to_list()
             owner = np.repeat(np.arange(len(lists)), [len(ids) for ids in lists])
-            found[owner[_look_up(hit, np.concatenate([np.asarray(ids, dtype=np.int64) for ids in lists]))]] = True
+            found[
+                owner[
+                    _look_up(
+                        hit, np.concatenate([np.asarray(ids, dtype=np.int64) for ids in lists])
+                    )
+                ]
+            ] = True
         return found
 
-    def matches(self, query: str = "", sort: str = "number", descending: bool = False) -> np.ndarray:
+    def matches(
+        self, query: str = "", sort: str = "number", descending: bool = False
+    ) -> np.ndarray:
         """`search`, sorted; the dead and those without a score are last, whichever way. The feature that `query` names is first."""
         found = self.search(query)
         keys = self.features[SORTS[sort]].to_numpy(dtype=float)[found]
         dead = (self.features["n_active"].to_numpy()[found] == 0) & (sort != "number")
-        order = np.lexsort((-keys if descending else keys, dead))  # NaN, no score, comes after all numbers
+        order = np.lexsort(
+            (-keys if descending else keys, dead)
+        )  # NaN, no score, comes after all numbers
         named = found[order] == _number(query)
         return np.concatenate([found[order][named], found[order][~named]])
 
@@ -128,13 +184,22 @@ class FeatureTable:
             "marked_share": float(f.get("marked_share", 0.0)),
             "mean_active": float(f["mean_active"]),
             "token": self.label(number)[0],
-            "strongest_on": [{"token": self._name(ids[i]), "count": int(counts[i])} for i in order[:TOKENS]],
+            "strongest_on": [
+                {"token": self._name(ids[i]), "count": int(counts[i])} for i in order[:TOKENS]
+            ],
             "n_examples": len(strongest),
-            "by_mean": self._named(_list(f, "top_tokens"), mean=_list(f, "top_token_means"), count=_list(f, "top_token_counts")),
+            "by_mean": self._named(
+                _list(f, "top_tokens"),
+                mean=_list(f, "top_token_means"),
+                count=_list(f, "top_token_counts"),
+            ),
             "before": self._named(_list(f, "before_tokens"), count=_list(f, "before_counts")),
             "raised": self._named(self.raised[number], value=f["top_logit_values"]),
             "lowered": self._named(self.lowered[number], value=f["bottom_logit_values"]),
-            "near": [n | {"token": self.label(n["number"])[0]} for n in _numbered(f, "near_features", "near_cosines")],
+            "near": [
+                n | {"token": self.label(n["number"])[0]}
+                for n in _numbered(f, "near_features", "near_cosines")
+            ],
             "aligned": _numbered(f, "aligned_neurons", "aligned_values"),
             "correlated": _numbered(f, "correlated_neurons", "correlated_values"),
             "histogram": histogram,
@@ -142,14 +207,18 @@ class FeatureTable:
             "score": _score(f),
         }
 
-    def page(self, number: int, examples: int | None = None, per_tenth: int | None = None) -> dict[str, Any]:
+    def page(
+        self, number: int, examples: int | None = None, per_tenth: int | None = None
+    ) -> dict[str, Any]:
         """A feature's page: its row, its strongest examples and those drawn from each tenth of its range, token by token.
 
         `examples` and `per_tenth` limit them; None means all that the table has.
         """
         row = self.row(number)
         return row | {
-            "examples": [self._example(e) for e in self.strongest(number)[:examples].to_dict("records")],
+            "examples": [
+                self._example(e) for e in self.strongest(number)[:examples].to_dict("records")
+            ],
             "tenths": self._tenths(number, row["maximum_all"], per_tenth),
         }
 
@@ -169,21 +238,45 @@ class FeatureTable:
         shares, tenths = _list(self.features.iloc[number], "tenths"), []
         if per_tenth == 0:
             return []
-        for tenth, drawn in groupby(self.sampled(number).to_dict("records"), key=lambda e: e["tenth"]):
+        for tenth, drawn in groupby(
+            self.sampled(number).to_dict("records"), key=lambda e: e["tenth"]
+        ):
             share = float(shares[tenth]) if len(shares) else 0.0
             shown = [self._example(e) for e in list(drawn)[:per_tenth]]
-            tenths.insert(0, {"from": maximum * tenth / 10, "to": maximum * (tenth + 1) / 10, "share": share, "examples": shown})
+            tenths.insert(
+                0,
+                {
+                    "from": maximum * tenth / 10,
+                    "to": maximum * (tenth + 1) / 10,
+                    "share": share,
+                    "examples": shown,
+                },
+            )
         return tenths
 
     def _example(self, example: dict[str, Any]) -> dict[str, Any]:
-        tokens = self.tokens(np.asarray(example["token_ids"]).tolist(), np.asarray(example["activations"], dtype=float).tolist(), example["focus"])
-        return {"activation": float(example["activation"]), "marked": bool(example.get("marked", False)), "tokens": tokens}
+        tokens = self.tokens(
+            np.asarray(example["token_ids"]).tolist(),
+            np.asarray(example["activations"], dtype=float).tolist(),
+            example["focus"],
+        )
+        return {
+            "activation": float(example["activation"]),
+            "marked": bool(example.get("marked", False)),
+            "tokens": tokens,
+        }
 
     def tokens(self, ids: list[int], values: list[float], focus: int = -1) -> list[dict[str, Any]]:
         """Tokens with their activations as the template draws them; the one at `focus` stands out."""
         whole = self.vocabulary.characters(ids)
         return [
-            {"text": self.vocabulary.text(t), "name": self.vocabulary.name(t), "value": v, "whole": plain(whole.get(i, "")), "strongest": i == focus}
+            {
+                "text": self.vocabulary.text(t),
+                "name": self.vocabulary.name(t),
+                "value": v,
+                "whole": plain(whole.get(i, "")),
+                "strongest": i == focus,
+            }
             for i, (t, v) in enumerate(zip(ids, values, strict=True))
         ]
 
@@ -192,22 +285,44 @@ class FeatureTable:
 
     def _named(self, ids: Any, **values: Any) -> list[dict[str, Any]]:
         columns = {key: np.asarray(column).tolist() for key, column in values.items()}
-        return [{"token": self._name(t)} | {key: column[i] for key, column in columns.items()} for i, t in enumerate(ids)]
+        return [
+            {"token": self._name(t)} | {key: column[i] for key, column in columns.items()}
+            for i, t in enumerate(ids)
+        ]
 
 
 def open_table(run: Run, name: str = "") -> FeatureTable:
     """The table of one autoencoder (the run's recipe by default) or of one of `features.BASELINES`, made first where it is not there; with scores where they are."""
     folder = make_features(run, name)
     kind = KINDS.get(name, "feature")
-    scores = run.folder / "interpretability" / (run.settings.sae.recipe if kind != "feature" or not name else name) / "scores.parquet"
+    scores = (
+        run.folder
+        / "interpretability"
+        / (run.settings.sae.recipe if kind != "feature" or not name else name)
+        / "scores.parquet"
+    )
     scored = scores.stat().st_mtime_ns if scores.exists() and kind in ("feature", "neuron") else 0
-    return _opened(folder, (folder / RECORD).stat().st_mtime_ns, run.tokens_folder / "tokenizer", kind, scores, scored)
+    return _opened(
+        folder,
+        (folder / RECORD).stat().st_mtime_ns,
+        run.tokens_folder / "tokenizer",
+        kind,
+        scores,
+        scored,
+    )
 
 
 @lru_cache(maxsize=4)
-def _opened(folder: Path, made: int, tokenizer: Path, kind: str, scores: Path, scored: int) -> FeatureTable:
+def _opened(
+    folder: Path, made: int, tokenizer: Path, kind: str, scores: Path, scored: int
+) -> FeatureTable:
     table = pd.read_parquet(scores) if scored else None
-    return FeatureTable(*load_features(folder), load_tokenizer(tokenizer), kind, table[table["kind"] == kind] if table is not None else None)
+    return FeatureTable(
+        *load_features(folder),
+        load_tokenizer(tokenizer),
+        kind,
+        table[table["kind"] == kind] if table is not None else None,
+    )
 
 
 def _list(f: pd.Series, column: str) -> Any:
@@ -216,14 +331,22 @@ def _list(f: pd.Series, column: str) -> Any:
 
 
 def _numbered(f: pd.Series, numbers: str, values: str) -> list[dict[str, Any]]:
-    return [{"number": int(n), "value": float(v)} for n, v in zip(_list(f, numbers), _list(f, values), strict=True)]
+    return [
+        {"number": int(n), "value": float(v)}
+        for n, v in zip(_list(f, numbers), _list(f, values), strict=True)
+    ]
 
 
 def _score(f: pd.Series) -> dict[str, Any]:
     """Rule and scores; an empty rule where the feature has none."""
     if not isinstance(f.get("rule"), str):
         return {"rule": ""}
-    return {"rule": plain(f["rule"]), "n_conditions": int(f["n_conditions"]), "balanced_accuracy": float(f["balanced_accuracy"]), "auroc": float(f["auroc"])}
+    return {
+        "rule": plain(f["rule"]),
+        "n_conditions": int(f["n_conditions"]),
+        "balanced_accuracy": float(f["balanced_accuracy"]),
+        "auroc": float(f["auroc"]),
+    }
 
 
 def _number(query: str) -> int:
@@ -232,4 +355,6 @@ def _number(query: str) -> int:
 
 
 def _look_up(hit: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    return hit[np.minimum(ids, len(hit) - 1)] & (ids < len(hit))  # a model may have more logits than its tokeniser has tokens
+    return hit[np.minimum(ids, len(hit) - 1)] & (
+        ids < len(hit)
+    )  # a model may have more logits than its tokeniser has tokens

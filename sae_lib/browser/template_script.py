@@ -12,10 +12,34 @@ from itertools import count
 
 from jinja2 import Environment, nodes
 
-RUNTIME = {"max", "min", "length", "capitalize", "first", "last", "join", "default", "abs", "round", "sum", "upper", "lower"}  # Jinja's own, written again in app/template.js
+RUNTIME = {
+    "max",
+    "min",
+    "length",
+    "capitalize",
+    "first",
+    "last",
+    "join",
+    "default",
+    "abs",
+    "round",
+    "sum",
+    "upper",
+    "lower",
+}  # Jinja's own, written again in app/template.js
 OPERATORS = {"eq": "===", "ne": "!==", "lt": "<", "lteq": "<=", "gt": ">", "gteq": ">="}
-ARITHMETIC = {nodes.Add: "add({}, {})", nodes.Sub: "({} - {})", nodes.Mul: "({} * {})", nodes.Div: "({} / {})", nodes.FloorDiv: "Math.floor({} / {})"}
-TESTS = {"defined": "({} !== undefined)", "undefined": "({} === undefined)", "none": "({} === null)"}
+ARITHMETIC = {
+    nodes.Add: "add({}, {})",
+    nodes.Sub: "({} - {})",
+    nodes.Mul: "({} * {})",
+    nodes.Div: "({} / {})",
+    nodes.FloorDiv: "Math.floor({} / {})",
+}
+TESTS = {
+    "defined": "({} !== undefined)",
+    "undefined": "({} === undefined)",
+    "none": "({} === null)",
+}
 
 
 class UnsupportedTemplate(NotImplementedError):
@@ -35,14 +59,22 @@ class _Writer:
 
     def module(self) -> str:
         functions = [self._macro(n) for n in self.tree.body if isinstance(n, nodes.Macro)]
-        return "(() => {\n" + "\n".join(functions) + f"\nreturn {{ {', '.join(f'{m}: macro_{m}' for m in self.macros)} }};\n}})()"
+        return (
+            "(() => {\n"
+            + "\n".join(functions)
+            + f"\nreturn {{ {', '.join(f'{m}: macro_{m}' for m in self.macros)} }};\n}})()"
+        )
 
     # --- statements ---
 
     def _macro(self, macro: nodes.Macro) -> str:
         scope = {a.name: f"{a.name}_{next(self.fresh)}" for a in macro.args}
         required = len(macro.args) - len(macro.defaults)
-        arguments = [scope[a.name] + (f" = {self._value(macro.defaults[i - required], scope)}" if i >= required else "") for i, a in enumerate(macro.args)]
+        arguments = [
+            scope[a.name]
+            + (f" = {self._value(macro.defaults[i - required], scope)}" if i >= required else "")
+            for i, a in enumerate(macro.args)
+        ]
         return f"function macro_{macro.name}({', '.join(arguments)}) {{\nlet out = '';\n{self._block(macro.body, scope)}return new Safe(out);\n}}"
 
     def _block(self, body: list[nodes.Node], scope: dict[str, str]) -> str:
@@ -61,7 +93,9 @@ class _Writer:
                 text = f"if (truthy({self._value(node.test, scope)})) {{\n{self._statements(node.body, scope)}}}"
                 for branch in node.elif_:
                     text += f" else if (truthy({self._value(branch.test, scope)})) {{\n{self._statements(branch.body, scope)}}}"
-                return text + (f" else {{\n{self._statements(node.else_, scope)}}}\n" if node.else_ else "\n")
+                return text + (
+                    f" else {{\n{self._statements(node.else_, scope)}}}\n" if node.else_ else "\n"
+                )
             case nodes.For():
                 return self._loop(node, scope)
             case nodes.Assign(target=nodes.Name(name=name)):
@@ -85,12 +119,22 @@ class _Writer:
         inner, items, loop = dict(scope), f"items_{next(self.fresh)}", f"loop_{next(self.fresh)}"
         names = [node.target] if isinstance(node.target, nodes.Name) else node.target.items
         inner |= {n.name: f"{n.name}_{next(self.fresh)}" for n in names}
-        target = inner[names[0].name] if isinstance(node.target, nodes.Name) else f"[{', '.join(inner[n.name] for n in names)}]"
-        chosen = f".filter(({target}) => truthy({self._value(node.test, inner)}))" if node.test else ""
+        target = (
+            inner[names[0].name]
+            if isinstance(node.target, nodes.Name)
+            else f"[{', '.join(inner[n.name] for n in names)}]"
+        )
+        chosen = (
+            f".filter(({target}) => truthy({self._value(node.test, inner)}))" if node.test else ""
+        )
         text = f"const {items} = [...iterable({self._value(node.iter, scope)})]{chosen};\n"
         inner["loop"] = loop
         text += f"for (const [{loop}_i, {target}] of {items}.entries()) {{\nconst {loop} = loop_of({loop}_i, {items}.length);\n{self._block(node.body, inner)}}}\n"
-        return text + (f"if ({items}.length === 0) {{\n{self._block(node.else_, dict(scope))}}}\n" if node.else_ else "")
+        return text + (
+            f"if ({items}.length === 0) {{\n{self._block(node.else_, dict(scope))}}}\n"
+            if node.else_
+            else ""
+        )
 
     # --- expressions ---
 
@@ -114,11 +158,22 @@ class _Writer:
             case nodes.Call(node=nodes.Name(name=called)) if not (node.dyn_args or node.dyn_kwargs):
                 if called in self.macros:
                     return f"macro_{called}({', '.join(self._arguments(self.macros[called], node, scope))})"
-                if called in self.environment.globals and called not in ("range", "dict", "lipsum", "cycler", "joiner", "namespace"):
+                if called in self.environment.globals and called not in (
+                    "range",
+                    "dict",
+                    "lipsum",
+                    "cycler",
+                    "joiner",
+                    "namespace",
+                ):
                     signature = inspect.signature(self.environment.globals[called])
                     return f"filters.{called}({', '.join(self._arguments(list(signature.parameters), node, scope))})"
             case nodes.Test() if node.name in TESTS:
-                return TESTS[node.name].format(self._item(node.node, scope, strict=False) if isinstance(node.node, nodes.Getattr | nodes.Getitem) else value(node.node))
+                return TESTS[node.name].format(
+                    self._item(node.node, scope, strict=False)
+                    if isinstance(node.node, nodes.Getattr | nodes.Getitem)
+                    else value(node.node)
+                )
             case nodes.Compare():
                 return self._compare(node, scope)
             case nodes.And():
@@ -137,14 +192,18 @@ class _Writer:
             return ARITHMETIC[type(node)].format(value(node.left), value(node.right))
         raise self._refuse(node)
 
-    def _item(self, node: nodes.Getattr | nodes.Getitem, scope: dict[str, str], strict: bool = True) -> str:
+    def _item(
+        self, node: nodes.Getattr | nodes.Getitem, scope: dict[str, str], strict: bool = True
+    ) -> str:
         owner = self._value(node.node, scope)
         if isinstance(node, nodes.Getattr):
             return f"{'item' if strict else 'maybe'}({owner}, {_text(node.attr)})"
         if isinstance(node.arg, nodes.Slice):
             if node.arg.step is not None:
                 raise self._refuse(node)
-            start, stop = (self._value(n, scope) if n else "undefined" for n in (node.arg.start, node.arg.stop))
+            start, stop = (
+                self._value(n, scope) if n else "undefined" for n in (node.arg.start, node.arg.stop)
+            )
             return f"{owner}.slice({start}, {stop})"
         return f"{'item' if strict else 'maybe'}({owner}, {self._value(node.arg, scope)})"
 
@@ -153,7 +212,11 @@ class _Writer:
         if not own and node.name not in RUNTIME or node.dyn_args or node.dyn_kwargs:
             raise self._refuse(node, f"filter {node.name}")
         if node.name == "default":  # of something that may not be there
-            first = self._item(node.node, scope, strict=False) if isinstance(node.node, nodes.Getattr | nodes.Getitem) else self._value(node.node, scope)
+            first = (
+                self._item(node.node, scope, strict=False)
+                if isinstance(node.node, nodes.Getattr | nodes.Getitem)
+                else self._value(node.node, scope)
+            )
         else:
             first = self._value(node.node, scope)
         if own:
@@ -163,7 +226,9 @@ class _Writer:
             raise self._refuse(node, f"named arguments of filter {node.name}")
         return f"builtin.{node.name}({', '.join([first, *(self._value(a, scope) for a in node.args)])})"
 
-    def _arguments(self, parameters: list[str], call: nodes.Call | nodes.Filter, scope: dict[str, str]) -> list[str]:
+    def _arguments(
+        self, parameters: list[str], call: nodes.Call | nodes.Filter, scope: dict[str, str]
+    ) -> list[str]:
         given = [self._value(a, scope) for a in call.args]
         named = {k.key: self._value(k.value, scope) for k in call.kwargs}
         if len(given) > len(parameters) or not set(named) <= set(parameters[len(given) :]):
@@ -199,9 +264,13 @@ class _Writer:
         return self.environment.parse(source, name)
 
     def _refuse(self, node: nodes.Node, what: str = "") -> UnsupportedTemplate:
-        shown = what or (f"name {node.name!r}" if isinstance(node, nodes.Name) else type(node).__name__)
+        shown = what or (
+            f"name {node.name!r}" if isinstance(node, nodes.Name) else type(node).__name__
+        )
         line = next(n.lineno for n in (node, *node.find_all(nodes.Node)) if n.lineno)
-        return UnsupportedTemplate(f"{self.name}, line {line}: {shown} cannot be drawn in the one-file browser; see {__name__}")
+        return UnsupportedTemplate(
+            f"{self.name}, line {line}: {shown} cannot be drawn in the one-file browser; see {__name__}"
+        )
 
 
 def _assigned(body: list[nodes.Node]) -> list[str]:

@@ -12,7 +12,16 @@ from itertools import groupby
 
 Pieces = tuple[tuple[bool, str], ...]
 SIGNS = {"\n": "⏎", "\r": "⟨CR⟩", "\t": "⇥"}
-SHAPELESS = {"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp", "Zs"}  # Unicode categories that a page would swallow, or obey
+SHAPELESS = {
+    "Cc",
+    "Cf",
+    "Cn",
+    "Co",
+    "Cs",
+    "Zl",
+    "Zp",
+    "Zs",
+}  # Unicode categories that a page would swallow, or obey
 
 
 class Vocabulary:
@@ -21,7 +30,9 @@ class Vocabulary:
     def __init__(self, tokenizer):
         strings = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
         added = set(tokenizer.get_added_vocab().values())
-        byte_level = "ByteLevel" in json.dumps(json.loads(tokenizer.backend_tokenizer.to_str())["decoder"])
+        byte_level = "ByteLevel" in json.dumps(
+            json.loads(tokenizer.backend_tokenizer.to_str())["decoder"]
+        )
         self.bytes = [_bytes(s or "", byte_level and i not in added) for i, s in enumerate(strings)]
         self.texts = [b.decode("utf-8", "surrogateescape") for b in self.bytes]
         self.partial = [any("\udc80" <= c <= "\udcff" for c in t) for t in self.texts]
@@ -42,7 +53,11 @@ class Vocabulary:
         partial = [i for i, t in enumerate(token_ids) if 0 <= t < len(self) and self.partial[t]]
         if not partial:
             return {}
-        owner = [i for i, t in enumerate(token_ids) for _ in (self.bytes[t] if 0 <= t < len(self) else b"")]
+        owner = [
+            i
+            for i, t in enumerate(token_ids)
+            for _ in (self.bytes[t] if 0 <= t < len(self) else b"")
+        ]
         data = b"".join(self.bytes[t] for t in token_ids if 0 <= t < len(self))
         found, at = {}, 0
         for character in data.decode("utf-8", "surrogateescape"):
@@ -57,7 +72,10 @@ class Vocabulary:
 def pieces(text: str, every_blank: bool = False) -> Pieces:
     """`text` in runs of (quiet, text). A single space is left alone unless `every_blank`; two or more become ·."""
     signs = _signs(text, every_blank)
-    return tuple((quiet, "".join(t for _, t in run)) for quiet, run in groupby(signs, key=lambda piece: piece[0]))
+    return tuple(
+        (quiet, "".join(t for _, t in run))
+        for quiet, run in groupby(signs, key=lambda piece: piece[0])
+    )
 
 
 def plain(text: str, every_blank: bool = False) -> str:
@@ -67,7 +85,11 @@ def plain(text: str, every_blank: bool = False) -> str:
 
 def isolated(text: str) -> str:
     """`text` for places without markup: right-to-left letters in it cannot reorder what stands around it."""
-    return f"\u2068{text}\u2069" if any(unicodedata.bidirectional(c) in ("R", "AL", "AN") for c in text) else text
+    return (
+        f"\u2068{text}\u2069"
+        if any(unicodedata.bidirectional(c) in ("R", "AL", "AN") for c in text)
+        else text
+    )
 
 
 def _signs(text: str, every_blank: bool) -> Iterator[tuple[bool, str]]:
@@ -89,7 +111,11 @@ def _signs(text: str, every_blank: bool) -> Iterator[tuple[bool, str]]:
 
 def _bytes(string: str, byte_level: bool) -> bytes:
     if byte_level:
-        return bytes(_BYTE_OF[c] for c in string) if all(c in _BYTE_OF for c in string) else string.encode()
+        return (
+            bytes(_BYTE_OF[c] for c in string)
+            if all(c in _BYTE_OF for c in string)
+            else string.encode()
+        )
     if byte := re.fullmatch(r"<0x([0-9A-F]{2})>", string):  # SentencePiece's way to write a byte
         return bytes([int(byte[1], 16)])
     return string.replace("▁", " ").encode()

@@ -30,18 +30,31 @@ class Chat:
         self.no_reply: Counter[str] = Counter()  # by reason
         self._heard, self._failed_in_a_row = False, 0
         self._attempts = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(s.attempts), wait=_wait, retry=tenacity.retry_if_exception(lambda error: isinstance(error, NoReply) and error.again), reraise=True
+            stop=tenacity.stop_after_attempt(s.attempts),
+            wait=_wait,
+            retry=tenacity.retry_if_exception(
+                lambda error: isinstance(error, NoReply) and error.again
+            ),
+            reraise=True,
         )
 
     @property
     def cost(self) -> float | None:
         """Spent so far, in the currency of the prices; None without prices."""
-        return self._price(self.prompt_tokens, self.answer_tokens) if self.s.price_prompt is not None else None
+        return (
+            self._price(self.prompt_tokens, self.answer_tokens)
+            if self.s.price_prompt is not None
+            else None
+        )
 
     def ask(self, prompt: str) -> str | None:
         """The model's text, or None where none came (counted in `no_reply`); `LimitReached`, and `ChatError` where the model is gone."""
         messages = [{"role": "user", "content": prompt}]
-        key = hashlib.sha256(json.dumps([self.model.name, messages, self.s.answer_tokens, self.s.temperature]).encode()).hexdigest()
+        key = hashlib.sha256(
+            json.dumps(
+                [self.model.name, messages, self.s.answer_tokens, self.s.temperature]
+            ).encode()
+        ).hexdigest()
         if (known := self.cache.get(key)) is not None:
             self.cached += 1
             return known
@@ -51,24 +64,35 @@ class Chat:
             self.no_reply[str(error)] += 1
             self._failed_in_a_row += 1
             if not self._heard or self._failed_in_a_row >= IN_A_ROW:
-                raise ChatError(f"{self.model.name} at {self.model.where} does not reply: {error}") from None
+                raise ChatError(
+                    f"{self.model.name} at {self.model.where} does not reply: {error}"
+                ) from None
             return None
         self._heard, self._failed_in_a_row = True, 0
         self.cache.put(key, self.model.name, reply)
         return reply.text
 
     def _attempt(self, messages: Messages) -> Reply:
-        estimate = math.ceil(len(messages[0]["content"].encode()) / 3)  # tokens, where nobody counts them
+        estimate = math.ceil(
+            len(messages[0]["content"].encode()) / 3
+        )  # tokens, where nobody counts them
         self._check(estimate, self.s.answer_tokens)
         self.requests += 1
         try:
             reply = self.model.send(messages, self.s.answer_tokens, self.s.temperature)
         except NoReply as error:
             if error.billed:
-                self.prompt_tokens, self.answer_tokens = self.prompt_tokens + estimate, self.answer_tokens + self.s.answer_tokens
+                self.prompt_tokens, self.answer_tokens = (
+                    self.prompt_tokens + estimate,
+                    self.answer_tokens + self.s.answer_tokens,
+                )
             raise
         self.prompt_tokens += estimate if reply.prompt_tokens is None else reply.prompt_tokens
-        self.answer_tokens += math.ceil(len(reply.text.encode()) / 3) if reply.answer_tokens is None else reply.answer_tokens
+        self.answer_tokens += (
+            math.ceil(len(reply.text.encode()) / 3)
+            if reply.answer_tokens is None
+            else reply.answer_tokens
+        )
         return reply
 
     def _check(self, prompt_tokens: int, answer_tokens: int) -> None:
@@ -79,10 +103,14 @@ class Chat:
             ("cost", self._price(*tokens), self.s.max_cost),
         ):
             if limit is not None and would_be > limit:
-                raise LimitReached(f"the limit explain.max_{name}={limit:g} is reached after {self.requests} requests and {self.prompt_tokens + self.answer_tokens} tokens")
+                raise LimitReached(
+                    f"the limit explain.max_{name}={limit:g} is reached after {self.requests} requests and {self.prompt_tokens + self.answer_tokens} tokens"
+                )
 
     def _price(self, prompt_tokens: int, answer_tokens: int) -> float:
-        return (prompt_tokens * (self.s.price_prompt or 0) + answer_tokens * (self.s.price_answer or 0)) / 1e6
+        return (
+            prompt_tokens * (self.s.price_prompt or 0) + answer_tokens * (self.s.price_answer or 0)
+        ) / 1e6
 
 
 class Cache:
@@ -114,4 +142,9 @@ class Cache:
 def _wait(state: tenacity.RetryCallState) -> float:
     """What the endpoint asked for, else about 1, 2, 4 … seconds, with chance so that many clients do not come back together."""
     asked = state.outcome.exception().wait
-    return min(LONGEST_WAIT, tenacity.wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT)(state) if asked is None else asked)
+    return min(
+        LONGEST_WAIT,
+        tenacity.wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT)(state)
+        if asked is None
+        else asked,
+    )

@@ -28,7 +28,9 @@ class NotConfigured(Exception):
 class NoReply(Exception):
     """One attempt that brought no reply: whether to try `again`, after how many seconds, and whether its tokens may be `billed`."""
 
-    def __init__(self, reason: str, again: bool = False, wait: float | None = None, billed: bool = False):
+    def __init__(
+        self, reason: str, again: bool = False, wait: float | None = None, billed: bool = False
+    ):
         super().__init__(reason)
         self.again, self.wait, self.billed = again, wait, billed
 
@@ -43,15 +45,21 @@ class Reply(NamedTuple):
 
 def find(model: str, s: ExplainSettings, device: torch.device) -> "Endpoint | LocalChat":
     """The chat model of `model` and the environment; `NotConfigured` where there is none, `ChatError` or `ModelError` where it cannot be used."""
-    url, key = (os.environ.get(name, "").strip() for name in ("SAE_LLM_BASE_URL", "SAE_LLM_API_KEY"))
+    url, key = (
+        os.environ.get(name, "").strip() for name in ("SAE_LLM_BASE_URL", "SAE_LLM_API_KEY")
+    )
     named = model or os.environ.get("SAE_LLM_MODEL", "").strip()
     if model and Path(model).expanduser().is_dir():
         return LocalChat(str(Path(model).expanduser()), s.seed, device)
     if not named:
         missing = "SAE_LLM_MODEL is not set" if url else "no chat model is named"
-        raise NotConfigured(f"{missing}; set SAE_LLM_BASE_URL, SAE_LLM_MODEL and where needed SAE_LLM_API_KEY, or give --model FOLDER_OR_NAME of a Hugging Face chat model")
+        raise NotConfigured(
+            f"{missing}; set SAE_LLM_BASE_URL, SAE_LLM_MODEL and where needed SAE_LLM_API_KEY, or give --model FOLDER_OR_NAME of a Hugging Face chat model"
+        )
     if key and not url:
-        raise NotConfigured("SAE_LLM_API_KEY is set but SAE_LLM_BASE_URL, the endpoint to send it to, is not")
+        raise NotConfigured(
+            "SAE_LLM_API_KEY is set but SAE_LLM_BASE_URL, the endpoint to send it to, is not"
+        )
     return Endpoint(url, named, key, s.timeout) if url else LocalChat(named, s.seed, device)
 
 
@@ -61,30 +69,51 @@ class Endpoint:
     def __init__(self, base_url: str, model: str, key: str, timeout: float):
         try:
             parts = urlsplit(base_url)
-            well_formed = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not (parts.username or parts.password or parts.query or parts.fragment)
+            well_formed = (
+                parts.scheme in ("http", "https")
+                and parts.hostname
+                and parts.port != 0
+                and not (parts.username or parts.password or parts.query or parts.fragment)
+            )
             self.where = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
         except ValueError:
             well_formed = False
         if not well_formed:  # what it holds is not shown: it may be a password
-            raise ChatError("SAE_LLM_BASE_URL: expected something like https://host/v1, without a user name, password or query (a key belongs in SAE_LLM_API_KEY)")
+            raise ChatError(
+                "SAE_LLM_BASE_URL: expected something like https://host/v1, without a user name, password or query (a key belongs in SAE_LLM_API_KEY)"
+            )
         if not (key.isascii() and key.isprintable()) or " " in key:
-            raise ChatError("SAE_LLM_API_KEY: has characters that no key has (blanks, line ends or letters beyond ASCII); set it again")
+            raise ChatError(
+                "SAE_LLM_API_KEY: has characters that no key has (blanks, line ends or letters beyond ASCII); set it again"
+            )
         self.name, self.timeout, self._limit_name = model, timeout, "max_tokens"
         self._clean = lambda text: text.replace(key, "[key]") if key else text
-        self._http = httpx2.Client(headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=timeout)
+        self._http = httpx2.Client(
+            headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=timeout
+        )
 
     def __repr__(self) -> str:
         return f"Endpoint({self.where}, {self.name})"
 
     def send(self, messages: Messages, answer_tokens: int, temperature: float | None) -> Reply:
         """One attempt; raises `NoReply`, or `ChatError` where no further request can succeed either."""
-        body = {"model": self.name, "messages": messages, "stream": False, self._limit_name: answer_tokens}
+        body = {
+            "model": self.name,
+            "messages": messages,
+            "stream": False,
+            self._limit_name: answer_tokens,
+        }
         try:
-            status, headers, content = self._post(body if temperature is None else body | {"temperature": temperature})
+            status, headers, content = self._post(
+                body if temperature is None else body | {"temperature": temperature}
+            )
         except httpx2.TimeoutException:
             raise NoReply(f"no answer within {self.timeout:g} s", again=True, billed=True) from None
         except httpx2.HTTPError as error:
-            raise NoReply(self._clean(f"the connection failed ({str(error) or type(error).__name__})"), again=True) from None
+            raise NoReply(
+                self._clean(f"the connection failed ({str(error) or type(error).__name__})"),
+                again=True,
+            ) from None
         if status == 200:
             return self._reply(content)
         said = f"status {status}{self._said(content)}"
@@ -95,7 +124,11 @@ class Endpoint:
             raise NoReply(said, again=True, wait=0)
         if status in (400, 413, 422):
             raise NoReply(said)
-        hint = "check SAE_LLM_API_KEY" if status in (401, 403) else "check SAE_LLM_BASE_URL (it often ends in /v1) and the model's name"
+        hint = (
+            "check SAE_LLM_API_KEY"
+            if status in (401, 403)
+            else "check SAE_LLM_BASE_URL (it often ends in /v1) and the model's name"
+        )
         raise ChatError(f"{self.where} with model {self.name}: {said}; {hint}")
 
     def _post(self, body: dict) -> tuple[int, httpx2.Headers, bytes]:
@@ -119,7 +152,10 @@ class Endpoint:
             raise NoReply("the answer is no chat completion", billed=True) from None
         usage = data.get("usage") if isinstance(data.get("usage"), dict) else {}
         counts = (usage.get(name) for name in ("prompt_tokens", "completion_tokens"))
-        return Reply(encodable(self._clean(text)), *(n if type(n) is int and n >= 0 else None for n in counts))
+        return Reply(
+            encodable(self._clean(text)),
+            *(n if type(n) is int and n >= 0 else None for n in counts),
+        )
 
     def _said(self, content: bytes) -> str:
         """What an error answer says, in one short line."""
@@ -145,19 +181,41 @@ class LocalChat:
         self.name, self.seed = source, seed
         self._model, self._tokenizer = open_model(source).to(device).eval(), load_tokenizer(source)
         if not self._tokenizer.chat_template:
-            raise ModelError(f"model {source} has no chat template, so it is no chat model; choose one that was trained to follow instructions")
+            raise ModelError(
+                f"model {source} has no chat template, so it is no chat model; choose one that was trained to follow instructions"
+            )
 
     @torch.no_grad()
     def send(self, messages: Messages, answer_tokens: int, temperature: float | None) -> Reply:
-        inputs = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True).to(self._model.device)
-        length, longest = inputs["input_ids"].shape[1], getattr(self._model.config, "max_position_embeddings", None)
+        inputs = self._tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        ).to(self._model.device)
+        length, longest = (
+            inputs["input_ids"].shape[1],
+            getattr(self._model.config, "max_position_embeddings", None),
+        )
         if longest and length + answer_tokens > longest:
-            raise NoReply(f"a prompt of {length} tokens and {answer_tokens} for the answer (explain.answer_tokens) are more than the model's {longest}")
-        sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        with torch.random.fork_rng(devices=[self._model.device] if self._model.device.type == "cuda" else []):
+            raise NoReply(
+                f"a prompt of {length} tokens and {answer_tokens} for the answer (explain.answer_tokens) are more than the model's {longest}"
+            )
+        sampling = (
+            {"do_sample": True, "temperature": temperature}
+            if temperature
+            else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        )
+        with torch.random.fork_rng(
+            devices=[self._model.device] if self._model.device.type == "cuda" else []
+        ):
             torch.manual_seed(self.seed)
-            out = self._model.generate(**inputs, max_new_tokens=answer_tokens, pad_token_id=self._tokenizer.eos_token_id, **sampling)[0, length:]
-        return Reply(encodable(self._tokenizer.decode(out, skip_special_tokens=True)), length, len(out))
+            out = self._model.generate(
+                **inputs,
+                max_new_tokens=answer_tokens,
+                pad_token_id=self._tokenizer.eos_token_id,
+                **sampling,
+            )[0, length:]
+        return Reply(
+            encodable(self._tokenizer.decode(out, skip_special_tokens=True)), length, len(out)
+        )
 
 
 def _seconds(text: str) -> float | None:

@@ -33,24 +33,40 @@ def make_clusters(run: Run, name: str = "") -> Path:
     """The `clusters` stage: `clusters.parquet` (feature, cluster, name, x, y) of the features that have a rule, and `results/clusters*.json` about them."""
     name = name or run.settings.sae.recipe
     folder, s = run.folder / "clusters" / name, run.settings.interpretability
-    made_from = training.sae_made_from(run, variant(run.settings, name)) | {"interpretability": s.model_dump()}
+    made_from = training.sae_made_from(run, variant(run.settings, name)) | {
+        "interpretability": s.model_dump()
+    }
     made = run.is_made(folder, made_from)
     if not made:
         scores = load_scores(run, name).query("kind == 'feature'")
         if len(scores) > MOST:
             scores = scores.sample(MOST, random_state=run.settings.seed).sort_values("unit")
         features = scores["unit"].to_numpy(copy=True)
-        similar = similarity(training.load_autoencoder(run, name).W_dec[features].cpu(), firing_together(run, name, features))
+        similar = similarity(
+            training.load_autoencoder(run, name).W_dec[features].cpu(),
+            firing_together(run, name, features),
+        )
         table = group(similar, [list(v) for v in scores["values"]], s.clusters, run.settings.seed)
         table.insert(0, "feature", features)
         table["rule"] = scores["rule"].to_numpy()
         with writing(folder, made_from) as out:
             table.to_parquet(out / "clusters.parquet", compression="zstd")
-    where = "clusters" + ("" if run.parent is None else f"_{run.folder.name}") + ("" if name == run.settings.sae.recipe else f"_{name}")
+    where = (
+        "clusters"
+        + ("" if run.parent is None else f"_{run.folder.name}")
+        + ("" if name == run.settings.sae.recipe else f"_{name}")
+    )
     if run.saved_results(where, made_from) is None:
         table = pd.read_parquet(folder / "clusters.parquet")
-        values = load_scores(run, name).query("kind == 'feature'").set_index("unit")["values"].loc[table["feature"]]
-        run.save_results(where, summary(table, [list(v) for v in values], run.settings.seed), made_from)
+        values = (
+            load_scores(run, name)
+            .query("kind == 'feature'")
+            .set_index("unit")["values"]
+            .loc[table["feature"]]
+        )
+        run.save_results(
+            where, summary(table, [list(v) for v in values], run.settings.seed), made_from
+        )
         run.figure(cluster_map(table), where, 1000, 800)
     return folder
 
@@ -62,7 +78,10 @@ def load_clusters(run: Run, name: str = "") -> pd.DataFrame:
 
 def firing_together(run: Run, name: str, features: Int[Array, " n"]) -> Float[Array, "n n"]:
     """Pearson correlation of whether two features fire, over `interpretability.tokens` held-out tokens."""
-    sae, hook = training.load_autoencoder(run, name), HookPoint(language_model.load(run), variant(run.settings, name).hook_name)
+    sae, hook = (
+        training.load_autoencoder(run, name),
+        HookPoint(language_model.load(run), variant(run.settings, name).hook_name),
+    )
     rows = evaluation.heldout_rows(run, run.settings.interpretability.tokens)
     column = np.full(sae.d_sae, -1)
     column[features] = np.arange(len(features))
@@ -74,7 +93,11 @@ def firing_together(run: Run, name: str, features: Int[Array, " n"]) -> Float[Ar
             token.append(pairs.row.cpu().numpy()[found >= 0] + first)
             unit.append(found[found >= 0])
     token, unit = np.concatenate(token), np.concatenate(unit)
-    return correlation(scipy.sparse.csr_array((np.ones(len(token), dtype=np.float32), (token, unit)), shape=(rows.size, len(features))))
+    return correlation(
+        scipy.sparse.csr_array(
+            (np.ones(len(token), dtype=np.float32), (token, unit)), shape=(rows.size, len(features))
+        )
+    )
 
 
 def correlation(fires: scipy.sparse.csr_array) -> Float[Array, "n n"]:
@@ -86,7 +109,9 @@ def correlation(fires: scipy.sparse.csr_array) -> Float[Array, "n n"]:
     return (together / np.maximum(np.outer(spread, spread), 1e-12)).astype(np.float32)
 
 
-def similarity(W_dec: Float[torch.Tensor, "n d_in"], together: Float[Array, "n n"]) -> Float[Array, "n n"]:
+def similarity(
+    W_dec: Float[torch.Tensor, "n d_in"], together: Float[Array, "n n"]
+) -> Float[Array, "n n"]:
     """The mean of decoder cosine and firing correlation, each from 0 (none or opposed) to 1."""
     unit = (W_dec / W_dec.norm(dim=1, keepdim=True).clamp_min(1e-8)).numpy()
     similar = (np.maximum(unit @ unit.T, 0) + np.maximum(together, 0)) / 2
@@ -94,18 +119,41 @@ def similarity(W_dec: Float[torch.Tensor, "n d_in"], together: Float[Array, "n n
     return similar
 
 
-def group(similar: Float[Array, "n n"], values: list[list[str]], clusters: int, seed: int) -> pd.DataFrame:
+def group(
+    similar: Float[Array, "n n"], values: list[list[str]], clusters: int, seed: int
+) -> pd.DataFrame:
     """`cluster`, its `name`, and the map's `x` and `y`: Ward's method and t-SNE on the leading components of the similarities. Clusters are numbered by falling size."""
     n = len(similar)
     if n < 5:
-        return pd.DataFrame({"cluster": np.zeros(n, dtype=np.int64), "name": UNNAMED, "x": np.arange(n, dtype=float), "y": 0.0})
-    components = KernelPCA(min(COMPONENTS, n - 1), kernel="precomputed", eigen_solver="randomized" if n > 500 else "dense", random_state=seed).fit_transform(similar)
+        return pd.DataFrame(
+            {
+                "cluster": np.zeros(n, dtype=np.int64),
+                "name": UNNAMED,
+                "x": np.arange(n, dtype=float),
+                "y": 0.0,
+            }
+        )
+    components = KernelPCA(
+        min(COMPONENTS, n - 1),
+        kernel="precomputed",
+        eigen_solver="randomized" if n > 500 else "dense",
+        random_state=seed,
+    ).fit_transform(similar)
     cluster = AgglomerativeClustering(min(clusters, n // 2)).fit_predict(components)
     sizes = np.bincount(cluster)
     cluster = np.argsort(np.argsort(-sizes, kind="stable"))[cluster]
-    place = TSNE(perplexity=min(30, (n - 1) / 3), init="pca", random_state=seed, n_jobs=-1, max_iter=500).fit_transform(components)
+    place = TSNE(
+        perplexity=min(30, (n - 1) / 3), init="pca", random_state=seed, n_jobs=-1, max_iter=500
+    ).fit_transform(components)
     names = cluster_names(cluster, values)
-    return pd.DataFrame({"cluster": cluster, "name": [names[c] for c in cluster], "x": place[:, 0], "y": place[:, 1]})
+    return pd.DataFrame(
+        {
+            "cluster": cluster,
+            "name": [names[c] for c in cluster],
+            "x": place[:, 0],
+            "y": place[:, 1],
+        }
+    )
 
 
 def cluster_names(cluster: Int[Array, " n"], values: list[list[str]]) -> list[str]:
@@ -116,7 +164,11 @@ def cluster_names(cluster: Int[Array, " n"], values: list[list[str]]) -> list[st
     for c in range(cluster.max() + 1):
         members = fires[cluster == c]
         share, counts = members.mean(axis=0), members.sum(axis=0)
-        telling = np.where((share >= SHARED) & (counts >= 2), share * np.log(np.maximum(share, 1e-12) / np.maximum(overall, 1e-12)), 0)
+        telling = np.where(
+            (share >= SHARED) & (counts >= 2),
+            share * np.log(np.maximum(share, 1e-12) / np.maximum(overall, 1e-12)),
+            0,
+        )
         best = [i for i in np.argsort(-telling, kind="stable")[:3] if telling[i] > 0]
         names.append(", ".join(known[i] for i in best) if best else UNNAMED)
     return names
@@ -125,8 +177,18 @@ def cluster_names(cluster: Int[Array, " n"], values: list[list[str]]) -> list[st
 def shared_value(cluster: Int[Array, " n"], values: list[list[str]]) -> float:
     """Over features: the mean share of its cluster's other members whose rules have the cluster's commonest value, where that many clusters have two members."""
     fires, _ = _table_of_values(values)
-    commonest = [(fires[cluster == c].mean(axis=0).max(), (cluster == c).sum()) for c in np.unique(cluster) if (cluster == c).sum() > 1]
-    return float(np.average([share for share, _ in commonest], weights=[size for _, size in commonest])) if commonest else 0.0
+    commonest = [
+        (fires[cluster == c].mean(axis=0).max(), (cluster == c).sum())
+        for c in np.unique(cluster)
+        if (cluster == c).sum() > 1
+    ]
+    return (
+        float(
+            np.average([share for share, _ in commonest], weights=[size for _, size in commonest])
+        )
+        if commonest
+        else 0.0
+    )
 
 
 def _table_of_values(values: list[list[str]]) -> tuple[Array, list[str]]:
@@ -145,24 +207,54 @@ def summary(table: pd.DataFrame, values: list[list[str]], seed: int) -> dict:
     by_chance = [shared_value(rng.permutation(cluster), values) for _ in range(NULL_DRAWS)]
     sizes = table.groupby(["cluster", "name"]).size().reset_index(name="size")
     return {
-        "features": len(table), "clusters": len(sizes), "size_median": sizes["size"].median(), "size_largest": sizes["size"].max(), "named": int((sizes["name"] != UNNAMED).sum()),
-        "shared_value": shared_value(cluster, values), "shared_value_by_chance": np.mean(by_chance), "shared_value_by_chance_most": max(by_chance),
-        "largest": sizes.sort_values("size", ascending=False).head(20)[["cluster", "name", "size"]].to_dict("records"),
-    }  # fmt: skip
+        "features": len(table),
+        "clusters": len(sizes),
+        "size_median": sizes["size"].median(),
+        "size_largest": sizes["size"].max(),
+        "named": int((sizes["name"] != UNNAMED).sum()),
+        "shared_value": shared_value(cluster, values),
+        "shared_value_by_chance": np.mean(by_chance),
+        "shared_value_by_chance_most": max(by_chance),
+        "largest": sizes.sort_values("size", ascending=False)
+        .head(20)[["cluster", "name", "size"]]
+        .to_dict("records"),
+    }
 
 
 def cluster_map(table: pd.DataFrame, labels: int = 14) -> go.Figure:
     """Every feature as a point with its rule on hover; colours repeat, the `labels` largest named clusters are written on the map."""
-    text = [f"feature {f}<br>cluster {c}: {_safe(n, 80)}<br>{_safe(r, 160)}" for f, c, n, r in table[["feature", "cluster", "name", "rule"]].itertuples(index=False)]
+    text = [
+        f"feature {f}<br>cluster {c}: {_safe(n, 80)}<br>{_safe(r, 160)}"
+        for f, c, n, r in table[["feature", "cluster", "name", "rule"]].itertuples(index=False)
+    ]
     colours = [figures.PALETTE[c % len(figures.PALETTE)] for c in table["cluster"]]
     marker = {"size": 5, "color": colours, "opacity": 0.75}
-    fig = go.Figure(go.Scatter(x=table["x"], y=table["y"], mode="markers", marker=marker, text=text, hovertemplate="%{text}<extra></extra>"))
+    fig = go.Figure(
+        go.Scatter(
+            x=table["x"],
+            y=table["y"],
+            mode="markers",
+            marker=marker,
+            text=text,
+            hovertemplate="%{text}<extra></extra>",
+        )
+    )
     named = table[table["name"] != UNNAMED]
     for cluster in named["cluster"].value_counts().index[:labels]:
         members = named[named["cluster"] == cluster]
         place, name = members[["x", "y"]].median(), _safe(members["name"].iloc[0], 40)
-        fig.add_annotation(x=place["x"], y=place["y"], text=name, showarrow=False, bgcolor="rgba(255,255,255,0.75)", font={"size": 11})
-    fig.update_layout(title="Features by decoder direction and firing together (t-SNE); clusters named by what their rules share", hoverlabel={"align": "left"})
+        fig.add_annotation(
+            x=place["x"],
+            y=place["y"],
+            text=name,
+            showarrow=False,
+            bgcolor="rgba(255,255,255,0.75)",
+            font={"size": 11},
+        )
+    fig.update_layout(
+        title="Features by decoder direction and firing together (t-SNE); clusters named by what their rules share",
+        hoverlabel={"align": "left"},
+    )
     fig.update_xaxes(visible=False)
     fig.update_yaxes(visible=False)
     return fig
@@ -170,4 +262,6 @@ def cluster_map(table: pd.DataFrame, labels: int = 14) -> go.Figure:
 
 def _safe(text: str, length: int) -> str:
     """Text of the corpus for plotly, which reads some HTML: cut, and no markup."""
-    return html.escape(isolated(text if len(text) <= length else text[: length - 1] + "…"), quote=False)
+    return html.escape(
+        isolated(text if len(text) <= length else text[: length - 1] + "…"), quote=False
+    )

@@ -59,7 +59,9 @@ def shown(vocabulary: Vocabulary, window: Window, marked: tuple[bool, ...] | Non
     marked = marked or (False,) * len(window.ids)
     parts = []
     for mark, run in groupby(zip(window.ids, marked, strict=True), key=lambda pair: pair[1]):
-        data = "".join(vocabulary.text(token) for token, _ in run).encode("utf-8", "surrogateescape")
+        data = "".join(vocabulary.text(token) for token, _ in run).encode(
+            "utf-8", "surrogateescape"
+        )
         text = plain(data.decode("utf-8", "surrogateescape")).replace(LEFT, "[").replace(RIGHT, "]")
         parts.append(f"{LEFT}{text}{RIGHT}" if mark else text)
     return "".join(parts)
@@ -72,40 +74,64 @@ def misplaced(window: Window, rng: np.random.Generator) -> tuple[bool, ...]:
     return tuple(np.isin(np.arange(len(window.on)), chosen).tolist())
 
 
-def detection(vocabulary: Vocabulary, unit: Unit, n: int, rng: np.random.Generator) -> list[Question]:
+def detection(
+    vocabulary: Vocabulary, unit: Unit, n: int, rng: np.random.Generator
+) -> list[Question]:
     """`n` excerpts where the unit fires and as many where it does not, shuffled; fewer where there are not so many."""
-    questions = [Question(shown(vocabulary, w), True) for w in unit.active[:n]] + [Question(shown(vocabulary, w), False) for w in unit.silent[:n]]
+    questions = [Question(shown(vocabulary, w), True) for w in unit.active[:n]] + [
+        Question(shown(vocabulary, w), False) for w in unit.silent[:n]
+    ]
     return [questions[i] for i in rng.permutation(len(questions))]
 
 
 def fuzzing(vocabulary: Vocabulary, unit: Unit, n: int, rng: np.random.Generator) -> list[Question]:
     """`n` excerpts with the right tokens marked and `n` others, where it fires too, with wrong ones, shuffled."""
     right = [Question(shown(vocabulary, w, w.on), True) for w in unit.active[0::2][:n]]
-    wrong = [Question(shown(vocabulary, w, misplaced(w, rng)), False) for w in unit.active[1::2][:n] if not all(w.on)]
+    wrong = [
+        Question(shown(vocabulary, w, misplaced(w, rng)), False)
+        for w in unit.active[1::2][:n]
+        if not all(w.on)
+    ]
     return [(right + wrong)[i] for i in rng.permutation(len(right) + len(wrong))]
 
 
 def prompt(template: str, excerpts: list[str], explanation: str = "") -> str:
     numbered = "\n".join(f"{i}: {text}" for i, text in enumerate(excerpts, 1))
-    return template.format(excerpts=numbered, explanation=explanation, n=len(excerpts), left=LEFT, right=RIGHT, signs=SIGNS)
+    return template.format(
+        excerpts=numbered,
+        explanation=explanation,
+        n=len(excerpts),
+        left=LEFT,
+        right=RIGHT,
+        signs=SIGNS,
+    )
 
 
 def read_explanation(reply: str | None) -> str | None:
     """The explanation on one line, or None where the reply has none."""
-    text = re.sub(r"^explanation: ", "", plain(" ".join(_thought(reply or "").split())), flags=re.IGNORECASE)
+    text = re.sub(
+        r"^explanation: ", "", plain(" ".join(_thought(reply or "").split())), flags=re.IGNORECASE
+    )
     return text[:LONGEST_EXPLANATION] or None
 
 
 def read_answers(reply: str | None, n: int) -> list[bool] | None:
     """The last list of exactly `n` zeros and ones in a reply, or None: what is not understood is not guessed at."""
-    lists = [re.findall(r"[01]", found) for found in re.findall(r"\[((?:\s*[01]\s*,)*\s*[01]\s*)\]", _thought(reply or ""))]
-    return next(([digit == "1" for digit in found] for found in reversed(lists) if len(found) == n), None)
+    lists = [
+        re.findall(r"[01]", found)
+        for found in re.findall(r"\[((?:\s*[01]\s*,)*\s*[01]\s*)\]", _thought(reply or ""))
+    ]
+    return next(
+        ([digit == "1" for digit in found] for found in reversed(lists) if len(found) == n), None
+    )
 
 
 def read_rating(reply: str | None) -> int | None:
     """The rating from 1 to 5, where the reply holds one number and it is one of these."""
     numbers = re.findall(r"-?\d+(?:\.\d+)?", _thought(reply or ""))
-    return int(numbers[0]) if len(numbers) == 1 and numbers[0] in ("1", "2", "3", "4", "5") else None
+    return (
+        int(numbers[0]) if len(numbers) == 1 and numbers[0] in ("1", "2", "3", "4", "5") else None
+    )
 
 
 def _thought(reply: str) -> str:

@@ -58,7 +58,14 @@ class Unit:
 class Text:
     """Rows of held-out text whose documents are split into a half to explain from and a half to test on."""
 
-    def __init__(self, rows: Integer[np.ndarray, "row position"], numbers: Integer[np.ndarray, " row"], tokens: Tokens, s: FeatureSettings, seed: int):
+    def __init__(
+        self,
+        rows: Integer[np.ndarray, "row position"],
+        numbers: Integer[np.ndarray, " row"],
+        tokens: Tokens,
+        s: FeatureSettings,
+        seed: int,
+    ):
         self.rows, self.s = rows, s
         first = tokens.table["heldout"]["first_token"].to_numpy()
         place = numbers[:, None] * rows.shape[1] + np.arange(rows.shape[1])
@@ -71,7 +78,11 @@ class Text:
         """As many held-out tokens as the run's evaluation takes, spread evenly."""
         tokens, s = open_tokens(run), run.settings
         rows = tokens.rows("heldout", s.lm.context)
-        numbers = np.unique(np.linspace(0, len(rows) - 1, max(1, min(len(rows), s.evaluation.tokens // s.lm.context))).astype(int))
+        numbers = np.unique(
+            np.linspace(
+                0, len(rows) - 1, max(1, min(len(rows), s.evaluation.tokens // s.lm.context))
+            ).astype(int)
+        )
         return cls(rows[numbers], numbers, tokens, s.features, s.explain.seed)
 
     def in_tests(self, token: Integer[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
@@ -80,14 +91,22 @@ class Text:
     def window(self, token: int, firing: Firing) -> Window:
         """The excerpt around a token: `context` tokens before it and `after` behind, within its row and document."""
         row, position = divmod(token, self.rows.shape[1])
-        reach = np.arange(max(0, position - self.s.context), min(self.rows.shape[1], position + self.s.after + 1))
+        reach = np.arange(
+            max(0, position - self.s.context), min(self.rows.shape[1], position + self.s.after + 1)
+        )
         reach = reach[self.document[row, reach] == self.document[row, position]]
         places = row * self.rows.shape[1] + reach
         at = np.searchsorted(firing.token, places)
         on = np.append(firing.token, -1)[at] == places
-        return Window(tuple(self.rows[row, reach].tolist()), tuple(on.tolist()), int(self.document[row, position]))
+        return Window(
+            tuple(self.rows[row, reach].tolist()),
+            tuple(on.tolist()),
+            int(self.document[row, position]),
+        )
 
-    def windows(self, order: Integer[np.ndarray, " n"], firing: Firing, seen: set[tuple]) -> Iterator[Window]:
+    def windows(
+        self, order: Integer[np.ndarray, " n"], firing: Firing, seen: set[tuple]
+    ) -> Iterator[Window]:
         """Excerpts around the tokens in `order`: one of a document's part of a row, and none in the very words of another; `seen` keeps track.
 
         Tokens that begin a row have no text before them, and are skipped.
@@ -103,20 +122,36 @@ class Text:
 
 
 @torch.no_grad()
-def firing(hook: Source, dictionary: Dictionary, features: list[int], neurons: list[int], rows: np.ndarray) -> tuple[list[Firing], list[Firing]]:
+def firing(
+    hook: Source, dictionary: Dictionary, features: list[int], neurons: list[int], rows: np.ndarray
+) -> tuple[list[Firing], list[Firing]]:
     """Where the features, and where the neurons, fire over all of `rows`: one pass, and memory for the activations above zero only."""
     found: tuple[list, list] = ([], [])
     for first, x in evaluation.chunks(hook, rows, "activations"):
-        for parts, d, units in zip(found, (dictionary, coordinate_directions(x.shape[1], x.device)), (features, neurons), strict=True):
+        for parts, d, units in zip(
+            found,
+            (dictionary, coordinate_directions(x.shape[1], x.device)),
+            (features, neurons),
+            strict=True,
+        ):
             acts = activations_of(d, x, torch.tensor(units, device=x.device))
             token, unit = (acts > 0).nonzero(as_tuple=True)
-            parts.append(tuple(t.cpu().numpy() for t in ((token + first).int(), unit.int(), acts[token, unit])))
+            parts.append(
+                tuple(
+                    t.cpu().numpy() for t in ((token + first).int(), unit.int(), acts[token, unit])
+                )
+            )
     result = []
     for parts, units in zip(found, (features, neurons), strict=True):
         token, unit, value = (np.concatenate(p) for p in zip(*parts, strict=True))
         order = np.argsort(unit, kind="stable")
         bounds = np.searchsorted(unit[order], np.arange(len(units) + 1))
-        result.append([Firing(token[order[a:b]], value[order[a:b]]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)])
+        result.append(
+            [
+                Firing(token[order[a:b]], value[order[a:b]])
+                for a, b in zip(bounds[:-1], bounds[1:], strict=True)
+            ]
+        )
     return result[0], result[1]
 
 
@@ -126,17 +161,31 @@ def unit(text: Text, kind: str, index: int, fires: Firing, s: ExplainSettings) -
     drawn, testing = rng.permutation(len(fires.token)), text.in_tests(fires.token)
     strongest = np.argsort(-fires.value, kind="stable")
     seen: set[tuple] = set()
-    shown = _take(text.windows(fires.token[strongest[~testing[strongest]]], fires, seen), s.examples // 2)
-    shown += _take(text.windows(fires.token[drawn[~testing[drawn]]], fires, seen), s.examples - len(shown))
+    shown = _take(
+        text.windows(fires.token[strongest[~testing[strongest]]], fires, seen), s.examples // 2
+    )
+    shown += _take(
+        text.windows(fires.token[drawn[~testing[drawn]]], fires, seen), s.examples - len(shown)
+    )
     of_shown, seen = {w.ids for w in shown}, set()
     active, repeated = [], 0
     for window in text.windows(fires.token[drawn[testing[drawn]]], fires, seen):
         if len(active) == 2 * s.test_examples:
             break
-        active, repeated = (active, repeated + 1) if window.ids in of_shown else ([*active, window], repeated)
+        active, repeated = (
+            (active, repeated + 1) if window.ids in of_shown else ([*active, window], repeated)
+        )
     pool = np.random.default_rng((s.seed, text.rows.size)).permutation(text.rows.size)[:POOL]
     silent = (w for w in text.windows(pool[text.in_tests(pool)], fires, seen) if not any(w.on))
-    return Unit(kind, index, len(fires.token) / text.rows.size, shown, active, _take(silent, s.test_examples), repeated)
+    return Unit(
+        kind,
+        index,
+        len(fires.token) / text.rows.size,
+        shown,
+        active,
+        _take(silent, s.test_examples),
+        repeated,
+    )
 
 
 def _take(windows: Iterable[Window], n: int) -> list[Window]:

@@ -26,7 +26,9 @@ class Halves:
     writer: RuleWriter
 
 
-def half_of_documents(lengths: Int[Array, " document"], rng: np.random.Generator) -> Int[Array, " document"]:
+def half_of_documents(
+    lengths: Int[Array, " document"], rng: np.random.Generator
+) -> Int[Array, " document"]:
     """0 or 1 for each document: in random order, each goes to the half that has fewer tokens."""
     half, size = np.zeros(len(lengths), dtype=np.int64), [0, 0]
     for document in rng.permutation(len(lengths)):
@@ -56,9 +58,22 @@ def split(run: Run) -> Halves:
                 f"interpretability: the held-out text has {len(lengths)} document(s), too few for two halves with at least a row of "
                 f"lm.context={context} each; give more text (corpus.heldout_tokens)"
             )
-        drawn.append(np.sort(rng.choice(found, min(len(found), max(1, s.tokens // context)), replace=False)))
-    raw = raw_values(np.asarray(tokens.heldout, dtype=np.int64), firsts, context, vocabulary, set(tokens.tokenizer.all_special_ids))
+        drawn.append(
+            np.sort(rng.choice(found, min(len(found), max(1, s.tokens // context)), replace=False))
+        )
+    raw = raw_values(
+        np.asarray(tokens.heldout, dtype=np.int64),
+        firsts,
+        context,
+        vocabulary,
+        set(tokens.tokenizer.all_special_ids),
+    )
     raw = [raw[(chosen[:, None] * context + np.arange(context)).ravel()] for chosen in drawn]
     encoding = Encoding.of(raw[0])
     texts = tuple(Text(encoding.encode(part), encoding) for part in raw)
-    return Halves(tuple(rows[chosen] for chosen in drawn), texts, (int((document_half == 0).sum()), int((document_half == 1).sum())), RuleWriter(encoding, vocabulary))
+    return Halves(
+        tuple(rows[chosen] for chosen in drawn),
+        texts,
+        (int((document_half == 0).sum()), int((document_half == 1).sum())),
+        RuleWriter(encoding, vocabulary),
+    )

@@ -15,7 +15,11 @@ class RuleWriter:
     def __init__(self, encoding: Encoding, vocabulary: Vocabulary):
         self.attributes, self.encoding = attributes(vocabulary), encoding
         names = [attribute.name for attribute in self.attributes]
-        self.token, self.shape, self.beginning = names.index("token"), names.index("shape"), names.index("beginning")
+        self.token, self.shape, self.beginning = (
+            names.index("token"),
+            names.index("shape"),
+            names.index("beginning"),
+        )
         self.of_token = {self.shape: shapes(vocabulary), self.beginning: beginnings(vocabulary)}
 
     def text(self, rule: Rule) -> str:
@@ -24,7 +28,15 @@ class RuleWriter:
         told: list[Path] = []
         for leaf in rule.says_fires:
             allowed = self._allowed(rule, leaf.path)
-            excluded = self._excluded(rule, tuple(step for i, step in enumerate(leaf.path) if not _implied(rule, leaf.path[:i], step, told)), allowed)
+            excluded = self._excluded(
+                rule,
+                tuple(
+                    step
+                    for i, step in enumerate(leaf.path)
+                    if not _implied(rule, leaf.path[:i], step, told)
+                ),
+                allowed,
+            )
             if all(allowed.values()):
                 parts.append(f"{self._words(allowed, excluded)} ({share(leaf.rate)})")
             told.append(leaf.path)
@@ -32,12 +44,20 @@ class RuleWriter:
 
     def values(self, rule: Rule) -> list[str]:
         """What the rule's parts ask for, each value for itself (`after ` + "`(`"): what rules can have in common."""
-        named = [self._phrase(a, [v]) for leaf in rule.says_fires for a, values in self._allowed(rule, leaf.path).items() for v in values]
+        named = [
+            self._phrase(a, [v])
+            for leaf in rule.says_fires
+            for a, values in self._allowed(rule, leaf.path).items()
+            for v in values
+        ]
         return list(dict.fromkeys(named))
 
     def asks_for_context(self, rule: Rule) -> bool:
         """Whether the rule asks for more than what the token itself is."""
-        return any(self._condition(rule, number)[0] not in (self.token, self.shape) for number in range(len(rule.conditions)))
+        return any(
+            self._condition(rule, number)[0] not in (self.token, self.shape)
+            for number in range(len(rule.conditions))
+        )
 
     def _allowed(self, rule: Rule, path: Path) -> Sets:
         """The values that a path leaves of the attributes that it names values of."""
@@ -51,7 +71,9 @@ class RuleWriter:
         if self.token in allowed:
             for a, values, holds in steps:
                 if self._known_from_token(a, values):
-                    allowed[self.token] = [t for t in allowed[self.token] if (self.of_token[a][t] in values) == holds]
+                    allowed[self.token] = [
+                        t for t in allowed[self.token] if (self.of_token[a][t] in values) == holds
+                    ]
                     allowed.pop(a, None)
         return allowed
 
@@ -63,7 +85,11 @@ class RuleWriter:
         excluded: Sets = {}
         for number, holds in path:
             a, values = self._condition(rule, number)
-            if not holds and a not in allowed and not (self.token in allowed and self._known_from_token(a, values)):
+            if (
+                not holds
+                and a not in allowed
+                and not (self.token in allowed and self._known_from_token(a, values))
+            ):
                 excluded.setdefault(a, []).extend(values)
         return excluded
 
@@ -75,11 +101,15 @@ class RuleWriter:
         nouns = [a for a in allowed if self.attributes[a].is_noun]
         words = [" that is ".join(self._phrase(a, allowed[a]) for a in nouns) or "any token"]
         words += [self._phrase(a, values) for a, values in allowed.items() if a not in nouns]
-        return " ".join(words + [f"not {self._phrase(a, values)}" for a, values in excluded.items()])
+        return " ".join(
+            words + [f"not {self._phrase(a, values)}" for a, values in excluded.items()]
+        )
 
     def _phrase(self, a: int, values: list[int]) -> str:
         names = [self.attributes[a].value(v) for v in values]
-        return self.attributes[a].phrase.format(" or ".join(filter(None, [", ".join(names[:-1]), names[-1]])))
+        return self.attributes[a].phrase.format(
+            " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+        )
 
 
 def share(rate: float) -> str:
@@ -91,4 +121,6 @@ def _implied(rule: Rule, before: Path, step: tuple[int, bool], told: list[Path])
     """Whether all that a "not" sets apart was told already."""
     number, holds = step
     beside = (*before, (number, True))
-    return not holds and all(leaf.path in told for leaf in rule.leaves if leaf.path[: len(beside)] == beside)
+    return not holds and all(
+        leaf.path in told for leaf in rule.leaves if leaf.path[: len(beside)] == beside
+    )

@@ -15,7 +15,9 @@ SEEN = 5  # a value that occurs less often in the learning half is no condition
 COMMON = 0.01  # share of a split's tokens from which a value without any firing is looked at, for a "not"
 WORTH = 0.01  # share of the firing's entropy that a condition has to explain at least
 ODDS = 2.0  # 1 would be best for balanced accuracy, but makes rules say "fires" of half the text for a tenth more than usual
-NEARLY = 0.98  # a set of values stops growing where it has brought this share of what more values would
+NEARLY = (
+    0.98  # a set of values stops growing where it has brought this share of what more values would
+)
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,11 @@ class Rule:
     @property
     def says_fires(self) -> tuple[Leaf, ...]:
         """The leaves that count as firing in a yes or no: where the odds are `ODDS` times the unit's own."""
-        return tuple(leaf for leaf in self.leaves if leaf.rate * (1 - self.density) >= ODDS * self.density * (1 - leaf.rate))
+        return tuple(
+            leaf
+            for leaf in self.leaves
+            if leaf.rate * (1 - self.density) >= ODDS * self.density * (1 - leaf.rate)
+        )
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,10 @@ def _split(text: Text, node: _Node, number: int, grow: bool) -> list[_Node]:
         yes.among[inside] = True
         no.among = ~yes.among if node.among is None else node.among & ~yes.among
         yes.counts, yes.firing_counts = text.count(inside), text.count(yes.firing)
-        no.counts, no.firing_counts = node.counts - yes.counts, node.firing_counts - yes.firing_counts
+        no.counts, no.firing_counts = (
+            node.counts - yes.counts,
+            node.firing_counts - yes.firing_counts,
+        )
     return [yes, no]
 
 
@@ -172,7 +181,9 @@ def _find_split(text: Text, node: _Node, most_values: int, worth: float) -> None
     seen = np.flatnonzero(text.is_value & ((node.firing_counts > 0) | (node.counts > COMMON * n)))
     p, m = node.firing_counts[seen].astype(float), node.counts[seen].astype(float)
     with np.errstate(divide="ignore", invalid="ignore"):
-        alone = np.where(p > 0, p * np.log(p * n / (m * fired)), 0) + np.where(m > p, (m - p) * np.log((m - p) * n / (m * (n - fired))), 0)
+        alone = np.where(p > 0, p * np.log(p * n / (m * fired)), 0) + np.where(
+            m > p, (m - p) * np.log((m - p) * n / (m * (n - fired))), 0
+        )
     worth_naming, above = alone > text.cost[seen], p * n > m * fired
     for among in (np.flatnonzero(worth_naming & above), np.flatnonzero(worth_naming & ~above)):
         if len(among) == 0:
@@ -184,8 +195,18 @@ def _find_split(text: Text, node: _Node, most_values: int, worth: float) -> None
         first = np.unique(first, return_inverse=True)[1]
         first = np.searchsorted(first, first)  # where the attribute's values begin
         summed = np.cumsum(np.stack([p[order], m[order], text.cost[seen[order]]]), axis=1)
-        ps, ms, costs = summed - summed[:, first] + np.stack([p[order], m[order], text.cost[seen[order]]])[:, first]
-        gain = _entropy(fired, n) - _entropy(ps, ms) - _entropy(fired - ps, n - ms) - costs - text.attribute_cost
+        ps, ms, costs = (
+            summed
+            - summed[:, first]
+            + np.stack([p[order], m[order], text.cost[seen[order]]])[:, first]
+        )
+        gain = (
+            _entropy(fired, n)
+            - _entropy(ps, ms)
+            - _entropy(fired - ps, n - ms)
+            - costs
+            - text.attribute_cost
+        )
         best = int(gain.argmax())
         if gain[best] > max(worth, node.gain):
             start = first[best]
@@ -209,7 +230,14 @@ def leaf_of(rule: Rule, text: Text) -> Int[Array, " n"]:
     for number, values in enumerate(rule.conditions):
         held[text.where(values)] |= 1 << number
     cases = range(1 << len(rule.conditions))
-    leaf = [next(i for i, leaf in enumerate(rule.leaves) if all((case >> c & 1) == holds for c, holds in leaf.path)) for case in cases]
+    leaf = [
+        next(
+            i
+            for i, leaf in enumerate(rule.leaves)
+            if all((case >> c & 1) == holds for c, holds in leaf.path)
+        )
+        for case in cases
+    ]
     return np.array(leaf)[held]
 
 
@@ -218,7 +246,11 @@ def score(rule: Rule, leaf: Int[Array, " n"], firing: Int[Array, " m"]) -> Score
     n = np.bincount(leaf, minlength=len(rule.leaves)).astype(float)
     p = np.bincount(leaf[firing], minlength=len(rule.leaves)).astype(float)
     q, rate = n - p, np.array([leaf.rate for leaf in rule.leaves])
-    fired, silent, says = p.sum(), q.sum(), len(rule.says_fires)  # the first leaves: they are sorted by rate
+    fired, silent, says = (
+        p.sum(),
+        q.sum(),
+        len(rule.says_fires),
+    )  # the first leaves: they are sorted by rate
     hits, alarms = p[:says].sum(), n[:says].sum()
     auroc = (p @ (silent - np.cumsum(q)) + p @ q / 2) / (fired * silent)
     crossed = -(p @ np.log(rate) + q @ np.log1p(-rate))
@@ -231,7 +263,13 @@ def score(rule: Rule, leaf: Int[Array, " n"], firing: Int[Array, " m"]) -> Score
     )
 
 
-def learn_and_score(texts: tuple[Text, Text], learning: list[Array], scoring: list[Array], conditions: int, values: int) -> list[tuple[Rule, Score]]:
+def learn_and_score(
+    texts: tuple[Text, Text],
+    learning: list[Array],
+    scoring: list[Array],
+    conditions: int,
+    values: int,
+) -> list[tuple[Rule, Score]]:
     """Rule and score of each unit: `learning` and `scoring` are the tokens of the two halves where it fires."""
     done = []
     for learned_from, scored_on in zip(learning, scoring, strict=True):

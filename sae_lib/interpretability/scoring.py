@@ -18,7 +18,14 @@ from jaxtyping import Float, Int
 
 from sae_lib import evaluation, language_model, training
 from sae_lib.activations import HookPoint, harvest
-from sae_lib.dictionaries import Dictionary, Directions, active, coordinate_directions, principal_directions, random_directions
+from sae_lib.dictionaries import (
+    Dictionary,
+    Directions,
+    active,
+    coordinate_directions,
+    principal_directions,
+    random_directions,
+)
 from sae_lib.interpretability.halves import Halves, split
 from sae_lib.interpretability.rules import learn_and_score
 from sae_lib.interpretability.scores import save_summary
@@ -45,7 +52,9 @@ def score_run(run: Run, name: str = "") -> Path:
     """The `score` stage: `scores.parquet`, a row per unit with its rule and how well it does on the other half; then the summary and its figures."""
     name = name or run.settings.sae.recipe
     folder, sae = run.folder / "interpretability" / name, variant(run.settings, name)
-    made_from = training.sae_made_from(run, sae) | {"interpretability": run.settings.interpretability.model_dump(exclude={"clusters"})}
+    made_from = training.sae_made_from(run, sae) | {
+        "interpretability": run.settings.interpretability.model_dump(exclude={"clusters"})
+    }
     if not run.is_made(folder, made_from):
         training.make_autoencoder(run, name)
         halves = split(run)
@@ -53,9 +62,14 @@ def score_run(run: Run, name: str = "") -> Path:
         for units in every_kind(run, name, halves):
             table = score_units(units, halves, run.settings.interpretability)
             parts.append(table)
-            counts[units.kind] = {"units": len(units.numbers), "left_out": len(units.numbers) - len(table)}
+            counts[units.kind] = {
+                "units": len(units.numbers),
+                "left_out": len(units.numbers) - len(table),
+            }
         with writing(folder, made_from) as out:
-            pd.concat(parts, ignore_index=True).to_parquet(out / "scores.parquet", compression="zstd")
+            pd.concat(parts, ignore_index=True).to_parquet(
+                out / "scores.parquet", compression="zstd"
+            )
             text = {"tokens": [t.n for t in halves.texts], "documents": halves.documents}
             (out / "counts.json").write_text(json.dumps(text | {"kinds": counts}, indent=1))
     save_summary(run, name, folder, made_from)
@@ -66,43 +80,87 @@ def every_kind(run: Run, name: str, halves: Halves) -> Iterator[Units]:
     """Features first, then what they are compared with."""
     s, sae_settings = run.settings.interpretability, variant(run.settings, name)
     rng = np.random.default_rng((run.settings.seed if s.seed is None else s.seed, 2))
-    hook, sae = HookPoint(language_model.load(run), sae_settings.hook_name), training.load_autoencoder(run, name)
+    hook, sae = (
+        HookPoint(language_model.load(run), sae_settings.hook_name),
+        training.load_autoencoder(run, name),
+    )
     numbers = _draw(rng, sae.d_sae, s.features)
-    features, values = firing(hook, {"feature": (sae, numbers)}, halves.rows, with_values=True)["feature"]
+    features, values = firing(hook, {"feature": (sae, numbers)}, halves.rows, with_values=True)[
+        "feature"
+    ]
     yield Units("feature", numbers, features)
-    enough = np.flatnonzero([min(len(a), len(b)) >= s.min_active for a, b in zip(*features, strict=True)])
+    enough = np.flatnonzero(
+        [min(len(a), len(b)) >= s.min_active for a, b in zip(*features, strict=True)]
+    )
     if len(enough) == 0:
         return
     chosen = enough[_draw(rng, len(enough), s.units)]
     strong = [np.quantile(values[0][i], 1 - STRONG) for i in chosen]
-    yield Units("feature_strong", numbers[chosen], tuple([f[i][v[i] > t] for i, t in zip(chosen, strong, strict=True)] for f, v in zip(features, values, strict=True)))
-    yield Units("shuffled", numbers[chosen], tuple([rng.choice(text.n, len(f[i]), replace=False) for i in chosen] for text, f in zip(halves.texts, features, strict=True)))
+    yield Units(
+        "feature_strong",
+        numbers[chosen],
+        tuple(
+            [f[i][v[i] > t] for i, t in zip(chosen, strong, strict=True)]
+            for f, v in zip(features, values, strict=True)
+        ),
+    )
+    yield Units(
+        "shuffled",
+        numbers[chosen],
+        tuple(
+            [rng.choice(text.n, len(f[i]), replace=False) for i in chosen]
+            for text, f in zip(halves.texts, features, strict=True)
+        ),
+    )
     densities = np.array([len(features[0][i]) for i in enough]) / halves.texts[0].n
     del features, values
 
-    def at_densities(directions: Directions, numbers: Int[Array, " unit"], x: Float[torch.Tensor, "n d_in"]) -> dict[str, tuple[Dictionary, Array]]:
+    def at_densities(
+        directions: Directions, numbers: Int[Array, " unit"], x: Float[torch.Tensor, "n d_in"]
+    ) -> dict[str, tuple[Dictionary, Array]]:
         """The directions `numbers` at drawn features' densities, at the strong half of these, and without a threshold."""
         own = Directions(directions.W_dec[numbers], directions.centre)
-        density = torch.from_numpy(rng.choice(densities, len(numbers), replace=len(numbers) > len(densities))).float()
-        some = _draw(rng, len(numbers), max(1, len(numbers) // 2))  # unmatched ones fire on a third of the text: fewer do
-        versions = {"matched": (own.at_density(x, density), numbers), "strong": (own.at_density(x, density * STRONG), numbers)}
+        density = torch.from_numpy(
+            rng.choice(densities, len(numbers), replace=len(numbers) > len(densities))
+        ).float()
+        some = _draw(
+            rng, len(numbers), max(1, len(numbers) // 2)
+        )  # unmatched ones fire on a third of the text: fewer do
+        versions = {
+            "matched": (own.at_density(x, density), numbers),
+            "strong": (own.at_density(x, density * STRONG), numbers),
+        }
         return versions | {"unmatched": (Directions(own.W_dec[some], own.centre), numbers[some])}
 
     x, of = sample(hook, halves.rows[0]), {}
-    drawn = {"neuron": coordinate_directions(sae.d_in, x.device), "principal": principal_directions(x), "random": random_directions(x, s.units, int(rng.integers(2**31)))}
+    drawn = {
+        "neuron": coordinate_directions(sae.d_in, x.device),
+        "principal": principal_directions(x),
+        "random": random_directions(x, s.units, int(rng.integers(2**31))),
+    }
     for kind, directions in drawn.items():
         versions = at_densities(directions, _draw(rng, directions.d_sae, s.units), x)
-        of |= {"random": versions["matched"]} if kind == "random" else {f"{kind}_matched": versions["matched"], kind: versions["unmatched"]}
+        of |= (
+            {"random": versions["matched"]}
+            if kind == "random"
+            else {f"{kind}_matched": versions["matched"], kind: versions["unmatched"]}
+        )
         of[f"{kind}_strong"] = versions["strong"]
     yield from everything_of(hook, of, halves)
     if s.untrained_activations:
         hook, sae = untrained_autoencoder(run, sae_settings, name)
         numbers = _draw(rng, sae.d_sae, s.units)
-        matched = at_densities(Directions(sae.W_enc_T, sae.b_dec), numbers, sample(hook, halves.rows[0]))["matched"]
-        yield from everything_of(hook, {"untrained": (sae, numbers), "untrained_matched": matched}, halves)
+        matched = at_densities(
+            Directions(sae.W_enc_T, sae.b_dec), numbers, sample(hook, halves.rows[0])
+        )["matched"]
+        yield from everything_of(
+            hook, {"untrained": (sae, numbers), "untrained_matched": matched}, halves
+        )
 
 
-def everything_of(hook: HookPoint, dictionaries: dict[str, tuple[Dictionary, Array]], halves: Halves) -> Iterator[Units]:
+def everything_of(
+    hook: HookPoint, dictionaries: dict[str, tuple[Dictionary, Array]], halves: Halves
+) -> Iterator[Units]:
     """The kinds of one model, from one pass over both halves."""
     fired = firing(hook, dictionaries, halves.rows)
     for kind, (_, numbers) in dictionaries.items():
@@ -111,16 +169,28 @@ def everything_of(hook: HookPoint, dictionaries: dict[str, tuple[Dictionary, Arr
 
 @torch.no_grad()
 def firing(
-    hook: HookPoint, dictionaries: dict[str, tuple[Dictionary, Array]], rows: tuple[Array, ...], with_values: bool = False
+    hook: HookPoint,
+    dictionaries: dict[str, tuple[Dictionary, Array]],
+    rows: tuple[Array, ...],
+    with_values: bool = False,
 ) -> dict[str, tuple[tuple[list, ...], tuple[list, ...]]]:
     """By kind: (tokens, activations), each for both halves a list with, per unit, the tokens where it is active, and its activations there.
 
     `dictionaries`: (dictionary, numbers of the units) by kind. A dictionary of as many features as there are numbers holds just these.
     """
     found: dict[str, tuple[list, list]] = {kind: ([], []) for kind in dictionaries}
-    columns = {kind: _columns(dictionary.d_sae, numbers) for kind, (dictionary, numbers) in dictionaries.items()}
+    columns = {
+        kind: _columns(dictionary.d_sae, numbers)
+        for kind, (dictionary, numbers) in dictionaries.items()
+    }
     for part in rows:
-        tokens, values = ({kind: [[np.empty(0, dtype=dtype)] for _ in numbers] for kind, (_, numbers) in dictionaries.items()} for dtype in (np.int32, np.float32))
+        tokens, values = (
+            {
+                kind: [[np.empty(0, dtype=dtype)] for _ in numbers]
+                for kind, (_, numbers) in dictionaries.items()
+            }
+            for dtype in (np.int32, np.float32)
+        )
         for first, x in evaluation.chunks(hook, part, "firing"):
             for kind, (dictionary, numbers) in dictionaries.items():
                 pairs = active(dictionary, x)
@@ -128,7 +198,10 @@ def firing(
                 order = np.flatnonzero(unit >= 0)
                 order = order[unit[order].argsort(kind="stable")]
                 ends = np.searchsorted(unit[order], np.arange(len(numbers) + 1))
-                token, value = (pairs.row.cpu().numpy()[order] + first).astype(np.int32), pairs.value.cpu().numpy()[order] if with_values else None
+                token, value = (
+                    (pairs.row.cpu().numpy()[order] + first).astype(np.int32),
+                    pairs.value.cpu().numpy()[order] if with_values else None,
+                )
                 for u in np.flatnonzero(np.diff(ends)):
                     tokens[kind][u].append(token[ends[u] : ends[u + 1]])
                     if with_values:
@@ -154,22 +227,57 @@ def sample(hook: HookPoint, rows: Array) -> Float[torch.Tensor, "n d_in"]:
 
 def score_units(units: Units, halves: Halves, s) -> pd.DataFrame:
     """A row per unit that is active often enough in both halves, on all processors."""
-    enough = [i for i, pair in enumerate(zip(*units.firing, strict=True)) if min(map(len, pair)) >= s.min_active]
+    enough = [
+        i
+        for i, pair in enumerate(zip(*units.firing, strict=True))
+        if min(map(len, pair)) >= s.min_active
+    ]
     batches = [enough[i : i + BATCH] for i in range(0, len(enough), BATCH)]
-    work = [(halves.texts, [f[i] for i in batch], [g[i] for i in batch], s.conditions, s.values) for f, g in [units.firing] for batch in batches]
+    work = [
+        (halves.texts, [f[i] for i in batch], [g[i] for i in batch], s.conditions, s.values)
+        for f, g in [units.firing]
+        for batch in batches
+    ]
     if len(work) > 1:
         done = joblib.Parallel(n_jobs=-1)(joblib.delayed(learn_and_score)(*w) for w in work)
     else:
         done = [learn_and_score(*w) for w in work]
     records = [
-        {"kind": units.kind, "unit": int(units.numbers[i]), "rule": halves.writer.text(rule), "n_conditions": len(rule.conditions), **asdict(scored),
-         "density": (len(units.firing[0][i]) + len(units.firing[1][i])) / sum(t.n for t in halves.texts),
-         "context": halves.writer.asks_for_context(rule), "values": halves.writer.values(rule)}
-        for i, (rule, scored) in zip(enough, (pair for batch in done for pair in batch), strict=True)
-    ]  # fmt: skip
-    columns = ["kind", "unit", "rule", "n_conditions", "auroc", "balanced_accuracy", "precision", "recall", "information", "density", "context", "values"]
+        {
+            "kind": units.kind,
+            "unit": int(units.numbers[i]),
+            "rule": halves.writer.text(rule),
+            "n_conditions": len(rule.conditions),
+            **asdict(scored),
+            "density": (len(units.firing[0][i]) + len(units.firing[1][i]))
+            / sum(t.n for t in halves.texts),
+            "context": halves.writer.asks_for_context(rule),
+            "values": halves.writer.values(rule),
+        }
+        for i, (rule, scored) in zip(
+            enough, (pair for batch in done for pair in batch), strict=True
+        )
+    ]
+    columns = [
+        "kind",
+        "unit",
+        "rule",
+        "n_conditions",
+        "auroc",
+        "balanced_accuracy",
+        "precision",
+        "recall",
+        "information",
+        "density",
+        "context",
+        "values",
+    ]
     return pd.DataFrame(records, columns=columns)
 
 
 def _draw(rng: np.random.Generator, n: int, at_most: int | None) -> Int[Array, " unit"]:
-    return np.arange(n) if at_most is None or n <= at_most else np.sort(rng.choice(n, at_most, replace=False))
+    return (
+        np.arange(n)
+        if at_most is None or n <= at_most
+        else np.sort(rng.choice(n, at_most, replace=False))
+    )

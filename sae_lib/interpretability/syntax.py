@@ -6,8 +6,16 @@ import numpy as np
 from jaxtyping import Int
 
 AROUND = (
-    "outside brackets and quotes", "inside (…)", "inside […]", "inside {…}", "inside <…>", "inside a string", "inside a string of several lines", "in a comment", "inside `…`",
-)  # fmt: skip
+    "outside brackets and quotes",
+    "inside (…)",
+    "inside […]",
+    "inside {…}",
+    "inside <…>",
+    "inside a string",
+    "inside a string of several lines",
+    "in a comment",
+    "inside `…`",
+)
 ROUND, ANGLE, STRING, LONG_STRING, COMMENT, CODE = 1, 4, 5, 6, 7, 8
 SIGNS = re.compile(
     rb"\\."  # escaped: means nothing
@@ -19,7 +27,9 @@ OPENING = {b")": b"(", b"]": b"[", b"}": b"{"}
 KIND = {b"(": ROUND, b"[": ROUND + 1, b"{": ROUND + 2}
 
 
-def surroundings(text: bytes, places: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+def surroundings(
+    text: bytes, places: Int[np.ndarray, " n"]
+) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
     """For each of the byte offsets `places`, as indices of `AROUND`: the innermost thing around it; and how many brackets are open.
 
     A quotation mark left open ends with its line, a bracket left open with the next unindented line after an empty one: prose closes neither.
@@ -32,7 +42,13 @@ def surroundings(text: bytes, places: Int[np.ndarray, " n"]) -> tuple[Int[np.nda
         if group is None:
             continue
         if inside:
-            ends = found == closing or (closing == b"\n" and found.startswith(b"\n")) or (inside in (STRING, CODE) and closing != b"```" and group in ("end", "paragraph"))
+            ends = (
+                found == closing
+                or (closing == b"\n" and found.startswith(b"\n"))
+                or (
+                    inside in (STRING, CODE) and closing != b"```" and group in ("end", "paragraph")
+                )
+            )
             if not ends:
                 continue
             after = sign.start() if group in ("end", "paragraph") else after

@@ -23,20 +23,34 @@ def untrained_model(run: Run):
     if s.source == "train":
         model = language_model.build(s, len(tokenizer), tokenizer.eos_token_id)
     else:
-        config = transformers.AutoConfig.from_pretrained(s.source, local_files_only=not hub.reached())
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)
+        config = transformers.AutoConfig.from_pretrained(
+            s.source, local_files_only=not hub.reached()
+        )
+        model = transformers.AutoModelForCausalLM.from_config(
+            config, dtype=config.dtype or torch.float32
+        )
     return model.to(device_of(run)).eval().requires_grad_(False)
 
 
 def shortened(sae: SAESettings, activations: int) -> SAESettings:
     """The same recipe on fewer activations, with all that is measured in activations in proportion."""
     part = min(1.0, activations / sae.activations)
-    return sae.model_copy(update={"activations": round(sae.activations * part), "dead_window": max(1, int(sae.dead_window * part))})
+    return sae.model_copy(
+        update={
+            "activations": round(sae.activations * part),
+            "dead_window": max(1, int(sae.dead_window * part)),
+        }
+    )
 
 
-def untrained_autoencoder(run: Run, sae: SAESettings, name: str) -> tuple[HookPoint, SparseAutoencoder]:
+def untrained_autoencoder(
+    run: Run, sae: SAESettings, name: str
+) -> tuple[HookPoint, SparseAutoencoder]:
     """(hook of the untrained model, autoencoder trained there) for `interpretability.untrained_activations`, made where it is not there."""
-    hook, folder = HookPoint(untrained_model(run), sae.hook_name), run.folder / "interpretability" / f"untrained-{name}"
+    hook, folder = (
+        HookPoint(untrained_model(run), sae.hook_name),
+        run.folder / "interpretability" / f"untrained-{name}",
+    )
     settings = shortened(sae, run.settings.interpretability.untrained_activations)
     made_from = training.sae_made_from(run, settings) | {"language_model": "untrained"}
     if not run.is_made(folder, made_from):
@@ -46,7 +60,15 @@ def untrained_autoencoder(run: Run, sae: SAESettings, name: str) -> tuple[HookPo
         try:
             with checkpoints.finish_the_step() as interrupted:
                 rows = open_tokens(run).rows("train", run.settings.lm.context)
-                trained, summary = training.fit(hook, rows, settings, run.settings.seed, scratch, made_from, interrupted=interrupted)
+                trained, summary = training.fit(
+                    hook,
+                    rows,
+                    settings,
+                    run.settings.seed,
+                    scratch,
+                    made_from,
+                    interrupted=interrupted,
+                )
         finally:
             torch.set_flush_denormal(False)
         with writing(folder, made_from) as out:

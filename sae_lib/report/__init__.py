@@ -15,7 +15,9 @@ def write_report(run: Run) -> Path:
     `ArtefactError` where a result is missing that the report stands on; other missing results are said in their section.
     """
     path, page = run.folder / "report.md", run.folder / "report.html"
-    for name, fig in study_figures.drawn({which: studies.found(run, which) for which in studies.STUDIES}).items():
+    for name, fig in study_figures.drawn(
+        {which: studies.found(run, which) for which in studies.STUDIES}
+    ).items():
         run.figure(fig, name)
     text = render.markdown(run)
     write_atomically(path, text)

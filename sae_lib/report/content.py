@@ -28,7 +28,18 @@ NOTEBOOK_OF = {
     "study_saelens": "`python -m benchmarks.saelens_frontier`",
 }
 ESSENTIAL = ("evaluation",)
-OPTIONAL = ("run", "activations", "training", "toy", "features", "interpretability", "clusters", "explanations", "last_mlp", "clamping")
+OPTIONAL = (
+    "run",
+    "activations",
+    "training",
+    "toy",
+    "features",
+    "interpretability",
+    "clusters",
+    "explanations",
+    "last_mlp",
+    "clamping",
+)
 ORIGINAL = json.loads((Path(__file__).parent / "original.json").read_text())
 LABELS = {"ward_2024": "ours, faithful", "bricken_2023": "ours, as published"}
 
@@ -44,7 +55,9 @@ def load(run: Run) -> dict[str, Any]:
             )
     for name in ESSENTIAL + OPTIONAL:
         there = (run.results_folder / f"{name}.json").exists()
-        results[name] = {k: v for k, v in run.load_results(name).items() if k != "made_from"} if there else None
+        results[name] = (
+            {k: v for k, v in run.load_results(name).items() if k != "made_from"} if there else None
+        )
     return results
 
 
@@ -62,7 +75,9 @@ def context(run: Run) -> dict[str, Any]:
                 f"results/evaluation.json of {run.folder} has no entry {name!r}; run notebook {NOTEBOOK_OF['evaluation']} again"
             )
     recipes = [n for n in evaluation if n in RECIPES and n != main] + [main]
-    widths = sorted((w, f"{main}-d_sae_{w}") for w in s.sae.widths if f"{main}-d_sae_{w}" in evaluation)
+    widths = sorted(
+        (w, f"{main}-d_sae_{w}") for w in s.sae.widths if f"{main}-d_sae_{w}" in evaluation
+    )
     summaries = results["training"]["summaries"] if results["training"] else {}
     activations = results["activations"]
     return results | {
@@ -83,13 +98,20 @@ def context(run: Run) -> dict[str, Any]:
         "faithful": evaluation.get("ward_2024") if main != "ward_2024" else None,
         "recipe_names": recipes,
         "labels": LABELS,
-        "narrow": [{"d_sae": w, "name": n, **evaluation[n]} for w, n in widths if w <= len(evaluation["neurons"]["density"])],
-        "widths": [{"d_sae": w, "name": n, **evaluation[n]} for w, n in [*widths, (s.sae.d_sae, main)]],
+        "narrow": [
+            {"d_sae": w, "name": n, **evaluation[n]}
+            for w, n in widths
+            if w <= len(evaluation["neurons"]["density"])
+        ],
+        "widths": [
+            {"d_sae": w, "name": n, **evaluation[n]} for w, n in [*widths, (s.sae.d_sae, main)]
+        ],
         "summaries": summaries,
         "resampled": {name: resampling(t) for name, t in summaries.items()},
         "lm": activations["language_model"] if activations else None,
         "text": activations["text"] if activations else None,
-        "few_tokens": evaluation[main]["tokens"] < 0.95 * ORIGINAL["facts"]["alive_tokens"]["value"],
+        "few_tokens": evaluation[main]["tokens"]
+        < 0.95 * ORIGINAL["facts"]["alive_tokens"]["value"],
         "alive_at": ALIVE,
         "notebook_of": NOTEBOOK_OF,
         "studies": {which: studies.found(run, which) for which in studies.STUDIES},
@@ -112,7 +134,10 @@ def resampling(summary: dict[str, Any]) -> dict[str, Any]:
 def ratings() -> str:
     """The original's figures of interpretability, in words."""
     facts = {k: v["value"] for k, v in ORIGINAL["facts"].items()}
-    return "; ".join(f"{how}, neurons {facts[f'neurons_{key}']}, features {facts[f'features_{key}']}" for how, key in (("by hand", "by_hand"), ("by a chat model", "by_model")))
+    return "; ".join(
+        f"{how}, neurons {facts[f'neurons_{key}']}, features {facts[f'features_{key}']}"
+        for how, key in (("by hand", "by_hand"), ("by a chat model", "by_model"))
+    )
 
 
 def settings_hash(run: Run) -> str:
@@ -122,13 +147,20 @@ def settings_hash(run: Run) -> str:
 
 def overrides(settings: settings_module.Settings) -> list[str]:
     """The `--set` values that turn the profile into these settings."""
-    return [f"{key}={_shown(value)}" for key, value in _differences(settings, settings_module.load(settings.profile))]
+    return [
+        f"{key}={_shown(value)}"
+        for key, value in _differences(settings, settings_module.load(settings.profile))
+    ]
 
 
 def command(run: Run) -> str:
     """The command that makes this run again."""
     return " ".join(
-        ["python -m sae_lib run --profile", run.settings.profile, *(f"--set {shlex.quote(o)}" for o in overrides(run.settings))]
+        [
+            "python -m sae_lib run --profile",
+            run.settings.profile,
+            *(f"--set {shlex.quote(o)}" for o in overrides(run.settings)),
+        ]
     )
 
 

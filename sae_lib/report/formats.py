@@ -19,7 +19,9 @@ def number(x: float | None, digits: int = 3) -> str:
         return "0"
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(x))))
     rounded = round(x, decimals)
-    if rounded and math.floor(math.log10(abs(rounded))) > math.floor(math.log10(abs(x))):  # 9.996 → 10.0
+    if rounded and math.floor(math.log10(abs(rounded))) > math.floor(
+        math.log10(abs(x))
+    ):  # 9.996 → 10.0
         decimals = max(0, decimals - 1)
     return f"{rounded:,.{decimals}f}"
 

@@ -20,13 +20,19 @@ def machine() -> dict[str, Any]:
     gpu = None
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
-        gpu = {"name": properties.name, "bytes": properties.total_memory, "number": torch.cuda.device_count()}
+        gpu = {
+            "name": properties.name,
+            "bytes": properties.total_memory,
+            "number": torch.cuda.device_count(),
+        }
     elif torch.backends.mps.is_available():
         gpu = {"name": "Apple GPU (mps)", "bytes": None, "number": 1}
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "gpu": gpu,
         "torch_threads": torch.get_num_threads(),
@@ -40,14 +46,20 @@ def machine() -> dict[str, Any]:
 def cpu_model() -> str:
     """The processor's own name, or the architecture where the system does not tell."""
     try:
-        if found := re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+        if found := re.search(
+            r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE
+        ):
             return found[1].strip()
     except OSError:
         pass
     if platform.system() == "Darwin":
         try:
             return subprocess.run(
-                ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, timeout=5, check=True
+                ["sysctl", "-n", "machdep.cpu.brand_string"],
+                capture_output=True,
+                text=True,
+                timeout=5,
+                check=True,
             ).stdout.strip()
         except (OSError, subprocess.SubprocessError):
             pass
@@ -71,10 +83,17 @@ def commit(folder: Path = ROOT) -> str | None:
     """The commit that the code is at, marked where tracked files differ from it; None without git."""
     try:
         head = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=10, check=True
+            ["git", "rev-parse", "--short=12", "HEAD"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
         ).stdout.strip()
         status = ["git", "status", "--porcelain", "--untracked-files=no"]
-        changed = subprocess.run(status, cwd=folder, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        changed = subprocess.run(
+            status, cwd=folder, capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
     return f"{head} with uncommitted changes" if changed else head

@@ -16,7 +16,10 @@ def plain(value: object) -> str:
 
 def prose(text: str) -> str:
     """`plain`, but names in backticks stay code: for sentences of our own that the results quote."""
-    return "".join(part if i % 2 else plain(part) for i, part in enumerate(re.split(r"( ?`[\w.]+`[ ,]?)", text)))
+    return "".join(
+        part if i % 2 else plain(part)
+        for i, part in enumerate(re.split(r"( ?`[\w.]+`[ ,]?)", text))
+    )
 
 
 def code(text: object, every_blank: bool = True) -> str:
@@ -42,4 +45,7 @@ def table(header: Sequence[object], rows: Sequence[Sequence[object]], left: int 
         if len(row) != len(header):
             raise ValueError(f"row {row} has {len(row)} cells, the table {len(header)} columns")
     rule = ["---" if i < left else "---:" for i in range(len(header))]
-    return "\n".join("| " + " | ".join(str(c).replace("\n", " ") for c in row) + " |" for row in (header, rule, *rows))
+    return "\n".join(
+        "| " + " | ".join(str(c).replace("\n", " ") for c in row) + " |"
+        for row in (header, rule, *rows)
+    )

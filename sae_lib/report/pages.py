@@ -73,7 +73,12 @@ class _Links(Treeprocessor):
         """The picture itself in place of its path; a path out of the figures' folder is dropped."""
         path = self.folder / image.get("src", "")
         inside = (self.folder / "figures").resolve() in path.resolve().parents
-        image.set("src", "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode() if inside and path.is_file() else "data:,")
+        image.set(
+            "src",
+            "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+            if inside and path.is_file()
+            else "data:,",
+        )
 
     def wrap(self, parent, table) -> None:
         """A wide table scrolls by itself instead of widening the page."""
@@ -86,10 +91,13 @@ class _Links(Treeprocessor):
 def html(text: str, folder: Path) -> str:
     """The report as one self-contained page; `folder` is where its `figures/` lie."""
     md = markdown.Markdown(
-        extensions=["tables", "fenced_code", "sane_lists", "toc", Inert(folder)], extension_configs={"toc": {"toc_depth": "2-2"}}
+        extensions=["tables", "fenced_code", "sane_lists", "toc", Inert(folder)],
+        extension_configs={"toc": {"toc_depth": "2-2"}},
     )
     body = md.convert(text)
-    title = next((line[2:] for line in text.splitlines() if line.startswith("# ")), "report").replace("`", "")
+    title = next(
+        (line[2:] for line in text.splitlines() if line.startswith("# ")), "report"
+    ).replace("`", "")
     escaped = title.replace("&", "&amp;").replace("<", "&lt;")
     return PAGE.format(title=escaped, style=STYLE, contents=md.toc, body=body)
 
@@ -129,7 +137,11 @@ def pdf(page: Path, out: Path) -> bool:
             done = subprocess.run(command, capture_output=True, text=True, timeout=PDF_SECONDS)
             why = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         except (OSError, subprocess.TimeoutExpired) as error:
-            why = f"no page within {PDF_SECONDS} s" if isinstance(error, subprocess.TimeoutExpired) else str(error)
+            why = (
+                f"no page within {PDF_SECONDS} s"
+                if isinstance(error, subprocess.TimeoutExpired)
+                else str(error)
+            )
         if not made.is_file() or not made.read_bytes().startswith(b"%PDF"):
             out.unlink(missing_ok=True)
             log.warning("no report.pdf: Chromium did not print (%s); %s", why, mend)

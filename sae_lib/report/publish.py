@@ -30,7 +30,10 @@ def publish(run: Run, root: Path) -> Path:
             raise ArtefactError(
                 f"{source} has a broken link, {link}: nothing was published; write the report again, or run the notebook that makes that figure"
             )
-    if any(link.endswith(".html") for link in figures) and (library := run.folder / "figures" / "plotly.min.js").is_file():
+    if (
+        any(link.endswith(".html") for link in figures)
+        and (library := run.folder / "figures" / "plotly.min.js").is_file()
+    ):
         figures.append(str(library.relative_to(run.folder)))
     results = sorted(run.results_folder.glob("*.json"))
     published = re.sub(r"\]\(figures/", "](report/figures/", text)
@@ -41,7 +44,10 @@ def publish(run: Run, root: Path) -> Path:
     )
     sizes = {name: len(data) for name, data in files.items()}
     if (total := sum(sizes.values())) > LARGEST:
-        largest = ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in sorted(sizes.items(), key=lambda x: -x[1])[:3])
+        largest = ", ".join(
+            f"{name} {size / 1e6:.2f} MB"
+            for name, size in sorted(sizes.items(), key=lambda x: -x[1])[:3]
+        )
         raise ArtefactError(
             f"the report is {total / 1e6:.2f} MB with its figures and results, at most {LARGEST / 1e6:.0f} MB can be published (largest: {largest}); nothing was published"
         )
@@ -59,9 +65,9 @@ def publish(run: Run, root: Path) -> Path:
 
 def own_path(text: str, run: Run) -> str | None:
     """The first absolute path in `text` that is this machine's own. Paths in general may stand there: the corpus is full of them."""
-    own = {str(p) for p in (run.folder.resolve(), ROOT, Path.cwd(), Path.home(), Path(sys.prefix))} | set(
-        _in_settings(run.settings.model_dump(mode="json"))
-    )
+    own = {
+        str(p) for p in (run.folder.resolve(), ROOT, Path.cwd(), Path.home(), Path(sys.prefix))
+    } | set(_in_settings(run.settings.model_dump(mode="json")))
     for path in sorted(own, key=len, reverse=True):
         if len(path) > 3 and re.search(rf"(?<![\w./]){re.escape(path)}(?![\w.-])", text):
             return path

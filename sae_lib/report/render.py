@@ -6,7 +6,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, Undefined, UndefinedError
+from jinja2 import (
+    Environment,
+    FileSystemLoader,
+    StrictUndefined,
+    Template,
+    Undefined,
+    UndefinedError,
+)
 
 from sae_lib.errors import ArtefactError
 from sae_lib.report import content, feature_tables, tables
@@ -24,13 +31,25 @@ TOY_PARTS = (
 )
 TOY_FIGURES = (
     ("toy_introduction", "Five features in two dimensions, from dense to rare."),
-    ("toy_weights_and_norms", "Twenty features in five dimensions: interference, and which features are represented."),
-    ("toy_phase_diagram", "Phases: an extra feature ignored, given a dimension, or stored in superposition."),
+    (
+        "toy_weights_and_norms",
+        "Twenty features in five dimensions: interference, and which features are represented.",
+    ),
+    (
+        "toy_phase_diagram",
+        "Phases: an extra feature ignored, given a dimension, or stored in superposition.",
+    ),
     ("toy_plateaus", "Dimensions per feature stick at the fractions of regular figures."),
     ("toy_correlated", "Correlated and anti-correlated features."),
-    ("toy_absolute_value_large", "Neurons computing absolute values for more features than there are neurons."),
+    (
+        "toy_absolute_value_large",
+        "Neurons computing absolute values for more features than there are neurons.",
+    ),
     ("toy_five_cases", "The five cases of unequal density."),
-    ("toy_autoencoder", "Autoencoders on the toy model, with and without resampling: which true directions they find."),
+    (
+        "toy_autoencoder",
+        "Autoencoders on the toy model, with and without resampling: which true directions they find.",
+    ),
     ("toy_shrinkage", "Shrinkage by the L1 penalty."),
 )
 
@@ -62,12 +81,24 @@ class Registry:
         suffix = next((s for s in ("png", "html") if (self.folder / f"{name}.{s}").exists()), None)
         if suffix is None:
             return ""
-        self.figures.append((f"Figure {len(self.figures) + 1}", f"`figures/{name}.{suffix}`", results))
+        self.figures.append(
+            (f"Figure {len(self.figures) + 1}", f"`figures/{name}.{suffix}`", results)
+        )
         label = f"Figure {len(self.figures)}. {plain(caption)}"
-        return f"![{label}](figures/{name}.png)\n\n*{label}*" if suffix == "png" else f"[{label} (interactive page)](figures/{name}.html)"
+        return (
+            f"![{label}](figures/{name}.png)\n\n*{label}*"
+            if suffix == "png"
+            else f"[{label} (interactive page)](figures/{name}.html)"
+        )
 
     def table(self, caption: str, results: str, numbered: Any = None) -> str:
-        self.tables.append((f"Table {len(self.tables) + 1}", plain(caption.partition(":")[0].partition(".")[0]), results))
+        self.tables.append(
+            (
+                f"Table {len(self.tables) + 1}",
+                plain(caption.partition(":")[0].partition(".")[0]),
+                results,
+            )
+        )
         return f"**Table {len(self.tables)}.** {caption}"
 
     def traceability(self) -> str:
@@ -79,7 +110,9 @@ class Registry:
                     what.replace(" ", "\u00a0"),
                     shown,
                     ", ".join(f"`{n}.json`" for n in names),
-                    ", ".join(dict.fromkeys(content.NOTEBOOK_OF.get(n, "the run itself") for n in names)),
+                    ", ".join(
+                        dict.fromkeys(content.NOTEBOOK_OF.get(n, "the run itself") for n in names)
+                    ),
                 ]
             )
         return table(["", "", "results/", "Notebook"], rows, left=4)
@@ -130,8 +163,24 @@ def _template() -> Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    filters = [getattr(f, name) for name in ("count", "number", "exact", "percent", "nats", "small", "millions", "duration", "gib")]
-    named = {made.__name__: made for made in (*filters, plain, prose, code, block, gallery)} | {"shell": shlex.quote, "python": repr}
+    filters = [
+        getattr(f, name)
+        for name in (
+            "count",
+            "number",
+            "exact",
+            "percent",
+            "nats",
+            "small",
+            "millions",
+            "duration",
+            "gib",
+        )
+    ]
+    named = {made.__name__: made for made in (*filters, plain, prose, code, block, gallery)} | {
+        "shell": shlex.quote,
+        "python": repr,
+    }
     environment.filters |= {name: _of_defined(made) for name, made in named.items()}
     return environment.get_template("template.md.j2")
 
@@ -181,7 +230,11 @@ def prompt_table(prompts: dict[str, Any]) -> str:
 
 
 def rows_table(rows: list[dict[str, Any]]) -> str:
-    return table(list(map(plain, rows[0])), [[plain(v) for v in row.values()] for row in rows], left=len(rows[0]))
+    return table(
+        list(map(plain, rows[0])),
+        [[plain(v) for v in row.values()] for row in rows],
+        left=len(rows[0]),
+    )
 
 
 def gate_table(gates: list[dict[str, Any]]) -> str:

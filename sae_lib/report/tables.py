@@ -62,35 +62,82 @@ def main_table(v: dict[str, Any]) -> str:
         rows.append([f"{label}{note}", of_original(fact, write, v["original"]), *ours])
     if v["summaries"]:
         for label, key, write, fact, note in TRAINED:
-            ours = [write(v["summaries"][name][key]) if name in v["summaries"] else f.NONE for name in names]
+            ours = [
+                write(v["summaries"][name][key]) if name in v["summaries"] else f.NONE
+                for name in names
+            ]
             rows.append([f"{label}{note}", of_original(fact, write, v["original"]), *ours, f.NONE])
-    widths = [f.count(v["original"]["d_sae"]), *[f.count(v["s"].sae.d_sae)] * len(names), f.count(v["d_in"])]
+    widths = [
+        f.count(v["original"]["d_sae"]),
+        *[f.count(v["s"].sae.d_sae)] * len(names),
+        f.count(v["d_in"]),
+    ]
     return table(header, [["Features (neurons)", *widths], *rows])
 
 
 def width_table(v: dict[str, Any]) -> str:
     rows = [
-        [f.count(w["d_sae"]), f"{f.exact(round(w['d_sae'] / v['d_in'], 2))} ×", *(write(w[key]) for _, key, write in COMPARED)]
+        [
+            f.count(w["d_sae"]),
+            f"{f.exact(round(w['d_sae'] / v['d_in'], 2))} ×",
+            *(write(w[key]) for _, key, write in COMPARED),
+        ]
         for w in v["widths"]
     ]
-    return table(["Features", "Times the layer's width", *(label for label, _, _ in COMPARED)], rows, left=0)
+    return table(
+        ["Features", "Times the layer's width", *(label for label, _, _ in COMPARED)], rows, left=0
+    )
 
 
 def resampling_table(v: dict[str, Any]) -> str:
     """One row per autoencoder: what was resampled, and what is silent at the end."""
     rows = []
     for name, r in v["resampled"].items():
-        dead = f.NONE if not r["times"] else " to ".join(dict.fromkeys([f.count(r["dead_least"]), f.count(r["dead_most"])]))
+        dead = (
+            f.NONE
+            if not r["times"]
+            else " to ".join(dict.fromkeys([f.count(r["dead_least"]), f.count(r["dead_most"])]))
+        )
         e = v["evaluation"].get(name)
-        held = [f.percent(e["dead_share"]), f.count(e["alive"]), f.percent(e["recovered_zero"])] if e else [f.NONE] * 3
-        rows.append([f"`{name}`", f.count(r["times"]), dead, f.count(r["touched"]), f.percent(r["silent"]), *held])
-    header = ["Autoencoder", "Rounds", "Dead at a round", "Touched", "Silent at the end", "Dead, held-out", "Alive", "Recovered (zero)"]
+        held = (
+            [f.percent(e["dead_share"]), f.count(e["alive"]), f.percent(e["recovered_zero"])]
+            if e
+            else [f.NONE] * 3
+        )
+        rows.append(
+            [
+                f"`{name}`",
+                f.count(r["times"]),
+                dead,
+                f.count(r["touched"]),
+                f.percent(r["silent"]),
+                *held,
+            ]
+        )
+    header = [
+        "Autoencoder",
+        "Rounds",
+        "Dead at a round",
+        "Touched",
+        "Silent at the end",
+        "Dead, held-out",
+        "Alive",
+        "Recovered (zero)",
+    ]
     return table(header, rows)
 
 
 def event_table(events: list[dict[str, Any]], per_step: float) -> str:
     """Resampling by resampling, of one training."""
-    rows = [[f.count(e["step"]), f.count(e["step"] * per_step), f.count(e["dead"]), f.count(e["resampled"])] for e in events]
+    rows = [
+        [
+            f.count(e["step"]),
+            f.count(e["step"] * per_step),
+            f.count(e["dead"]),
+            f.count(e["resampled"]),
+        ]
+        for e in events
+    ]
     return table(["Step", "Activations seen", "Dead", "Touched"], rows, left=0)
 
 
@@ -98,7 +145,10 @@ def kind_table(text: dict[str, Any], most: int = 12) -> str:
     """Tokens per kind of text, training and held-out side by side, largest first."""
     train, heldout = text["train"]["kinds"], text["heldout"]["kinds"]
     none = {"documents": 0, "tokens": 0}
-    kinds = sorted(train | heldout, key=lambda k: -train.get(k, none)["tokens"] - heldout.get(k, none)["tokens"])
+    kinds = sorted(
+        train | heldout,
+        key=lambda k: -train.get(k, none)["tokens"] - heldout.get(k, none)["tokens"],
+    )
     rows = []
     for kind in kinds[:most]:
         a, b = train.get(kind, none), heldout.get(kind, none)
@@ -113,7 +163,11 @@ def kind_table(text: dict[str, Any], most: int = 12) -> str:
             ]
         )
     if rest := kinds[most:]:
-        sums = [sum(part.get(k, none)[c] for k in rest) for part in (train, heldout) for c in ("documents", "tokens")]
+        sums = [
+            sum(part.get(k, none)[c] for k in rest)
+            for part in (train, heldout)
+            for c in ("documents", "tokens")
+        ]
         rows.append(
             [
                 f"{len(rest)} others",
@@ -124,9 +178,21 @@ def kind_table(text: dict[str, Any], most: int = 12) -> str:
                 f.count(sums[3]),
             ]
         )
-    total = [f.count(text[split][c]) for split in ("train", "heldout") for c in ("documents", "tokens")]
+    total = [
+        f.count(text[split][c]) for split in ("train", "heldout") for c in ("documents", "tokens")
+    ]
     rows.append(["**all**", *total[:2], "100 %", *total[2:]])
-    return table(["Kind", "Training documents", "Training tokens", "Share", "Held-out documents", "Held-out tokens"], rows)
+    return table(
+        [
+            "Kind",
+            "Training documents",
+            "Training tokens",
+            "Share",
+            "Held-out documents",
+            "Held-out tokens",
+        ],
+        rows,
+    )
 
 
 def length_table(text: dict[str, Any]) -> str:
@@ -150,9 +216,16 @@ def record_table(rows: list[list[Any]]) -> str:
 def last_table(v: dict[str, Any]) -> str:
     """The last-layer MLP's measures: its autoencoder and its neurons."""
     e = v["last_mlp"]["evaluation"]
-    measures = (*COMPARED[:4], ("L0, median", "l0_median", f.count), *COMPARED[4:], ("KL, nats/token", "kl", f.small))
+    measures = (
+        *COMPARED[:4],
+        ("L0, median", "l0_median", f.count),
+        *COMPARED[4:],
+        ("KL, nats/token", "kl", f.small),
+    )
     header = ["", *(f"`{n}`" if n != "neurons" else n for n in e)]
-    return table(header, [[label, *(write(r[key]) for r in e.values())] for label, key, write in measures])
+    return table(
+        header, [[label, *(write(r[key]) for r in e.values())] for label, key, write in measures]
+    )
 
 
 def recipes_study_table(v: dict[str, Any]) -> str:
@@ -160,13 +233,22 @@ def recipes_study_table(v: dict[str, Any]) -> str:
     rows = []
     for r in study_figures.recipes_rows(v["studies"]["recipes"]):
         setting = f"k = {f.count(r['k'])}" if r["k"] else f"λ = {f.exact(r['lambda'])}"
-        rows.append([plain(r["contender"]), f"{setting}, rate {f.exact(r['lr'])}", *_study_cells(r)])
+        rows.append(
+            [plain(r["contender"]), f"{setting}, rate {f.exact(r['lr'])}", *_study_cells(r)]
+        )
     return table(["Recipe", "Setting", *STUDY_HEAD], rows, left=2)
 
 
 def widths_study_table(v: dict[str, Any]) -> str:
     """The widths at the same L0."""
-    rows = [[f.count(r["d_sae"]), f"λ = {f.exact(r['lambda'])}, rate {f.exact(r['lr'])}", *_study_cells(r)] for r in study_figures.widths_rows(v["studies"]["widths"])]
+    rows = [
+        [
+            f.count(r["d_sae"]),
+            f"λ = {f.exact(r['lambda'])}, rate {f.exact(r['lr'])}",
+            *_study_cells(r),
+        ]
+        for r in study_figures.widths_rows(v["studies"]["widths"])
+    ]
     return table(["Features", "Setting", *STUDY_HEAD], rows, left=2)
 
 
@@ -174,24 +256,81 @@ def saelens_table(v: dict[str, Any]) -> str:
     """SAELens' own trainer, and ours at the L0 that it reached."""
     rows = []
     for r in study_figures.saelens_rows(v["studies"]["saelens"]):
-        setting, seconds = f"λ = {f.exact(r['lambda'])}, rate {f.exact(r['lr'])}", f"{f.count(round(r['seconds']))} ({f.number(r['speed'], 2)})"
-        measures = f.percent(r["recovered_zero"]), f.percent(r["recovered_mean"]), f.small(r["fvu"]), f.number(r["l0_mean"]), f.percent(r["dead_share"])
-        rows.append([plain(r["contender"]), setting, f.millions(r["activations"]), f.count(r["seeds"]), *measures, f.count(r["threads"]), seconds])
-    return table(["Trainer", "Setting", "Activations", "Seeds", "Recovered, zero", "Recovered, mean", "FVU", "L0", "Dead", "Threads", "Seconds"], rows, left=2)
+        setting, seconds = (
+            f"λ = {f.exact(r['lambda'])}, rate {f.exact(r['lr'])}",
+            f"{f.count(round(r['seconds']))} ({f.number(r['speed'], 2)})",
+        )
+        measures = (
+            f.percent(r["recovered_zero"]),
+            f.percent(r["recovered_mean"]),
+            f.small(r["fvu"]),
+            f.number(r["l0_mean"]),
+            f.percent(r["dead_share"]),
+        )
+        rows.append(
+            [
+                plain(r["contender"]),
+                setting,
+                f.millions(r["activations"]),
+                f.count(r["seeds"]),
+                *measures,
+                f.count(r["threads"]),
+                seconds,
+            ]
+        )
+    return table(
+        [
+            "Trainer",
+            "Setting",
+            "Activations",
+            "Seeds",
+            "Recovered, zero",
+            "Recovered, mean",
+            "FVU",
+            "L0",
+            "Dead",
+            "Threads",
+            "Seconds",
+        ],
+        rows,
+        left=2,
+    )
 
 
-STUDY_HEAD = ("Seeds", "Recovered, zero", "Recovered, mean", "Spread", "FVU", "L0", "Dead", "MMCS (random)")
+STUDY_HEAD = (
+    "Seeds",
+    "Recovered, zero",
+    "Recovered, mean",
+    "Spread",
+    "FVU",
+    "L0",
+    "Dead",
+    "MMCS (random)",
+)
 
 
 def _study_cells(r: dict[str, Any]) -> list[str]:
     mmcs = f"{f.number(r['mmcs'])} ({f.number(r['mmcs_null'])})"
-    return [f.count(r["seeds"]), f.percent(r["recovered_zero"]), f.percent(r["recovered_mean"]), f.percent(r["spread"]), f.small(r["fvu"]), f.number(r["l0_mean"]), f.percent(r["dead_share"]), mmcs]
+    return [
+        f.count(r["seeds"]),
+        f.percent(r["recovered_zero"]),
+        f.percent(r["recovered_mean"]),
+        f.percent(r["spread"]),
+        f.small(r["fvu"]),
+        f.number(r["l0_mean"]),
+        f.percent(r["dead_share"]),
+        mmcs,
+    ]
 
 
 def compared(v: dict[str, Any], one: str, other: str) -> str:
     """A sentence on two contenders of the study of recipes at its L0, whichever way it came out."""
     d = study_figures.difference(v["studies"]["recipes"], one, other)
-    verdict = "all seeds of the one lie on the same side of all seeds of the other" if d["apart"] else "which is within the spread of the seeds"
+    verdict = (
+        "all seeds of the one lie on the same side of all seeds of the other"
+        if d["apart"]
+        else "which is within the spread of the seeds"
+    )
     return f"{plain(one)} recovers {f.percent(d['one'])} (mean ablation), {plain(other)} {f.percent(d['other'])}: {verdict}."
 
 
@@ -200,4 +339,6 @@ def rates_tried(v: dict[str, Any]) -> str:
     tried: dict[str, set[float]] = {}
     for point in v["studies"]["recipes"]["tuning"]:
         tried.setdefault(point["recipe"], set()).add(point["lr"])
-    return ", ".join(f"{' and '.join(map(f.exact, sorted(rates)))} (`{name}`)" for name, rates in tried.items())
+    return ", ".join(
+        f"{' and '.join(map(f.exact, sorted(rates)))} (`{name}`)" for name, rates in tried.items()
+    )

@@ -11,7 +11,11 @@ from sae_lib.toy import models as toy
 from sae_lib.toy.experiments import Size, plain, size_of, train_grid
 
 SIZES: dict[str, tuple[Size, Size, Size]] = {
-    "autoencoder": (Size(1, 2, 60, 128, 1e-3), Size(1, 16, 3000, 256, 3e-3), Size(1, 16, 20000, 1024, 1e-3)),
+    "autoencoder": (
+        Size(1, 2, 60, 128, 1e-3),
+        Size(1, 16, 3000, 256, 3e-3),
+        Size(1, 16, 20000, 1024, 1e-3),
+    ),
 }
 DENSITY, L1, RECOVERED = 0.025, 0.2, 0.95
 
@@ -22,27 +26,51 @@ class ToyAutoencoder(nn.Module):
     The encoder starts as the decoder's transpose where `transposed`, elsewhere on its own (Xavier-normal).
     """
 
-    def __init__(self, n_instances: int, d_in: int, d_sae: int, transposed: Bool[Tensor, " instance"], seed: int = 0):
+    def __init__(
+        self,
+        n_instances: int,
+        d_in: int,
+        d_sae: int,
+        transposed: Bool[Tensor, " instance"],
+        seed: int = 0,
+    ):
         super().__init__()
         generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
-        decoder, encoder = (torch.randn(n_instances, d_in, d_sae, generator=generator, device=generator.device) for _ in range(2))
+        decoder, encoder = (
+            torch.randn(n_instances, d_in, d_sae, generator=generator, device=generator.device)
+            for _ in range(2)
+        )
         decoder = decoder / decoder.norm(dim=1, keepdim=True)
-        encoder = torch.where(transposed.to(decoder.device)[:, None, None], decoder, encoder * math.sqrt(2 / (d_in + d_sae)))
+        encoder = torch.where(
+            transposed.to(decoder.device)[:, None, None],
+            decoder,
+            encoder * math.sqrt(2 / (d_in + d_sae)),
+        )
         self.W_dec, self.W_enc = nn.Parameter(decoder), nn.Parameter(encoder.mT.contiguous())
         self.b_enc = nn.Parameter(torch.zeros(n_instances, d_sae, 1))
         self.b_dec = nn.Parameter(torch.zeros(n_instances, d_in, 1))
 
-    def encode(self, h: Float[Tensor, "instance d_in sample"]) -> Float[Tensor, "instance latent sample"]:
+    def encode(
+        self, h: Float[Tensor, "instance d_in sample"]
+    ) -> Float[Tensor, "instance latent sample"]:
         """Latent activations."""
         return torch.relu(torch.baddbmm(self.b_enc, self.W_enc, h - self.b_dec))
 
-    def decode(self, f: Float[Tensor, "instance latent sample"]) -> Float[Tensor, "instance d_in sample"]:
+    def decode(
+        self, f: Float[Tensor, "instance latent sample"]
+    ) -> Float[Tensor, "instance d_in sample"]:
         """Reconstructions."""
         return torch.baddbmm(self.b_dec, self.W_dec, f)
 
 
 @torch.no_grad()
-def resample(sae: ToyAutoencoder, dead: Bool[Tensor, "instance latent"], h: Float[Tensor, "instance d_in sample"], optimizer: torch.optim.Adam, generator: torch.Generator) -> None:
+def resample(
+    sae: ToyAutoencoder,
+    dead: Bool[Tensor, "instance latent"],
+    h: Float[Tensor, "instance d_in sample"],
+    optimizer: torch.optim.Adam,
+    generator: torch.Generator,
+) -> None:
     """Point each dead latent at an input drawn with probability ∝ squared error², encoder at 0.2 of the live norm (Bricken et al. 2023).
 
     Adam's memory of the replaced weights is cleared.
@@ -54,8 +82,14 @@ def resample(sae: ToyAutoencoder, dead: Bool[Tensor, "instance latent"], h: Floa
     direction = (h - sae.b_dec).gather(2, drawn[:, None, :].expand(-1, h.shape[1], -1))
     direction = direction / direction.norm(dim=1, keepdim=True).clamp(min=1e-12)
     norms, live = sae.W_enc.norm(dim=2), ~dead
-    live_norm = torch.where(live.any(1), (norms * live).sum(1) / live.sum(1).clamp(min=1), torch.ones_like(norms[:, 0]))
-    new = {"W_dec": (direction, dead[:, None, :]), "W_enc": (0.2 * live_norm[:, None, None] * direction.mT, dead[:, :, None]), "b_enc": (torch.zeros_like(sae.b_enc), dead[:, :, None])}
+    live_norm = torch.where(
+        live.any(1), (norms * live).sum(1) / live.sum(1).clamp(min=1), torch.ones_like(norms[:, 0])
+    )
+    new = {
+        "W_dec": (direction, dead[:, None, :]),
+        "W_enc": (0.2 * live_norm[:, None, None] * direction.mT, dead[:, :, None]),
+        "b_enc": (torch.zeros_like(sae.b_enc), dead[:, :, None]),
+    }
     for name, (value, mask) in new.items():
         parameter = getattr(sae, name)
         parameter.copy_(torch.where(mask, value, parameter))
@@ -68,14 +102,23 @@ def base_model(size: Size, want: int) -> tuple[Float[Tensor, "instance 2 5"], in
 
     Where fewer do, they are repeated; where none does (a run too short), the lowest losses stand in.
     """
-    trained = train_grid(Size(1, 2 * want, min(size.steps, 2000), size.batch, 1e-2), torch.tensor([DENSITY]), 5, 2)
+    trained = train_grid(
+        Size(1, 2 * want, min(size.steps, 2000), size.batch, 1e-2), torch.tensor([DENSITY]), 5, 2
+    )
     W = trained.W[0][trained.losses[0].argsort()]
     full = toy.represented(W).all(-1)
     pool = W[full] if bool(full.any()) else W
     return pool[torch.arange(want) % len(pool)], int(full.sum()), len(W)
 
 
-def train_autoencoders(W: Float[Tensor, "instance d_in feature"], resampling: Bool[Tensor, " instance"], transposed: Bool[Tensor, " instance"], size: Size, d_sae: int = 5, seed: int = 0) -> ToyAutoencoder:
+def train_autoencoders(
+    W: Float[Tensor, "instance d_in feature"],
+    resampling: Bool[Tensor, " instance"],
+    transposed: Bool[Tensor, " instance"],
+    size: Size,
+    d_sae: int = 5,
+    seed: int = 0,
+) -> ToyAutoencoder:
     """Train one autoencoder on each toy model's hidden layer; those with `resampling` revive silent latents.
 
     L = mean (h − ĥ)² + 0.2 Σ f, unit decoder. Resampled every eighth of the run: latents silent in the fiftieth before it.
@@ -86,7 +129,9 @@ def train_autoencoders(W: Float[Tensor, "instance d_in feature"], resampling: Bo
     optimizer = torch.optim.Adam(sae.parameters(), lr=size.lr, fused=True)
     every, window = max(size.steps // 8, 2), max(size.steps // 40, 1)
     fired = torch.zeros(len(W), d_sae, dtype=torch.bool, device=W.device)
-    for step in tqdm(range(size.steps), desc="toy autoencoders", leave=False, mininterval=1.0, disable=None):
+    for step in tqdm(
+        range(size.steps), desc="toy autoencoders", leave=False, mininterval=1.0, disable=None
+    ):
         h = W @ features.sample(len(W), size.batch, generator)
         if step % every == 0 and step:
             resample(sae, ~fired & resampling[:, None], h, optimizer, generator)
@@ -104,7 +149,9 @@ def train_autoencoders(W: Float[Tensor, "instance d_in feature"], resampling: Bo
 
 
 @torch.no_grad()
-def recovery(decoder: Float[Tensor, "instance d_in latent"], W: Float[Tensor, "instance d_in feature"]) -> Float[Tensor, "instance feature"]:
+def recovery(
+    decoder: Float[Tensor, "instance d_in latent"], W: Float[Tensor, "instance d_in feature"]
+) -> Float[Tensor, "instance feature"]:
     """For each true direction the largest cosine with a decoder direction."""
     unit = lambda x: x / x.norm(dim=1, keepdim=True).clamp(min=1e-12)  # noqa: E731
     return (unit(W).mT @ unit(decoder)).amax(-1)
@@ -124,13 +171,22 @@ def measure(sae: ToyAutoencoder, W: Float[Tensor, "instance d_in feature"]) -> d
     alone = sae.W_dec @ sae.encode(single.flatten(2))
     cosine = recovery(sae.W_dec, W)
     return {
-        "cosine": cosine, "recovered": (cosine > RECOVERED).sum(1), "dead": (rate == 0).sum(1), "rate": rate,
-        "norm_ratio": (output * active).sum(1) / (h.norm(dim=1) * active).sum(1), "decoder": sae.W_dec,
-        "single_input": single.norm(dim=1), "single_output": alone.norm(dim=1).unflatten(1, single.shape[2:]),
-    }  # fmt: skip
+        "cosine": cosine,
+        "recovered": (cosine > RECOVERED).sum(1),
+        "dead": (rate == 0).sum(1),
+        "rate": rate,
+        "norm_ratio": (output * active).sum(1) / (h.norm(dim=1) * active).sum(1),
+        "decoder": sae.W_dec,
+        "single_input": single.norm(dim=1),
+        "single_output": alone.norm(dim=1).unflatten(1, single.shape[2:]),
+    }
 
 
-VARIANTS = {"without": (False, False), "with": (True, False), "transposed": (False, True)}  # (resampling, encoder starts as decoder's transpose)
+VARIANTS = {
+    "without": (False, False),
+    "with": (True, False),
+    "transposed": (False, True),
+}  # (resampling, encoder starts as decoder's transpose)
 
 
 def autoencoder(preset: str) -> dict:
@@ -138,7 +194,9 @@ def autoencoder(preset: str) -> dict:
     size = size_of("autoencoder", preset, SIZES)
     W, n_full, n_base = base_model(size, n := size.seeds)
     every = W.repeat(len(VARIANTS), 1, 1)
-    resampling, transposed = (torch.tensor([v[i] for v in VARIANTS.values()]).repeat_interleave(n) for i in range(2))
+    resampling, transposed = (
+        torch.tensor([v[i] for v in VARIANTS.values()]).repeat_interleave(n) for i in range(2)
+    )
     result = measure(train_autoencoders(every, resampling, transposed, size), every)
     out = {"W": W, "base_five": [n_full, n_base], "p": DENSITY, "l1": L1, "instances": n}
     for i, name in enumerate(VARIANTS):
@@ -146,8 +204,14 @@ def autoencoder(preset: str) -> dict:
         all_five = int((mine["recovered"] == W.shape[-1]).sum())
         live = mine["rate"][mine["rate"] > 0]
         best = int(mine["cosine"].amin(1).argmax())
-        out[name] = {k: mine[k] for k in ("cosine", "recovered", "dead", "norm_ratio", "decoder")} | {
-            "all_five": [all_five, n, *toy.wilson(all_five, n)], "dead_latents": [int(mine["dead"].sum()), mine["rate"].numel()], "median_rate": live.median() if len(live) else 0.0,
-            "best": best, "single_input": mine["single_input"][best], "single_output": mine["single_output"][best],
-        }  # fmt: skip
+        out[name] = {
+            k: mine[k] for k in ("cosine", "recovered", "dead", "norm_ratio", "decoder")
+        } | {
+            "all_five": [all_five, n, *toy.wilson(all_five, n)],
+            "dead_latents": [int(mine["dead"].sum()), mine["rate"].numel()],
+            "median_rate": live.median() if len(live) else 0.0,
+            "best": best,
+            "single_input": mine["single_input"][best],
+            "single_output": mine["single_output"][best],
+        }
     return plain(out)

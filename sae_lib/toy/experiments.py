@@ -31,14 +31,38 @@ class Size:
 SIZES: dict[str, tuple[Size, Size, Size]] = {
     "introduction": (Size(3, 2, 60, 128, 3e-2), Size(8, 6, 600, 512, 2e-2), Size(13, 16, 2000)),
     "weights_and_norms": (Size(2, 1, 40, 128), Size(7, 2, 300, 512, 2e-2), Size(7, 8, 2000)),
-    "weights_and_norms_large": (Size(2, 1, 30, 64), Size(7, 1, 200, 256, 2e-2), Size(7, 2, 2000, 512)),
+    "weights_and_norms_large": (
+        Size(2, 1, 30, 64),
+        Size(7, 1, 200, 256, 2e-2),
+        Size(7, 2, 2000, 512),
+    ),
     "linear_control": (Size(2, 1, 40, 128), Size(7, 2, 300, 512, 2e-2), Size(7, 4, 2000)),
-    "phase_diagram": (Size(3, 2, 40, 64, 3e-2), Size(9, 10, 250, 256, 3e-2), Size(13, 12, 1000, 512, 2e-2)),
-    "phase_diagram_three": (Size(3, 2, 40, 64, 3e-2), Size(7, 6, 200, 256, 3e-2), Size(9, 8, 800, 256, 2e-2)),
-    "uniform_superposition": (Size(3, 1, 30, 64), Size(10, 1, 250, 256, 2e-2), Size(16, 1, 1200, 512)),
-    "varied_density": (Size(3, 2, 40, 128, 3e-2), Size(9, 4, 400, 512, 2e-2), Size(17, 12, 800, 512)),
+    "phase_diagram": (
+        Size(3, 2, 40, 64, 3e-2),
+        Size(9, 10, 250, 256, 3e-2),
+        Size(13, 12, 1000, 512, 2e-2),
+    ),
+    "phase_diagram_three": (
+        Size(3, 2, 40, 64, 3e-2),
+        Size(7, 6, 200, 256, 3e-2),
+        Size(9, 8, 800, 256, 2e-2),
+    ),
+    "uniform_superposition": (
+        Size(3, 1, 30, 64),
+        Size(10, 1, 250, 256, 2e-2),
+        Size(16, 1, 1200, 512),
+    ),
+    "varied_density": (
+        Size(3, 2, 40, 128, 3e-2),
+        Size(9, 4, 400, 512, 2e-2),
+        Size(17, 12, 800, 512),
+    ),
     "correlated_pairs": (Size(2, 2, 60, 128, 3e-2), Size(5, 4, 400, 512, 2e-2), Size(5, 12, 2000)),
-    "anticorrelated_pairs": (Size(2, 2, 60, 128, 3e-2), Size(5, 4, 400, 512, 2e-2), Size(5, 12, 2000)),
+    "anticorrelated_pairs": (
+        Size(2, 2, 60, 128, 3e-2),
+        Size(5, 4, 400, 512, 2e-2),
+        Size(5, 12, 2000),
+    ),
     "correlated_sets": (Size(2, 1, 40, 128, 3e-2), Size(2, 4, 400, 512, 2e-2), Size(2, 8, 1500)),
 }
 
@@ -82,7 +106,22 @@ class Trained:
         return tensor[torch.arange(len(tensor)), self.losses.argmin(1).cpu()]
 
 
-def train_grid(size: Size, probability: Tensor, n_features: int, d_hidden: int, *, target=lambda x: x, values="uniform", sets="independent", set_size=1, importance=1.0, seed=0, on_step=None, decay=True, **config) -> Trained:
+def train_grid(
+    size: Size,
+    probability: Tensor,
+    n_features: int,
+    d_hidden: int,
+    *,
+    target=lambda x: x,
+    values="uniform",
+    sets="independent",
+    set_size=1,
+    importance=1.0,
+    seed=0,
+    on_step=None,
+    decay=True,
+    **config,
+) -> Trained:
     """Train `settings × seeds` instances at once; rows of `probability [setting]` or `[setting, feature]` are the settings."""
     rows = probability if probability.ndim == 2 else probability[:, None]
     rows = rows.expand(-1, n_features).repeat_interleave(size.seeds, 0)
@@ -90,7 +129,17 @@ def train_grid(size: Size, probability: Tensor, n_features: int, d_hidden: int, 
         importance = importance.repeat_interleave(size.seeds, 0)
     features = toy.Features(n_features, rows, values, sets, set_size)
     model = toy.ToyModel(toy.ToyConfig(n_features, d_hidden, len(rows), importance, **config), seed)
-    toy.train(model, features, target, steps=size.steps, batch=size.batch, lr=size.lr, seed=seed, on_step=on_step, decay=decay)
+    toy.train(
+        model,
+        features,
+        target,
+        steps=size.steps,
+        batch=size.batch,
+        lr=size.lr,
+        seed=seed,
+        on_step=on_step,
+        decay=decay,
+    )
     losses = toy.test_loss(model, features, target).unflatten(0, (-1, size.seeds))
     return Trained(model, features, losses)
 
@@ -102,7 +151,9 @@ def powers(base: float, n: int) -> list[float]:
 
 def spread(values: tuple[float, ...], points: int) -> Tensor:
     """`points` of the values, evenly chosen, the first always among them."""
-    return torch.tensor([values[round(i * (len(values) - 1) / max(points - 1, 1))] for i in range(points)])
+    return torch.tensor(
+        [values[round(i * (len(values) - 1) / max(points - 1, 1))] for i in range(points)]
+    )
 
 
 def angles(W: Float[Tensor, "2 feature"]) -> Float[Tensor, " gap"]:
@@ -120,12 +171,25 @@ def introduction(preset: str) -> dict:
     n_kept = toy.represented(t.W).sum(-1)
     kept = toy.represented(t.W)
     best = t.best(t.W)
-    return plain({
-        "p": p, "importance": powers(0.9, 5), "losses": t.losses, "n_represented": n_kept, "dense_loss_closed_form": sum(powers(0.9, 5)[2:]) / 60,
-        "W": best, "b": t.best(t.by_setting(t.model.b))[..., 0], "norms": best.norm(dim=-2), "dimensionality": toy.dimensionality(best),
-        "gaps": [angles(w) for w in best], "kept_sets": kept.int(),
-        "share_of_five": [(k := int((row == 5).sum()), len(row), *toy.wilson(k, len(row))) for row in n_kept],
-    }, 5)  # fmt: skip
+    return plain(
+        {
+            "p": p,
+            "importance": powers(0.9, 5),
+            "losses": t.losses,
+            "n_represented": n_kept,
+            "dense_loss_closed_form": sum(powers(0.9, 5)[2:]) / 60,
+            "W": best,
+            "b": t.best(t.by_setting(t.model.b))[..., 0],
+            "norms": best.norm(dim=-2),
+            "dimensionality": toy.dimensionality(best),
+            "gaps": [angles(w) for w in best],
+            "kept_sets": kept.int(),
+            "share_of_five": [
+                (k := int((row == 5).sum()), len(row), *toy.wilson(k, len(row))) for row in n_kept
+            ],
+        },
+        5,
+    )
 
 
 def _weights_and_norms(name: str, preset: str, n: int, m: int, base: float, **config) -> dict:
@@ -133,11 +197,23 @@ def _weights_and_norms(name: str, preset: str, n: int, m: int, base: float, **co
     p = spread(DENSITIES, size.points)
     t = train_grid(size, p, n, m, importance=powers(base, n), **config)
     W, kept = t.best(t.W), toy.represented(t.W).sum(-1)
-    return plain({
-        "p": p, "n": n, "m": m, "importance_base": base, "W": W, "norms": W.norm(dim=-2), "interference": toy.interference(W),
-        "dimensionality": toy.dimensionality(W), "n_represented": toy.represented(W).sum(-1), "n_represented_all_seeds": kept,
-        "loss": t.losses.amin(1), "sum_dimensionality": toy.dimensionality(t.W).sum(-1),
-    }, 3 if n > 40 else 4)  # fmt: skip
+    return plain(
+        {
+            "p": p,
+            "n": n,
+            "m": m,
+            "importance_base": base,
+            "W": W,
+            "norms": W.norm(dim=-2),
+            "interference": toy.interference(W),
+            "dimensionality": toy.dimensionality(W),
+            "n_represented": toy.represented(W).sum(-1),
+            "n_represented_all_seeds": kept,
+            "loss": t.losses.amin(1),
+            "sum_dimensionality": toy.dimensionality(t.W).sum(-1),
+        },
+        3 if n > 40 else 4,
+    )
 
 
 def weights_and_norms(preset: str) -> dict:
@@ -164,10 +240,23 @@ def _phase_diagram(name: str, preset: str, n: int) -> dict:
     W = t.best(t.W)
     kept = toy.represented(W)
     shared = toy.interference(W)[:, -1] > toy.ALONE_INTERFERENCE
-    phase = torch.where(~kept[:, -1], 0, torch.where(kept.all(1) & shared, 1, 2))  # ignored, in superposition, dedicated
+    phase = torch.where(
+        ~kept[:, -1], 0, torch.where(kept.all(1) & shared, 1, 2)
+    )  # ignored, in superposition, dedicated
     cosine = torch.nn.functional.cosine_similarity(W[:, :, 0], W[:, :, -1], dim=1)
     grid = lambda x: x.unflatten(0, (size.points, size.points))  # noqa: E731
-    return plain({"density": density, "importance": importance, "phase": grid(phase), "norm": grid(W[:, :, -1].norm(dim=1)), "interference": grid(toy.interference(W)[:, -1]), "cosine": grid(cosine), "loss": grid(t.losses.amin(1)), "seeds": size.seeds})  # fmt: skip
+    return plain(
+        {
+            "density": density,
+            "importance": importance,
+            "phase": grid(phase),
+            "norm": grid(W[:, :, -1].norm(dim=1)),
+            "interference": grid(toy.interference(W)[:, -1]),
+            "cosine": grid(cosine),
+            "loss": grid(t.losses.amin(1)),
+            "seeds": size.seeds,
+        }
+    )
 
 
 def phase_diagram(preset: str) -> dict:
@@ -188,7 +277,18 @@ def uniform_superposition(preset: str) -> dict:
     t = train_grid(size, 1 / inverse, n, m)
     W = t.W[:, 0]
     D = toy.dimensionality(W)
-    return plain({"n": n, "m": m, "inverse_density": inverse, "dimensions_per_feature": toy.dimensions_per_feature(W), "dimensionality": [d[k] for d, k in zip(D, toy.represented(W), strict=True)], "sum_dimensionality": D.sum(1), "loss": t.losses[:, 0]}, 3)  # fmt: skip
+    return plain(
+        {
+            "n": n,
+            "m": m,
+            "inverse_density": inverse,
+            "dimensions_per_feature": toy.dimensions_per_feature(W),
+            "dimensionality": [d[k] for d, k in zip(D, toy.represented(W), strict=True)],
+            "sum_dimensionality": D.sum(1),
+            "loss": t.losses[:, 0],
+        },
+        3,
+    )
 
 
 def varied_density(preset: str) -> dict:
@@ -199,10 +299,22 @@ def varied_density(preset: str) -> dict:
     rows[:, 0] *= factor
     t = train_grid(size, rows, 5, 2)
     best, kept = t.best(t.W), toy.represented(t.W)
-    return plain({"factor": factor, "W": best, "norm_varied": best[:, :, 0].norm(dim=1), "n_represented": kept.sum(-1), "varied_represented": kept[..., 0].float().mean(1), "losses": t.losses, "dimensionality": toy.dimensionality(best)})  # fmt: skip
+    return plain(
+        {
+            "factor": factor,
+            "W": best,
+            "norm_varied": best[:, :, 0].norm(dim=1),
+            "n_represented": kept.sum(-1),
+            "varied_represented": kept[..., 0].float().mean(1),
+            "losses": t.losses,
+            "dimensionality": toy.dimensionality(best),
+        }
+    )
 
 
-def cosines(W: Float[Tensor, "*instance hidden feature"]) -> Float[Tensor, "*instance feature other"]:
+def cosines(
+    W: Float[Tensor, "*instance hidden feature"],
+) -> Float[Tensor, "*instance feature other"]:
     """Cosine between every two feature directions."""
     unit = W / W.norm(dim=-2, keepdim=True).clamp(min=1e-12)
     return unit.mT @ unit
@@ -211,18 +323,37 @@ def cosines(W: Float[Tensor, "*instance hidden feature"]) -> Float[Tensor, "*ins
 def _pairs(name: str, preset: str, sets: str, p: Tensor, init_scale: float = 1.0) -> dict:
     t = train_grid(size_of(name, preset), p, 4, 2, sets=sets, set_size=2, init_scale=init_scale)
     C = cosines(t.W)
-    return {"p": p, "within_cosine": torch.stack([C[..., 0, 1], C[..., 2, 3]], -1), "across_cosine": C[..., :2, 2:].flatten(-2), "kept": toy.represented(t.W).sum(-1), "losses": t.losses, "W": t.best(t.W)}
+    return {
+        "p": p,
+        "within_cosine": torch.stack([C[..., 0, 1], C[..., 2, 3]], -1),
+        "across_cosine": C[..., :2, 2:].flatten(-2),
+        "kept": toy.represented(t.W).sum(-1),
+        "losses": t.losses,
+        "W": t.best(t.W),
+    }
 
 
 def correlated_pairs(preset: str) -> dict:
     """Two correlated pairs in 2 dimensions: the features of a pair become orthogonal."""
-    return plain(_pairs("correlated_pairs", preset, "correlated", 400 ** -torch.linspace(0.5, 1, size_of("correlated_pairs", preset).points)))
+    return plain(
+        _pairs(
+            "correlated_pairs",
+            preset,
+            "correlated",
+            400 ** -torch.linspace(0.5, 1, size_of("correlated_pairs", preset).points),
+        )
+    )
 
 
 def anticorrelated_pairs(preset: str) -> dict:
     """Two anti-correlated pairs in 2 dimensions: antipodal within a pair; more runs find it from small weights."""
     p = 10 ** -torch.linspace(0.5, 1, size_of("anticorrelated_pairs", preset).points)
-    return plain({name: _pairs("anticorrelated_pairs", preset, "anticorrelated", p, scale) for name, scale in (("xavier", 1.0), ("small", 0.25))})
+    return plain(
+        {
+            name: _pairs("anticorrelated_pairs", preset, "anticorrelated", p, scale)
+            for name, scale in (("xavier", 1.0), ("small", 0.25))
+        }
+    )
 
 
 def correlated_sets(preset: str) -> dict:
@@ -233,8 +364,24 @@ def correlated_sets(preset: str) -> dict:
         t = train_grid(size, torch.tensor([0.05, 0.01]), n, m, sets="correlated", set_size=of)
         C, G = cosines(t.W), t.W.mT @ t.W
         group = torch.arange(n) // of
-        same, other = (group[:, None] == group) & ~torch.eye(n, dtype=torch.bool), group[:, None] != group
+        same, other = (
+            (group[:, None] == group) & ~torch.eye(n, dtype=torch.bool),
+            group[:, None] != group,
+        )
         both = toy.represented(t.W)[..., :, None] & toy.represented(t.W)[..., None, :]
-        mean = lambda x, mask: (x * (mask & both)).sum((-2, -1)) / (mask & both).sum((-2, -1)).clamp(min=1)  # noqa: B023, E731
-        out[f"{n_sets}x{of}"] = {"p": [0.05, 0.01], "W": t.best(t.W), "within_cosine": mean(C, same), "across_cosine": mean(C, other), "within_abs_cosine": mean(C.abs(), same), "across_abs_cosine": mean(C.abs(), other), "within_weight": (G.square() * same).sum((-2, -1)), "across_weight": (G.square() * other).sum((-2, -1)), "n_represented": toy.represented(t.W).sum(-1), "losses": t.losses}  # fmt: skip
+        mean = lambda x, mask: (  # noqa: E731
+            (x * (mask & both)).sum((-2, -1)) / (mask & both).sum((-2, -1)).clamp(min=1)  # noqa: B023
+        )  # noqa: B023, E731
+        out[f"{n_sets}x{of}"] = {
+            "p": [0.05, 0.01],
+            "W": t.best(t.W),
+            "within_cosine": mean(C, same),
+            "across_cosine": mean(C, other),
+            "within_abs_cosine": mean(C.abs(), same),
+            "across_abs_cosine": mean(C.abs(), other),
+            "within_weight": (G.square() * same).sum((-2, -1)),
+            "across_weight": (G.square() * other).sum((-2, -1)),
+            "n_represented": toy.represented(t.W).sum(-1),
+            "losses": t.losses,
+        }
     return plain(out)

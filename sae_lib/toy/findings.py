@@ -32,8 +32,13 @@ def introduction(r: dict) -> str:
 
 def starting_points(r: dict) -> str:
     """What decides how many seeds find the pentagon."""
-    low, high = min(r["rows"], key=lambda x: x["share"][0]), max(r["rows"], key=lambda x: x["share"][0])
-    say = lambda x: f"{x['fives']} of {x['seeds']} seeds (learning rate {x['lr']:g} for {x['steps']} steps, start ×{x['init_scale']:g}, p = {number(x['p'])})"  # noqa: E731
+    low, high = (
+        min(r["rows"], key=lambda x: x["share"][0]),
+        max(r["rows"], key=lambda x: x["share"][0]),
+    )
+    say = lambda x: (  # noqa: E731
+        f"{x['fives']} of {x['seeds']} seeds (learning rate {x['lr']:g} for {x['steps']} steps, start ×{x['init_scale']:g}, p = {number(x['p'])})"
+    )  # noqa: E731
     return f"The share of seeds with all five features depends on how they are trained: from {say(low)} to {say(high)}. Count seeds before believing one."
 
 
@@ -64,7 +69,10 @@ def sets(varied: dict, pairs: dict, anti: dict, correlated: dict) -> str:
     """Varied density, correlated, anti-correlated."""
     orthogonal = [abs(c) < 0.1 for row in pairs["within_cosine"] for pair in row for c in pair]
     share = lambda x: mean([max(p) < -0.98 for row in x["within_cosine"] for p in row])  # noqa: E731
-    first = next((f for f, s in zip(varied["factor"], varied["varied_represented"], strict=True) if s > 0.5), None)
+    first = next(
+        (f for f, s in zip(varied["factor"], varied["varied_represented"], strict=True) if s > 0.5),
+        None,
+    )
     return (
         f"The varied feature is represented by most seeds {'from ×' + number(first) + ' on' if first else 'at no density tried'}. Correlated features end nearly orthogonal (|cosine| < 0.1 in {percent(mean(orthogonal))} of the pairs); "
         f"anti-correlated ones end antipodal in {percent(share(anti['xavier']))} of the runs, and in {percent(share(anti['small']))} when the weights start at a quarter of the size. "
@@ -92,16 +100,34 @@ def five_cases(r: dict) -> list[dict]:
     table = []
     for claim in dict.fromkeys(o["claim"] for o in r["observations"]):
         mine = [o for o in r["observations"] if o["claim"] == claim]
-        where = lambda verdict: "; ".join(f"p {number(o['low'])}–{number(o['high'])}: {interval(o['share'])}" for o in mine if o["holds"] == verdict) or "nowhere"  # noqa: B023, E731
+        where = lambda verdict: (  # noqa: E731
+            "; ".join(
+                f"p {number(o['low'])}–{number(o['high'])}: {interval(o['share'])}"
+                for o in mine  # noqa: B023
+                if o["holds"] == verdict
+            )
+            or "nowhere"
+        )  # noqa: B023, E731
         measure = "seeds with five" if "five" in claim else "represented features in superposition"
-        table.append({"the talk says": claim, "measured": f"share of {measure}", "holds": where(True), "does not hold": where(False)})
+        table.append(
+            {
+                "the talk says": claim,
+                "measured": f"share of {measure}",
+                "holds": where(True),
+                "does not hold": where(False),
+            }
+        )
     return table
 
 
 def dropout(r: dict) -> str:
     """4.1."""
     last, first = r["rates"][-1], r["rates"][0]
-    low, null, zero = mean(last["alignment"]), mean(last["rotated"]), mean(first["alignment"]) - mean(first["rotated"])
+    low, null, zero = (
+        mean(last["alignment"]),
+        mean(last["rotated"]),
+        mean(first["alignment"]) - mean(first["rotated"]),
+    )
     word = "less" if low < null - 0.02 else "more" if low > null + 0.02 else "about as much"
     return f"At dropout {last['rate']:g} the largest share of a feature on one neuron is {low:.2f}, against {null:.2f} for the same weights rotated at random ({zero:+.2f} without dropout): features lie on single neurons {word} than chance. The model represents {mean(last['n_represented']):.1f} features instead of {mean(first['n_represented']):.1f}: dropout pays for redundancy with features."
 
@@ -115,32 +141,65 @@ def square(r: dict) -> str:
 def pair_functions(r: dict, tasks: tuple[str, ...]) -> str:
     """4.5 and 4.6."""
     middle = len(r["neurons"]) // 2
-    say = lambda t: f"{t}: {percent(mean(r[t]['unexplained'][middle][0]))} unexplained at p = {number(r['p'][0])} and {percent(mean(r[t]['unexplained'][middle][-1]))} at {number(r['p'][-1])}, with {mean(r[t]['pairs_per_neuron'][middle]):.1f} pairs per neuron"  # noqa: E731
+    say = lambda t: (  # noqa: E731
+        f"{t}: {percent(mean(r[t]['unexplained'][middle][0]))} unexplained at p = {number(r['p'][0])} and {percent(mean(r[t]['unexplained'][middle][-1]))} at {number(r['p'][-1])}, with {mean(r[t]['pairs_per_neuron'][middle]):.1f} pairs per neuron"
+    )  # noqa: E731
     text = f"With one neuron for each of {r['pairs']} pairs, {'; '.join(map(say, tasks))}."
     if "AND" in tasks and mean(r["AND"]["unexplained"][middle][-1]) > 0.5:
         text += " AND of rare inputs is itself so rare (p²) that the model leaves most of it out."
     if "max" in tasks and mean(r["max"]["unexplained"][middle][-1]) < 0.15:
-        text += " For rare inputs max(x, y) is nearly x + y, so neurons can be shared at little cost."
+        text += (
+            " For rare inputs max(x, y) is nearly x + y, so neurons can be shared at little cost."
+        )
     return text
 
 
 def value_types(r: dict) -> str:
     """4.7–4.9."""
-    labels = {"uniform": "uniform", "upper_half": "[0.5, 1]", "discrete": "1, 2, 3", "binary": "binary"}
+    labels = {
+        "uniform": "uniform",
+        "upper_half": "[0.5, 1]",
+        "discrete": "1, 2, 3",
+        "binary": "binary",
+    }
     middle = len(r["p"]) // 2
-    return f"At p = {number(r['p'][middle])} the seeds represent on average " + ", ".join(f"{mean(r[k]['n_represented'][middle]):.1f} ({v})" for k, v in labels.items()) + f" features; at p = {number(r['p'][-1])}, " + ", ".join(f"{mean(r[k]['n_represented'][-1]):.1f}" for k in labels) + (". The range of values moves the density where superposition starts, not where it ends." if max(abs(mean(r[k]["n_represented"][-1]) - 5) for k in labels) < 0.5 else ".")
+    return (
+        f"At p = {number(r['p'][middle])} the seeds represent on average "
+        + ", ".join(f"{mean(r[k]['n_represented'][middle]):.1f} ({v})" for k, v in labels.items())
+        + f" features; at p = {number(r['p'][-1])}, "
+        + ", ".join(f"{mean(r[k]['n_represented'][-1]):.1f}" for k in labels)
+        + (
+            ". The range of values moves the density where superposition starts, not where it ends."
+            if max(abs(mean(r[k]["n_represented"][-1]) - 5) for k in labels) < 0.5
+            else "."
+        )
+    )
 
 
 def gelu(r: dict) -> str:
     """4.10."""
     low = [mean(g) / mean(x) for g, x in zip(r["gelu"]["loss"], r["relu"]["loss"], strict=True)]
-    return f"At p = {number(r['p'][-1])} GELU represents {mean(r['gelu']['n_represented'][-1]):.1f} features and ReLU {mean(r['relu']['n_represented'][-1]):.1f}; its loss is {min(low):.1f} to {max(low):.1f} times ReLU's over the densities." + (" GELU's smooth foot filters small interference less sharply: superposition is there, but costs more." if mean(low) > 1 else "")
+    return (
+        f"At p = {number(r['p'][-1])} GELU represents {mean(r['gelu']['n_represented'][-1]):.1f} features and ReLU {mean(r['relu']['n_represented'][-1]):.1f}; its loss is {min(low):.1f} to {max(low):.1f} times ReLU's over the densities."
+        + (
+            " GELU's smooth foot filters small interference less sharply: superposition is there, but costs more."
+            if mean(low) > 1
+            else ""
+        )
+    )
 
 
 def classification(r: dict) -> str:
     """4.12."""
     told = [max(row) for row in r["classes_told_apart"]]
-    return f"Cross-entropy through two dimensions tells apart {told[0]} of 10 classes at p = {number(r['p'][0])} and {told[-1]} at p = {number(r['p'][-1])}, where squared error represents {max(r['squared_represented'][-1])} features" + (": a softmax needs only that each direction wins at its own angle, so superposition is easier than for reconstruction." if told[-1] > max(r["squared_represented"][-1]) else ".")
+    return (
+        f"Cross-entropy through two dimensions tells apart {told[0]} of 10 classes at p = {number(r['p'][0])} and {told[-1]} at p = {number(r['p'][-1])}, where squared error represents {max(r['squared_represented'][-1])} features"
+        + (
+            ": a softmax needs only that each direction wins at its own angle, so superposition is easier than for reconstruction."
+            if told[-1] > max(r["squared_represented"][-1])
+            else "."
+        )
+    )
 
 
 def many_hidden(r: dict) -> str:

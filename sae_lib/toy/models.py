@@ -22,11 +22,15 @@ REPRESENTED_NORM = 0.5  # a feature is represented when ‖W_i‖ exceeds this
 ALONE_INTERFERENCE = 0.05  # a represented feature is alone when Σ_{j≠i}(Ŵ_i·W_j)² stays below this
 
 
-def _rows(name: str, values, n_features: int, valid: Callable[[Tensor], Tensor], expected: str) -> Float[Tensor, "rows features"]:
+def _rows(
+    name: str, values, n_features: int, valid: Callable[[Tensor], Tensor], expected: str
+) -> Float[Tensor, "rows features"]:
     """A scalar, a list or a matrix as `[1 or instances, n_features]`, checked."""
     rows = torch.atleast_2d(torch.as_tensor(values, dtype=torch.float32))
     if rows.ndim != 2 or rows.shape[1] not in (1, n_features):
-        raise SettingsError(f"toy.{name}: shape {list(rows.shape)} does not match {n_features} features; give one number, one per feature, or [instances, features]")
+        raise SettingsError(
+            f"toy.{name}: shape {list(rows.shape)} does not match {n_features} features; give one number, one per feature, or [instances, features]"
+        )
     if not bool(valid(rows).all()):
         raise SettingsError(f"toy.{name}: {rows[~valid(rows)][0].item():g} is not {expected}")
     return rows.expand(-1, n_features)
@@ -48,34 +52,64 @@ class Features:
 
     def __post_init__(self):
         if self.n_features < 1:
-            raise SettingsError(f"toy.n_features: {self.n_features} features; at least one is needed")
-        rows = _rows("probability", self.probability, self.n_features, lambda p: (p > 0) & (p <= 1), "a probability in (0, 1]; a feature that never occurs teaches nothing")
+            raise SettingsError(
+                f"toy.n_features: {self.n_features} features; at least one is needed"
+            )
+        rows = _rows(
+            "probability",
+            self.probability,
+            self.n_features,
+            lambda p: (p > 0) & (p <= 1),
+            "a probability in (0, 1]; a feature that never occurs teaches nothing",
+        )
         if self.values not in VALUES:
-            raise SettingsError(f"toy.values: {self.values!r} is unknown; there are: {', '.join(VALUES)}")
+            raise SettingsError(
+                f"toy.values: {self.values!r} is unknown; there are: {', '.join(VALUES)}"
+            )
         if self.sets not in ("independent", "correlated", "anticorrelated"):
-            raise SettingsError(f"toy.sets: {self.sets!r} is unknown; there are: independent, correlated, anticorrelated")
+            raise SettingsError(
+                f"toy.sets: {self.sets!r} is unknown; there are: independent, correlated, anticorrelated"
+            )
         if self.sets != "independent":
             if self.set_size < 1 or self.n_features % self.set_size:
-                raise SettingsError(f"toy.set_size: {self.n_features} features do not divide into sets of {self.set_size}; choose a divisor")
-            if bool((rows.unflatten(1, (-1, self.set_size)) != rows[:, :: self.set_size, None]).any()):
-                raise SettingsError("toy.probability: features of one correlated or anticorrelated set need the same probability")
+                raise SettingsError(
+                    f"toy.set_size: {self.n_features} features do not divide into sets of {self.set_size}; choose a divisor"
+                )
+            if bool(
+                (rows.unflatten(1, (-1, self.set_size)) != rows[:, :: self.set_size, None]).any()
+            ):
+                raise SettingsError(
+                    "toy.probability: features of one correlated or anticorrelated set need the same probability"
+                )
             if self.sets == "anticorrelated" and rows.max() * self.set_size > 1 + 1e-6:
-                raise SettingsError(f"toy.probability: {rows.max():g} for each of {self.set_size} exclusive features exceeds 1 in sum; lower it to {1 / self.set_size:g}")
+                raise SettingsError(
+                    f"toy.probability: {rows.max():g} for each of {self.set_size} exclusive features exceeds 1 in sum; lower it to {1 / self.set_size:g}"
+                )
 
     def rows(self) -> Float[Tensor, "rows features"]:
         """Probabilities as a matrix: one row, or one per instance."""
         return _rows("probability", self.probability, self.n_features, lambda p: p > 0, "positive")
 
-    def sample(self, n_instances: int, batch: int, generator: torch.Generator | None = None, common: bool = False) -> Float[Tensor, "instance feature sample"]:
+    def sample(
+        self,
+        n_instances: int,
+        batch: int,
+        generator: torch.Generator | None = None,
+        common: bool = False,
+    ) -> Float[Tensor, "instance feature sample"]:
         """Draw samples, inactive features 0: independent ones for every instance, or from `common` random numbers."""
         rows = self.rows()
         if len(rows) not in (1, n_instances):
-            raise SettingsError(f"toy.probability: {len(rows)} rows for {n_instances} instances; give one row, or one per instance")
+            raise SettingsError(
+                f"toy.probability: {len(rows)} rows for {n_instances} instances; give one row, or one per instance"
+            )
         device = generator.device if generator else torch.get_default_device()
         p = rows[:, :, None].to(device)
 
         def uniform(n: int) -> Tensor:
-            u = torch.rand(1 if common else n_instances, n, batch, generator=generator, device=device)
+            u = torch.rand(
+                1 if common else n_instances, n, batch, generator=generator, device=device
+            )
             return u.repeat(n_instances, 1, 1) if common else u
 
         if self.sets == "independent":
@@ -87,7 +121,9 @@ class Features:
         else:
             u = uniform(self.n_features // self.set_size).repeat_interleave(self.set_size, 1)
             member = torch.arange(self.n_features, device=p.device)[:, None] % self.set_size
-            active = u < p if self.sets == "correlated" else (u >= member * p) & (u < (member + 1) * p)
+            active = (
+                u < p if self.sets == "correlated" else (u >= member * p) & (u < (member + 1) * p)
+            )
             value = uniform(self.n_features)
         if self.values == "uniform":
             return value * active
@@ -119,18 +155,30 @@ class ToyConfig:
                 raise SettingsError(f"toy.{name}: {value} is not a positive whole number")
         for name in ("hidden", "output"):
             if getattr(self, name) not in ACTIVATIONS:
-                raise SettingsError(f"toy.{name}: {getattr(self, name)!r} is unknown; there are: {', '.join(ACTIVATIONS)}")
+                raise SettingsError(
+                    f"toy.{name}: {getattr(self, name)!r} is unknown; there are: {', '.join(ACTIVATIONS)}"
+                )
         if not 0 <= self.dropout < 1:
             raise SettingsError(f"toy.dropout: {self.dropout} is not in [0, 1)")
         if self.init_scale <= 0:
-            raise SettingsError(f"toy.init_scale: {self.init_scale} is not positive; weights that start at 0 stay there")
+            raise SettingsError(
+                f"toy.init_scale: {self.init_scale} is not positive; weights that start at 0 stay there"
+            )
         rows = self.importance_rows()
         if len(rows) not in (1, self.n_instances):
-            raise SettingsError(f"toy.importance: {len(rows)} rows for {self.n_instances} instances; give one row, or one per instance")
+            raise SettingsError(
+                f"toy.importance: {len(rows)} rows for {self.n_instances} instances; give one row, or one per instance"
+            )
 
     def importance_rows(self) -> Float[Tensor, "rows outputs"]:
         """Importances as a matrix over the outputs: one row, or one per instance."""
-        return _rows("importance", self.importance, self.n_outputs or self.n_features, lambda i: (i > 0) & i.isfinite(), "a positive importance; drop the feature instead of weighing it 0")
+        return _rows(
+            "importance",
+            self.importance,
+            self.n_outputs or self.n_features,
+            lambda i: (i > 0) & i.isfinite(),
+            "a positive importance; drop the feature instead of weighing it 0",
+        )
 
 
 class ToyModel(nn.Module):
@@ -144,50 +192,86 @@ class ToyModel(nn.Module):
 
         def xavier(rows: int, columns: int) -> nn.Parameter:
             scale = config.init_scale * math.sqrt(2 / (rows + columns))
-            return nn.Parameter(scale * torch.randn(config.n_instances, rows, columns, generator=generator, device=generator.device))
+            return nn.Parameter(
+                scale
+                * torch.randn(
+                    config.n_instances, rows, columns, generator=generator, device=generator.device
+                )
+            )
 
         self.W = xavier(config.d_hidden, config.n_features)
         self.W_out = xavier(n_outputs, config.d_hidden) if config.n_outputs else None
         self.b = nn.Parameter(torch.zeros(config.n_instances, n_outputs, 1))
-        self.b_hidden = nn.Parameter(torch.zeros(config.n_instances, config.d_hidden, 1)) if config.hidden_bias else None
-        self.register_buffer("importance", config.importance_rows().clone()[:, :, None].to(generator.device))
+        self.b_hidden = (
+            nn.Parameter(torch.zeros(config.n_instances, config.d_hidden, 1))
+            if config.hidden_bias
+            else None
+        )
+        self.register_buffer(
+            "importance", config.importance_rows().clone()[:, :, None].to(generator.device)
+        )
 
-    def encode(self, x: Float[Tensor, "instance feature sample"]) -> Float[Tensor, "instance hidden sample"]:
+    def encode(
+        self, x: Float[Tensor, "instance feature sample"]
+    ) -> Float[Tensor, "instance hidden sample"]:
         """Hidden activations."""
         pre = self.W @ x if self.b_hidden is None else torch.baddbmm(self.b_hidden, self.W, x)
         return ACTIVATIONS[self.config.hidden](pre)
 
-    def forward(self, x: Float[Tensor, "instance feature sample"]) -> Float[Tensor, "instance output sample"]:
+    def forward(
+        self, x: Float[Tensor, "instance feature sample"]
+    ) -> Float[Tensor, "instance output sample"]:
         """Outputs; dropout acts on the hidden layer while `self.training`."""
-        h = F.dropout(self.encode(x), self.config.dropout, self.training) if self.config.dropout else self.encode(x)
-        return ACTIVATIONS[self.config.output](torch.baddbmm(self.b, self.W.mT if self.W_out is None else self.W_out, h))
+        h = (
+            F.dropout(self.encode(x), self.config.dropout, self.training)
+            if self.config.dropout
+            else self.encode(x)
+        )
+        return ACTIVATIONS[self.config.output](
+            torch.baddbmm(self.b, self.W.mT if self.W_out is None else self.W_out, h)
+        )
 
-    def loss(self, x: Float[Tensor, "instance feature sample"], target: Tensor) -> Float[Tensor, " instance"]:
+    def loss(
+        self, x: Float[Tensor, "instance feature sample"], target: Tensor
+    ) -> Float[Tensor, " instance"]:
         """Mean over samples and outputs of importance × squared error; cross-entropy (nats) where `target` holds class numbers."""
         y = self(x)
         if not target.is_floating_point():
             return F.cross_entropy(y, target, reduction="none").mean(1)
         if y.shape != target.shape:
-            raise SettingsError(f"toy.target: shape {list(target.shape)} does not match the model's output {list(y.shape)}")
+            raise SettingsError(
+                f"toy.target: shape {list(target.shape)} does not match the model's output {list(y.shape)}"
+            )
         return ((y - target).square() * self.importance).mean((1, 2))
 
 
 def train(
-    model: ToyModel, features: Features, target: Callable[[Tensor], Tensor] = lambda x: x, *,
-    steps: int, batch: int = 1024, lr: float = 1e-3, decay: bool = True, seed: int = 0,
+    model: ToyModel,
+    features: Features,
+    target: Callable[[Tensor], Tensor] = lambda x: x,
+    *,
+    steps: int,
+    batch: int = 1024,
+    lr: float = 1e-3,
+    decay: bool = True,
+    seed: int = 0,
     on_step: Callable[[int, ToyModel, Tensor], None] | None = None,
-) -> ToyModel:  # fmt: skip
+) -> ToyModel:
     """Adam on fresh samples at every step; with `decay` the learning rate falls to 0 along a cosine. `on_step` sees (step, model, losses).
 
     Instances do not touch each other: Adam scales each weight by its own history, and the summed loss separates.
     """
     if steps < 1 or batch < 1 or lr <= 0:
-        raise SettingsError(f"toy.train: steps {steps}, batch {batch} and lr {lr} must all be positive")
+        raise SettingsError(
+            f"toy.train: steps {steps}, batch {batch} and lr {lr} must all be positive"
+        )
     generator = torch.Generator(model.W.device).manual_seed(seed + 1)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
     model.train()
     for step in tqdm(range(steps), desc="toy models", leave=False, mininterval=1.0, disable=None):
-        optimizer.param_groups[0]["lr"] = lr * (0.5 + 0.5 * math.cos(math.pi * step / steps) if decay else 1.0)
+        optimizer.param_groups[0]["lr"] = lr * (
+            0.5 + 0.5 * math.cos(math.pi * step / steps) if decay else 1.0
+        )
         x = features.sample(model.config.n_instances, batch, generator)
         losses = model.loss(x, target(x))
         if on_step:
@@ -199,28 +283,45 @@ def train(
 
 
 @torch.no_grad()
-def test_loss(model: ToyModel, features: Features, target: Callable[[Tensor], Tensor] = lambda x: x, *, batch: int = 4096, repeats: int = 8, seed: int = 12345) -> Float[Tensor, " instance"]:
+def test_loss(
+    model: ToyModel,
+    features: Features,
+    target: Callable[[Tensor], Tensor] = lambda x: x,
+    *,
+    batch: int = 4096,
+    repeats: int = 8,
+    seed: int = 12345,
+) -> Float[Tensor, " instance"]:
     """Loss per instance without dropout, on fresh samples from random numbers common to all, so that seeds compare fairly."""
     generator = torch.Generator(model.W.device).manual_seed(seed)
     was_training, _ = model.training, model.eval()
-    draws = (features.sample(model.config.n_instances, batch, generator, common=True) for _ in range(repeats))
+    draws = (
+        features.sample(model.config.n_instances, batch, generator, common=True)
+        for _ in range(repeats)
+    )
     losses = torch.stack([model.loss(x, target(x)) for x in draws]).mean(0)
     model.train(was_training)
     return losses
 
 
-def squared_overlaps(W: Float[Tensor, "*instance hidden feature"]) -> Float[Tensor, "*instance feature other"]:
+def squared_overlaps(
+    W: Float[Tensor, "*instance hidden feature"],
+) -> Float[Tensor, "*instance feature other"]:
     """`(Ŵ_i·W_j)²`: how much of W_j lies along feature i's unit direction; a zero W_i gives zeros."""
     unit = W / W.norm(dim=-2, keepdim=True).clamp(min=1e-12)
     return (unit.mT @ W).square()
 
 
-def dimensionality(W: Float[Tensor, "*instance hidden feature"]) -> Float[Tensor, "*instance feature"]:
+def dimensionality(
+    W: Float[Tensor, "*instance hidden feature"],
+) -> Float[Tensor, "*instance feature"]:
     """D_i = ‖W_i‖² / Σ_j (Ŵ_i·W_j)² (Elhage et al. 2022, "The geometry of superposition"); 0 for a feature that is not there."""
     return W.square().sum(-2) / squared_overlaps(W).sum(-1).clamp(min=1e-12)
 
 
-def interference(W: Float[Tensor, "*instance hidden feature"]) -> Float[Tensor, "*instance feature"]:
+def interference(
+    W: Float[Tensor, "*instance hidden feature"],
+) -> Float[Tensor, "*instance feature"]:
     """Σ_{j≠i} (Ŵ_i·W_j)²: what the other features write along feature i's direction."""
     overlaps = squared_overlaps(W)
     return overlaps.sum(-1) - overlaps.diagonal(dim1=-2, dim2=-1)
@@ -236,7 +337,9 @@ def alone(W: Float[Tensor, "*instance hidden feature"]) -> Bool[Tensor, "*instan
     return represented(W) & (interference(W) < ALONE_INTERFERENCE)
 
 
-def dimensions_per_feature(W: Float[Tensor, "*instance hidden feature"]) -> Float[Tensor, "*instance"]:
+def dimensions_per_feature(
+    W: Float[Tensor, "*instance hidden feature"],
+) -> Float[Tensor, "*instance"]:
     """m / ‖W‖²_F: hidden dimensions for each represented feature (Elhage et al. 2022)."""
     return W.shape[-2] / W.square().sum((-2, -1)).clamp(min=1e-12)
 

@@ -13,11 +13,18 @@ def main(folder: Path) -> None:
         ours, sae = load_file(path / "ours.safetensors"), SAE.load_from_disk(str(path))
         with torch.no_grad():
             features = sae.encode(ours["x"])
-            difference = max((features - ours["features"]).abs().max().item(), (sae.decode(features) - ours["reconstruction"]).abs().max().item())
-        assert difference < 1e-3 and ours["features"].gt(0).any(), f"{path.name}: largest difference {difference:.2g}"
+            difference = max(
+                (features - ours["features"]).abs().max().item(),
+                (sae.decode(features) - ours["reconstruction"]).abs().max().item(),
+            )
+        assert difference < 1e-3 and ours["features"].gt(0).any(), (
+            f"{path.name}: largest difference {difference:.2g}"
+        )
         assert sae.cfg.metadata.hook_name == "blocks.0.mlp.hook_post", "metadata was dropped"
         sae.save_model(str(path / "saelens"))
-        print(f"SAELens {__version__} {path.name}: opened as {sae.cfg.architecture()}, largest difference {difference:.1e}, L0 {ours['features'].gt(0).sum(1).float().mean():.1f}")
+        print(
+            f"SAELens {__version__} {path.name}: opened as {sae.cfg.architecture()}, largest difference {difference:.1e}, L0 {ours['features'].gt(0).sum(1).float().mean():.1f}"
+        )
 
 
 if __name__ == "__main__":

@@ -13,9 +13,13 @@ def main(folder: Path) -> None:
     assert len(paths) == 4, f"{folder}: expected four folders saved by SAELens, found {len(paths)}"
     for path in paths:
         ours = load_file(path.parent / "ours.safetensors")
-        difference = (SparseAutoencoder.load(path)(ours["x"]) - ours["reconstruction"]).abs().max().item()
+        difference = (
+            (SparseAutoencoder.load(path)(ours["x"]) - ours["reconstruction"]).abs().max().item()
+        )
         assert difference < 1e-3, f"{path}: largest difference {difference:.2g}"
-        print(f"{path.parent.name}: what SAELens saved opens here, largest difference {difference:.1e}")
+        print(
+            f"{path.parent.name}: what SAELens saved opens here, largest difference {difference:.1e}"
+        )
 
 
 if __name__ == "__main__":

@@ -17,11 +17,25 @@ def main(folder: Path) -> None:
             for parameter in sae.parameters():
                 parameter.normal_(generator=generator)
             if architecture in ("batchtopk", "jumprelu"):
-                sae.threshold[:] = 6.0 if architecture == "batchtopk" else torch.rand(256, generator=generator) * 8
+                sae.threshold[:] = (
+                    6.0 if architecture == "batchtopk" else torch.rand(256, generator=generator) * 8
+                )
         sae.for_inference()
-        sae.save(folder / architecture, {"model_name": "none", "hook_name": "blocks.0.mlp.hook_post", "context_size": 128, "prepend_bos": False, "dataset_path": "none"})
+        sae.save(
+            folder / architecture,
+            {
+                "model_name": "none",
+                "hook_name": "blocks.0.mlp.hook_post",
+                "context_size": 128,
+                "prepend_bos": False,
+                "dataset_path": "none",
+            },
+        )
         x = torch.randn(1000, 64, generator=generator)
-        save_file({"x": x, "features": sae.encode(x).detach(), "reconstruction": sae(x).detach()}, folder / architecture / "ours.safetensors")
+        save_file(
+            {"x": x, "features": sae.encode(x).detach(), "reconstruction": sae(x).detach()},
+            folder / architecture / "ours.safetensors",
+        )
 
 
 if __name__ == "__main__":
