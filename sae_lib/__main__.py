@@ -296,7 +296,7 @@ def lab() -> None:
 
 @app.command()
 def doctor(profile: Profile = "laptop") -> None:
-    """What is there and what is off on this machine, with the mend for each failure."""
+    """What works and what does not on this machine, and how to fix each failure."""
     from sae_lib import doctor as doctor_module
 
     checks = doctor_module.check(profile)

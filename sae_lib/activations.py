@@ -45,7 +45,7 @@ def find_hook(hook_name: str, family: str, n_layer: int) -> tuple[int, str, str]
     if hook_name not in names:
         near = difflib.get_close_matches(hook_name, names, 4, 0.3) or list(names)[:4]
         raise ModelError(
-            f"hook name {hook_name!r} does not exist in this {family} model of {n_layer} layer(s); near ones: {', '.join(near)}"
+            f"hook name {hook_name!r} does not exist in this {family} model of {n_layer} layer(s); similar names: {', '.join(near)}"
         )
     return names[hook_name]
 
@@ -67,7 +67,7 @@ class HookPoint:
             )
         except AttributeError:
             raise ModelError(
-                f"{type(model).__name__} is laid out neither like GPT-2 nor like Llama; only such models have hooks here"
+                f"{type(model).__name__} has neither GPT-2's nor Llama's layout; only these two are supported"
             ) from None
 
     @property
@@ -272,7 +272,7 @@ def generate(
     new_tokens = min(new_tokens, limit - ids.shape[1])
     if new_tokens < 1:
         raise ModelError(
-            f"the prompt has {ids.shape[1]} tokens and the model's context is {limit}: nothing can be generated; shorten the prompt"
+            f"the prompt has {ids.shape[1]} tokens and the model's context is {limit}: there is no room for a new token; shorten the prompt"
         )
     with torch.random.fork_rng(devices=[hook.device] if hook.device.type == "cuda" else []):
         torch.manual_seed(seed)

@@ -57,12 +57,12 @@ def check_loss(what: str, loss: float, limit: float, step: int, folder: Path, ca
     if loss <= limit:  # false for NaN
         return
     good = (
-        f"the last good checkpoint is step {steps(folder)[-1]} in {folder}; other values need another run folder"
+        f"the last good checkpoint is step {steps(folder)[-1]} in {folder}; to try other settings, choose another run folder"
         if steps(folder)
         else "there is no checkpoint yet"
     )
     raise TrainingError(
-        f"{what}: the loss is {loss:.4g} at step {step} (more than {limit:.4g} is no training); likely causes: {causes}; {good}"
+        f"{what}: the loss is {loss:.4g} at step {step} (training stops above {limit:.4g}); likely causes: {causes}; {good}"
     )
 
 
@@ -123,7 +123,7 @@ def load_checkpoint(
         intact = False
     if not intact:
         raise ArtefactError(
-            f"{path.with_suffix('.safetensors')} or {path.name} is damaged (a hash differs); delete these two files to go on from the checkpoint before"
+            f"{path.with_suffix('.safetensors')} or {path.name} is damaged (a hash differs); delete these two files to continue from the checkpoint before"
         )
     return record["step"], load(blob), record["state"]
 

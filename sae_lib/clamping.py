@@ -126,7 +126,7 @@ def encode(
     limit = hook.model.config.max_position_embeddings
     if len(ids) + min(new_tokens, 1) > limit:
         raise ModelError(
-            f"the prompt has {len(ids)} tokens and the model's context is {limit}{': nothing can be generated' if new_tokens else ''}; shorten the prompt"
+            f"the prompt has {len(ids)} tokens and the model's context is {limit}{': there is no room for a new token' if new_tokens else ''}; shorten the prompt"
         )
     return torch.tensor([ids], device=hook.device)
 

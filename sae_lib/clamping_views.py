@@ -39,7 +39,7 @@ def clamps_of(
         values = [0.0]
     if len(values) not in (1, len(features)):
         raise SettingsError(
-            f"--how {how} needs one --value for all features, or one for each of the {len(features)}; there are {len(values)}"
+            f"--how {how} needs one --value for all features, or one for each of the {len(features)}; found {len(values)}"
         )
     values = list(values) * (len(features) if len(values) == 1 else 1)
     return [

@@ -47,7 +47,7 @@ def documents(settings: CorpusSettings, seed: int) -> Iterator[Document]:
         yield from _from_hub(rest, settings, seed, path=rest, revision=settings.revision)
     else:
         raise CorpusError(
-            f"corpus.source {settings.source!r} is none of: installation, files:PATH_OR_GLOB, hub:DATASET"
+            f"corpus.source {settings.source!r} is not known; expected installation, files:PATH_OR_GLOB or hub:DATASET"
         )
 
 

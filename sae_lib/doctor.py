@@ -1,4 +1,4 @@
-"""What is off on this machine: one check per package version, device, disk, memory, browser, network and token, each with its mend.
+"""What is off on this machine: one check per package version, device, disk, memory, browser, network and token, each with how to fix it.
 Only the standard library is imported up front, so that it can tell of any other package's absence."""
 
 import os
@@ -39,7 +39,7 @@ class Check:
     name: str
     ok: bool
     found: str
-    mend: str = ""
+    fix: str = ""
     needed: bool = True  # by the profile: only these decide whether it can run
 
 
@@ -71,7 +71,7 @@ def can_run(checks: list[Check]) -> bool:
 
 
 def report(checks: list[Check], profile: str = "laptop") -> str:
-    """One line per check, the mend under each failure, and whether the profile can run."""
+    """One line per check, under each failure how to fix it, and whether the profile can run."""
     lines = []
     for c in checks:
         optional = not c.needed and c.name in ("hub", "hub token")
@@ -80,7 +80,7 @@ def report(checks: list[Check], profile: str = "laptop") -> str:
             f"{tag} {c.name:<18} {c.found}{'; not needed by this profile' if optional and not c.ok else ''}"
         )
         if not c.ok and not optional:
-            lines.append(f"{'':25} mend: {c.mend}")
+            lines.append(f"{'':25} to fix it: {c.fix}")
     missing = [c.name for c in checks if c.needed and not c.ok]
     verdict = f"cannot run as it is: {', '.join(missing)}" if missing else "has all that it needs"
     lines.append(f"Profile {profile} {verdict}.")
@@ -137,19 +137,19 @@ def device(needs: Needs) -> Check:
         import torch
     except Exception as error:  # a broken binary raises OSError, a missing one ImportError
         return Check("device", False, f"torch does not import: {error}", INSTALL)
-    mend = f"the {needs.gpu:g} GiB GPU that this profile is made for; smaller: --set last_mlp.sae.d_sae=16384, or --profile laptop"
+    fix = f"the {needs.gpu:g} GiB GPU that this profile is made for; smaller: --set last_mlp.sae.d_sae=16384, or --profile laptop"
     if torch.cuda.is_available():
         total = torch.cuda.get_device_properties(0).total_memory / GIB
         found = f"{torch.cuda.get_device_name()}, {total:.0f} GiB, bfloat16 {'yes' if torch.cuda.is_bf16_supported() else 'no'}"
-        return Check("device", total >= needs.gpu, found, mend)
+        return Check("device", total >= needs.gpu, found, fix)
     if torch.backends.mps.is_available():
-        return Check("device", not needs.gpu, "Apple GPU (MPS)", mend)
+        return Check("device", not needs.gpu, "Apple GPU (MPS)", fix)
     speed = _product_seconds(torch, torch.float32) / _product_seconds(torch, torch.bfloat16)
     found = f"CPU, {torch.get_num_threads()} threads, bfloat16 products at {speed:.2g} times the speed of float32"
     if shutil.which("nvidia-smi"):
         found += f"; torch {torch.__version__} sees no GPU although there is nvidia-smi"
-        mend = "a CUDA build of torch that this driver can run, or a newer driver: runpod_setup.sh chooses one"
-    return Check("device", not needs.gpu, found, mend)
+        fix = "a CUDA build of torch that this driver can run, or a newer driver: runpod_setup.sh chooses one"
+    return Check("device", not needs.gpu, found, fix)
 
 
 def disk(needs: Needs, folder: str | Path = ".") -> Check:
@@ -201,8 +201,8 @@ def chromium(seconds: int | float = 12) -> Check:
             found += f" draws nothing: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
     except subprocess.TimeoutExpired:
         ok, found = False, f"hangs: no picture within {seconds:g} s"
-    mend = "figures become HTML until: scripts/chromium.sh (or apt-get install chromium; without root: .venv/bin/kaleido_get_chrome)"
-    return Check("Chromium", ok, found, mend, needed=False)
+    fix = "figures become HTML until: scripts/chromium.sh (or apt-get install chromium; without root: .venv/bin/kaleido_get_chrome)"
+    return Check("Chromium", ok, found, fix, needed=False)
 
 
 def hub(needs: Needs, reached: str) -> Check:
@@ -230,9 +230,7 @@ def reach_hub() -> str:
 
 def token(needs: Needs) -> Check:
     """Whether there is a token, never what it is."""
-    mend = (
-        "gated models and enough requests per hour: export HF_TOKEN=…, or .venv/bin/hf auth login"
-    )
+    fix = "gated models and enough requests per hour: export HF_TOKEN=…, or .venv/bin/hf auth login"
     try:
         from huggingface_hub import get_token
 
@@ -241,7 +239,7 @@ def token(needs: Needs) -> Check:
         there = bool(os.environ.get("HF_TOKEN"))
     source = "HF_TOKEN" if os.environ.get("HF_TOKEN") else "the hub's own login"
     return Check(
-        "hub token", there, f"present, from {source}" if there else "none", mend, needed=needs.hub
+        "hub token", there, f"present, from {source}" if there else "none", fix, needed=needs.hub
     )
 
 

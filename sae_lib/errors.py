@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Something the user can mend; the command line prints the message alone and exits with its status."""
+    """Something the user can fix; the command line prints the message alone and exits with its status."""
 
     status = 2
 
@@ -24,7 +24,7 @@ class ModelError(UserError):
 
 
 class ChatError(UserError):
-    """A chat model that cannot be asked: an endpoint that refuses or is gone, or an address that is none."""
+    """A chat model that cannot be used: an endpoint that refuses or does not answer, or a malformed address."""
 
 
 class TrainingError(UserError):

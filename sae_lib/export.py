@@ -27,7 +27,7 @@ def to_dictionary_learning(sae: SparseAutoencoder, folder: Path) -> Path:
             sae.threshold, threshold.expand(sae.d_sae)
         ):
             raise SettingsError(
-                "export: dictionary_learning's BatchTopKSAE has one threshold for all features, and this jumprelu autoencoder has learned its own for each; open its folder with SAELens instead"
+                "export: dictionary_learning's BatchTopKSAE has one threshold for all features, and this jumprelu autoencoder has one for each feature; open its folder with SAELens instead"
             )
         k = sae.k or 1  # with a threshold of its own, BatchTopKSAE does not use k
         weights |= {

@@ -77,7 +77,7 @@ def save(fig: go.Figure, folder: Path, name: str, width: int = 900, height: int 
         except Exception as error:  # kaleido raises many kinds; all mean: no static picture here
             _no_chromium = True
             log.warning(
-                "no PNG figures, interactive HTML instead: Chromium did not start (%s); mend: apt-get install chromium",
+                "no PNG figures, interactive HTML instead: Chromium did not start (%s); to fix it: apt-get install chromium",
                 str(error).strip().splitlines()[:1],
             )
     (folder / f"{name}.png").unlink(missing_ok=True)

@@ -91,7 +91,7 @@ def run_notebooks(
                 except KeyboardInterrupt:
                     _elsewhere(lambda kernel=kernel: _interrupt(kernel))
                     raise Interrupted(
-                        f"{notebook.stem}: interrupted; what was finished stays, a training is saved, the same command goes on from there"
+                        f"{notebook.stem}: interrupted; finished stages and the last training step are saved; run the same command to continue"
                     ) from None
                 if shared:
                     _forget_everything(kernel)
@@ -146,5 +146,5 @@ def _failure(notebook: Path, error: PapermillExecutionError, out: Path) -> str:
     first = error.source.strip().splitlines()[0] if error.source.strip() else ""
     return (
         f"{notebook.name}: cell {error.cell_index + 1} (`{first}`) raised {error.ename}: {error.evalue}\n"
-        f"the executed copy with the whole traceback is {out / notebook.name}, its log {out / (notebook.stem + '.log')}; the same command goes on from here"
+        f"the executed copy with the whole traceback is {out / notebook.name}, its log {out / (notebook.stem + '.log')}; run the same command to continue"
     )

@@ -4,12 +4,12 @@ from functools import lru_cache
 
 from sae_lib.doctor import reach_hub
 
-OUT_OF_REACH = "the hub cannot be reached; offline there are corpus=installation or files:PATH, and local folders of models and tokenisers"
+OUT_OF_REACH = "the hub cannot be reached; offline, use corpus=installation or corpus=files:PATH, and models and tokenisers in local folders"
 
 
 @lru_cache(maxsize=1)
 def reached() -> bool:
-    """Whether the hub answers. Asked here because the hub's own libraries retry for a minute before they say no."""
+    """Whether the hub answers. Asked here because the hub's own libraries retry for a minute before they give up."""
     return reach_hub().startswith("reached")
 
 

@@ -43,7 +43,7 @@ def make_language_model(run: Run) -> Path:
         train(run, folder, interrupted)
     if interrupted.is_set():
         raise Interrupted(
-            "language model: interrupted; it is finished, the same command goes on after it"
+            "language model: interrupted, but finished; run the same command to continue after it"
         )
     return folder
 
@@ -277,7 +277,7 @@ def train(run: Run, folder: Path, interrupted: Event) -> None:
             )
             if interrupted.is_set():
                 raise Interrupted(
-                    f"language model: interrupted; step {step + 1} of {n_steps} is saved, the same command goes on from there"
+                    f"language model: interrupted; step {step + 1} of {n_steps} is saved; run the same command to continue"
                 )
     seconds = time.perf_counter() - began
     with writing(folder, made_from) as out:

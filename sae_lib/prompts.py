@@ -71,7 +71,7 @@ def load_prompt_corpus(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, np.nda
     activations = np.load(folder / "activations.npy", mmap_mode="r")
     if len(activations) != len(tokens):
         raise ArtefactError(
-            f"{folder}: {len(activations)} rows of activations for {len(tokens)} tokens; delete the folder and run again"
+            f"{folder}: {len(activations)} rows of activations for {len(tokens)} tokens, so it is damaged; delete the folder and run again"
         )
     return texts, tokens, activations
 

@@ -239,7 +239,7 @@ def resolve(sae: SAESettings) -> Recipe:
     recipe = RECIPES[sae.recipe]
     if sae.tied and recipe.architecture != "standard":
         raise SettingsError(
-            f"sae.tied: {recipe.name} is no ReLU recipe; those are: {', '.join(name for name, r in RECIPES.items() if r.architecture == 'standard')}"
+            f"sae.tied: {recipe.name} is not a ReLU recipe; the ReLU recipes are: {', '.join(name for name, r in RECIPES.items() if r.architecture == 'standard')}"
         )
     if sae.resample_at is not None:
         recipe = replace(
@@ -254,11 +254,11 @@ def resolve(sae: SAESettings) -> Recipe:
         )
     if sae.k is not None and not recipe.k:
         raise SettingsError(
-            f"sae.k: {recipe.name} has no k; those that have: {', '.join(name for name, r in RECIPES.items() if r.k)}"
+            f"sae.k: {recipe.name} has no k; recipes with one: {', '.join(name for name, r in RECIPES.items() if r.k)}"
         )
     if (sae.k or recipe.k) > sae.d_sae:
         raise SettingsError(
-            f"sae.k: {sae.k or recipe.k} features cannot be active of sae.d_sae={sae.d_sae}"
+            f"sae.k: {sae.k or recipe.k} active features exceed sae.d_sae={sae.d_sae}"
         )
     given = {
         key: value

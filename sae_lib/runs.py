@@ -160,7 +160,7 @@ def is_made(folder: Path, made_from: dict[str, Any]) -> bool:
         found["settings"], found["files"]
     except (OSError, ValueError, KeyError, TypeError):
         raise ArtefactError(
-            f"{folder} has no readable {RECORD}, so it was not made (whole) by a run; delete the folder and run again"
+            f"{folder} has no readable {RECORD}, so no run finished it; delete the folder and run again"
         ) from None
     check_same(folder, found["settings"], json.loads(json.dumps(made_from)))
     for name, (size, digest) in found["files"].items():
@@ -214,11 +214,13 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def check_same(where: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """`ArtefactError` naming the settings that differ between what is on disk and what is asked for."""
+    """`ArtefactError` naming the settings that differ between what is on disk and what is requested."""
     found, wanted = _flat(found), _flat(wanted)
     differ = [k for k in sorted(found | wanted) if found.get(k) != wanted.get(k)]
     if differ:
-        shown = "; ".join(f"{k}: {found.get(k)!r} there, {wanted.get(k)!r} now" for k in differ[:4])
+        shown = "; ".join(
+            f"{k}: {found.get(k)!r} in the folder, {wanted.get(k)!r} now" for k in differ[:4]
+        )
         more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
         raise ArtefactError(
             f"{where} was made with other settings ({shown}{more}); choose another folder with --run, or delete this one"

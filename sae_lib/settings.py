@@ -212,7 +212,7 @@ class ExplainSettings(Section):
             and self.price_prompt is None
         ):
             raise ValueError(
-                "max_cost needs price_prompt and price_answer, and these two come together"
+                "max_cost needs both price_prompt and price_answer, and each of these needs the other"
             )
         return self
 
@@ -276,7 +276,7 @@ class Settings(Section):
         ):
             if lm.source != "train" and tokenizer.source == "train":
                 raise ValueError(
-                    f"{name}lm.source={lm.source} needs its own tokeniser: add --set {name}tokenizer={lm.source}"
+                    f"{name}lm.source={lm.source} needs a tokeniser that matches it: add --set {name}tokenizer={lm.source}"
                 )
         return self
 

@@ -92,5 +92,5 @@ def separator_id(tokenizer) -> int:
         if token_id is not None:
             return token_id
     raise ModelError(
-        "the tokeniser has neither an end-of-text nor a begin-of-text token to separate documents with; choose another"
+        "the tokeniser has neither an end-of-text nor a begin-of-text token to separate documents; choose another tokeniser"
     )

@@ -146,7 +146,7 @@ def _spans(tokens: Tokens, split: str, document: int) -> np.ndarray:
     )  # stored are one more, the separator, or fewer, where the cap cut the document
     if not np.array_equal(tokens._ids(split)[first : first + length], encoded.ids[:length]):
         raise ArtefactError(
-            f"{tokens.folder}: the tokens of {split} document {document} do not fit its text; delete the folder and run again"
+            f"{tokens.folder}: the tokens of {split} document {document} do not match its text; delete the folder and run again"
         )
     return np.array(encoded.offsets[:length], dtype=np.int64).reshape(-1, 2)
 

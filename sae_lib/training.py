@@ -160,7 +160,7 @@ def train(
             shutil.rmtree(scratch, ignore_errors=True)
     if interrupted.is_set():
         raise Interrupted(
-            f"{settings.recipe}: interrupted; it is finished, the same command goes on after it"
+            f"{settings.recipe}: interrupted, but finished; run the same command to continue after it"
         )
 
 
@@ -321,7 +321,7 @@ def fit(
             save(scratch, made_from, step + 1, events)
             if stop:
                 raise Interrupted(
-                    f"{recipe.name}: interrupted; step {step + 1} of {n_steps} is saved, the same command goes on from there"
+                    f"{recipe.name}: interrupted; step {step + 1} of {n_steps} is saved; run the same command to continue"
                 )
     seconds, used = time.perf_counter() - began, (step + 1) * recipe.batch * ranks
     if stopping and stopping.best:

@@ -25,6 +25,6 @@ if as_root_with_apt; then
 fi
 if ! found && [ "${1:-}" = --download ]; then "$(dirname "$python")/kaleido_get_chrome" -y || true; fi
 if ! found; then
-    echo "chromium: none found, so figures become HTML instead of PNG; mend: apt-get install chromium (Debian), or $(dirname "$python")/kaleido_get_chrome" >&2
+    echo "chromium: none found, so figures become HTML instead of PNG; to fix it: apt-get install chromium (Debian), or $(dirname "$python")/kaleido_get_chrome" >&2
     exit 1
 fi

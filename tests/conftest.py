@@ -75,7 +75,7 @@ def chromium():
 
     found = find_chromium()
     assert found, (
-        "no Chromium found, and these tests look at pages in one; mend: scripts/chromium.sh --download, or apt-get install chromium"
+        "no Chromium found, and these tests look at pages in one; to fix it: scripts/chromium.sh --download, or apt-get install chromium"
     )
     with sync_playwright() as p:
         browser = p.chromium.launch(

@@ -112,11 +112,11 @@ BROKEN = {
     "drip": ("drip", "no answer within 0.3 s"),
     "closed": ("close", "connection failed"),
     "500": ((500, "boom"), "status 500: boom"),
-    "HTML": ((200, "<html>"), "no chat completion"),
-    "no choices": ((200, '{"choices": []}'), "no chat completion"),
-    "null": ((200, '{"choices": [{"message": {"content": null}}]}'), "no chat completion"),
-    "list": ((200, "[1]"), "no chat completion"),
-    "deep": ((200, "[" * 100_000), "no chat completion"),
+    "HTML": ((200, "<html>"), "not a chat completion"),
+    "no choices": ((200, '{"choices": []}'), "not a chat completion"),
+    "null": ((200, '{"choices": [{"message": {"content": null}}]}'), "not a chat completion"),
+    "list": ((200, "[1]"), "not a chat completion"),
+    "deep": ((200, "[" * 100_000), "not a chat completion"),
     "huge": ((200, b" " * 5_000_000), "more than"),
     "bad request": ((400, '{"error": {"message": "too long"}}'), "status 400: too long"),
 }
@@ -162,7 +162,7 @@ def test_nobody_listening(endpoint, ask, monkeypatch):
         (302, "SAE_LLM_BASE_URL"),
     ],
 )
-def test_what_no_retry_can_mend_is_said_at_once(endpoint, ask, status, named):
+def test_what_no_retry_can_fix_is_said_at_once(endpoint, ask, status, named):
     endpoint.script = lambda prompt, number: (
         status,
         f'{{"error": {{"message": "wrong {KEY}"}}}}',
@@ -374,7 +374,7 @@ def test_a_local_model_answers_through_its_chat_template(folder):
     assert reply.prompt_tokens == len(expected) and 1 <= reply.answer_tokens <= 8
     assert model.send(messages, 8, 0.0) == reply
     assert model.send(messages, 8, 1.0) == model.send(messages, 8, 1.0) != reply
-    with pytest.raises(chat.NoReply, match="more than the model's 128"):
+    with pytest.raises(chat.NoReply, match="exceed the model's context of 128"):
         model.send([{"role": "user", "content": "say it " * 100}], 8, 0.0)
 
 

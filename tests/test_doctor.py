@@ -41,7 +41,7 @@ def test_a_version_that_only_begins_like_the_pin_is_off(versions):
     assert not versions("torch==2.1.3", {"torch": "2.1.30"})["torch"].ok
 
 
-def test_report_shows_every_failure_with_its_mend_and_what_cannot_run():
+def test_report_shows_every_failure_with_its_fix_and_what_cannot_run():
     checks = [
         Check("torch", False, "1.0, but 2.0 is pinned", "make install"),
         Check("Chromium", False, "none found", "apt-get install chromium", needed=False),
@@ -74,7 +74,7 @@ def test_missing_chromium(monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     check = doctor.chromium(seconds=200)
     assert (check.ok, check.found, check.needed) == (False, "none found", False)
-    assert "scripts/chromium.sh" in check.mend
+    assert "scripts/chromium.sh" in check.fix
 
 
 def test_a_chromium_that_hangs_is_given_up(monkeypatch):
@@ -178,7 +178,7 @@ def test_a_kernel_of_another_installation_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     check = doctor.kernel()
     assert (check.ok, check.found) == (False, "/usr/other/python")
-    assert "ipykernel install" in check.mend
+    assert "ipykernel install" in check.fix
 
 
 def test_an_unknown_profile_is_named():

@@ -270,7 +270,7 @@ def test_replies_of_a_run_beside_are_taken_over(run, endpoint, oracle):
 def test_an_endpoint_that_goes_away_leaves_what_was_scored(run, endpoint, oracle):
     endpoint.script = lambda prompt, number: oracle(prompt) if number <= 20 else "close"
     run = dataclasses.replace(run, settings=with_settings(run, **OWN, attempts=1))
-    with pytest.raises(ChatError, match="goes on from there"):
+    with pytest.raises(ChatError, match="run the same command to continue"):
         explain.explain(run, say=quiet)
     saved = run.load_results("explanations")
     assert (

@@ -103,7 +103,7 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(small_overrides, t
     output = read_until(process, "language model:")
     process.send_signal(signal.SIGINT)
     rest = process.communicate(timeout=60)[0]
-    assert process.returncode == 130 and "the same command goes on" in rest, output + rest
+    assert process.returncode == 130 and "run the same command to continue" in rest, output + rest
     assert len(list((tmp_path / ".language_model.checkpoints").glob("step-*.safetensors"))) == 1
 
 

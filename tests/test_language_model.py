@@ -174,7 +174,7 @@ def test_a_flipped_byte_in_a_checkpoint_is_refused_by_name(tmp_path, suffix):
             tmp_path, step, {"w": torch.arange(10.0)}, {"x": step, "curve": [0.5]}, {"seed": 0}
         )
     assert checkpoints.steps(tmp_path) == [2, 3], "the last two are kept"
-    with pytest.raises(ArtefactError, match="seed: 0 there, 1 now"):
+    with pytest.raises(ArtefactError, match="seed: 0 in the folder, 1 now"):
         checkpoints.load_checkpoint(tmp_path, {"seed": 1})
     path = tmp_path / f"step-00000003.{suffix}"
     data = path.read_bytes()

@@ -77,7 +77,7 @@ def test_other_settings_in_the_same_folder_are_refused(smoke_run):
     done = sae_lib("stage", "sae", "--profile", "smoke", "--run", folder, "--set", "sae.d_sae=100")
     assert (
         done.returncode == 2
-        and "sae.d_sae: 256 there, 100 now" in done.stderr
+        and "sae.d_sae: 256 in the folder, 100 now" in done.stderr
         and "--run" in done.stderr
     )
 

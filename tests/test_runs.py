@@ -29,7 +29,7 @@ def test_a_failing_stage_leaves_nothing_behind(tmp_path):
 
 def test_other_settings_are_named(tmp_path):
     make(tmp_path / "tokens", {"corpus": {"source": "files:a", "tokens": 5}})
-    with pytest.raises(ArtefactError, match=r"corpus.tokens: 5 there, 6 now.*--run"):
+    with pytest.raises(ArtefactError, match=r"corpus.tokens: 5 in the folder, 6 now.*--run"):
         runs.is_made(tmp_path / "tokens", {"corpus": {"source": "files:a", "tokens": 6}})
 
 
@@ -52,7 +52,7 @@ def test_damage_is_found_and_the_file_named(tmp_path, damage):
 
 def test_a_run_folder_of_other_settings_is_refused(tmp_path):
     runs.open_run("smoke", tmp_path / "run", ["sae.d_sae=64"])
-    with pytest.raises(ArtefactError, match="sae.d_sae: 64 there, 128 now"):
+    with pytest.raises(ArtefactError, match="sae.d_sae: 64 in the folder, 128 now"):
         runs.open_run("smoke", tmp_path / "run", ["sae.d_sae=128"])
 
 

@@ -472,7 +472,7 @@ def test_a_checkpoint_goes_on_only_under_the_same_circumstances(tmp_path, change
     here = checkpoints.circumstances(torch.device("cpu"), torch.float32)
     checkpoints.save_checkpoint(tmp_path, 1, {}, {}, here)
     assert checkpoints.load_checkpoint(tmp_path, here)[0] == 1
-    with pytest.raises(ArtefactError, match=f"{changed}: .* there, 'other' now"):
+    with pytest.raises(ArtefactError, match=f"{changed}: .* in the folder, 'other' now"):
         checkpoints.load_checkpoint(tmp_path, here | {changed: "other"})
 
 
@@ -513,7 +513,7 @@ def test_weights_can_be_tied_in_every_relu_recipe(tmp_path, recipe):
 def test_ties_are_refused_where_a_recipe_is_no_relu():
     with pytest.raises(
         SettingsError,
-        match=r"sae.tied: topk is no ReLU recipe; those are: bricken_2023, ward_2024, april_2024, tied",
+        match=r"sae.tied: topk is not a ReLU recipe; the ReLU recipes are: bricken_2023, ward_2024, april_2024, tied",
     ):
         resolve(SAESettings(recipe="topk", tied=True))
 

@@ -70,7 +70,7 @@ def note(text: str) -> str:
 
 @contextmanager
 def said_in(output: w.HTML, model: Model | None = None) -> Iterator[None]:
-    """What the user can mend is said in the panel: an exception in a widget's callback would end in a log that nobody opens."""
+    """What the user can fix is said in the panel: an exception in a widget's callback would end in a log that nobody opens."""
     if model and not model.opened:
         output.value = note("Opening the model …")
     try:

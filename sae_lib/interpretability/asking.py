@@ -1,4 +1,4 @@
-"""Asking a chat model many things: each once, again where that may help, and never beyond the limits of the settings."""
+"""Requests to a chat model: cached, retried where that may help, and never beyond the limits of the settings."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ class LimitReached(Exception):
 
 
 class Chat:
-    """Asks a model through the cache, again where that may help, and stops before a limit of the settings is passed."""
+    """Queries a model through the cache, retries where that may help, and stops before a limit of the settings is passed."""
 
     def __init__(self, model: Endpoint | LocalChat, s: ExplainSettings, cache: "Cache"):
         self.model, self.s, self.cache = model, s, cache
@@ -140,7 +140,7 @@ class Cache:
 
 
 def _wait(state: tenacity.RetryCallState) -> float:
-    """What the endpoint asked for, else about 1, 2, 4 … seconds, with chance so that many clients do not come back together."""
+    """The wait that the endpoint requested, else about 1, 2, 4 … seconds, randomised so that many clients do not return together."""
     asked = state.outcome.exception().wait
     return min(
         LONGEST_WAIT,

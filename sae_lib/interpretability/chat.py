@@ -1,4 +1,4 @@
-"""Chat models that can be asked: an OpenAI-compatible endpoint, or a local Hugging Face model.
+"""Chat models: an OpenAI-compatible endpoint, or a local Hugging Face model.
 
 The endpoint comes from the environment: SAE_LLM_BASE_URL, SAE_LLM_MODEL and, where it wants one, SAE_LLM_API_KEY. The key lives in the
 header of the HTTP client, whose repr hides it, and is struck out of whatever the endpoint sends back.
@@ -84,7 +84,7 @@ class Endpoint:
             )
         if not (key.isascii() and key.isprintable()) or " " in key:
             raise ChatError(
-                "SAE_LLM_API_KEY: has characters that no key has (blanks, line ends or letters beyond ASCII); set it again"
+                "SAE_LLM_API_KEY contains characters that no key has (spaces, line breaks or non-ASCII letters); set it again"
             )
         self.name, self.timeout, self._limit_name = model, timeout, "max_tokens"
         self._clean = lambda text: text.replace(key, "[key]") if key else text
@@ -149,7 +149,7 @@ class Endpoint:
             text = data["choices"][0]["message"]["content"]
             assert isinstance(text, str)
         except (ValueError, LookupError, TypeError, AssertionError, RecursionError):
-            raise NoReply("the answer is no chat completion", billed=True) from None
+            raise NoReply("the answer is not a chat completion", billed=True) from None
         usage = data.get("usage") if isinstance(data.get("usage"), dict) else {}
         counts = (usage.get(name) for name in ("prompt_tokens", "completion_tokens"))
         return Reply(
@@ -182,7 +182,7 @@ class LocalChat:
         self._model, self._tokenizer = open_model(source).to(device).eval(), load_tokenizer(source)
         if not self._tokenizer.chat_template:
             raise ModelError(
-                f"model {source} has no chat template, so it is no chat model; choose one that was trained to follow instructions"
+                f"model {source} has no chat template, so it is not a chat model; choose one that was trained to follow instructions"
             )
 
     @torch.no_grad()
@@ -196,7 +196,7 @@ class LocalChat:
         )
         if longest and length + answer_tokens > longest:
             raise NoReply(
-                f"a prompt of {length} tokens and {answer_tokens} for the answer (explain.answer_tokens) are more than the model's {longest}"
+                f"a prompt of {length} tokens and an answer of {answer_tokens} (explain.answer_tokens) exceed the model's context of {longest}"
             )
         sampling = (
             {"do_sample": True, "temperature": temperature}

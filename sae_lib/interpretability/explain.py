@@ -163,7 +163,7 @@ def explain(
     say(sentence(run.load_results(where), table))
     if error:
         raise ChatError(
-            f"{error}; what was scored until then is in {table}, and running it again goes on from there"
+            f"{error}; the scores so far are in {table}; run the same command to continue"
         )
     return run.saved_results(where, made_from)
 

@@ -114,12 +114,12 @@ def find_chromium() -> str | None:
 
 
 def pdf(page: Path, out: Path) -> bool:
-    """Print `page` to `out`; where that cannot be done, one line that says why and what mends it, and False."""
-    mend = "mend: apt-get install chromium (or .venv/bin/kaleido_get_chrome), then `python -m sae_lib report`; or print report.html from a browser"
+    """Print `page` to `out`; where that cannot be done, one line that says why and how to fix it, and False."""
+    fix = "to fix it: apt-get install chromium (or .venv/bin/kaleido_get_chrome), then `python -m sae_lib report`; or print report.html from a browser"
     browser = find_chromium()
     if browser is None:
         out.unlink(missing_ok=True)
-        log.warning("no report.pdf: no Chromium found; %s", mend)
+        log.warning("no report.pdf: no Chromium found; %s", fix)
         return False
     with tempfile.TemporaryDirectory() as scratch:
         made = Path(scratch) / "report.pdf"
@@ -144,7 +144,7 @@ def pdf(page: Path, out: Path) -> bool:
             )
         if not made.is_file() or not made.read_bytes().startswith(b"%PDF"):
             out.unlink(missing_ok=True)
-            log.warning("no report.pdf: Chromium did not print (%s); %s", why, mend)
+            log.warning("no report.pdf: Chromium did not print (%s); %s", why, fix)
             return False
         write_atomically(out, made.read_bytes())
     return True

@@ -49,7 +49,7 @@ def publish(run: Run, root: Path) -> Path:
             for name, size in sorted(sizes.items(), key=lambda x: -x[1])[:3]
         )
         raise ArtefactError(
-            f"the report is {total / 1e6:.2f} MB with its figures and results, at most {LARGEST / 1e6:.0f} MB can be published (largest: {largest}); nothing was published"
+            f"the report is {total / 1e6:.2f} MB with its figures and results, the limit for publishing is {LARGEST / 1e6:.0f} MB (largest: {largest}); nothing was published"
         )
     for name, data in files.items():
         if name.endswith((".md", ".json")) and (found := own_path(data.decode(), run)):

@@ -162,7 +162,7 @@ class ToyConfig:
             raise SettingsError(f"toy.dropout: {self.dropout} is not in [0, 1)")
         if self.init_scale <= 0:
             raise SettingsError(
-                f"toy.init_scale: {self.init_scale} is not positive; weights that start at 0 stay there"
+                f"toy.init_scale: {self.init_scale} is not positive; weights that start at 0 stay at 0"
             )
         rows = self.importance_rows()
         if len(rows) not in (1, self.n_instances):
