@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from sae_lib import language_model, training
 from sae_lib.activations import HookPoint, Source, harvest
@@ -16,6 +15,7 @@ from sae_lib.active_pairs import ActivePairs
 from sae_lib.autoencoder import SparseAutoencoder
 from sae_lib.device import device_of
 from sae_lib.dictionaries import Dictionary, Neurons, active
+from sae_lib.progress import tqdm
 from sae_lib.recipes import variants
 from sae_lib.runs import Run
 from sae_lib.tokens import open_tokens

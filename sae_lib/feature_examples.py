@@ -4,11 +4,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 from jaxtyping import Bool, Int, Integer
-from tqdm.auto import tqdm
 
 from sae_lib.activations import Source, harvest
 from sae_lib.dictionaries import Dictionary, activations_of
 from sae_lib.feature_statistics import TENTHS, TopExamples
+from sae_lib.progress import tqdm
 from sae_lib.settings import FeatureSettings
 
 ROWS_AT_ONCE = 64

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Integer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from sae_lib import evaluation, language_model, training
 from sae_lib.activations import HookPoint, Source, harvest
@@ -30,6 +29,7 @@ from sae_lib.dictionaries import (
 from sae_lib.feature_examples import examples_table
 from sae_lib.feature_statistics import BINS, TENTHS, Chunk, FirstPass, SecondPass
 from sae_lib.feature_weights import aligned, logit_effects, nearest
+from sae_lib.progress import tqdm
 from sae_lib.recipes import variant
 from sae_lib.runs import Run, keep_freed_memory, writing
 from sae_lib.settings import FeatureSettings

@@ -16,12 +16,12 @@ import torch.nn.functional as F
 import transformers
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from sae_lib import checkpoints, hub
 from sae_lib.activations import HookPoint
 from sae_lib.device import device_of, precision
 from sae_lib.errors import CorpusError, Interrupted, ModelError
+from sae_lib.progress import tqdm
 from sae_lib.runs import Run, keep_freed_memory, writing
 from sae_lib.settings import LanguageModelSettings
 from sae_lib.tokens import Tokens, make_tokens, open_tokens, tokens_made_from

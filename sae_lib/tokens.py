@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm.auto import tqdm
 
 from sae_lib import token_summary
 from sae_lib.corpus import Document, documents
 from sae_lib.errors import ArtefactError, CorpusError
+from sae_lib.progress import tqdm
 from sae_lib.runs import Run, writing
 from sae_lib.tokenizer import exact_encoder, load_tokenizer, separator_id, train_tokenizer
 

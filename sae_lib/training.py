@@ -12,7 +12,6 @@ from threading import Event
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from sae_lib import checkpoints, distributed, language_model
 from sae_lib.activations import ActivationBuffer, HookPoint, Source, harvest
@@ -21,6 +20,7 @@ from sae_lib.device import device_of, precision
 from sae_lib.early_stopping import ACTIVATIONS, EarlyStopping
 from sae_lib.errors import Interrupted
 from sae_lib.initialise import initialise, statistics
+from sae_lib.progress import tqdm
 from sae_lib.recipes import Recipe, is_resampling_step, rate, resolve, variant, variants
 from sae_lib.resampling import resample
 from sae_lib.runs import Run, keep_freed_memory, writing

@@ -12,8 +12,6 @@ from hashlib import sha256
 from pathlib import Path
 from string import Template
 
-from tqdm.auto import tqdm
-
 from sae_lib import language_model, training
 from sae_lib.browser import page, query
 from sae_lib.browser.single_file_data import (
@@ -30,6 +28,7 @@ from sae_lib.browser.single_file_model import model_block, why_not
 from sae_lib.browser.table import SORTS, FeatureTable, open_table
 from sae_lib.browser.template_script import javascript
 from sae_lib.dictionaries import Dictionary, Neurons
+from sae_lib.progress import tqdm
 from sae_lib.runs import Run, write_atomically
 from sae_lib.tokens import open_tokens
 

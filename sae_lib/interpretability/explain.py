@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy import stats
-from tqdm.auto import tqdm
 
 from sae_lib import evaluation, language_model, training
 from sae_lib.activations import HookPoint
@@ -23,6 +22,7 @@ from sae_lib.interpretability import chat, explain_prompts, explain_windows
 from sae_lib.interpretability.asking import Cache, Chat, LimitReached
 from sae_lib.interpretability.explain_prompts import Question
 from sae_lib.interpretability.explain_windows import Text, Unit
+from sae_lib.progress import tqdm
 from sae_lib.recipes import variant
 from sae_lib.runs import Run, write_atomically
 from sae_lib.settings import ExplainSettings

@@ -5,8 +5,8 @@ import math
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from sae_lib.progress import tqdm
 from sae_lib.toy import models as toy
 from sae_lib.toy.experiments import Size, plain, size_of, train_grid
 

@@ -12,10 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import plotly.graph_objects as go
-from tqdm.auto import tqdm
 
 from sae_lib import figures
 from sae_lib.errors import SettingsError
+from sae_lib.progress import tqdm
 from sae_lib.toy import autoencoder as toy_autoencoder
 from sae_lib.toy import experiments as toy_experiments
 from sae_lib.toy import figures as toy_figures

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from sae_lib.errors import SettingsError
+from sae_lib.progress import tqdm
 
 ACTIVATIONS = {"identity": lambda x: x, "relu": torch.relu, "gelu": F.gelu}
 VALUES = ("uniform", "signed", "binary", "discrete", "upper_half")
