@@ -6,6 +6,7 @@ import heapq
 import importlib.metadata
 import io
 import json
+import logging
 import platform
 import random
 import re
@@ -53,6 +54,7 @@ GIANT = 5_000_000  # bytes of text; a larger distribution is never held out: tra
 SMALLEST_FILE = 200  # bytes
 NEAR_DUPLICATE = 0.5  # share of a document's lines that were seen before
 LONGEST_LINE, MOST_DIGITS = 1000, 0.15  # beyond them a file is minified, or a table of data
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,24 +80,23 @@ def installed_files() -> Iterator[File]:
         folders[:] = [f for f in folders if f not in NOT_LIBRARY and not f.startswith("config-")]
         for name in names:
             path = (Path(folder) / name).relative_to(root).as_posix()
-            if kind := kind_of(path):
-                yield File(
-                    STANDARD_LIBRARY,
-                    platform.python_version(),
-                    root,
-                    path,
-                    kind,
-                    (root / path).stat().st_size,
-                )
+            if (kind := kind_of(path)) and (root / path).is_file():
+                size = (root / path).stat().st_size
+                yield File(STANDARD_LIBRARY, platform.python_version(), root, path, kind, size)
     seen = set()
     places = dict.fromkeys(
         [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()]
     )
     for distribution in importlib.metadata.distributions(path=list(places)):
         name = distribution.metadata["Name"]
-        if name and name not in seen and not _from_local_folder(distribution):
-            seen.add(name)
-            yield from _recorded_files(name, distribution)
+        if not name or name in seen:
+            continue
+        try:
+            if not _from_local_folder(distribution):
+                seen.add(name)
+                yield from list(_recorded_files(name, distribution))
+        except (OSError, ValueError, TypeError, LookupError, csv.Error) as error:
+            log.warning("%s is left out: its installation records are broken (%s)", name, error)
 
 
 def _walk(root: Path):
@@ -120,7 +121,9 @@ def _recorded_files(name: str, distribution: importlib.metadata.Distribution) ->
 
 
 def kind_of(path: str) -> str | None:
-    """The kind of a file by its path, None for one that is no text to read."""
+    """The kind of a file by its path, None for one that is no text to read, or whose name cannot be shown."""
+    if not path.isprintable():
+        return None
     folder, _, name = path.rpartition("/")
     in_metadata = folder.partition("/")[0].endswith((".dist-info", ".egg-info"))
     suffix = Path(name).suffix.lower()
@@ -139,6 +142,8 @@ def kind_of(path: str) -> str | None:
 def read_text(file: File, limit: int) -> str | None:
     """The file's text, cut at a line end where longer than `limit` bytes; None for binary, minified or data-like content."""
     try:
+        if not (file.root / file.path).is_file():  # a pipe would be waited for
+            return None
         with open(file.root / file.path, "rb") as f:
             data = f.read(limit + 1)
         if len(data) > limit:

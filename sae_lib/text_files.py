@@ -1,39 +1,47 @@
 """Readers of the text files that a user names: each document with its kind and where it stands, errors with the line."""
 
+import codecs
 import glob
-import gzip
 import io
 import json
+import os
 from collections.abc import Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow
+import pyarrow.compute
 import pyarrow.parquet
-import zstandard
 
 from sae_lib.errors import CorpusError
 
 TEXT = (".txt", ".md", ".rst", ".py")
 JSON = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".json.zst", ".jsonl.zst")
 READABLE = (*TEXT, *JSON, ".parquet")
+COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 PIECE = 20_000  # characters of a document where the whole corpus is one plain text
-UNREADABLE = (OSError, EOFError, zstandard.ZstdError, pyarrow.ArrowException)
+LONGEST = 1 << 29  # bytes of one line, or of a file that is read whole
+INFLATION, ALWAYS = 500, 1 << 24  # bytes from each compressed byte; so many bytes may come anyway
+MOST_FILES, LONGEST_KIND = 200_000, 100  # the latter in characters
+UNREADABLE = (OSError, EOFError, pyarrow.ArrowException)
 
 
 def read_files(where: str) -> Iterator[tuple[str, str, str]]:
     """(text, kind, origin) of every document in a file, folder or glob; raises `CorpusError`."""
     paths, root = _find(where)
     for path in paths:
-        name = path.relative_to(root).as_posix()
-        suffix = _suffix(path)
+        name, suffix = printable(path.relative_to(root).as_posix()), _suffix(path)
         try:
             if path.stat().st_size == 0:
+                if len(paths) > 1:  # such as an empty __init__.py
+                    continue
                 raise CorpusError(f"{name} is empty; expected text")
             if suffix == ".parquet":
                 yield from _read_parquet(path, name)
                 continue
-            with _opened(path) as f:
+            with _opened(path, name) as f:
                 if suffix in TEXT:
                     yield from _read_text(f, name, suffix[1:], cut=len(paths) == 1)
                 elif ".jsonl" in suffix:
@@ -41,59 +49,120 @@ def read_files(where: str) -> Iterator[tuple[str, str, str]]:
                 else:
                     yield from _read_json(f, name)
         except UNREADABLE as error:
-            reason = getattr(error, "strerror", None) or error
+            reason = getattr(error, "strerror", None) or str(error).partition("\n")[0][:200]
             raise CorpusError(
-                f"{name} cannot be read as {suffix} ({reason}); check that it is whole and of that kind"
+                f"{name} cannot be read as {suffix} ({printable(reason)}); check that it is whole and of that kind"
             ) from None
+
+
+def printable(text: str) -> str:
+    """One line that any page, table or terminal can show: what has no shape becomes U+FFFD, so half of a surrogate pair too."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def _find(where: str) -> tuple[list[Path], Path]:
     """The files that a path or glob means and the folder that their names are shown relative to."""
-    path = Path(where).expanduser()
-    expected = f"expected {', '.join(READABLE)}"
-    if path.is_file():
-        if _suffix(path) not in READABLE:
-            raise CorpusError(
-                f"{path.name}: unknown kind of file {path.suffix or '(no suffix)'!r}; {expected}"
-            )
-        return [path], path.parent
-    if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.is_file())
-    elif glob.has_magic(where):
-        found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
-        fixed = [part for part in path.parts]
-        path = Path(*fixed[: next(i for i, part in enumerate(fixed) if glob.has_magic(part))])
-    else:
+    shown, expected = printable(where)[:300], f"expected {', '.join(READABLE)}"
+    if "://" in where:
         raise CorpusError(
-            f"{where} does not exist; expected a file, folder or glob after corpus.source=files:"
+            f"{shown} is an address; expected a path after corpus=files:, so download it first, or use hub:DATASET"
         )
+    try:
+        path = Path(where).expanduser()
+        if path.is_file():
+            if _suffix(path) not in READABLE:
+                raise CorpusError(
+                    f"{printable(path.name)}: unknown kind of file {path.suffix or '(no suffix)'!r}; {expected}"
+                )
+            return [path], path.parent
+        root, found = _walk(path)
+    except (OSError, RuntimeError, ValueError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or printable(str(error))[:200]
+        raise CorpusError(
+            f"{shown} cannot be looked up ({reason}); expected a file, folder or glob"
+        ) from None
+    if found is None:
+        problem = "is a special file" if path.exists() else "does not exist"
+        raise CorpusError(
+            f"{shown} {problem}; expected a file, folder or glob after corpus.source=files:"
+        )
+    if len(found) > MOST_FILES:
+        raise CorpusError(f"{shown}: over {MOST_FILES:,} files; name a smaller folder")
     if chosen := [p for p in found if _suffix(p) in READABLE]:
-        return chosen, path
-    raise CorpusError(f"{where}: none of its {len(found)} files can be read; {expected}")
+        return chosen, root
+    raise CorpusError(f"{shown}: none of its {len(found)} files can be read; {expected}")
+
+
+def _walk(path: Path) -> tuple[Path, list[Path] | None]:
+    """The folder and what lies in it, sorted; for a glob, the folder before its first sign. Links to folders are not followed."""
+    parts = path.parts
+    fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    if path.is_dir():
+        fixed, pattern = len(parts), "**/*"
+    elif fixed < len(parts):
+        pattern = os.path.join(*parts[fixed:])
+    else:
+        return path, None
+    root = Path(*parts[:fixed])
+    files = (p for p in root.glob(pattern) if p.is_file())
+    return root, sorted(islice(files, MOST_FILES + 1))
 
 
 def _suffix(path: Path) -> str:
-    return "".join(
-        path.suffixes[-2:] if path.suffix in (".gz", ".zst") else path.suffixes[-1:]
-    ).lower()
+    return "".join(path.suffixes[-2:] if path.suffix in COMPRESSED else path.suffixes[-1:]).lower()
 
 
-def _opened(path: Path) -> io.BufferedIOBase:
-    if path.suffix == ".zst":
-        return io.BufferedReader(
-            zstandard.ZstdDecompressor().stream_reader(
-                open(path, "rb"), read_across_frames=True, closefd=True
-            ),
-            1 << 20,
-        )
-    return gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
+class _Limited(io.RawIOBase):
+    """A decompressed stream that ends with an error where it inflates as no text does."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.stream = pyarrow.input_stream(str(path), compression=COMPRESSED[path.suffix])
+        self.left, self.name = max(ALWAYS, INFLATION * path.stat().st_size), name
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        data = self.stream.read(len(buffer))
+        buffer[: len(data)] = data
+        self.left -= len(data)
+        if self.left < 0:
+            raise CorpusError(
+                f"{self.name}: over {INFLATION} bytes come out of each byte in it; no text is so repetitive, unpack it and look"
+            )
+        return len(data)
+
+    def close(self) -> None:
+        self.stream.close()
+        super().close()
+
+
+def _opened(path: Path, name: str) -> io.BufferedIOBase:
+    if path.suffix in COMPRESSED:
+        return io.BufferedReader(_Limited(path, name), 1 << 20)
+    return open(path, "rb")
+
+
+def _whole(f: io.BufferedIOBase, name: str) -> str:
+    data = f.read(LONGEST + 1)
+    if len(data) > LONGEST:
+        raise CorpusError(f"{name}: over {LONGEST:,} bytes; split it, or give .jsonl")
+    return _decoded(data, name)
 
 
 def _decoded(data: bytes, where: str, offset: int = 0) -> str:
+    if offset == 0 and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise CorpusError(
+            f"{where}: UTF-16 by its first bytes; expected UTF-8 text, convert it, for example with iconv"
+        )
     if (nul := data.find(b"\0")) >= 0:
         raise CorpusError(
             f"{where}: a binary file (zero byte at offset {offset + nul}); expected UTF-8 text"
         )
+    return _utf8(data.removeprefix(codecs.BOM_UTF8) if offset == 0 else data, where, offset)
+
+
+def _utf8(data: bytes, where: str, offset: int = 0) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -106,7 +175,7 @@ def _decoded(data: bytes, where: str, offset: int = 0) -> str:
 def _read_text(
     f: io.BufferedIOBase, name: str, kind: str, cut: bool
 ) -> Iterator[tuple[str, str, str]]:
-    text = _decoded(f.read(), name)
+    text = _whole(f, name)
     if not cut or len(text) <= PIECE:
         yield text, kind, name
         return
@@ -122,9 +191,11 @@ def _read_text(
 
 
 def _read_lines(f: io.BufferedIOBase, name: str) -> Iterator[tuple[str, str, str]]:
-    offset, where = 0, name
-    for number, line in enumerate(f, 1):
+    offset = 0
+    for number, line in enumerate(iter(partial(f.readline, LONGEST + 1), b""), 1):
         where = f"{name}: line {number}"
+        if len(line) > LONGEST:
+            raise CorpusError(f"{where}: over {LONGEST:,} bytes; expected one document a line")
         decoded = _decoded(line, where, offset)
         offset += len(line)
         if decoded.strip():
@@ -132,40 +203,70 @@ def _read_lines(f: io.BufferedIOBase, name: str) -> Iterator[tuple[str, str, str
 
 
 def _read_json(f: io.BufferedIOBase, name: str) -> Iterator[tuple[str, str, str]]:
-    data = _parsed(_decoded(f.read(), name), name)
+    data = _parsed(_whole(f, name), name)
     for number, item in enumerate(data if isinstance(data, list) else [data], 1):
         yield from_json(item, f"{name}: item {number}" if isinstance(data, list) else name)
 
 
 def _read_parquet(path: Path, name: str) -> Iterator[tuple[str, str, str]]:
+    """Only the text and The Pile's kind are read: what else a row holds may be broken or of any type."""
     file, number = pyarrow.parquet.ParquetFile(path), 0
-    columns = file.schema_arrow.names
-    if "text" not in columns:
-        raise CorpusError(f"{name}: found columns {', '.join(columns)}; expected one named text")
-    for batch in file.iter_batches(1000, columns=[c for c in ("text", "meta") if c in columns]):
-        for item in batch.to_pylist():
+    columns, leaves = file.schema_arrow.names, {c.path for c in file.schema}
+    if columns.count("text") != 1:
+        raise CorpusError(f"{name}: found columns {_listed(columns)}; expected one named text")
+    kind_is_there = "meta.pile_set_name" in leaves and columns.count("meta") == 1
+    for batch in file.iter_batches(100, columns=["text"] + ["meta.pile_set_name"] * kind_is_there):
+        texts = _bytes(batch.column("text"), f"{name}: column text")
+        kinds = [None] * len(texts)
+        if kind_is_there:
+            field = pyarrow.compute.struct_field(batch.column("meta"), "pile_set_name")
+            kinds = _bytes(field, f"{name}: column meta.pile_set_name")
+        for text, kind in zip(texts, kinds, strict=True):
             number += 1
-            yield from_json(item, f"{name}: row {number}")
+            where = f"{name}: row {number}"
+            item = {"text": None if text is None else _utf8(text, f"{where}, text")}
+            if kind is not None:
+                item["meta"] = {"pile_set_name": _utf8(kind, f"{where}, meta.pile_set_name")}
+            yield from_json(item, where)
+
+
+def _bytes(column: pyarrow.Array, where: str) -> list[bytes | None]:
+    """Strings as they are stored, for Arrow checks no UTF-8."""
+    if pyarrow.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    kind = column.type
+    if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+        raise CorpusError(f"{where} holds {str(kind)[:100]}; expected strings")
+    return column.cast(pyarrow.large_binary()).to_pylist()
 
 
 def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise CorpusError(
-            f'{where}: malformed JSON ({error}); expected an object such as {{"text": "..."}}'
-        ) from None
+    except json.JSONDecodeError as error:
+        reason = str(error)
+    except RecursionError:
+        reason = "brackets nested too deeply"
+    except ValueError:
+        reason = "a number of more digits than Python reads"
+    raise CorpusError(
+        f'{where}: malformed JSON ({reason}); expected an object such as {{"text": "..."}}'
+    )
+
+
+def _listed(names: list) -> str:
+    shown = ", ".join(printable(str(n))[:40] for n in names[:8])
+    return f"{shown} and {len(names) - 8} more" if len(names) > 8 else shown or "none"
 
 
 def from_json(item: Any, where: str) -> tuple[str, str, str]:
     """(text, kind, origin) of one parsed document; The Pile's `meta.pile_set_name` is its kind."""
     text = item if isinstance(item, str) else item.get("text") if isinstance(item, dict) else None
     if not isinstance(text, str):
-        found = (
-            f"an object with {', '.join(map(repr, item)) or 'no keys'}"
-            if isinstance(item, dict)
-            else type(item).__name__
-        )
+        found = type(item).__name__
+        if isinstance(item, dict):
+            found = f"an object with the keys {_listed(list(map(repr, item)))}"
+            found += f", and text a {type(text).__name__}" * ("text" in item)
         raise CorpusError(f'{where}: found {found}; expected an object with text under "text"')
     try:
         text.encode()
@@ -173,4 +274,7 @@ def from_json(item: Any, where: str) -> tuple[str, str, str]:
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     meta = item.get("meta") if isinstance(item, dict) else None
     kind = meta.get("pile_set_name") if isinstance(meta, dict) else None
-    return (text, kind, f"{where} ({kind})") if isinstance(kind, str) else (text, "text", where)
+    if not isinstance(kind, str):
+        return text, "text", where
+    kind = printable(kind)[:LONGEST_KIND]
+    return text, kind, f"{where} ({kind})"

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 from sae_lib import hub
 from sae_lib.errors import ModelError
+from sae_lib.text_files import printable
 
 END = "<|endoftext|>"
 
@@ -16,10 +17,16 @@ def load_tokenizer(source: str | Path):
     """A fast tokeniser from a local folder or the hub; `ModelError` that says what to do where it is missing or out of reach."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    path = Path(source).expanduser()
-    local = path.is_dir()
+    try:
+        path = Path(source).expanduser()
+        local, there = path.is_dir(), path.exists()
+    except (OSError, RuntimeError) as error:  # a name too long, ~ of nobody
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(
+            f"tokenizer.source {printable(str(source))[:300]}: cannot be looked up ({reason}); expected a Hugging Face folder, or a hub name such as gpt2"
+        ) from None
     if not local and (
-        path.exists() or str(source).startswith((".", "/", "~")) or str(source).count("/") > 1
+        there or str(source).startswith((".", "/", "~")) or str(source).count("/") > 1
     ):
         raise ModelError(
             f"tokenizer.source {source}: no such folder; expected a Hugging Face folder with tokenizer.json, or a hub name such as gpt2"
