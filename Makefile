@@ -31,7 +31,7 @@ install: .venv/.installed
 	@touch $@
 
 run: .venv/.installed
-	$(PY) -m sae_lib run --profile $(PROFILE) $(ARGS)
+	$(PY) -m suite run --profile $(PROFILE) $(ARGS)
 
 test: .venv/.installed-dev
 	@scripts/chromium.sh || true
@@ -49,10 +49,10 @@ interop: .venv/.installed .venv-saelens/.installed
 	$(PY) tests/interop/read_back.py runs/interop
 
 check-toy: .venv/.installed
-	$(PY) -m sae_lib check-toy $(ARGS)
+	$(PY) -m suite check-toy $(ARGS)
 
 doctor: .venv/.installed
-	$(PY) -m sae_lib doctor --profile $(PROFILE) $(ARGS)
+	$(PY) -m suite doctor --profile $(PROFILE) $(ARGS)
 
 lint: .venv/.installed-dev
 	$(PY) -m ruff check . $(ARGS)

@@ -10,7 +10,7 @@ Makes a bare GPU pod (Debian or Ubuntu) ready, from inside a clone of this repos
      otherwise the pin is installed, in the build that the pod's driver can run.
   2. The pinned packages, and a browser for static figures (Debian: chromium; Ubuntu: Google Chrome, for its chromium is an empty stub).
   3. Hugging Face's cache on the volume (/workspace where there is one), unless HF_HOME says otherwise.
-  4. python -m sae_lib doctor --profile runpod: what still does not work, and how to fix it.
+  4. python -m suite doctor --profile runpod: what still does not work, and how to fix it.
   5. JupyterLab in the background on 0.0.0.0, behind a fresh token that is printed here and nowhere else.
 
   --no-lab      stop after step 4
@@ -94,7 +94,7 @@ fi
 echo "${HF_HOME:-$HOME/.cache/huggingface}"
 
 say "Doctor"
-"$py" -m sae_lib doctor --profile runpod || echo "(fix what is marked FAIL; JupyterLab starts all the same)"
+"$py" -m suite doctor --profile runpod || echo "(fix what is marked FAIL; JupyterLab starts all the same)"
 [ "$lab" = yes ] || exit 0
 
 say "JupyterLab"

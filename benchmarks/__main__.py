@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from sae_lib.report.machine import machine
+from suite.report.machine import machine
 
 SPEED = ("language_model_step", "sae_step", "end_to_end", "scaling")  # run when no name is given
 NAMES = (*SPEED, "ground_truth", "feature_table", "gpu")

@@ -5,12 +5,13 @@ import torch
 
 from benchmarks.sae_step import BATCH, ORIGINAL_BATCH, autoencoder_with_l0, dense_step
 from benchmarks.timing import rates, ratio
-from sae_lib import language_model, training
-from sae_lib.activations import ActivationBuffer, HookPoint, harvest
-from sae_lib.recipes import BRICKEN_2023, WARD_2024
-from sae_lib.runs import keep_freed_memory
+from sae_lib.model import language_model
+from sae_lib.model.activations import ActivationBuffer, HookPoint, harvest
+from sae_lib.sae import training
+from sae_lib.sae.engine.sparse_step import gradients
+from sae_lib.sae.recipes import BRICKEN_2023, WARD_2024
 from sae_lib.settings import load
-from sae_lib.sparse_step import gradients
+from suite.runs import keep_freed_memory
 
 BUFFER_ROWS = 256
 RECORDED = 700  # activations/s of the original's recorded loop, 600 to 770, on two cores

@@ -26,10 +26,11 @@ CASES = {
 
 
 def one(kind: str, n_tokens: int) -> dict:
-    from sae_lib import features, language_model
-    from sae_lib.activations import HookPoint, harvest
-    from sae_lib.runs import keep_freed_memory, open_run
-    from sae_lib.tokens import open_tokens
+    from sae_lib.features import feature_table as features
+    from sae_lib.model import language_model
+    from sae_lib.model.activations import HookPoint, harvest
+    from sae_lib.text.tokens import open_tokens
+    from suite.runs import keep_freed_memory, open_run
 
     run = open_run("laptop", "runs/benchmark")
     hook, tokens = HookPoint(language_model.load(run), run.settings.sae.hook_name), open_tokens(run)

@@ -9,12 +9,13 @@ import torch
 
 from benchmarks.sae_step import autoencoder_with_l0, dense_step
 from benchmarks.timing import rates, ratio
-from sae_lib import language_model, training
-from sae_lib.activations import HookPoint
-from sae_lib.objective import loss
-from sae_lib.recipes import BRICKEN_2023
+from sae_lib.model import language_model
+from sae_lib.model.activations import HookPoint
+from sae_lib.sae import training
+from sae_lib.sae.engine.sparse_step import gradients
+from sae_lib.sae.objective import loss
+from sae_lib.sae.recipes import BRICKEN_2023
 from sae_lib.settings import load
-from sae_lib.sparse_step import gradients
 
 FULL = 89_600_000  # activations: the original's 100 000 steps of 896
 STEPS = 50  # per timed call

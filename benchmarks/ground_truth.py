@@ -8,9 +8,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from sae_lib import training
-from sae_lib.activations import ActivationTable
-from sae_lib.autoencoder import SparseAutoencoder
+from sae_lib.model.activations import ActivationTable
+from sae_lib.sae import training
+from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.settings import SAESettings
 
 D_IN, DIRECTIONS, ACTIVE, SEEDS = (

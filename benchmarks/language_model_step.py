@@ -3,7 +3,7 @@
 import torch
 
 from benchmarks.timing import rates, ratio
-from sae_lib import language_model
+from sae_lib.model import language_model
 from sae_lib.settings import load
 
 

@@ -4,12 +4,12 @@ import torch
 
 from benchmarks import saelens
 from benchmarks.timing import rates, ratio
-from sae_lib import training
-from sae_lib.autoencoder import SparseAutoencoder
-from sae_lib.objective import loss
-from sae_lib.recipes import BRICKEN_2023, WARD_2024, Recipe
-from sae_lib.runs import keep_freed_memory
-from sae_lib.sparse_step import gradients
+from sae_lib.sae import training
+from sae_lib.sae.autoencoder import SparseAutoencoder
+from sae_lib.sae.engine.sparse_step import gradients
+from sae_lib.sae.objective import loss
+from sae_lib.sae.recipes import BRICKEN_2023, WARD_2024, Recipe
+from suite.runs import keep_freed_memory
 
 D_IN, D_SAE, BATCH = 512, 4096, 1024
 ORIGINAL_BATCH = 896

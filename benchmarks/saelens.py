@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sae_lib.autoencoder import SparseAutoencoder
+from sae_lib.sae.autoencoder import SparseAutoencoder
 
 ROOT = Path(__file__).parents[1]
 PYTHON = ROOT / ".venv-saelens/bin/python"

@@ -17,14 +17,16 @@ import numpy as np
 import torch
 
 from benchmarks.saelens import PYTHON, ROOT
-from sae_lib import evaluation, language_model, studies, sweep
-from sae_lib.activations import ActivationBuffer, HookPoint
-from sae_lib.autoencoder import SparseAutoencoder
-from sae_lib.initialise import statistics
-from sae_lib.recipes import BRICKEN_2023, of_recipe
-from sae_lib.runs import Run, read_yaml
+from sae_lib.features import evaluation
+from sae_lib.model import language_model
+from sae_lib.model.activations import ActivationBuffer, HookPoint
+from sae_lib.sae.autoencoder import SparseAutoencoder
+from sae_lib.sae.initialise import statistics
+from sae_lib.sae.recipes import BRICKEN_2023, of_recipe
 from sae_lib.settings import validate
-from sae_lib.tokens import open_tokens
+from sae_lib.text.tokens import open_tokens
+from suite import studies, sweep
+from suite.runs import Run, read_yaml
 
 NAME = "SAELens standard"
 

@@ -14,7 +14,7 @@ WIDTHS = (4096, 16_384, 65_536)
 
 
 def one(d_sae: int) -> dict:
-    from sae_lib.runs import keep_freed_memory
+    from suite.runs import keep_freed_memory
 
     keep_freed_memory()
     x = torch.randn(BATCH, D_IN, generator=torch.Generator().manual_seed(0)).relu()

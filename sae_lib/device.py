@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from sae_lib.errors import SettingsError
-from sae_lib.runs import Run
+from suite.runs import Run
 
 
 def device_of(run: Run) -> torch.device:

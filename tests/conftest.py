@@ -50,8 +50,8 @@ def small_overrides(text_folder) -> list[str]:
 @pytest.fixture(scope="session")
 def small_run(small_overrides, tmp_path_factory):
     """A `smoke` run on those files with everything trained once: tokens, language model, autoencoder."""
-    from sae_lib import training
-    from sae_lib.runs import open_run
+    from sae_lib.sae import training
+    from suite.runs import open_run
 
     run = open_run("smoke", tmp_path_factory.mktemp("runs") / "small", small_overrides)
     training.make_autoencoder(run)
@@ -60,8 +60,8 @@ def small_run(small_overrides, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def hook(small_run):
-    from sae_lib import language_model
-    from sae_lib.activations import HookPoint
+    from sae_lib.model import language_model
+    from sae_lib.model.activations import HookPoint
 
     return HookPoint(language_model.load(small_run), small_run.settings.sae.hook_name)
 
@@ -71,7 +71,7 @@ def chromium():
     """Headless Chromium. Tests that need it fail where it is absent: what a reader sees is not left untested."""
     from playwright.sync_api import sync_playwright
 
-    from sae_lib.report.pages import find_chromium
+    from suite.report.pages import find_chromium
 
     found = find_chromium()
     assert found, (

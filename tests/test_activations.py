@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from sae_lib import activations, language_model
-from sae_lib.activations import ActivationBuffer, HookPoint
 from sae_lib.errors import CorpusError, ModelError
+from sae_lib.model import activations, language_model
+from sae_lib.model.activations import ActivationBuffer, HookPoint
 from sae_lib.settings import LanguageModelSettings
-from sae_lib.tokens import load_tokenizer, open_tokens
+from sae_lib.text.tokens import load_tokenizer, open_tokens
 from tests.conftest import SHARED
 
 
@@ -149,7 +149,7 @@ def test_generation_comes_with_its_activations(small_run, hook):
 
 
 def test_the_prompt_corpus_is_aligned(small_run):
-    from sae_lib import prompts
+    from sae_lib.model import generation as prompts
 
     folder = prompts.make_prompt_corpus(small_run)
     texts, tokens, acts = prompts.load_prompt_corpus(folder)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sae_lib.autoencoder import SparseAutoencoder
 from sae_lib.errors import ArtefactError, SettingsError
-from sae_lib.export import to_dictionary_learning
+from sae_lib.sae.autoencoder import SparseAutoencoder
+from sae_lib.sae.export import to_dictionary_learning
 from tests.test_sparse_step import random_sae
 
 

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from nbconvert.filters import markdown2html
 from tokenizers import Tokenizer, models
 
-from sae_lib.browser import page, random_draw, rating, visible
-from sae_lib.browser import query as language
-from sae_lib.browser.rating_panel import RatingPanel
-from sae_lib.browser.table import FeatureTable
-from sae_lib.browser.widget import LISTED, FeatureBrowser
 from sae_lib.errors import SettingsError
-from sae_lib.tokenizer import train_tokenizer
+from sae_lib.text import display as visible
+from sae_lib.text.tokenizer import train_tokenizer
+from suite.browser import page, random_draw, rating
+from suite.browser import query as language
+from suite.browser.rating_panel import RatingPanel
+from suite.browser.table import FeatureTable
+from suite.browser.widget import LISTED, FeatureBrowser
 
 SCRIPT = "<script>window.hit=1</script>"
 IMAGE = '"><img src=x onerror="window.hit=1">'

@@ -8,12 +8,12 @@ import traceback
 import pytest
 import torch
 
-from sae_lib import language_model
 from sae_lib.errors import ChatError, ModelError
 from sae_lib.interpretability import asking, chat
 from sae_lib.interpretability.asking import Cache, Chat, LimitReached
+from sae_lib.model import language_model
 from sae_lib.settings import ExplainSettings, LanguageModelSettings
-from sae_lib.tokenizer import train_tokenizer
+from sae_lib.text.tokenizer import train_tokenizer
 from tests.chat_server import KEY, completion, serving
 
 CPU = torch.device("cpu")

@@ -6,16 +6,19 @@ import pandas as pd
 import pytest
 import torch
 
-from sae_lib import __main__, clamping, clamping_views, language_model, training
-from sae_lib import clamping_effects as effects
-from sae_lib.activations import HookPoint
-from sae_lib.autoencoder import SparseAutoencoder
-from sae_lib.browser.visible import Vocabulary
-from sae_lib.clamping import Clamp
-from sae_lib.dictionaries import activations_of
 from sae_lib.errors import ModelError, SettingsError
+from sae_lib.features import clamping
+from sae_lib.features import clamping_effects as effects
+from sae_lib.features.clamping import Clamp
+from sae_lib.model import language_model
+from sae_lib.model.activations import HookPoint
+from sae_lib.sae import training
+from sae_lib.sae.autoencoder import SparseAutoencoder
+from sae_lib.sae.dictionaries import activations_of
 from sae_lib.settings import LanguageModelSettings
-from sae_lib.tokens import open_tokens
+from sae_lib.text.display import Vocabulary
+from sae_lib.text.tokens import open_tokens
+from suite import __main__, clamping_views
 
 PROMPT = "def __init__(self, name):\n    return "
 

@@ -118,7 +118,7 @@ def test_text_on_the_map_is_no_markup():
 
 
 def test_a_runs_clusters_hold_its_scored_features(small_run, monkeypatch):
-    from sae_lib.runs import Run
+    from suite.runs import Run
 
     settings = small_run.settings.interpretability.model_copy(
         update={"tokens": 8192, "untrained_activations": 0, "clusters": 8, "units": 4}
@@ -127,7 +127,7 @@ def test_a_runs_clusters_hold_its_scored_features(small_run, monkeypatch):
         small_run.settings.model_copy(update={"interpretability": settings}),
         small_run.folder.with_name("clusters"),
     )
-    monkeypatch.setattr("sae_lib.runs.Run.figure", lambda *args, **kwargs: None)
+    monkeypatch.setattr("suite.runs.Run.figure", lambda *args, **kwargs: None)
     table = clusters.load_clusters(run)
     scored = clusters.load_scores(run).query("kind == 'feature'")
     assert (

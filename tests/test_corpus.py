@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from sae_lib import corpus, hub, installation, text_files
-from sae_lib.corpus import documents
 from sae_lib.errors import CorpusError
-from sae_lib.installation import File, Seen
 from sae_lib.settings import CorpusSettings, load
+from sae_lib.text import corpus, hub, installation, text_files
+from sae_lib.text.corpus import documents
+from sae_lib.text.installation import File, Seen
 
 
 def prose(name: str, lines: int = 12) -> str:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sae_lib.autoencoder import SparseAutoencoder
-from sae_lib.dictionaries import (
+from sae_lib.sae.autoencoder import SparseAutoencoder
+from sae_lib.sae.dictionaries import (
     Neurons,
     activations_of,
     active,

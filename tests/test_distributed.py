@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sae_lib import training
-from sae_lib.autoencoder import SparseAutoencoder
-from sae_lib.recipes import BRICKEN_2023
+from sae_lib.sae import training
+from sae_lib.sae.autoencoder import SparseAutoencoder
+from sae_lib.sae.engine.sparse_step import gradients
+from sae_lib.sae.recipes import BRICKEN_2023
 from sae_lib.settings import SAESettings
-from sae_lib.sparse_step import gradients
 from tests.test_training import ROWS, VOCABULARY, SyntheticHook
 
 HELD_OUT = np.random.default_rng(1).integers(0, VOCABULARY, (64, 32))
@@ -48,7 +48,7 @@ def autoencoder() -> SparseAutoencoder:
 
 def one_of_two(folder: str) -> None:
     """What each process of the test runs."""
-    from sae_lib import distributed
+    from sae_lib.sae.engine import distributed
 
     distributed.start()
     torch.set_num_threads(1)

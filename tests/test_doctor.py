@@ -5,9 +5,9 @@ from importlib.metadata import PackageNotFoundError
 
 import pytest
 
-from sae_lib import doctor
-from sae_lib.doctor import Check, Needs
 from sae_lib.errors import SettingsError
+from suite import doctor
+from suite.doctor import Check, Needs
 
 CPU, GPU = Needs(disk=1, memory=1), Needs(disk=1, memory=1, gpu=40, hub=True)
 
@@ -194,7 +194,7 @@ def test_needs_exist_for_every_profile():
 
 def test_command_line_prints_one_line_and_status_2_for_an_unknown_profile():
     done = subprocess.run(
-        [sys.executable, "-m", "sae_lib", "doctor", "--profile", "desktop"],
+        [sys.executable, "-m", "suite", "doctor", "--profile", "desktop"],
         capture_output=True,
         text=True,
     )
@@ -205,7 +205,7 @@ def test_command_line_prints_one_line_and_status_2_for_an_unknown_profile():
 def test_command_line_status_says_whether_the_profile_can_run(monkeypatch):
     from typer.testing import CliRunner
 
-    from sae_lib.__main__ import app
+    from suite.__main__ import app
 
     monkeypatch.setattr(
         doctor, "check", lambda profile: [Check("torch", profile == "smoke", "x", "y")]

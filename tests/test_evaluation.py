@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from sae_lib import evaluation
-from sae_lib.dictionaries import Neurons, active
-from sae_lib.tokens import open_tokens
+from sae_lib.features import evaluation
+from sae_lib.sae.dictionaries import Neurons, active
+from sae_lib.text.tokens import open_tokens
 from tests.test_sparse_step import random_sae
 from tests.test_training import ROWS, SyntheticHook
 

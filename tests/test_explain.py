@@ -16,15 +16,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_lib import settings, training
-from sae_lib.activations import harvest
-from sae_lib.browser.visible import Vocabulary
+from sae_lib import settings
 from sae_lib.errors import ChatError, SettingsError
 from sae_lib.interpretability import asking, explain, explain_prompts, explain_windows
 from sae_lib.interpretability.explain_windows import Firing, Text, Window
-from sae_lib.runs import Run
-from sae_lib.tokenizer import train_tokenizer
-from sae_lib.tokens import open_tokens
+from sae_lib.model.activations import harvest
+from sae_lib.sae import training
+from sae_lib.text.display import Vocabulary
+from sae_lib.text.tokenizer import train_tokenizer
+from sae_lib.text.tokens import open_tokens
+from suite.runs import Run
 from tests.chat_server import KEY, serving, wait_until
 from tests.conftest import SHARED
 
@@ -558,7 +559,7 @@ def test_the_command_line_skips_with_status_zero(tmp_path):
         [
             sys.executable,
             "-m",
-            "sae_lib",
+            "suite",
             "explain",
             "--features",
             "2",

@@ -7,10 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from sae_lib import activations, evaluation, feature_statistics, features, training
-from sae_lib.autoencoder import SparseAutoencoder
-from sae_lib.dictionaries import Neurons, random_directions
-from sae_lib.feature_statistics import TopExamples, random_keys
+from sae_lib.features import evaluation
+from sae_lib.features import feature_table as features
+from sae_lib.features import statistics as feature_statistics
+from sae_lib.features.statistics import TopExamples, random_keys
+from sae_lib.model import activations
+from sae_lib.sae import training
+from sae_lib.sae.autoencoder import SparseAutoencoder
+from sae_lib.sae.dictionaries import Neurons, random_directions
 from sae_lib.settings import FeatureSettings
 from tests.test_training import SyntheticHook
 

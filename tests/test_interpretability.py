@@ -7,13 +7,13 @@ import pandas as pd
 import pytest
 import torch
 
-from sae_lib.dictionaries import Neurons
 from sae_lib.errors import CorpusError
 from sae_lib.interpretability import halves, scores, untrained
 from sae_lib.interpretability import scoring as interpretability
-from sae_lib.recipes import resolve
-from sae_lib.runs import Run, is_made
-from sae_lib.tokens import open_tokens
+from sae_lib.sae.dictionaries import Neurons
+from sae_lib.sae.recipes import resolve
+from sae_lib.text.tokens import open_tokens
+from suite.runs import Run, is_made
 
 KINDS = set(scores.KINDS)
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 
-from sae_lib.headless import ROOT
+from suite.headless import ROOT
 
 FILES = ("language_model/model.safetensors", "saes/bricken_2023/sae_weights.safetensors")
 
@@ -23,7 +23,7 @@ def start(folder, overrides, every=("lm.checkpoint_every=7", "sae.checkpoint_eve
     command = [
         sys.executable,
         "-m",
-        "sae_lib",
+        "suite",
         "stage",
         "sae",
         "--profile",
@@ -130,7 +130,7 @@ def test_ctrl_c_reaches_a_training_inside_a_notebook(small_overrides, tmp_path):
     command = [
         sys.executable,
         "-m",
-        "sae_lib",
+        "suite",
         "run",
         "--profile",
         "smoke",

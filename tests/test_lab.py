@@ -17,11 +17,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from sae_lib import browser, clamping, features, training
-from sae_lib.browser import context, page, try_text
-from sae_lib.browser.model import Model
-from sae_lib.browser.table import open_table
-from sae_lib.clamping import Clamp
+from sae_lib.features import clamping
+from sae_lib.features import feature_table as features
+from sae_lib.features.clamping import Clamp
+from sae_lib.sae import training
+from suite import browser
+from suite.browser import context, page, try_text
+from suite.browser.model import Model
+from suite.browser.table import open_table
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKUP = '<script>window.hit=1</script> "><img src=x onerror="window.hit=1">\n'
@@ -41,7 +44,7 @@ OVERRIDES = [
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A tiny trained run, a third of whose text is markup that would run if it were not text."""
-    from sae_lib.runs import open_run
+    from suite.runs import open_run
 
     folder = tmp_path_factory.mktemp("lab")
     (folder / "text").mkdir()

@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_lib import checkpoints, language_model
 from sae_lib.errors import ArtefactError, CorpusError, ModelError, TrainingError
-from sae_lib.runs import Run, open_run
+from sae_lib.model import language_model
+from sae_lib.sae.engine import checkpoints
 from sae_lib.settings import LanguageModelSettings
+from suite.runs import Run, open_run
 
 
 @given(
@@ -93,7 +94,7 @@ def test_training_learns_and_records_what_it_did(small_run):
 
 
 def test_density_is_the_share_of_positions_where_the_neuron_fires(small_run, hook):
-    from sae_lib.tokens import open_tokens
+    from sae_lib.text.tokens import open_tokens
 
     s = small_run.settings.lm.model_copy(update={"eval_rows": 8})
     tokens = open_tokens(small_run)

@@ -8,15 +8,15 @@ import sys
 import nbformat
 import pytest
 
-from sae_lib import headless
 from sae_lib.errors import SettingsError
-from sae_lib.headless import ROOT
+from suite import headless
+from suite.headless import ROOT
 
 
 def sae_lib(*arguments, **environment):
     env = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "400"} | environment
     return subprocess.run(
-        [sys.executable, "-m", "sae_lib", *map(str, arguments)],
+        [sys.executable, "-m", "suite", *map(str, arguments)],
         cwd=ROOT,
         env=env,
         capture_output=True,
@@ -152,7 +152,7 @@ def test_only_and_parameters_are_checked(tmp_path):
 
 
 def test_a_failing_cell_stops_the_run_with_its_notebook_cell_and_error(tmp_path, monkeypatch):
-    from sae_lib.runs import open_run
+    from suite.runs import open_run
 
     (tmp_path / "notebooks").mkdir()
     for name, source in (

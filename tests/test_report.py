@@ -11,14 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_lib import settings, studies
+from sae_lib import settings
 from sae_lib.errors import ArtefactError
-from sae_lib.report import content, pages, publish, publish_report, render, write_report
-from sae_lib.report import formats as f
-from sae_lib.report.machine import commit, cpu_model, machine
-from sae_lib.report.markup import plain, table
-from sae_lib.runs import Run, open_run
 from sae_lib.toy import check as toy_check
+from suite import studies
+from suite.report import content, pages, publish, publish_report, render, write_report
+from suite.report import formats as f
+from suite.report.machine import commit, cpu_model, machine
+from suite.report.markup import plain, table
+from suite.runs import Run, open_run
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="

@@ -2,7 +2,7 @@
 
 import torch
 
-from sae_lib.resampling import resample, sampling_probabilities
+from sae_lib.sae.resampling import resample, sampling_probabilities
 from tests.test_sparse_step import random_sae
 
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from sae_lib import runs
 from sae_lib.errors import ArtefactError
+from suite import runs
 
 
 def make(folder, settings, content="x" * 100):

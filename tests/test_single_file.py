@@ -13,15 +13,17 @@ from tokenizers import Tokenizer
 from tokenizers import models as tokenizer_models
 from typer.testing import CliRunner
 
-from sae_lib import clamping, language_model, training
-from sae_lib.__main__ import app
-from sae_lib.browser import page, single_file, single_file_data, single_file_model, template_script
-from sae_lib.browser.page import ENVIRONMENT
-from sae_lib.browser.table import FeatureTable, open_table
-from sae_lib.browser.visible import Vocabulary, isolated, pieces, plain
-from sae_lib.clamping import Clamp
-from sae_lib.tokenizer import exact_encoder
-from sae_lib.tokens import open_tokens
+from sae_lib.features import clamping
+from sae_lib.features.clamping import Clamp
+from sae_lib.model import language_model
+from sae_lib.sae import training
+from sae_lib.text.display import Vocabulary, isolated, pieces, plain
+from sae_lib.text.tokenizer import exact_encoder
+from sae_lib.text.tokens import open_tokens
+from suite.__main__ import app
+from suite.browser import page, single_file, single_file_data, single_file_model, template_script
+from suite.browser.page import ENVIRONMENT
+from suite.browser.table import FeatureTable, open_table
 from tests.test_browser import IMAGE, SCRIPT, TEXTS, make_table, tokenizer  # noqa: F401  (the crafted corpus, its tokeniser)
 
 MIXED = [
@@ -556,7 +558,7 @@ def ids_of(run, n):
 
 
 def test_the_page_computes_what_torch_computes(opened, small_run, inside):
-    from sae_lib.activations import HookPoint
+    from sae_lib.model.activations import HookPoint
 
     model, sae = inside
     ids = ids_of(small_run, small_run.settings.lm.context)
@@ -585,7 +587,7 @@ def test_the_page_computes_what_torch_computes(opened, small_run, inside):
 
 def test_int8_changes_little(small_run, inside):
     """Against the weights as trained: activations correlate, and the next token's distribution moves by a hundredth of a nat at most."""
-    from sae_lib.activations import HookPoint
+    from sae_lib.model.activations import HookPoint
 
     model, sae = inside
     float_model, float_sae = (
@@ -668,7 +670,7 @@ def test_own_text_and_clamping_in_the_page(tab, written, small_run):
 
 
 def _parts(run):
-    from sae_lib.activations import HookPoint
+    from sae_lib.model.activations import HookPoint
 
     return (
         HookPoint(language_model.load(run), run.settings.sae.hook_name),

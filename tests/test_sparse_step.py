@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_lib import active_pairs, sparse_step
-from sae_lib.autoencoder import SparseAutoencoder
-from sae_lib.objective import Objective, loss
+from sae_lib.sae.autoencoder import SparseAutoencoder
+from sae_lib.sae.engine import active_pairs, sparse_step
+from sae_lib.sae.objective import Objective, loss
 
 
 def random_sae(d_in, d_sae, seed, bias=-1.0):

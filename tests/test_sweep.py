@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from sae_lib import sweep, training
 from sae_lib.errors import SettingsError
+from sae_lib.sae import training
+from suite import sweep
 
 
 def test_values_with_commas_are_the_axes():

@@ -10,12 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import processors
 
-from sae_lib import hub
-from sae_lib import tokens as tokens_module
 from sae_lib.errors import ArtefactError, CorpusError, ModelError
-from sae_lib.runs import Run, open_run
-from sae_lib.tokenizer import END, exact_encoder, load_tokenizer, separator_id, train_tokenizer
-from sae_lib.tokens import GrowingArray, make_tokens, open_tokens, summary, tokens_made_from
+from sae_lib.text import hub
+from sae_lib.text import tokens as tokens_module
+from sae_lib.text.tokenizer import END, exact_encoder, load_tokenizer, separator_id, train_tokenizer
+from sae_lib.text.tokens import GrowingArray, make_tokens, open_tokens, summary, tokens_made_from
+from suite.runs import Run, open_run
 
 SHARED = (
     Path(__file__).resolve().parents[2] / "shared"

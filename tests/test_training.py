@@ -7,10 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sae_lib import checkpoints, features, language_model, sparse_step, sweep, training
-from sae_lib.activations import ActivationTable
 from sae_lib.errors import ArtefactError, SettingsError, TrainingError
-from sae_lib.recipes import (
+from sae_lib.features import feature_table as features
+from sae_lib.model import language_model
+from sae_lib.model.activations import ActivationTable
+from sae_lib.sae import training
+from sae_lib.sae.engine import checkpoints, sparse_step
+from sae_lib.sae.recipes import (
     BRICKEN_2023,
     RECIPES,
     WARD_2024,
@@ -20,6 +23,7 @@ from sae_lib.recipes import (
     variants,
 )
 from sae_lib.settings import SAESettings, load
+from suite import sweep
 
 D_IN, TRUE_FEATURES, VOCABULARY = 16, 32, 4096
 
@@ -340,7 +344,7 @@ def test_resampling_that_finds_nothing_dead_changes_nothing(tmp_path):
 def test_the_run_without_resampling_is_trained_only_where_it_differs(
     small_run, tmp_path, monkeypatch, resampled
 ):
-    from sae_lib.runs import Run
+    from suite.runs import Run
 
     run = Run(
         small_run.settings.model_copy(

@@ -175,8 +175,8 @@ class LocalChat:
     where = "this machine"
 
     def __init__(self, source: str, seed: int, device: torch.device):
-        from sae_lib.language_model import open_model
-        from sae_lib.tokenizer import load_tokenizer
+        from sae_lib.model.language_model import open_model
+        from sae_lib.text.tokenizer import load_tokenizer
 
         self.name, self.seed = source, seed
         self._model, self._tokenizer = open_model(source).to(device).eval(), load_tokenizer(source)

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae_lib.browser.random_draw import entry, shortened
-from sae_lib.browser.table import FeatureTable, open_table
-from sae_lib.evaluation import ALIVE
-from sae_lib.runs import Run
+from sae_lib.features.evaluation import ALIVE
+from suite.browser.random_draw import entry, shortened
+from suite.browser.table import FeatureTable, open_table
+from suite.runs import Run
 
 PER_TENTH = 1
 LOWER = 3  # tenths at the bottom of the range that count as "lower down"

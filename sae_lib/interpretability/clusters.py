@@ -13,13 +13,16 @@ from sklearn.cluster import AgglomerativeClustering
 from sklearn.decomposition import KernelPCA
 from sklearn.manifold import TSNE
 
-from sae_lib import evaluation, figures, language_model, training
-from sae_lib.activations import HookPoint
-from sae_lib.browser.visible import isolated
-from sae_lib.dictionaries import active
+from sae_lib import figures
+from sae_lib.features import evaluation
 from sae_lib.interpretability.scores import load_scores
-from sae_lib.recipes import variant
-from sae_lib.runs import Run, writing
+from sae_lib.model import language_model
+from sae_lib.model.activations import HookPoint
+from sae_lib.sae import training
+from sae_lib.sae.dictionaries import active
+from sae_lib.sae.recipes import variant
+from sae_lib.text.display import isolated
+from suite.runs import Run, writing
 
 Array = np.ndarray
 MOST = 8192  # features at most: all pairs of them are compared

@@ -12,21 +12,23 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from sae_lib import evaluation, language_model, training
-from sae_lib.activations import HookPoint
-from sae_lib.browser.visible import Vocabulary
 from sae_lib.device import device_of
 from sae_lib.errors import ChatError
-from sae_lib.features import load_features, make_features
+from sae_lib.features import evaluation
+from sae_lib.features.feature_table import load_features, make_features
 from sae_lib.interpretability import chat, explain_prompts, explain_windows
 from sae_lib.interpretability.asking import Cache, Chat, LimitReached
 from sae_lib.interpretability.explain_prompts import Question
 from sae_lib.interpretability.explain_windows import Text, Unit
+from sae_lib.model import language_model
+from sae_lib.model.activations import HookPoint
 from sae_lib.progress import tqdm
-from sae_lib.recipes import variant
-from sae_lib.runs import Run, write_atomically
+from sae_lib.sae import training
+from sae_lib.sae.recipes import variant
 from sae_lib.settings import ExplainSettings
-from sae_lib.tokens import open_tokens
+from sae_lib.text.display import Vocabulary
+from sae_lib.text.tokens import open_tokens
+from suite.runs import Run, write_atomically
 
 RESAMPLES = 2000  # of the bootstrap
 FREE = {

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Integer
 
-from sae_lib import evaluation
-from sae_lib.activations import Source
-from sae_lib.dictionaries import Dictionary, activations_of, coordinate_directions
-from sae_lib.runs import Run
+from sae_lib.features import evaluation
+from sae_lib.model.activations import Source
+from sae_lib.sae.dictionaries import Dictionary, activations_of, coordinate_directions
 from sae_lib.settings import ExplainSettings, FeatureSettings
-from sae_lib.tokens import Tokens, open_tokens
+from sae_lib.text.tokens import Tokens, open_tokens
+from suite.runs import Run
 
 POOL = 20_000  # tokens drawn at random, among which each feature finds excerpts where it is silent
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 
 from sae_lib import figures
-from sae_lib.runs import Run
+from suite.runs import Run
 
 MEASURES = {
     "auroc": "AUROC",

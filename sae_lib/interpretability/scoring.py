@@ -16,9 +16,15 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 
-from sae_lib import evaluation, language_model, training
-from sae_lib.activations import HookPoint, harvest
-from sae_lib.dictionaries import (
+from sae_lib.features import evaluation
+from sae_lib.interpretability.halves import Halves, split
+from sae_lib.interpretability.rules import learn_and_score
+from sae_lib.interpretability.scores import save_summary
+from sae_lib.interpretability.untrained import untrained_autoencoder
+from sae_lib.model import language_model
+from sae_lib.model.activations import HookPoint, harvest
+from sae_lib.sae import training
+from sae_lib.sae.dictionaries import (
     Dictionary,
     Directions,
     active,
@@ -26,12 +32,8 @@ from sae_lib.dictionaries import (
     principal_directions,
     random_directions,
 )
-from sae_lib.interpretability.halves import Halves, split
-from sae_lib.interpretability.rules import learn_and_score
-from sae_lib.interpretability.scores import save_summary
-from sae_lib.interpretability.untrained import untrained_autoencoder
-from sae_lib.recipes import variant
-from sae_lib.runs import Run, writing
+from sae_lib.sae.recipes import variant
+from suite.runs import Run, writing
 
 Array = np.ndarray
 SAMPLE = 65_536  # activations of the learning half that thresholds and directions are taken from

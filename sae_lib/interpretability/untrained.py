@@ -5,13 +5,16 @@ import shutil
 
 import torch
 
-from sae_lib import checkpoints, hub, language_model, training
-from sae_lib.activations import HookPoint
-from sae_lib.autoencoder import SparseAutoencoder
 from sae_lib.device import device_of
-from sae_lib.runs import Run, keep_freed_memory, writing
+from sae_lib.model import language_model
+from sae_lib.model.activations import HookPoint
+from sae_lib.sae import training
+from sae_lib.sae.autoencoder import SparseAutoencoder
+from sae_lib.sae.engine import checkpoints
 from sae_lib.settings import SAESettings
-from sae_lib.tokens import open_tokens
+from sae_lib.text import hub
+from sae_lib.text.tokens import open_tokens
+from suite.runs import Run, keep_freed_memory, writing
 
 
 def untrained_model(run: Run):

@@ -6,9 +6,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from sae_lib import training
-from sae_lib.activations import ActivationTable
-from sae_lib.recipes import RECIPES
+from sae_lib.model.activations import ActivationTable
+from sae_lib.sae import training
+from sae_lib.sae.recipes import RECIPES
 from sae_lib.settings import SAESettings
 from sae_lib.toy import models as toy
 from sae_lib.toy.autoencoder import DENSITY, RECOVERED, base_model, recovery

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from sae_lib.autoencoder import SparseAutoencoder
+from sae_lib.sae.autoencoder import SparseAutoencoder
 
 
 def main(folder: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from sae_lib.autoencoder import SparseAutoencoder
+from sae_lib.sae.autoencoder import SparseAutoencoder
 
 
 def main(folder: Path) -> None:

@@ -30,8 +30,8 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def run_command(arguments: list[str], folder: Path) -> Outcome:
-    """`python -m sae_lib ARGUMENTS` with `folder` as the working directory, without a new process."""
-    from sae_lib.__main__ import main
+    """`python -m suite ARGUMENTS` with `folder` as the working directory, without a new process."""
+    from suite.__main__ import main
 
     before, out, err, status = snapshot(folder), io.StringIO(), io.StringIO(), 0
     with pytest.MonkeyPatch.context() as patch:

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from sae_lib import installation, text_files, tokenizer
-from sae_lib.corpus import documents
 from sae_lib.errors import CorpusError, ModelError
 from sae_lib.settings import CorpusSettings
+from sae_lib.text import installation, text_files, tokenizer
+from sae_lib.text.corpus import documents
 
 LINE = b'{"text": "a document that is long enough to be told from the others: %d"}\n'
 LINES = b"".join(LINE % i for i in range(1200))

@@ -1,0 +1,241 @@
+"""Features held at chosen values while the model runs, and what that does to the next token and to whole continuations.
+
+At the hook an activation is x = x̂ + ε, what the autoencoder explains and what it does not. A clamp changes a feature's activation f to f′.
+With the error kept, x + (f′ − f)·W_dec goes on; with the error dropped, decode(f′).
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae_lib.errors import ModelError, SettingsError
+from sae_lib.model.activations import HookPoint
+from sae_lib.sae.dictionaries import Dictionary, activations_of
+from sae_lib.text.tokenizer import exact_encoder
+
+
+@dataclass(frozen=True)
+class Clamp:
+    """One feature and what becomes of its activation f: "pin" sets it to `value`, "scale" to `value`·f, "ablate" to 0.
+
+    `positions` counts in the sequence that the model is given, negative ones from its end; None means all of them.
+    """
+
+    feature: int
+    how: Literal["pin", "scale", "ablate"] = "pin"
+    value: float = 0.0
+    positions: tuple[int, ...] | None = None
+
+
+@contextmanager
+def clamped(
+    hook: HookPoint,
+    dictionary: Dictionary,
+    clamps: Sequence[Clamp],
+    keep_error: bool = True,
+    directions: Float[Tensor, "n_clamps d_in"] | None = None,
+) -> Iterator[None]:
+    """The model runs with the features clamped at the hook; `SettingsError` for a feature, value or position that is not there.
+
+    `directions`, a row per clamp, are written in place of the features' own rows of `W_dec`: the null that a clamp is held against.
+    """
+    check(dictionary, clamps)
+    with hook.replaced(lambda x: clamp_activations(x, dictionary, clamps, keep_error, directions)):
+        yield
+
+
+@torch.no_grad()
+def clamp_activations(
+    x: Float[Tensor, "row position d_in"],
+    dictionary: Dictionary,
+    clamps: Sequence[Clamp],
+    keep_error: bool = True,
+    directions: Float[Tensor, "n_clamps d_in"] | None = None,
+) -> Float[Tensor, "row position d_in"]:
+    """What goes on from the hook in place of `x`: computed in float32, given back in `x`'s own type. No change of f is no change of x."""
+    rows, n_positions, _ = x.shape
+    flat = rearrange(x.float(), "row position d -> (row position) d")
+    features = torch.tensor([c.feature for c in clamps], dtype=torch.long, device=x.device)
+    feature_acts = None if keep_error else dictionary.encode(flat).clone()
+    before = (
+        activations_of(dictionary, flat, features)
+        if feature_acts is None
+        else feature_acts[:, features]
+    )
+    before = before.reshape(rows, n_positions, len(clamps))
+    after = before.clone()
+    for i, clamp in enumerate(clamps):
+        where = slice(None) if clamp.positions is None else _positions(clamp, n_positions)
+        after[:, where, i] = {
+            "pin": clamp.value,
+            "scale": clamp.value * before[:, where, i],
+            "ablate": 0.0,
+        }[clamp.how]
+    after, before = (rearrange(t, "row position k -> (row position) k") for t in (after, before))
+    if feature_acts is None:
+        changed = flat + (after - before) @ (
+            dictionary.W_dec[features] if directions is None else directions
+        )
+    else:
+        feature_acts[:, features] = after if directions is None else before
+        changed = dictionary.decode(feature_acts)
+        changed = changed if directions is None else changed + (after - before) @ directions
+    return changed.to(x.dtype).view_as(x)
+
+
+def check(dictionary: Dictionary, clamps: Sequence[Clamp]) -> None:
+    """`SettingsError` for a feature that does not exist or is named twice, and for what cannot be done to it."""
+    seen = set()
+    for clamp in clamps:
+        if not 0 <= clamp.feature < dictionary.d_sae:
+            raise SettingsError(
+                f"feature {clamp.feature} does not exist: this autoencoder has the features 0 to {dictionary.d_sae - 1}"
+            )
+        if clamp.feature in seen:
+            raise SettingsError(f"feature {clamp.feature} is clamped twice; name it once")
+        if not math.isfinite(clamp.value):
+            raise SettingsError(
+                f"feature {clamp.feature}: the value {clamp.value} is not a finite number"
+            )
+        seen.add(clamp.feature)
+
+
+def _positions(clamp: Clamp, n_positions: int) -> list[int]:
+    if outside := [p for p in clamp.positions if not -n_positions <= p < n_positions]:
+        raise SettingsError(
+            f"feature {clamp.feature} is clamped at position {outside[0]}, but the text has {n_positions} tokens: positions go from 0 to {n_positions - 1}"
+        )
+    return list(clamp.positions)
+
+
+def encode(
+    hook: HookPoint, tokenizer, prompt: str, new_tokens: int = 0
+) -> Int[Tensor, "1 position"]:
+    """A prompt's token ids; `SettingsError` where it is empty, `ModelError` where the context has no room for it and one new token."""
+    ids = exact_encoder(tokenizer).encode(prompt, add_special_tokens=False).ids
+    if not ids:
+        raise SettingsError("the prompt is empty: give at least one token of text")
+    limit = hook.model.config.max_position_embeddings
+    if len(ids) + min(new_tokens, 1) > limit:
+        raise ModelError(
+            f"the prompt has {len(ids)} tokens and the model's context is {limit}{': there is no room for a new token' if new_tokens else ''}; shorten the prompt"
+        )
+    return torch.tensor([ids], device=hook.device)
+
+
+@dataclass(frozen=True)
+class NextTokens:
+    """The next token's distribution without and with the clamps.
+
+    `table` has a row for each token among the k most probable before, the k most probable after and the k whose probability changed
+    most, largest change first: token_id, before, after, change (probabilities), rank_before, rank_after (0 is the most probable).
+    """
+
+    before: Float[Tensor, " vocab"]
+    after: Float[Tensor, " vocab"]
+    kl: float  # KL(before ‖ after), nats
+    table: pd.DataFrame
+
+
+@torch.no_grad()
+def next_tokens(
+    hook: HookPoint,
+    tokenizer,
+    dictionary: Dictionary,
+    prompt: str,
+    clamps: Sequence[Clamp],
+    k: int = 10,
+    keep_error: bool = True,
+) -> NextTokens:
+    """What the clamps do to the token after `prompt`; errors as `clamped` and `encode`."""
+    ids = encode(hook, tokenizer, prompt)
+    log_before = _logits(hook, ids).double().log_softmax(-1)
+    with clamped(hook, dictionary, clamps, keep_error):
+        log_after = _logits(hook, ids).double().log_softmax(-1)
+    kl = (log_before.exp() * (log_before - log_after)).sum().item()
+    before, after = log_before.exp().float().cpu(), log_after.exp().float().cpu()
+    change = after - before
+    k = min(k, len(change))
+    shown = torch.cat([t.topk(k).indices for t in (before, after, change.abs())]).unique()
+    shown = shown[change[shown].abs().argsort(descending=True, stable=True)]
+    ranks = [
+        t.argsort(descending=True, stable=True).argsort()[shown].numpy() for t in (before, after)
+    ]
+    columns = {
+        "token_id": shown,
+        "before": before[shown],
+        "after": after[shown],
+        "change": change[shown],
+    }
+    return NextTokens(
+        before,
+        after,
+        kl,
+        pd.DataFrame(
+            {name: t.numpy() for name, t in columns.items()}
+            | {"rank_before": ranks[0], "rank_after": ranks[1]}
+        ),
+    )
+
+
+@torch.no_grad()
+def side_by_side(
+    hook: HookPoint,
+    tokenizer,
+    dictionary: Dictionary,
+    prompt: str,
+    clamps: Sequence[Clamp],
+    new_tokens: int,
+    temperature: float,
+    seed: int,
+    keep_error: bool = True,
+) -> tuple[Int[Tensor, " baseline"], Int[Tensor, " clamped"], int]:
+    """A continuation without and with the clamps, at the same random numbers: (token ids, token ids, prompt length); the prompt is part of both.
+
+    Each ends with the end-of-text token, after `new_tokens`, or where the model's context is full. At temperature 0 the most probable token is taken.
+    """
+    if new_tokens < 1 or temperature < 0:
+        raise SettingsError(
+            f"{new_tokens} new tokens at temperature {temperature}: expected at least 1, and a temperature of 0 or more"
+        )
+    ids = encode(hook, tokenizer, prompt, new_tokens)
+    continued = []
+    for context in (nullcontext(), clamped(hook, dictionary, clamps, keep_error)):
+        with context:
+            continued.append(
+                _continue(hook, ids, tokenizer.eos_token_id, new_tokens, temperature, seed)
+            )
+    return continued[0], continued[1], ids.shape[1]
+
+
+def _continue(
+    hook: HookPoint,
+    ids: Int[Tensor, "1 position"],
+    end: int | None,
+    new_tokens: int,
+    temperature: float,
+    seed: int,
+) -> Int[Tensor, " n"]:
+    """Sampled with Gumbel noise, argmax(logits / T + g): with the same noise two distributions give the same token as long as they are
+    alike, and nearly as often as any common randomness can make them (Maddison, Tarlow & Minka 2014, section 2, for the sampling)."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(min(new_tokens, hook.model.config.max_position_embeddings - ids.shape[1])):
+        logits = _logits(hook, ids)
+        noise = -torch.empty(len(logits)).exponential_(generator=generator).log()
+        token = (logits.float() + temperature * noise.to(logits.device)).argmax()
+        ids = torch.cat([ids, token.view(1, 1)], 1)
+        if token.item() == end:
+            break
+    return ids[0].cpu()
+
+
+def _logits(hook: HookPoint, ids: Int[Tensor, "1 position"]) -> Float[Tensor, " vocab"]:
+    return hook.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1]

@@ -1,0 +1,354 @@
+"""The language model under study: a small one trained here, or any causal language model in Hugging Face's format."""
+
+import json
+import math
+import shutil
+import time
+from contextlib import nullcontext
+from functools import lru_cache
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import transformers
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae_lib.device import device_of, precision
+from sae_lib.errors import CorpusError, Interrupted, ModelError
+from sae_lib.model.activations import HookPoint
+from sae_lib.progress import tqdm
+from sae_lib.sae.engine import checkpoints
+from sae_lib.settings import LanguageModelSettings
+from sae_lib.text import hub
+from sae_lib.text.tokens import Tokens, make_tokens, open_tokens, tokens_made_from
+from suite.runs import Run, keep_freed_memory, writing
+
+if TYPE_CHECKING:  # seconds of imports, left to `bridge`; of `transformers` the same holds for everything taken by attribute
+    import transformer_lens
+
+EXPLODED = 10  # times the loss of a guess among all tokens alike
+LOSS_CHUNK = 512  # tokens whose logits exist at once: small enough for a core's cache
+
+
+def make_language_model(run: Run) -> Path:
+    """The `lm` stage: train the model of `settings.lm` on the run's tokens (nothing to do for a ready one)."""
+    folder = run.folder / "language_model"
+    if run.settings.lm.source != "train" or run.is_made(folder, lm_made_from(run)):
+        return folder
+    make_tokens(run)
+    with checkpoints.finish_the_step() as interrupted:
+        train(run, folder, interrupted)
+    if interrupted.is_set():
+        raise Interrupted(
+            "language model: interrupted, but finished; run the same command to continue after it"
+        )
+    return folder
+
+
+def lm_made_from(run: Run) -> dict:
+    return tokens_made_from(run) | {
+        "lm": run.settings.lm.model_dump(mode="json", exclude={"checkpoint_gb"})
+    }
+
+
+def load(run: Run) -> "transformers.PreTrainedModel":
+    """The run's language model in evaluation mode on its device; `ModelError` where it cannot be had."""
+    model = open_model(source := _source(run))
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest and run.settings.lm.context > longest:
+        raise ModelError(
+            f"lm.context {run.settings.lm.context} is more than the {longest} positions of {source}; set a smaller one"
+        )
+    return model.to(device_of(run)).eval().requires_grad_(False)
+
+
+def _source(run: Run) -> str:
+    return (
+        str(make_language_model(run))
+        if run.settings.lm.source == "train"
+        else run.settings.lm.source
+    )
+
+
+def training_summary(run: Run) -> dict:
+    """What training measured: loss curve, seconds, tokens per second, each neuron's density."""
+    return json.loads((run.folder / "language_model" / "training.json").read_text())
+
+
+def open_model(source: str) -> "transformers.PreTrainedModel":
+    """A causal language model from a local folder or the hub, in its own precision."""
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            source, dtype="auto", local_files_only=Path(source).exists() or not hub.reached()
+        )
+    except Exception as error:  # transformers raises OSError, ValueError and the hub's own kinds
+        raise ModelError(_why_not(source, error)) from None
+    return model.float() if not torch.cuda.is_available() else model
+
+
+def bridge(run: Run) -> "transformer_lens.model_bridge.TransformerBridge":
+    """The same model for exploring: every hook name of TransformerLens, on its own copy of the weights."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    source = _source(run)
+    return TransformerBridge.boot_transformers(
+        source,
+        device=str(device_of(run)),
+        hf_model=open_model(source),
+        tokenizer=open_tokens(run).tokenizer,
+    )
+
+
+def build(
+    settings: LanguageModelSettings, vocab_size: int, eos: int
+) -> "transformers.PreTrainedModel":
+    """A fresh model: GPT-2's shape with ReLU and without dropout, or a small Llama with its gated MLP. The head is not tied."""
+    common = dict(
+        vocab_size=vocab_size, bos_token_id=eos, eos_token_id=eos, tie_word_embeddings=False
+    )
+    if settings.architecture == "gpt2":
+        config = transformers.GPT2Config(
+            n_positions=settings.context,
+            n_embd=settings.d_model,
+            n_layer=settings.n_layer,
+            n_head=settings.n_heads,
+            n_inner=settings.d_mlp,
+            activation_function="relu",
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            **common,
+        )
+    else:
+        config = transformers.LlamaConfig(
+            max_position_embeddings=settings.context,
+            hidden_size=settings.d_model,
+            num_hidden_layers=settings.n_layer,
+            num_attention_heads=settings.n_heads,
+            intermediate_size=settings.d_mlp,
+            **common,
+        )
+    return transformers.AutoModelForCausalLM.from_config(config)
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy of a linear head, and its gradients, a chunk of tokens at a time.
+
+    The logits of all tokens never exist together: at GPT-2's vocabulary they would be 200 kB a token. Since the loss is a
+    scalar, the gradients are made in the forward pass, where the chunk's logits still lie in cache.
+    """
+
+    @staticmethod
+    def forward(
+        ctx,
+        hidden: Float[Tensor, "n d"],
+        weight: Float[Tensor, "vocab d"],
+        targets: Int[Tensor, " n"],
+        chunk: int,
+    ) -> Tensor:
+        n = len(hidden)
+        total = torch.zeros((), device=hidden.device)
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros(weight.shape, device=weight.device)
+        weight = weight.to(hidden.dtype)
+        for start in range(0, n, chunk):
+            h, t = hidden[start : start + chunk], targets[start : start + chunk, None]
+            log_p = F.log_softmax((h @ weight.T).float(), dim=-1)
+            total -= log_p.gather(1, t).sum()
+            if not ctx.needs_input_grad[0]:  # an evaluation: the loss alone
+                continue
+            grad = log_p.exp_()  # softmax − one-hot, in place
+            grad.scatter_add_(1, t, torch.full_like(t, -1, dtype=grad.dtype))
+            grad = grad.to(h.dtype)
+            grad_hidden[start : start + chunk] = grad @ weight
+            grad_weight += grad.T @ h
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.n = n
+        return total / n
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor):
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return (
+            grad_hidden * (grad_output / ctx.n).to(grad_hidden.dtype),
+            grad_weight * (grad_output / ctx.n),
+            None,
+            None,
+        )
+
+
+def next_token_loss(
+    model: "transformers.PreTrainedModel",
+    tokens: Int[Tensor, "row position"],
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy in nats per predicted token; `dtype` is that of the trunk's and the head's matrix products."""
+    with _autocast(tokens.device, dtype):
+        hidden = model.base_model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
+    hidden = hidden.reshape(-1, hidden.shape[-1]).to(dtype)
+    return LinearCrossEntropy.apply(
+        hidden, model.get_output_embeddings().weight, tokens[:, 1:].reshape(-1), LOSS_CHUNK
+    )
+
+
+def train(run: Run, folder: Path, interrupted: Event) -> None:
+    """AdamW, linear warm-up, cosine decay, gradient clipping; goes on from the last checkpoint of an interrupted run."""
+    keep_freed_memory()
+    s, device, made_from = run.settings.lm, device_of(run), lm_made_from(run)
+    dtype, scratch = precision(s.precision, device), folder.with_name(".language_model.checkpoints")
+    resumable = made_from | checkpoints.circumstances(device, dtype)
+    tokens = open_tokens(run)
+    rows = tokens.rows("train", s.context + 1)
+    if len(rows) < s.batch:
+        raise CorpusError(
+            f"the corpus has {len(tokens.train):,} training tokens, fewer than one batch of {s.batch} × {s.context + 1} (lm.batch, lm.context); give more text"
+        )
+    torch.manual_seed(run.settings.seed)
+    model = build(s, len(tokens.tokenizer), tokens.tokenizer.eos_token_id).to(device)
+    if (
+        device.type == "cpu"
+    ):  # the backward pass of torch's fused attention takes longer than the rest of the layer there
+        model.set_attn_implementation("eager")
+    optimiser = torch.optim.AdamW(
+        model.parameters(),
+        lr=s.lr,
+        betas=(0.9, 0.95),
+        weight_decay=s.weight_decay,
+        fused=device.type != "mps",
+    )
+    n_steps = max(1, s.train_tokens // (s.batch * s.context))
+    start, curve, seconds = 0, [], 0.0
+    if checkpoint := checkpoints.load_checkpoint(scratch, resumable):
+        start, tensors, state = checkpoint
+        model.load_state_dict(
+            {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+        )
+        checkpoints.restore_optimiser(optimiser, tensors)
+        curve, seconds = state["curve"], state["seconds"]
+    began = time.perf_counter() - seconds
+    for step in (
+        bar := tqdm(range(start, n_steps), desc="language model", initial=start, total=n_steps)
+    ):
+        for group in optimiser.param_groups:
+            group["lr"] = s.lr * schedule(step, n_steps, s.warmup, s.final_lr)
+        batch = torch.from_numpy(
+            rows[rows_of_step(step, len(rows), s.batch, run.settings.seed)].astype(np.int64)
+        ).to(device)
+        loss = next_token_loss(model, batch, dtype)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), s.grad_clip)
+        optimiser.step()
+        last = step + 1 == n_steps
+        due = not last and ((step + 1) % s.checkpoint_every == 0 or interrupted.is_set())
+        if due or last or (step + 1) % s.eval_every == 0:
+            limit = (
+                EXPLODED * math.log(model.config.vocab_size) if math.isfinite(norm.item()) else -1.0
+            )
+            checkpoints.check_loss(
+                "language model",
+                loss.item(),
+                limit,
+                step + 1,
+                scratch,
+                f"lm.lr {s.lr} too high, or lm.grad_clip {s.grad_clip} too lax",
+            )
+        if (step + 1) % s.eval_every == 0 or last:
+            heldout, density = evaluate(model, tokens, s)
+            point = {
+                "step": step + 1,
+                "tokens": (step + 1) * s.batch * s.context,
+                "train": loss.item(),
+                "heldout": heldout,
+                "density_median": density.median().item(),
+            }
+            curve.append(point)
+            bar.set_postfix(heldout=f"{heldout:.3f}", density=f"{point['density_median']:.0%}")
+        if due:
+            state = {"curve": curve, "seconds": time.perf_counter() - began}
+            tensors = {
+                f"model.{k}": v for k, v in model.state_dict().items()
+            } | checkpoints.optimiser_tensors(optimiser)
+            checkpoints.save_checkpoint(
+                scratch, step + 1, tensors, state, resumable, s.checkpoint_gb * 1e9
+            )
+            if interrupted.is_set():
+                raise Interrupted(
+                    f"language model: interrupted; step {step + 1} of {n_steps} is saved; run the same command to continue"
+                )
+    seconds = time.perf_counter() - began
+    with writing(folder, made_from) as out:
+        model.save_pretrained(out)
+        tokens.tokenizer.save_pretrained(out)
+        trained = n_steps * s.batch * s.context
+        summary = {
+            "curve": curve,
+            "seconds": seconds,
+            "tokens": trained,
+            "tokens_per_second": trained / seconds,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "epochs": trained / tokens.train.size,
+            "precision": str(dtype).removeprefix("torch."),
+            "density": density.tolist(),
+        }
+        (out / "training.json").write_text(json.dumps(summary))
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+@torch.no_grad()
+def evaluate(
+    model: "transformers.PreTrainedModel", tokens: Tokens, s: LanguageModelSettings
+) -> tuple[float, Float[Tensor, " d_mlp"]]:
+    """Held-out loss (nats/token) and the density of the last MLP's neurons, on the same `eval_rows` rows every time."""
+    rows = tokens.rows("heldout", s.context + 1)
+    rows = rows[np.linspace(0, len(rows) - 1, min(s.eval_rows, len(rows))).astype(int)]
+    device = next(model.parameters()).device
+    losses, active, n = [], 0.0, 0
+    hook = HookPoint(model, f"blocks.{s.n_layer - 1}.mlp.hook_post")
+    for chunk in np.array_split(rows, max(1, len(rows) // s.batch)):
+        batch = torch.from_numpy(chunk.astype(np.int64)).to(device)
+        with hook.capture() as captured:
+            losses.append(next_token_loss(model, batch).item() * len(chunk))
+        active, n = (
+            active + (captured[0] > 0).float().sum((0, 1)),
+            n + captured[0].shape[0] * captured[0].shape[1],
+        )
+    return sum(losses) / len(rows), (active / n).cpu()
+
+
+def rows_of_step(step: int, n_rows: int, batch: int, seed: int) -> np.ndarray:
+    """Row numbers of a step: each epoch its own permutation, so that the position in the data is just the step."""
+    epoch, i = divmod(step, n_rows // batch)
+    return _permutation(n_rows, seed, epoch)[i * batch : (i + 1) * batch]
+
+
+@lru_cache(maxsize=2)
+def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(n)
+
+
+def schedule(step: int, n_steps: int, warmup: float, final: float) -> float:
+    """Share of the peak rate: linear warm-up over `warmup` of the steps, then a cosine down to `final`."""
+    warm = max(1, round(warmup * n_steps))
+    if step < warm:
+        return (step + 1) / warm
+    return final + (1 - final) * 0.5 * (
+        1 + math.cos(math.pi * (step - warm) / max(1, n_steps - warm))
+    )
+
+
+def _autocast(device: torch.device, dtype: torch.dtype):
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+def _why_not(source: str, error: Exception) -> str:
+    text = str(error)
+    if "gated" in text.lower() or "401" in text or "403" in text:
+        return f"model {source}: the hub asks for permission; accept its licence on its page, then set HF_TOKEN in the environment"
+    if Path(source).exists():
+        return f"model folder {source} cannot be loaded ({text.splitlines()[0]}); expected config.json and model.safetensors of a causal language model"
+    return f"model {source} is neither a local folder nor to be had from the hub ({type(error).__name__}); check the name and the network, or give a local folder with --set lm.source=FOLDER"

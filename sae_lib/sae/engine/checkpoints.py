@@ -1,0 +1,155 @@
+"""Checkpoints of a training loop: safetensors and JSON, written atomically, the last two kept while they fit, never unpickled."""
+
+import hashlib
+import json
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from sae_lib.errors import ArtefactError, TrainingError
+from suite.runs import check_same, write_atomically
+
+KEEP = 2
+
+
+def circumstances(device: torch.device, precision: torch.dtype) -> dict[str, Any]:
+    """What training depends on to the last bit besides its settings; a checkpoint goes on only under the same."""
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "device": device.type,
+        "precision": str(precision).removeprefix("torch."),
+    }
+
+
+@contextmanager
+def finish_the_step() -> Iterator[threading.Event]:
+    """Inside, Ctrl-C sets the event, so that a loop can finish its step and save; a second one interrupts at once."""
+    pressed = threading.Event()
+
+    def on_interrupt(*_: Any) -> None:
+        if pressed.is_set():
+            raise KeyboardInterrupt
+        pressed.set()
+
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # only there can signals be caught
+        yield pressed
+        return
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def check_loss(what: str, loss: float, limit: float, step: int, folder: Path, causes: str) -> None:
+    """`TrainingError` where a loss is not finite or has exploded beyond `limit`, with the step, the last good checkpoint and likely causes."""
+    if loss <= limit:  # false for NaN
+        return
+    good = (
+        f"the last good checkpoint is step {steps(folder)[-1]} in {folder}; to try other settings, choose another run folder"
+        if steps(folder)
+        else "there is no checkpoint yet"
+    )
+    raise TrainingError(
+        f"{what}: the loss is {loss:.4g} at step {step} (training stops above {limit:.4g}); likely causes: {causes}; {good}"
+    )
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    tensors: dict[str, Tensor],
+    state: dict[str, Any],
+    made_from: dict[str, Any],
+    budget: float = float("inf"),
+) -> None:
+    """Write `step-N.safetensors`, then the `step-N.json` that vouches for it; older ones than the last two go, or than the last where two are over `budget` bytes.
+
+    While the new one is written the one before stays, whatever the budget: there is always a whole one. Where three are over it, the one
+    before that goes first.
+    """
+    blob = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    record = {
+        "step": step,
+        "sha256": hashlib.sha256(blob).hexdigest(),
+        "state": state,
+        "made_from": made_from,
+    }
+    if (KEEP + 1) * len(blob) > budget:
+        _prune(folder, 1)
+    write_atomically(folder / f"step-{step:08d}.safetensors", blob)
+    write_atomically(
+        folder / f"step-{step:08d}.json", json.dumps(record | {"self": _digest(record)})
+    )
+    _prune(folder, KEEP if KEEP * len(blob) <= budget else 1)
+
+
+def _prune(folder: Path, keep: int) -> None:
+    for old in steps(folder)[:-keep]:
+        (folder / f"step-{old:08d}.json").unlink()
+        (folder / f"step-{old:08d}.safetensors").unlink()
+
+
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def load_checkpoint(
+    folder: Path, made_from: dict[str, Any]
+) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
+    """The newest checkpoint as (step, tensors, state), or None; `ArtefactError` where it is damaged or of other settings."""
+    if not (found := steps(folder)):
+        return None
+    path = folder / f"step-{found[-1]:08d}.json"
+    try:
+        record = json.loads(path.read_text())
+        if record.pop("self") != _digest(record):
+            raise ValueError
+        check_same(folder, record["made_from"], json.loads(json.dumps(made_from)))
+        blob = path.with_suffix(".safetensors").read_bytes()
+        intact = hashlib.sha256(blob).hexdigest() == record["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        intact = False
+    if not intact:
+        raise ArtefactError(
+            f"{path.with_suffix('.safetensors')} or {path.name} is damaged (a hash differs); delete these two files to continue from the checkpoint before"
+        )
+    return record["step"], load(blob), record["state"]
+
+
+def steps(folder: Path) -> list[int]:
+    return sorted(
+        int(m[1])
+        for p in folder.glob("step-*.json")
+        if (m := re.fullmatch(r"step-(\d+)\.json", p.name))
+    )
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Adam's state as named tensors, in the order of its parameters."""
+    return {
+        f"adam.{i}.{k}": v for i, s in optimiser.state_dict()["state"].items() for k, v in s.items()
+    }
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put Adam's state back, as `optimiser_tensors` named it."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("adam."):
+            _, i, key = name.split(".")
+            state.setdefault(int(i), {})[key] = tensor
+    optimiser.load_state_dict(
+        {"state": state, "param_groups": optimiser.state_dict()["param_groups"]}
+    )

@@ -1,0 +1,75 @@
+"""Data parallelism with torchrun: every process harvests its own share of the text, and gradients are averaged."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sae_lib.sae.engine.sparse_step import StepResult
+
+WAIT = timedelta(days=2)  # for the first process, which makes tokens and language model alone
+
+
+def start() -> None:
+    """Join the other processes where torchrun has started this one; does nothing otherwise."""
+    if "RANK" in os.environ and not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=WAIT)
+
+
+def place() -> tuple[int, int]:
+    """(number of this process, how many there are)."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+@contextmanager
+def first_process_first() -> Iterator[None]:
+    """The first process goes through the block alone; the others follow, and find what it has made."""
+    rank, size = place()
+    if rank > 0:
+        dist.barrier()
+    yield
+    if rank == 0 and size > 1:
+        dist.barrier()
+
+
+@torch.no_grad()
+def average_gradients(parameters: list[Tensor]) -> None:
+    for parameter in parameters:
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= dist.get_world_size()
+
+
+@torch.no_grad()
+def agree(measured: StepResult) -> StepResult:
+    """What a step measured over all processes: means, and every feature that fired anywhere."""
+    values = torch.stack(
+        [measured.squared_error, measured.l1, measured.l0.to(measured.l1), measured.smallest]
+    )
+    fired = measured.fired.float()
+    dist.all_reduce(values)
+    dist.all_reduce(fired, dist.ReduceOp.MAX)
+    squared_error, l1, l0, smallest = values / dist.get_world_size()
+    return StepResult(squared_error, l1, l0, fired > 0, smallest)
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is up in any process, so that all take the same turn."""
+    if place()[1] == 1:
+        return flag
+    raised = torch.tensor(float(flag))
+    dist.all_reduce(raised, dist.ReduceOp.MAX)
+    return raised.item() > 0
+
+
+@torch.no_grad()
+def follow_the_first(tensors: list[Tensor]) -> None:
+    """Every process takes over the first one's values."""
+    for tensor in tensors:
+        dist.broadcast(tensor, 0)

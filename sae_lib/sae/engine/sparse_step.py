@@ -1,0 +1,116 @@
+"""The gradient of an autoencoder's loss, exactly, at the cost of its active features.
+
+After ReLU a few dozen of thousands of features are active. Decoding, the gradient into the features, and both weight gradients
+are sums over active (activation, feature) pairs alone, and are written out here as sparse products; the values are those of the
+dense gradient (tests/test_sparse_step.py compares with autograd).
+"""
+
+import warnings
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from sae_lib.sae.autoencoder import SparseAutoencoder
+from sae_lib.sae.engine.active_pairs import ActivePairs, active_pairs, starts
+from sae_lib.sae.objective import Objective, loss
+
+DENSE_ABOVE = 0.1  # density of feature activations at which dense products become the faster ones (benchmarks/sae_step.py)
+warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+
+
+class StepResult(NamedTuple):
+    """What a step measured, as tensors on the device (reading them is what waits for it)."""
+
+    squared_error: Float[Tensor, ""]  # Σ over dimensions, mean over the batch
+    l1: Float[Tensor, ""]  # Σ over features, mean over the batch
+    l0: Float[Tensor, ""]  # active features per activation
+    fired: Bool[Tensor, " d_sae"]
+    smallest: Float[Tensor, ""]  # activation above zero
+
+
+def gradients(
+    sae: SparseAutoencoder,
+    x: Float[Tensor, "n d_in"],
+    objective: Objective,
+    encoder_dtype: torch.dtype = torch.float32,
+) -> StepResult:
+    """Set `.grad` of all parameters for `objective.loss`.
+
+    `encoder_dtype` is the precision of the features' activations alone; with float32 the gradient is exact.
+    """
+    if x.device.type == "cpu" and _density(sae, x[:: max(1, len(x) // 32)]) < 1.5 * DENSE_ABOVE:
+        pairs = active_pairs(sae, x, encoder_dtype, objective.bandwidth / 2)
+        if len(pairs.row) < DENSE_ABOVE * len(x) * sae.d_sae:
+            return _sparse(sae, x, pairs, objective)
+    return _dense(sae, x, objective, encoder_dtype)
+
+
+@torch.no_grad()
+def _density(sae, x) -> float:
+    return 0.0 if sae.k else (sae.encode(x) > 0).float().mean().item()
+
+
+def _dense(sae, x, objective: Objective, encoder_dtype: torch.dtype) -> StepResult:
+    sae.zero_grad(set_to_none=True)
+    with (
+        nullcontext()
+        if encoder_dtype == torch.float32
+        else torch.autocast(x.device.type, encoder_dtype)
+    ):
+        total, measured = loss(sae, x, objective)
+    total.backward()
+    return StepResult(**measured)
+
+
+@torch.no_grad()
+def _sparse(sae, x, pairs: ActivePairs, objective: Objective) -> StepResult:
+    n, d_sae = len(x), sae.d_sae
+    centred = x - sae.b_dec
+    row, column, z = pairs
+    active = z > sae.threshold[column] if sae.architecture == "jumprelu" else None
+    f = z if active is None else z * active
+    by_row = ActivePairs(row, column, f).csr((n, d_sae))
+    error = torch.addmm(sae.b_dec, by_row, sae.W_dec).sub_(x)
+    squared_error = error.pow(2).sum() / n
+    error *= 2 * objective.mse / n  # now the gradient into the reconstruction
+    into_f = torch.sparse.sampled_addmm(by_row, error, sae.W_dec.T, beta=0).values()
+
+    # The same pairs ordered by feature: a stable sort keeps the rows of a feature in order (numpy's is a radix sort up to 16 bits).
+    order = torch.from_numpy(
+        np.argsort(column.numpy().astype(np.min_scalar_type(d_sae - 1)), kind="stable")
+    )
+    first, rows = starts(column, d_sae), row[order]
+    per_feature = lambda values: torch.zeros(d_sae).index_add_(0, column, values)  # noqa: E731
+
+    sae.W_dec.grad = embedding_bag(rows, error, first[:-1], mode="sum", per_sample_weights=f[order])
+    weight = objective.sparsity / n
+    if sae.architecture == "jumprelu":
+        near = (z - sae.threshold[column]).abs() < objective.bandwidth / 2
+        into_step = z * into_f + (weight if objective.penalty == "l0" else 0)
+        sae.threshold.grad = -per_feature(near * into_step) / objective.bandwidth
+        into_f *= active
+    if objective.penalty == "l1":
+        into_f += weight
+    elif objective.penalty == "l1_norm":
+        norm = sae.W_dec.norm(dim=1)
+        into_f += weight * norm[column]
+        sae.W_dec.grad.addcmul_(sae.W_dec, (per_feature(f) * weight / norm)[:, None])
+    sae.W_enc_T.grad = embedding_bag(
+        rows, centred, first[:-1], mode="sum", per_sample_weights=into_f[order]
+    )
+    sae.b_enc.grad = per_feature(into_f)
+    sae.b_dec.grad = error.sum(0) - sae.W_enc @ sae.b_enc.grad
+    n_active = len(f) if active is None else active.sum().item()
+    fired = first.diff() > 0 if active is None else per_feature(active.float()) > 0
+    return StepResult(
+        squared_error,
+        f.sum() / n,
+        torch.tensor(n_active / n),
+        fired,
+        f[f > 0].min() if n_active else f.new_zeros(()),
+    )

@@ -1,0 +1,58 @@
+"""Where training starts: the data's scale and mean, and a fresh autoencoder."""
+
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_lib.model.activations import Source, harvest
+from sae_lib.sae.autoencoder import SparseAutoencoder
+from sae_lib.sae.recipes import Recipe
+
+STATISTICS_ROWS = 256  # rows of text that the scale and the mean are taken from
+
+
+def statistics(
+    hook: Source, rows: np.ndarray, recipe: Recipe
+) -> tuple[Float[Tensor, " d_in"], float]:
+    """The activations' mean, and the factor that makes their mean squared norm d_in (1 for recipes that keep their units)."""
+    acts = harvest(
+        hook, rows[np.linspace(0, len(rows) - 1, min(STATISTICS_ROWS, len(rows))).astype(int)]
+    ).float()
+    scale = (
+        math.sqrt(acts.shape[1] / acts.pow(2).sum(1).mean().item())
+        if recipe.scale_activations
+        else 1.0
+    )
+    return acts.mean(0), scale
+
+
+@torch.no_grad()
+def initialise(
+    recipe: Recipe, mean: Float[Tensor, " d_in"], d_sae: int, seed: int
+) -> SparseAutoencoder:
+    """A fresh autoencoder: random unit features with a small tied encoder around the mean, or torch's `nn.Linear` defaults."""
+    sae, generator = (
+        SparseAutoencoder(len(mean), d_sae, recipe.architecture, recipe.k),
+        torch.Generator().manual_seed(seed),
+    )
+    if recipe.init == "small_tied":
+        sae.W_dec.normal_(generator=generator)
+        sae.W_dec *= recipe.decoder_init / sae.W_dec.norm(dim=1, keepdim=True)
+        sae.W_enc_T.copy_(sae.W_dec * (recipe.encoder_init / recipe.decoder_init))
+        sae.b_dec.copy_(mean)
+        if recipe.architecture == "jumprelu":
+            sae.threshold.fill_(recipe.threshold_init)
+    else:
+        for parameter, fan_in in (
+            (sae.W_enc_T, len(mean)),
+            (sae.b_enc, len(mean)),
+            (sae.W_dec, d_sae),
+            (sae.b_dec, d_sae),
+        ):
+            parameter.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
+    if recipe.tied:
+        sae.W_enc_T.copy_(sae.W_dec)
+    return sae

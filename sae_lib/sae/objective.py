@@ -1,0 +1,77 @@
+"""What an autoencoder is trained for, as the papers write it. `sparse_step.py` computes the gradient of the same, faster."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_lib.sae.autoencoder import SparseAutoencoder
+
+
+@dataclass(frozen=True)
+class Objective:
+    """loss = mean over activations of  mse · Σ_d (x − x̂)² + sparsity · penalty,  with the penalty
+
+    "l1": Σ_f f (Bricken et al. 2023);  "l1_norm": Σ_f f ‖W_dec_f‖ (Anthropic, April 2024);  "l0": the number of active features,
+    with a rectangle of width `bandwidth` for the derivative of the step (Rajamanoharan et al. 2024);  "none".
+    """
+
+    mse: float
+    sparsity: float = 0.0
+    penalty: str = "l1"
+    bandwidth: float = 0.0
+
+
+class Step(torch.autograd.Function):
+    """z > threshold as 0 or 1; its derivative by the threshold is −rectangle((z − threshold)/ε)/ε, by z nothing."""
+
+    @staticmethod
+    def forward(ctx, z, threshold, bandwidth):
+        ctx.save_for_backward(z, threshold)
+        ctx.bandwidth = bandwidth
+        return (z > threshold).to(z.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        z, threshold = ctx.saved_tensors
+        near = (z - threshold).abs() < ctx.bandwidth / 2
+        return None, -(grad * near).sum(0) / ctx.bandwidth, None
+
+
+def feature_activations(
+    sae: SparseAutoencoder, x: Float[Tensor, "n d_in"], objective: Objective
+) -> tuple[Float[Tensor, "n d_sae"], Tensor]:
+    """The features' activations and which are active, with the gradients that training uses."""
+    if sae.architecture != "jumprelu":
+        f = sae.encode(x)
+        return f, f > 0
+    z = sae.pre_activations(x)
+    open_ = Step.apply(z, sae.threshold, objective.bandwidth)
+    return z * open_, open_
+
+
+def loss(
+    sae: SparseAutoencoder, x: Float[Tensor, "n d_in"], objective: Objective
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss and what it is made of: means over the batch, which features fired, the smallest activation above zero."""
+    f, active = feature_activations(sae, x, objective)
+    squared_error = (x - sae.decode(f)).pow(2).sum(1).mean()
+    penalties = {
+        "l1": lambda: f.sum(1).mean(),
+        "l1_norm": lambda: (f * sae.W_dec.norm(dim=1)).sum(1).mean(),
+        "l0": lambda: active.sum(1).mean(),
+    }
+    total = objective.mse * squared_error
+    if objective.penalty != "none":
+        total = total + objective.sparsity * penalties[objective.penalty]()
+    f, active = f.detach(), active.detach() > 0
+    smallest = torch.where(active, f, float("inf")).min().float()
+    smallest = torch.where(smallest.isfinite(), smallest, 0)
+    return total, {
+        "squared_error": squared_error.detach(),
+        "l1": f.sum(1).mean(),
+        "l0": active.float().sum(1).mean(),
+        "fired": active.any(0),
+        "smallest": smallest,
+    }

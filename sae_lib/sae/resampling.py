@@ -1,0 +1,56 @@
+"""Dead-feature resampling (Bricken et al. 2023, "Neuron Resampling")."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sae_lib.sae.autoencoder import SparseAutoencoder
+
+
+def sampling_probabilities(loss: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Inputs are drawn in proportion to the square of their reconstruction loss."""
+    squared = loss.double() ** 2
+    total = squared.sum()
+    return squared / total if total > 0 else torch.full_like(squared, 1 / len(squared))
+
+
+@torch.no_grad()
+def resample(
+    sae: SparseAutoencoder,
+    optimiser: torch.optim.Optimizer,
+    dead: Bool[Tensor, " d_sae"],
+    x: Float[Tensor, "n d_in"],
+    encoder_scale: float,
+    centred: bool,
+    generator: torch.Generator,
+) -> int:
+    """Point each dead feature at an input that the autoencoder explains badly; returns how many were touched.
+
+    The input is drawn from `x` without replacement, ∝ loss². Its unit vector becomes the decoder row; the encoder column is
+    the same direction at `encoder_scale` times the alive features' mean encoder norm; encoder bias and jumprelu threshold are zero. Adam's
+    moments of exactly these slices are zeroed. With more dead features than inputs, the rest stay dead.
+    """
+    loss = torch.cat([((part - sae(part)) ** 2).sum(-1) for part in x.split(4096)])
+    indices = dead.nonzero().squeeze(-1)[: int((loss > 0).sum())]
+    if len(indices) == 0:
+        return 0
+    drawn = torch.multinomial(
+        sampling_probabilities(loss).cpu(), len(indices), replacement=False, generator=generator
+    ).to(x.device)
+    direction = x[drawn] - sae.b_dec if centred else x[drawn]
+    direction = direction / direction.norm(dim=-1, keepdim=True).clamp_min(1e-8)
+    alive = ~dead
+    norm = sae.W_enc_T[alive].norm(dim=1).mean() if alive.any() else torch.ones((), device=x.device)
+    sae.W_dec[indices] = direction
+    sae.W_enc_T[indices] = direction * norm * encoder_scale
+    sae.b_enc[indices] = 0
+    parameters = [sae.W_dec, sae.W_enc_T, sae.b_enc]
+    if sae.architecture == "jumprelu":
+        sae.threshold[indices] = 0
+        parameters.append(sae.threshold)
+    for parameter in parameters:
+        state = optimiser.state.get(parameter, {})
+        for moment in ("exp_avg", "exp_avg_sq"):
+            if moment in state:
+                state[moment][indices] = 0
+    return len(indices)

@@ -1,0 +1,155 @@
+"""Documents from one of three sources: this Python installation, files, or a data set of the Hugging Face hub."""
+
+import hashlib
+import json
+import tempfile
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sae_lib.errors import CorpusError
+from sae_lib.settings import CorpusSettings
+from sae_lib.text import hub, installation, text_files
+
+HELDOUT_SHARE = 0.1  # of the documents of files and hub
+CHARACTERS_PER_TOKEN = (
+    8  # more than any text has on average: what a cap in tokens means before there are tokens
+)
+CONSIDERED = (
+    20  # files: characters read per wanted token; a longer corpus is sampled from its beginning
+)
+MISSING = {
+    "monology/pile-uncopyrighted": "The Pile without Books3, BookCorpus2, OpenSubtitles, YTSubtitles and OWT2"
+}
+
+
+@dataclass(frozen=True)
+class Document:
+    text: str
+    kind: str
+    origin: str  # such as "numpy 2.4.6: numpy/_core/x.py" or "file.jsonl.zst: line 12"; never an absolute path
+    split: str  # train or heldout
+
+
+def documents(settings: CorpusSettings, seed: int) -> Iterator[Document]:
+    """Documents of both splits in a shuffled order that the seed fixes, without copies; raises `CorpusError`."""
+    scheme, _, rest = settings.source.partition(":")
+    if settings.source == "installation":
+        yield from _from_installation(settings, seed)
+    elif scheme == "files" and rest:
+        yield from _from_files(rest, settings, seed)
+    elif scheme == "hub" and rest:
+        if not hub.reached():
+            raise CorpusError(f"{settings.source}: {hub.OUT_OF_REACH}")
+        yield from _from_hub(rest, settings, seed, path=rest, revision=settings.revision)
+    else:
+        raise CorpusError(
+            f"corpus.source {settings.source!r} is not known; expected installation, files:PATH_OR_GLOB or hub:DATASET"
+        )
+
+
+def _from_installation(settings: CorpusSettings, seed: int) -> Iterator[Document]:
+    budget = settings.max_kind_bytes
+    if unknown := sorted(set(budget) - set(installation.ALL_KINDS)) or (not budget and ["nothing"]):
+        kinds = ", ".join(installation.ALL_KINDS)
+        raise CorpusError(
+            f"corpus.max_kind_bytes names {', '.join(unknown)}; expected bytes for some of: {kinds}"
+        )
+    share = settings.heldout_tokens / settings.train_tokens
+    for file, text, split in installation.read_installation(
+        budget, share, settings.max_file_bytes, seed
+    ):
+        yield Document(text, file.kind, file.origin, split)
+
+
+# --- files ---
+
+
+def _from_files(where: str, settings: CorpusSettings, seed: int) -> Iterator[Document]:
+    """All documents go to a temporary file first: a full shuffle and an exact held-out share, with little memory."""
+    wanted = CHARACTERS_PER_TOKEN * settings.heldout_tokens
+    enough = CONSIDERED * (settings.train_tokens + settings.heldout_tokens)
+    copies, total = Copies(seed), 0
+    index = array(
+        "Q"
+    )  # four numbers a document: order, order of the split, place in the temporary file, characters
+    with tempfile.TemporaryFile() as spool:
+        for text, kind, origin in text_files.read_files(where):
+            order, split_order = copies.hashes(text)
+            if order is not None:
+                index.extend((order, split_order, spool.tell(), len(text)))
+                spool.write(json.dumps((text, kind, origin)).encode() + b"\n")
+                total += len(text)
+                if total > enough:
+                    break
+        table = np.frombuffer(index, dtype=np.uint64).reshape(-1, 4)
+        if len(table) < 2:
+            raise CorpusError(
+                f"{where}: {len(table)} document(s) of text; expected at least 2, one to train on and one to hold out"
+            )
+        by_split = np.argsort(table[:, 1])
+        before = np.cumsum(table[by_split, 3]) - table[by_split, 3]
+        heldout = np.zeros(len(table), dtype=bool)
+        heldout[by_split[before < min(HELDOUT_SHARE * total, wanted)]] = True
+        for i in np.argsort(table[:, 0]):
+            spool.seek(int(table[i, 2]))
+            text, kind, origin = json.loads(spool.readline())
+            yield Document(text, kind, origin, "heldout" if heldout[i] else "train")
+
+
+class Copies:
+    """Finds texts that were there before (white space aside), and gives each new one two seeded 63-bit numbers."""
+
+    def __init__(self, seed: int) -> None:
+        self.key = str(seed).encode()
+        self.seen: set[int] = set()
+
+    def hashes(self, text: str) -> tuple[int | None, int]:
+        digest = hashlib.blake2b(
+            " ".join(text.split()).encode(), digest_size=16, key=self.key
+        ).digest()
+        order, split_order = int.from_bytes(digest[:8]) >> 1, int.from_bytes(digest[8:]) >> 1
+        if order in self.seen or not text.strip():
+            return None, 0
+        self.seen.add(order)
+        return order, split_order
+
+
+# --- the hub ---
+
+
+def _from_hub(
+    name: str, settings: CorpusSettings, seed: int, **arguments: Any
+) -> Iterator[Document]:
+    """Streamed, so that nothing is downloaded but what is used; `arguments` are those of `datasets.load_dataset`."""
+    import datasets
+
+    copies, heldout_characters = Copies(seed), 0
+    try:
+        stream = datasets.load_dataset(**arguments, split="train", streaming=True).map(
+            _numbered, with_indices=True
+        )
+        for item in stream.shuffle(seed=seed, buffer_size=settings.shuffle_buffer):
+            text, kind, origin = text_files.from_json(item, f"{name}: document {item['_number']}")
+            order, split_order = copies.hashes(text)
+            if order is None:
+                continue
+            held = (
+                split_order < HELDOUT_SHARE * 2**63
+                and heldout_characters < CHARACTERS_PER_TOKEN * settings.heldout_tokens
+            )
+            heldout_characters += held * len(text)
+            yield Document(text, kind, origin, "heldout" if held else "train")
+    except CorpusError:
+        raise
+    except (
+        Exception
+    ) as error:  # datasets, huggingface_hub, requests and fsspec each raise their own
+        raise CorpusError(f"hub:{name}: {hub.problem(error)}") from None
+
+
+def _numbered(item: dict[str, Any], number: int) -> dict[str, Any]:
+    return {**item, "_number": number}

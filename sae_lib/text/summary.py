@@ -1,0 +1,97 @@
+"""What the text of a run is, in numbers: documents, kinds, lengths, most frequent tokens; and the manifest of what was read."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from sae_lib.settings import Settings
+from sae_lib.text.corpus import MISSING
+from sae_lib.text.installation import KIND_NAMES
+from suite.runs import write_atomically
+
+if TYPE_CHECKING:
+    from sae_lib.text.tokens import Tokens
+
+QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+FREQUENT = 30
+CHUNK = 1 << 24
+
+
+def write(settings: Settings, tokens: "Tokens") -> None:
+    """Write `summary.json`, and for the installation `manifest.parquet`, beside the tokens."""
+    tables = {split: tokens.table[split].to_pandas() for split in ("train", "heldout")}
+    installed = settings.corpus.source == "installation"
+    values: dict[str, Any] = {
+        "source": settings.corpus.source.partition(":")[0],
+        "vocabulary": len(tokens.tokenizer),
+    }
+    for split, table in tables.items():
+        values[split] = _statistics(table, np.asarray(getattr(tokens, split)), tokens.tokenizer)
+        if installed:
+            table[["distribution", "version", "path"]] = table["origin"].str.extract(
+                r"^(.*) ([^ ]+): (.*)$"
+            )
+            sizes = table.groupby("distribution")["tokens"].sum().sort_values(ascending=False)
+            values[split]["distributions"] = {str(k): int(v) for k, v in sizes.items()}
+    values["what"] = _sentence(settings, values)
+    if installed:
+        columns = ["distribution", "version", "path", "kind", "split", "bytes", "sha256"]
+        manifest = pd.concat(tables.values())[columns].sort_values(["distribution", "path"])
+        manifest.to_parquet(tokens.folder / "manifest.parquet", compression="zstd", index=False)
+    write_atomically(
+        tokens.folder / "summary.json", json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+    )
+
+
+def _statistics(table: pd.DataFrame, ids: np.ndarray, tokenizer) -> dict[str, Any]:
+    kinds = (
+        table.groupby("kind")
+        .agg(documents=("tokens", "size"), tokens=("tokens", "sum"))
+        .sort_values("tokens", ascending=False)
+    )
+    counts = np.zeros(len(tokenizer), dtype=np.int64)
+    for start in range(0, len(ids), CHUNK):  # bincount makes 64-bit copies of what it counts
+        counts += np.bincount(ids[start : start + CHUNK], minlength=len(tokenizer))
+    frequent = np.argsort(-counts, kind="stable")[:FREQUENT]
+    return {
+        "documents": len(table),
+        "tokens": len(ids),
+        "characters": int(table["characters"].sum()),
+        "kinds": {
+            str(kind): {"documents": int(row["documents"]), "tokens": int(row["tokens"])}
+            for kind, row in kinds.iterrows()
+        },
+        "length_quantiles": {str(q): float(table["tokens"].quantile(q)) for q in QUANTILES},
+        "vocabulary_used": int((counts > 0).sum()),
+        "most_frequent": [
+            {
+                "id": int(i),
+                "token": tokenizer.decode([int(i)]),
+                "count": int(counts[i]),
+                "share": float(counts[i] / len(ids)),
+            }
+            for i in frequent
+            if counts[i]
+        ],
+    }
+
+
+def _sentence(settings: Settings, values: dict[str, Any]) -> str:
+    train = values["train"]
+    shares = [
+        f"{KIND_NAMES.get(kind, kind)} {100 * v['tokens'] / train['tokens']:.0f} %"
+        for kind, v in list(train["kinds"].items())[:4]
+    ]
+    mix = f"training tokens by kind: {', '.join(shares)}{' and others' if len(train['kinds']) > 4 else ''}"
+    source, _, name = settings.corpus.source.partition(":")
+    if source == "installation":
+        held = len(values["heldout"]["distributions"])
+        return (
+            f"Text of this Python installation: the standard library and {len(train['distributions']) - 1} installed distributions, "
+            f"{held} further ones held out. It is mostly code, with little prose; {mix}."
+        )
+    if source == "hub":
+        return f"{MISSING.get(name, name)}, streamed from the Hugging Face hub{', revision ' + settings.corpus.revision if settings.corpus.revision else ''}; {mix}."
+    return f"Text of the user's files; {mix}."

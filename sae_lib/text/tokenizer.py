@@ -1,0 +1,103 @@
+"""Tokenisers: trained here, from a local folder or from the hub; and the one way in which this project encodes text."""
+
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from sae_lib.errors import ModelError
+from sae_lib.text import hub
+from sae_lib.text.text_files import printable
+
+END = "<|endoftext|>"
+
+
+def load_tokenizer(source: str | Path):
+    """A fast tokeniser from a local folder or the hub; `ModelError` that says what to do where it is missing or out of reach."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        path = Path(source).expanduser()
+        local, there = path.is_dir(), path.exists()
+    except (OSError, RuntimeError) as error:  # a name too long, ~ of nobody
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(
+            f"tokenizer.source {printable(str(source))[:300]}: cannot be looked up ({reason}); expected a Hugging Face folder, or a hub name such as gpt2"
+        ) from None
+    if not local and (
+        there or str(source).startswith((".", "/", "~")) or str(source).count("/") > 1
+    ):
+        raise ModelError(
+            f"tokenizer.source {source}: no such folder; expected a Hugging Face folder with tokenizer.json, or a hub name such as gpt2"
+        )
+    if (
+        local
+        and not (path / "tokenizer.json").exists()
+        and not (path / "tokenizer_config.json").exists()
+    ):
+        raise ModelError(
+            f"tokenizer.source {source}: the folder has no tokenizer.json; expected a saved Hugging Face tokeniser"
+        )
+    reached = local or hub.reached()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path if local else str(source), local_files_only=local or not reached
+        )
+    except (
+        Exception
+    ) as error:  # transformers, huggingface_hub, tokenizers and json each raise their own
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (
+            f"cannot be read ({said})"
+            if local
+            else hub.problem(error)
+            if reached
+            else hub.OUT_OF_REACH
+        )
+        raise ModelError(f"tokenizer.source {source}: {reason}") from None
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ModelError(
+            f"tokenizer.source {source}: {type(tokenizer).__name__} has no fast version; choose a model with tokenizer.json"
+        )
+    return tokenizer
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int):
+    """A byte-level BPE with GPT-2's splitting rule: every text round-trips, whatever its bytes."""
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token=END, bos_token=END, clean_up_tokenization_spaces=False
+    )
+
+
+@lru_cache(maxsize=8)
+def exact_encoder(tokenizer) -> Tokenizer:
+    """Its `tokenizers` object as this project encodes: special tokens in a text are ordinary text, spans keep their space."""
+    encoder = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    encoder.encode_special_tokens = True
+    encoder.no_truncation()
+    encoder.no_padding()
+    encoder.post_processor = processors.ByteLevel(
+        trim_offsets=False
+    )  # Llama-3's own would cut the space off the spans
+    return encoder
+
+
+def separator_id(tokenizer) -> int:
+    """The id that ends a document: eos, else bos; `ModelError` where there is neither."""
+    for token_id in (tokenizer.eos_token_id, tokenizer.bos_token_id):
+        if token_id is not None:
+            return token_id
+    raise ModelError(
+        "the tokeniser has neither an end-of-text nor a begin-of-text token to separate documents; choose another tokeniser"
+    )

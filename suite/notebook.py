@@ -1,0 +1,36 @@
+"""What every notebook's set-up cell needs: the run, and a line of versions."""
+
+import logging
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from IPython.display import Markdown, display
+
+from sae_lib import figures  # noqa: F401  (sets the plotly look and renderer)
+from suite.headless import NOTEBOOKS, ROOT
+from suite.runs import Run, open_run
+
+
+def start(profile: str, run_dir: str = "", overrides: list[str] | None = None) -> Run:
+    """Open the run and show versions, device and folder. In JupyterLab, too, paths are relative to the repository."""
+    if Path.cwd() == NOTEBOOKS:
+        os.chdir(ROOT)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    run = open_run(profile, run_dir, overrides or [])
+    packages = ", ".join(
+        f"{name} {version(name)}" for name in ("torch", "transformers", "transformer-lens")
+    )
+    where = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
+    display(
+        Markdown(
+            f"Python {platform.python_version()}, {packages} · {where} · profile `{profile}` · run folder `{run.folder}`"
+        )
+    )
+    return run

@@ -1,0 +1,173 @@
+"""A grid of autoencoders on one language model, and the frontier between sparsity and loss recovered that they draw."""
+
+import hashlib
+import itertools
+import json
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from sae_lib import figures
+from sae_lib.errors import SettingsError
+from sae_lib.features import evaluation
+from sae_lib.model import language_model
+from sae_lib.model.activations import HookPoint
+from sae_lib.sae import training
+from sae_lib.sae.recipes import RECIPES, resolve
+from sae_lib.settings import SAESettings, load
+from suite.runs import Run, open_run
+
+COLUMNS = [
+    "l0_mean",
+    "recovered_zero",
+    "recovered_mean",
+    "fvu",
+    "dead_share",
+    "alive",
+    "seconds",
+    "activations_per_second",
+]
+
+
+def split(overrides: list[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """(overrides with one value, settings of `sae` with several): `sae.l1=1,2,4` is an axis of the grid."""
+    single, axes = [], {}
+    for override in overrides:
+        key, _, text = override.partition("=")
+        if key.startswith("sae.") and "," in text and not text.lstrip().startswith("["):
+            axes[key] = [value for value in text.split(",") if value]
+        else:
+            single.append(override)
+    if not axes:
+        raise SettingsError(
+            "sweep: no setting has several values; give at least one of sae, for example --set sae.l1=1,2,4 --set sae.seed=0,1,2"
+        )
+    return single, axes
+
+
+def grid(profile: str, single: list[str], axes: dict[str, list[str]]) -> dict[str, SAESettings]:
+    """The autoencoder's settings at every point, by name; checked before anything is trained. λ is no axis of a recipe with a k, nor k of one with a λ."""
+    points = {}
+    for values in itertools.product(*axes.values()):
+        chosen = {key: value for key, value in zip(axes, values, strict=True)}
+        recipe = RECIPES.get(
+            load(
+                profile, [*single, *(f"{key}={value}" for key, value in chosen.items())]
+            ).sae.recipe
+        )
+        if recipe:
+            chosen.pop("sae.l1" if recipe.k else "sae.k", None)
+        chosen = [f"{key}={value}" for key, value in chosen.items()]
+        settings = load(profile, [*single, *chosen]).sae
+        resolve(settings)
+        points[" ".join(c.removeprefix("sae.") for c in chosen)] = settings
+    return points
+
+
+def sweep(profile: str, run_dir: str | Path, overrides: list[str]) -> Path:
+    """Train and evaluate every point, in the folder of the run without the grid; returns `results/sweep.json`.
+
+    A finished point is not done again, and points of earlier sweeps of the same run stay in the table and the figure.
+    """
+    single, axes = split(overrides)
+    points = grid(profile, single, axes)
+    run = open_run(profile, run_dir, single)
+    language_model.make_language_model(run)
+    hook = HookPoint(language_model.load(run), run.settings.sae.hook_name)
+    for settings in points.values():
+        measure(run, hook, settings)
+    found = [
+        json.loads(path.read_text())
+        for path in sorted((run.results_folder / "sweep").glob("*.json"))
+    ]
+    found = [
+        {k: v for k, v in point.items() if k not in ("density", "made_from")} for point in found
+    ]
+    run.figure(frontier(table(found)), "frontier")
+    return run.save_results("sweep", {"points": found})
+
+
+def measure(run: Run, hook: HookPoint, settings: SAESettings) -> dict:
+    """Train and evaluate one autoencoder, where that has not been done: what it is, `COLUMNS`, and the density of its features."""
+    made_from = training.sae_made_from(run, settings) | {
+        "evaluation": run.settings.evaluation.model_dump()
+    }
+    point, folder = _point_name(settings), folder_of(run, settings)
+    if (found := run.saved_results(f"sweep/{point}", made_from)) is not None:
+        return found
+    if not run.is_made(folder, training.sae_made_from(run, settings)):
+        training.train(run, hook, settings, folder)
+    measured = evaluation.evaluate(
+        run, hook, {point: training.SparseAutoencoder.load(folder, hook.device)}
+    )[point]
+    summary = json.loads((folder / "training.json").read_text())
+    recipe, given = (
+        summary["recipe"],
+        {
+            "seed": run.settings.seed if settings.seed is None else settings.seed,
+            "d_sae": settings.d_sae,
+            "precision": settings.precision,
+        },
+    )
+    record = {
+        "recipe": settings.recipe,
+        "lambda": recipe["l1"],
+        "k": recipe["k"],
+        "lr": recipe["lr"],
+    } | given
+    record |= {key: summary[key] for key in ("seconds", "activations", "activations_per_second")}
+    run.save_results(
+        f"sweep/{point}",
+        record | {k: measured[k] for k in (*COLUMNS, "density") if k in measured},
+        made_from,
+    )
+    return run.saved_results(f"sweep/{point}", made_from)
+
+
+def folder_of(run: Run, settings: SAESettings) -> Path:
+    """Where the autoencoder of a point lies."""
+    return run.folder / "sweep" / _point_name(settings)
+
+
+def _point_name(settings: SAESettings) -> str:
+    return f"{settings.recipe}-{hashlib.sha256(json.dumps(training.identity(settings), sort_keys=True).encode()).hexdigest()[:8]}"
+
+
+def table(points: list[dict]) -> pd.DataFrame:
+    """A row per setting: means over its seeds, their number, and the spread (largest − smallest) of loss recovered."""
+    frame = pd.DataFrame(points)
+    groups = frame.groupby(
+        ["recipe", "d_sae", "lambda", "k", "lr", "precision", "activations"], sort=True
+    )
+    means = groups[[c for c in COLUMNS if c in frame]].mean()
+    spread = groups["recovered_mean"].agg(lambda v: v.max() - v.min())
+    return (
+        means.assign(seeds=groups.size(), spread=spread)
+        .reset_index()
+        .sort_values(["recipe", "d_sae", "l0_mean"])
+    )
+
+
+def frontier(frame: pd.DataFrame) -> go.Figure:
+    """Loss recovered over L0, a line per recipe (and width), bars for the spread of the seeds."""
+    fig = go.Figure()
+    several = frame["d_sae"].nunique() > 1
+    for colour, ((recipe, d_sae), rows) in zip(
+        itertools.cycle(figures.PALETTE), frame.groupby(["recipe", "d_sae"]), strict=False
+    ):
+        fig.add_scatter(
+            x=rows["l0_mean"],
+            y=rows["recovered_mean"],
+            name=f"{recipe}, {d_sae:,} features" if several else recipe,
+            mode="lines+markers",
+            line_color=colour,
+            error_y={
+                "type": "data",
+                "array": rows["spread"] / 2,
+                "visible": bool((rows["seeds"] > 1).any()),
+            },
+        )
+    fig.update_xaxes(title="features active per activation (L0)", type="log")
+    fig.update_yaxes(title="loss recovered against mean ablation", tickformat=".1%")
+    return fig
