@@ -102,7 +102,7 @@ def stage(name: Stage, profile: Profile = "laptop", set_: Set = None, run_dir: R
     from suite.runs import open_run
 
     distributed.start()
-    if distributed.place()[1] > 1 and name is not Stage.sae:
+    if distributed.rank_and_world_size()[1] > 1 and name is not Stage.sae:
         raise SettingsError(
             f"stage {name.value}: only the stage sae runs in several processes; start this one without torchrun"
         )

@@ -8,13 +8,12 @@ import subprocess
 import sys
 import threading
 import timeit
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from sae_lib.errors import SettingsError
+from sae_lib.text.hub import reach_hub
 
 REQUIREMENTS = Path(__file__).parent.parent / "requirements.txt"
 INSTALL = "make install"
@@ -213,19 +212,6 @@ def hub(needs: Needs, reached: str) -> Check:
         "a way to the internet (https_proxy, HF_ENDPOINT)",
         needed=needs.hub,
     )
-
-
-def reach_hub() -> str:
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
-        return "HF_HUB_OFFLINE is set"
-    url = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5).close()
-    except urllib.error.HTTPError:
-        pass  # it answered
-    except (OSError, ValueError) as error:
-        return f"{url} out of reach: {getattr(error, 'reason', error)}"
-    return f"reached {url}"
 
 
 def token(needs: Needs) -> Check:

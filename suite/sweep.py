@@ -131,7 +131,7 @@ def folder_of(run: Run, settings: SAESettings) -> Path:
 
 
 def _point_name(settings: SAESettings) -> str:
-    return f"{settings.recipe}-{hashlib.sha256(json.dumps(training.identity(settings), sort_keys=True).encode()).hexdigest()[:8]}"
+    return f"{settings.recipe}-{hashlib.sha256(json.dumps(training.training_fingerprint(settings), sort_keys=True).encode()).hexdigest()[:8]}"
 
 
 def table(points: list[dict]) -> pd.DataFrame:

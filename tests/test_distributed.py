@@ -52,7 +52,7 @@ def one_of_two(folder: str) -> None:
 
     distributed.start()
     torch.set_num_threads(1)
-    rank, size = distributed.place()
+    rank, size = distributed.rank_and_world_size()
     for case, changes in CASES.items():
         out, heldout = Path(folder) / case / str(rank), HELD_OUT if "patience" in changes else None
         sae, summary = training.fit(

@@ -12,7 +12,7 @@ from sae_lib.features import feature_table as features
 from sae_lib.model import language_model
 from sae_lib.model.activations import ActivationTable
 from sae_lib.sae import training
-from sae_lib.sae.engine import checkpoints, sparse_step
+from sae_lib import checkpoints, sparse_step
 from sae_lib.sae.recipes import (
     BRICKEN_2023,
     RECIPES,
@@ -74,9 +74,9 @@ def test_features_have_unit_norm_and_the_wrong_axis_has_not():
     sae = training.initialise(BRICKEN_2023, torch.zeros(8), 32, 0)
     with torch.no_grad():
         sae.W_dec.normal_()
-    training.keep_shape(sae, BRICKEN_2023)
+    training.normalize_decoder_(sae, BRICKEN_2023)
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(32))
-    training.keep_shape(sae, WARD_2024)
+    training.normalize_decoder_(sae, WARD_2024)
     torch.testing.assert_close(sae.W_dec.norm(dim=0), torch.ones(8))
     assert sae.W_dec.norm(dim=1).mean().item() == pytest.approx((8 / 32) ** 0.5, rel=0.05), (
         "columns average √(d_in/d_sae), the original's mistake"
@@ -473,7 +473,7 @@ def test_the_end_of_training_is_looked_at_too(tmp_path):
 
 @pytest.mark.parametrize("changed", ["device", "precision", "threads", "torch"])
 def test_a_checkpoint_goes_on_only_under_the_same_circumstances(tmp_path, changed):
-    here = checkpoints.circumstances(torch.device("cpu"), torch.float32)
+    here = checkpoints.environment_fingerprint(torch.device("cpu"), torch.float32)
     checkpoints.save_checkpoint(tmp_path, 1, {}, {}, here)
     assert checkpoints.load_checkpoint(tmp_path, here)[0] == 1
     with pytest.raises(ArtefactError, match=f"{changed}: .* in the folder, 'other' now"):
@@ -495,14 +495,14 @@ def test_an_autoencoder_that_the_run_does_not_have_is_refused_with_those_it_has(
 
 def test_what_weights_are_made_from_includes_what_the_recipe_says(monkeypatch):
     sae = SAESettings(recipe="bricken_2023")
-    made_from, name = training.identity(sae), sweep._point_name(sae)
-    assert made_from == training.identity(
+    made_from, name = training.training_fingerprint(sae), sweep._point_name(sae)
+    assert made_from == training.training_fingerprint(
         sae.model_copy(
             update={"lr": RECIPES["bricken_2023"].lr, "checkpoint_gb": 1.0, "widths": (64,)}
         )
     )
     monkeypatch.setitem(RECIPES, "bricken_2023", replace(RECIPES["bricken_2023"], lr=1e-5))
-    assert training.identity(sae) != made_from and sweep._point_name(sae) != name
+    assert training.training_fingerprint(sae) != made_from and sweep._point_name(sae) != name
 
 
 @pytest.mark.parametrize("recipe", ["bricken_2023", "ward_2024", "april_2024"])

@@ -13,14 +13,9 @@ from torch import Tensor
 
 from sae_lib.features import clamping, evaluation
 from sae_lib.features.clamping import Clamp, NextTokens, clamped
-from sae_lib.features.feature_table import load_features, make_features
-from sae_lib.model import language_model
 from sae_lib.model.activations import HookPoint
-from sae_lib.sae import training
 from sae_lib.sae.dictionaries import Dictionary, activations_of, random_directions
 from sae_lib.text.display import Vocabulary
-from sae_lib.text.tokens import open_tokens
-from suite.runs import Run
 
 ROWS_AT_ONCE = 16
 NULLS = ("random directions", "other features")
@@ -65,27 +60,6 @@ class Subject:
             temperature,
             seed,
         )
-
-
-def open_subject(run: Run) -> Subject:
-    """Everything opened, and made first where it is not there."""
-    table, _ = load_features(make_features(run))
-    hook, tokenizer = (
-        HookPoint(language_model.load(run), run.settings.sae.hook_name),
-        open_tokens(run).tokenizer,
-    )
-    places = Places(
-        hook, evaluation.heldout_rows(run, run.settings.clamping.rows * run.settings.lm.context)
-    )
-    return Subject(
-        hook,
-        training.load_autoencoder(run),
-        tokenizer,
-        Vocabulary(tokenizer),
-        table,
-        places,
-        judged(table).index.tolist(),
-    )
 
 
 @dataclass(frozen=True)

@@ -6,28 +6,22 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from torch import Tensor
 
-from sae_lib.device import device_of
-from sae_lib.model import language_model
 from sae_lib.model.activations import HookPoint, Source, harvest
 from sae_lib.progress import tqdm
-from sae_lib.sae import training
 from sae_lib.sae.autoencoder import SparseAutoencoder
-from sae_lib.sae.dictionaries import Dictionary, Neurons, active
+from sae_lib.sae.dictionaries import Dictionary, active
 from sae_lib.sae.engine.active_pairs import ActivePairs
-from sae_lib.sae.recipes import variants
-from sae_lib.text.tokens import open_tokens
-from suite.runs import Run
+from sae_lib.settings import EvaluationSettings
 
 ROWS_AT_ONCE = 64
 ALIVE = 100  # activations on the evaluation set, the original's own threshold
 
 
-def heldout_rows(run: Run, n_tokens: int) -> np.ndarray:
-    """At most `n_tokens` held-out tokens as rows [row, position], spread evenly over the held-out documents."""
-    rows = open_tokens(run).rows("heldout", run.settings.lm.context)
+def spread_rows(rows: Integer[np.ndarray, "row position"], n_tokens: int) -> np.ndarray:
+    """At most `n_tokens` of the text as rows, spread evenly over it."""
     wanted = max(1, n_tokens // rows.shape[1])
     return rows if wanted >= len(rows) else rows[np.linspace(0, len(rows) - 1, wanted).astype(int)]
 
@@ -155,33 +149,13 @@ def _nll(log_probabilities: Tensor, tokens: Tensor) -> float:
     return -log_probabilities.gather(1, tokens[:, 1:].reshape(-1, 1)).sum().item()
 
 
-def evaluate(run: Run, hook: HookPoint, dictionaries: dict[str, Dictionary]) -> dict[str, dict]:
-    """All measures of each dictionary at the run's evaluation settings."""
-    s = run.settings.evaluation
-    results, mean = firing(hook, dictionaries, heldout_rows(run, s.tokens))
-    losses = loss_recovered(hook, dictionaries, heldout_rows(run, s.loss_tokens), mean)
+def evaluate(
+    hook: HookPoint,
+    dictionaries: dict[str, Dictionary],
+    rows: Integer[np.ndarray, "row position"],
+    s: EvaluationSettings,
+) -> dict[str, dict]:
+    """All measures of each dictionary on held-out `rows`: densities on `s.tokens` of them, losses on `s.loss_tokens`."""
+    results, mean = firing(hook, dictionaries, spread_rows(rows, s.tokens))
+    losses = loss_recovered(hook, dictionaries, spread_rows(rows, s.loss_tokens), mean)
     return {name: result | losses[name] for name, result in results.items()}
-
-
-def evaluate_run(run: Run) -> dict[str, dict]:
-    """The `evaluate` stage: every autoencoder of the run and the raw neurons, saved as `results/evaluation*.json`."""
-    for name in variants(run.settings):
-        training.make_autoencoder(run, name)
-    hook = HookPoint(language_model.load(run), run.settings.sae.hook_name)
-    made_from = {
-        name: training.sae_made_from(run, sae) for name, sae in variants(run.settings).items()
-    } | {"evaluation": run.settings.evaluation.model_dump()}
-    where = "evaluation" if run.parent is None else f"evaluation_{run.folder.name}"
-    if (found := run.saved_results(where, made_from)) is not None:
-        return found
-    same = {
-        name: training.training_summary(run, name).get("same_as") for name in variants(run.settings)
-    }
-    dictionaries: dict[str, Dictionary] = {
-        name: training.load_autoencoder(run, name) for name in same if not same[name]
-    }
-    dictionaries["neurons"] = Neurons(training.load_autoencoder(run).d_in, device_of(run))
-    measured = evaluate(run, hook, dictionaries)
-    results = {name: measured[same.get(name) or name] for name in (*same, "neurons")}
-    run.save_results(where, results, made_from)
-    return run.saved_results(where, made_from)

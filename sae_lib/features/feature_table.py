@@ -11,32 +11,25 @@ import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Integer
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sae_lib.device import device_of
+from sae_lib.device import keep_freed_memory
 from sae_lib.features import evaluation
 from sae_lib.features.examples import examples_table
 from sae_lib.features.statistics import BINS, TENTHS, Chunk, FirstPass, SecondPass
 from sae_lib.features.weights import aligned, logit_effects, nearest
-from sae_lib.model import language_model
 from sae_lib.model.activations import HookPoint, Source, harvest
 from sae_lib.progress import tqdm
-from sae_lib.sae import training
 from sae_lib.sae.dictionaries import (
     Dictionary,
     Directions,
-    Neurons,
     activations_of,
     active,
     principal_directions,
     random_directions,
 )
-from sae_lib.sae.recipes import variant
 from sae_lib.settings import FeatureSettings
 from sae_lib.text.tokenizer import separator_id
-from sae_lib.text.tokens import open_tokens
-from suite.runs import Run, keep_freed_memory, writing
 
 BASELINES = ("neurons", "random", "principal")
 OUTLYING = 10.0  # times the median norm: activations this long, as on attention sinks, are marked
@@ -51,83 +44,35 @@ VALUES_AT_ONCE = 1 << 27  # activations of features, most of them zero, that may
 TOKENS_SHOWN, NEAR, NEURONS_SHOWN = 10, 10, 5
 
 
-def make_features(run: Run, name: str = "") -> Path:
-    """The `features` stage: `features.parquet` and `examples.parquet` of an autoencoder of the run, or of one of `BASELINES`.
-
-    "neurons" are the hook's own dimensions; "random" and "principal" are directions, see `make_directions`.
-    """
-    name = name or run.settings.sae.recipe
-    folder, s = run.folder / "features" / name, run.settings
-    sae = variant(s, s.sae.recipe if name in BASELINES else name)
-    upstream = (
-        language_model.lm_made_from(run) | {"hook_name": sae.hook_name}
-        if name == "neurons"
-        else training.sae_made_from(run, sae)
-    )
-    made_from = upstream | {
-        "evaluation": s.evaluation.model_dump(),
-        "features": s.features.model_dump(),
-    }
-    if run.is_made(folder, made_from):
-        return folder
-    training.make_autoencoder(run, "" if name in BASELINES else name)
-    hook = HookPoint(language_model.load(run), sae.hook_name)
-    rows = evaluation.heldout_rows(run, s.evaluation.tokens)
-    directions = name in ("random", "principal")
-    dictionary = (
-        make_directions(run, hook, name, rows) if directions else load_dictionary(run, name)
-    )
-    keep_freed_memory()
-    features, examples = build(
-        hook, dictionary, rows, open_tokens(run).tokenizer, s.features, s.seed
-    )
-    with writing(folder, made_from) as out:
-        features.to_parquet(out / "features.parquet", compression="zstd")
-        pq.write_table(examples, out / "examples.parquet", compression="zstd")
-        if directions:
-            tensors = {
-                "directions": dictionary.W_dec,
-                "centre": dictionary.centre,
-                "threshold": dictionary.threshold,
-            }
-            save_file(
-                {key: value.cpu().contiguous() for key, value in tensors.items()},
-                out / "directions.safetensors",
-            )
-    return folder
-
-
 def load_features(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.read_parquet(folder / "features.parquet"), pd.read_parquet(
         folder / "examples.parquet"
     )
 
 
-def load_dictionary(run: Run, name: str = "") -> Dictionary:
-    """What a feature table of that name is about, made first where it is not there."""
-    if name == "neurons":
-        return Neurons(training.load_autoencoder(run).d_in, device_of(run))
-    if name in BASELINES:
-        stored = load_file(make_features(run, name) / "directions.safetensors", str(device_of(run)))
-        return Directions(stored["directions"], stored["centre"], stored["threshold"])
-    return training.load_autoencoder(run, name)
+def write_features(folder: Path, features: pd.DataFrame, examples: pa.Table) -> None:
+    features.to_parquet(folder / "features.parquet", compression="zstd")
+    pq.write_table(examples, folder / "examples.parquet", compression="zstd")
 
 
-def make_directions(
-    run: Run, hook: HookPoint, name: str, rows: Integer[np.ndarray, "row position"]
+def directions_like(
+    kind: str,
+    density: Float[np.ndarray, " d_sae"],
+    hook: HookPoint,
+    rows: Integer[np.ndarray, "row position"],
+    seed: int,
 ) -> Directions:
-    """Directions to hold the run's autoencoder against, each as rarely active as one of its features, on a sample of `rows`.
+    """Directions to hold an autoencoder against, each as rarely active as one of its features, on a sample of `rows`.
 
-    "random": as many as it has features; the i-th has the i-th feature's density. "principal": the principal components in both
-    senses; the largest has the density of the densest feature and so on down, through evenly spaced quantiles of those alive. No
-    direction is active below the mean, so that half of all tokens or so is the most that a density can be.
+    `kind` "random": as many as it has features; the i-th has the i-th feature's `density`. "principal": the principal components in
+    both senses; the largest has the density of the densest feature and so on down, through evenly spaced quantiles of those alive.
+    No direction is active below the mean, so that half of all tokens or so is the most that a density can be.
     """
-    density = load_features(make_features(run))[0]["density"].to_numpy()
-    d_in = training.load_autoencoder(run).d_in
+    d_in = harvest(hook, rows[:1]).shape[1]
     wanted = max(1, min(DIRECTION_TOKENS, DIRECTION_VALUES // d_in) // rows.shape[1])
     x = harvest(hook, _spread(rows, wanted)).float()
-    if name == "random":
-        directions = random_directions(x, len(density), run.settings.seed)
+    if kind == "random":
+        directions = random_directions(x, len(density), seed)
     else:
         directions = principal_directions(x)
         alive = density[density > 0]
@@ -200,6 +145,7 @@ def build(
     its activations in 40 equal parts of it, `tenths` are their shares in ten, and `samples` of each tenth are among the examples.
     `near_*` go by decoder cosine; `aligned_*` and `correlated_*` are neurons, by weight and by Pearson correlation of activations.
     """
+    keep_freed_memory()
     d_sae, vocab = dictionary.d_sae, int(rows.max()) + 1
     pad = tokenizer.pad_token_id
     marks = Marks.measured(hook, rows, pad if pad != separator_id(tokenizer) else None)
@@ -248,20 +194,6 @@ def build(
     return pd.DataFrame(columns), examples_table(
         hook, dictionary, rows, one.top, two.samples, marked, s
     )
-
-
-def whole_row(
-    run: Run, name: str, feature: int, row: int
-) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """(token ids, activations of the feature) of the whole row that an example of the table `name` stands in.
-
-    It opens the model; with one at hand, `row_activations` of `evaluation.heldout_rows(run, …)[row]` is the same.
-    """
-    ids = evaluation.heldout_rows(run, run.settings.evaluation.tokens)[row].astype(np.int64)
-    hook = HookPoint(language_model.load(run), run.settings.sae.hook_name)
-    return ids, row_activations(
-        hook, load_dictionary(run, name), torch.from_numpy(ids), feature
-    ).cpu().numpy()
 
 
 @torch.no_grad()

@@ -1,7 +1,6 @@
 """Which features belong together: groups by decoder direction and firing together, named by what their rules share, on a map."""
 
 import html
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,14 +14,10 @@ from sklearn.manifold import TSNE
 
 from sae_lib import figures
 from sae_lib.features import evaluation
-from sae_lib.interpretability.scores import load_scores
-from sae_lib.model import language_model
 from sae_lib.model.activations import HookPoint
-from sae_lib.sae import training
+from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.dictionaries import active
-from sae_lib.sae.recipes import variant
 from sae_lib.text.display import isolated
-from suite.runs import Run, writing
 
 Array = np.ndarray
 MOST = 8192  # features at most: all pairs of them are compared
@@ -32,60 +27,36 @@ NULL_DRAWS = 20
 UNNAMED = "nothing in common"
 
 
-def make_clusters(run: Run, name: str = "") -> Path:
-    """The `clusters` stage: `clusters.parquet` (feature, cluster, name, x, y) of the features that have a rule, and `results/clusters*.json` about them."""
-    name = name or run.settings.sae.recipe
-    folder, s = run.folder / "clusters" / name, run.settings.interpretability
-    made_from = training.sae_made_from(run, variant(run.settings, name)) | {
-        "interpretability": s.model_dump()
-    }
-    made = run.is_made(folder, made_from)
-    if not made:
-        scores = load_scores(run, name).query("kind == 'feature'")
-        if len(scores) > MOST:
-            scores = scores.sample(MOST, random_state=run.settings.seed).sort_values("unit")
-        features = scores["unit"].to_numpy(copy=True)
-        similar = similarity(
-            training.load_autoencoder(run, name).W_dec[features].cpu(),
-            firing_together(run, name, features),
-        )
-        table = group(similar, [list(v) for v in scores["values"]], s.clusters, run.settings.seed)
-        table.insert(0, "feature", features)
-        table["rule"] = scores["rule"].to_numpy()
-        with writing(folder, made_from) as out:
-            table.to_parquet(out / "clusters.parquet", compression="zstd")
-    where = (
-        "clusters"
-        + ("" if run.parent is None else f"_{run.folder.name}")
-        + ("" if name == run.settings.sae.recipe else f"_{name}")
-    )
-    if run.saved_results(where, made_from) is None:
-        table = pd.read_parquet(folder / "clusters.parquet")
-        values = (
-            load_scores(run, name)
-            .query("kind == 'feature'")
-            .set_index("unit")["values"]
-            .loc[table["feature"]]
-        )
-        run.save_results(
-            where, summary(table, [list(v) for v in values], run.settings.seed), made_from
-        )
-        run.figure(cluster_map(table), where, 1000, 800)
-    return folder
+def cluster_table(
+    scores: pd.DataFrame,
+    sae: SparseAutoencoder,
+    hook: HookPoint,
+    rows: Int[Array, "row position"],
+    n_clusters: int,
+    seed: int,
+) -> pd.DataFrame:
+    """A row per feature that has a rule: its cluster, the cluster's name, its place on the map (x, y) and its rule.
+
+    `scores` are those of the rules; how often features fire together is counted on `rows`.
+    """
+    if len(scores) > MOST:
+        scores = scores.sample(MOST, random_state=seed).sort_values("unit")
+    features = scores["unit"].to_numpy(copy=True)
+    together = firing_together(hook, sae, features, rows)
+    similar = similarity(sae.W_dec[features].cpu(), together)
+    table = group(similar, [list(v) for v in scores["values"]], n_clusters, seed)
+    table.insert(0, "feature", features)
+    table["rule"] = scores["rule"].to_numpy()
+    return table
 
 
-def load_clusters(run: Run, name: str = "") -> pd.DataFrame:
-    """A row per feature: its cluster, the cluster's name, its place on the map and its rule; made first where it is not there."""
-    return pd.read_parquet(make_clusters(run, name) / "clusters.parquet")
-
-
-def firing_together(run: Run, name: str, features: Int[Array, " n"]) -> Float[Array, "n n"]:
-    """Pearson correlation of whether two features fire, over `interpretability.tokens` held-out tokens."""
-    sae, hook = (
-        training.load_autoencoder(run, name),
-        HookPoint(language_model.load(run), variant(run.settings, name).hook_name),
-    )
-    rows = evaluation.heldout_rows(run, run.settings.interpretability.tokens)
+def firing_together(
+    hook: HookPoint,
+    sae: SparseAutoencoder,
+    features: Int[Array, " n"],
+    rows: Int[Array, "row position"],
+) -> Float[Array, "n n"]:
+    """Pearson correlation of whether two features fire, over the tokens of `rows`."""
     column = np.full(sae.d_sae, -1)
     column[features] = np.arange(len(features))
     token, unit = [], []

@@ -12,23 +12,17 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from sae_lib.device import device_of
 from sae_lib.errors import ChatError
 from sae_lib.features import evaluation
-from sae_lib.features.feature_table import load_features, make_features
-from sae_lib.interpretability import chat, explain_prompts, explain_windows
-from sae_lib.interpretability.asking import Cache, Chat, LimitReached
+from sae_lib.interpretability import explain_prompts, explain_windows
+from sae_lib.interpretability.asking import Chat, LimitReached
 from sae_lib.interpretability.explain_prompts import Question
 from sae_lib.interpretability.explain_windows import Text, Unit
-from sae_lib.model import language_model
 from sae_lib.model.activations import HookPoint
 from sae_lib.progress import tqdm
-from sae_lib.sae import training
-from sae_lib.sae.recipes import variant
+from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.settings import ExplainSettings
 from sae_lib.text.display import Vocabulary
-from sae_lib.text.tokens import open_tokens
-from suite.runs import Run, write_atomically
 
 RESAMPLES = 2000  # of the bootstrap
 FREE = {
@@ -105,92 +99,19 @@ def interval(samples: list[np.ndarray], statistic: Callable) -> tuple[float, flo
     return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
 
 
-def explain(
-    run: Run,
-    features: int | None = None,
-    model: str = "",
-    name: str = "",
-    say: Callable[[str], None] = print,
-) -> dict | None:
-    """Explain `features` random features (default `explain.features`) of one autoencoder, test that, and save the results.
-
-    The chat model is a local Hugging Face one (`model`, a folder or hub name) or the endpoint of the environment (`sae_lib/interpretability/chat.py`).
-    Where there is neither, one sentence is said and the result is None. A limit that is reached ends it early, with what was scored
-    so far; another call goes on from there, as every reply is kept. Raises `ChatError` where the endpoint refuses or is gone.
-    """
-    s, name = run.settings.explain, name or run.settings.sae.recipe
-    features = features or s.features
-    try:
-        client = chat.find(model, s, device_of(run))
-    except chat.NotConfigured as reason:
-        say(f"Explanations by a chat model are skipped: {reason}.")
-        return None
-    sae = variant(run.settings, name)
-    made_from = training.sae_made_from(run, sae) | {
-        "evaluation": run.settings.evaluation.model_dump(),
-        "features": run.settings.features.model_dump(),
-        "explain": s.model_dump(mode="json", exclude=FREE | {"features"}),
-        "model": client.name,
-        "n": features,
-    }
-    where = "_".join(
-        [
-            "explanations",
-            *([name] if name != run.settings.sae.recipe else []),
-            *([run.folder.name] if run.parent else []),
-        ]
-    )
-    table = explanations_file(run, name)
-    if (found := run.saved_results(where, made_from)) and not found["stopped"] and table.exists():
-        say(sentence(found, table))
-        return found
-    units = make_units(run, name, features)
-    asking = Chat(client, s, Cache(table.parent / "replies.jsonl", _replies_beside(run)))
-    scored, stopped, error = ask_about(asking, units, Vocabulary(open_tokens(run).tokenizer), s)
-    if error and not scored:
-        raise error
-    rows = pd.DataFrame([one.row() for one in scored])
-    write_atomically(table, rows.to_parquet(index=False))
-    results = (
-        {
-            "model": client.name,
-            "recipe": name,
-            "features": len(units["feature"]),
-            "stopped": stopped,
-        }
-        | summary(rows)
-        | _spent(asking)
-    )
-    run.save_results(where, results, made_from)
-    say(sentence(run.load_results(where), table))
-    if error:
-        raise ChatError(
-            f"{error}; the scores so far are in {table}; run the same command to continue"
-        )
-    return run.saved_results(where, made_from)
-
-
-def explanations_file(run: Run, name: str = "") -> Path:
-    """Where the explanations of an autoencoder's features lie, a row per feature, null and neuron."""
-    return (
-        run.folder
-        / "interpretability"
-        / f"explanations-{name or run.settings.sae.recipe}"
-        / "explanations.parquet"
-    )
-
-
-def make_units(run: Run, name: str, n: int) -> dict[str, list[Unit]]:
+def make_units(
+    hook: HookPoint,
+    sae: SparseAutoencoder,
+    table: pd.DataFrame,
+    text: Text,
+    n: int,
+    s: ExplainSettings,
+) -> dict[str, list[Unit]]:
     """By kind `n` units each: random features that fire often enough to be tested, and for each a random neuron, as it is and at its density."""
-    s = run.settings.explain
-    table, _ = load_features(make_features(run, name))
     rng = np.random.default_rng(s.seed)
     often = np.flatnonzero(table["n_active"].to_numpy() >= evaluation.ALIVE)
     features = rng.permutation(often)[:n].tolist()
-    hook = HookPoint(language_model.load(run), variant(run.settings, name).hook_name)
-    sae = training.load_autoencoder(run, name)
     neurons = rng.choice(sae.d_in, min(len(features), sae.d_in), replace=False).tolist()
-    text = Text.of(run)
     of_features, of_neurons = explain_windows.firing(hook, sae, features, neurons, text.rows)
     units = {
         "feature": [
@@ -318,7 +239,7 @@ def sentence(results: dict, table: Path) -> str:
     return f"{results['model']}: {', '.join(scores) or 'nothing scored'}; {results['unparsed']} of {results['n']} answers could not be read; {results['requests']} requests{ended}; {table}"
 
 
-def _spent(asking: Chat) -> dict:
+def spent(asking: Chat) -> dict:
     return {
         "requests": asking.requests,
         "from_cache": asking.cached,
@@ -327,15 +248,3 @@ def _spent(asking: Chat) -> dict:
         "cost": asking.cost,
         "without_reply": dict(asking.no_reply),
     }
-
-
-def _replies_beside(run: Run) -> tuple[Path, ...]:
-    """Replies kept by other runs beside this one: a run with a higher limit does not pay again for what a lower one asked."""
-    root = (run.parent or run).folder
-    return tuple(
-        sorted(
-            p
-            for depth in ("*", "*/*")
-            for p in root.parent.glob(f"{depth}/interpretability/explanations-*/replies.jsonl")
-        )
-    )

@@ -15,8 +15,7 @@ from sae_lib.features import evaluation
 from sae_lib.model.activations import Source
 from sae_lib.sae.dictionaries import Dictionary, activations_of, coordinate_directions
 from sae_lib.settings import ExplainSettings, FeatureSettings
-from sae_lib.text.tokens import Tokens, open_tokens
-from suite.runs import Run
+from sae_lib.text.tokens import Tokens
 
 POOL = 20_000  # tokens drawn at random, among which each feature finds excerpts where it is silent
 
@@ -74,16 +73,14 @@ class Text:
         self.for_tests = np.isin(np.arange(len(first)), order[: len(first) // 2])
 
     @classmethod
-    def of(cls, run: Run) -> "Text":
-        """As many held-out tokens as the run's evaluation takes, spread evenly."""
-        tokens, s = open_tokens(run), run.settings
-        rows = tokens.rows("heldout", s.lm.context)
-        numbers = np.unique(
-            np.linspace(
-                0, len(rows) - 1, max(1, min(len(rows), s.evaluation.tokens // s.lm.context))
-            ).astype(int)
-        )
-        return cls(rows[numbers], numbers, tokens, s.features, s.explain.seed)
+    def of(
+        cls, tokens: Tokens, context: int, n_tokens: int, s: FeatureSettings, seed: int
+    ) -> "Text":
+        """At most `n_tokens` of the held-out text, spread evenly."""
+        rows = tokens.rows("heldout", context)
+        wanted = max(1, min(len(rows), n_tokens // context))
+        numbers = np.unique(np.linspace(0, len(rows) - 1, wanted).astype(int))
+        return cls(rows[numbers], numbers, tokens, s, seed)
 
     def in_tests(self, token: Integer[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
         return self.for_tests[self.document.ravel()[token]]

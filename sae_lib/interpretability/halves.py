@@ -9,9 +9,9 @@ from sae_lib.errors import CorpusError
 from sae_lib.interpretability.rule_text import RuleWriter
 from sae_lib.interpretability.rules import Encoding, Text
 from sae_lib.interpretability.token_attributes import raw_values
+from sae_lib.settings import InterpretabilitySettings
 from sae_lib.text.display import Vocabulary
-from sae_lib.text.tokens import open_tokens
-from suite.runs import Run
+from sae_lib.text.tokens import Tokens
 
 Array = np.ndarray
 
@@ -42,10 +42,9 @@ def rows_of_half(half: Int[Array, " n"], context: int, which: int) -> Bool[Array
     return (half[: len(half) // context * context].reshape(-1, context) == which).all(1)
 
 
-def split(run: Run) -> Halves:
-    """The run's held-out text in two halves, of each at most `interpretability.tokens` in rows drawn at random; `CorpusError` where a half has none."""
-    s, tokens, context = run.settings.interpretability, open_tokens(run), run.settings.lm.context
-    rng = np.random.default_rng((run.settings.seed if s.seed is None else s.seed, 1))
+def split(tokens: Tokens, context: int, s: InterpretabilitySettings, seed: int) -> Halves:
+    """The held-out text in two halves, of each at most `interpretability.tokens` in rows drawn at random; `CorpusError` where a half has none."""
+    rng = np.random.default_rng((seed if s.seed is None else s.seed, 1))
     table, vocabulary = tokens.table["heldout"], Vocabulary(tokens.tokenizer)
     lengths, firsts = table["tokens"].to_numpy(), table["first_token"].to_numpy()
     document_half = half_of_documents(lengths, rng)

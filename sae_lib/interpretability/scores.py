@@ -1,8 +1,5 @@
 """What the rule scores say: medians and differences between kinds with bootstrap intervals, and their figures."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -10,7 +7,6 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 
 from sae_lib import figures
-from suite.runs import Run
 
 MEASURES = {
     "auroc": "AUROC",
@@ -34,31 +30,6 @@ KINDS = {  # in the order of the figure
 }
 DRAWS = 2000  # of the bootstrap
 EXAMPLES = 8  # rules per kind in the results
-
-
-def load_scores(run: Run, name: str = "") -> pd.DataFrame:
-    """The scores of one autoencoder's features and of what they are compared with, made first where they are not there."""
-    from sae_lib.interpretability.scoring import score_run
-
-    return pd.read_parquet(score_run(run, name) / "scores.parquet")
-
-
-def save_summary(run: Run, name: str, folder: Path, made_from: dict) -> None:
-    """`results/interpretability*.json` and the figures, from the table alone."""
-    where = (
-        "interpretability"
-        + ("" if run.parent is None else f"_{run.folder.name}")
-        + ("" if name == run.settings.sae.recipe else f"_{name}")
-    )
-    if run.saved_results(where, made_from) is None:
-        scores = pd.read_parquet(folder / "scores.parquet")
-        run.save_results(
-            where,
-            json.loads((folder / "counts.json").read_text()) | summary(scores, run.settings.seed),
-            made_from,
-        )
-        run.figure(against_neurons(scores), where, 1000, 450)
-        run.figure(by_kind(scores), f"{where}_kinds", 1000, 620)
 
 
 def summary(scores: pd.DataFrame, seed: int) -> dict:

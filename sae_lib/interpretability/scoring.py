@@ -5,10 +5,8 @@ dense as a feature drawn for it. A second comparison leaves out the weak half of
 fires at the top of its range only, a feature over the whole of its own.
 """
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import joblib
 import numpy as np
@@ -17,13 +15,10 @@ import torch
 from jaxtyping import Float, Int
 
 from sae_lib.features import evaluation
-from sae_lib.interpretability.halves import Halves, split
+from sae_lib.interpretability.halves import Halves
 from sae_lib.interpretability.rules import learn_and_score
-from sae_lib.interpretability.scores import save_summary
-from sae_lib.interpretability.untrained import untrained_autoencoder
-from sae_lib.model import language_model
 from sae_lib.model.activations import HookPoint, harvest
-from sae_lib.sae import training
+from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.dictionaries import (
     Dictionary,
     Directions,
@@ -32,8 +27,7 @@ from sae_lib.sae.dictionaries import (
     principal_directions,
     random_directions,
 )
-from sae_lib.sae.recipes import variant
-from suite.runs import Run, writing
+from sae_lib.settings import InterpretabilitySettings
 
 Array = np.ndarray
 SAMPLE = 65_536  # activations of the learning half that thresholds and directions are taken from
@@ -50,42 +44,30 @@ class Units:
     firing: tuple[list[Array], list[Array]]
 
 
-def score_run(run: Run, name: str = "") -> Path:
-    """The `score` stage: `scores.parquet`, a row per unit with its rule and how well it does on the other half; then the summary and its figures."""
-    name = name or run.settings.sae.recipe
-    folder, sae = run.folder / "interpretability" / name, variant(run.settings, name)
-    made_from = training.sae_made_from(run, sae) | {
-        "interpretability": run.settings.interpretability.model_dump(exclude={"clusters"})
-    }
-    if not run.is_made(folder, made_from):
-        training.make_autoencoder(run, name)
-        halves = split(run)
-        parts, counts = [], {}
-        for units in every_kind(run, name, halves):
-            table = score_units(units, halves, run.settings.interpretability)
-            parts.append(table)
-            counts[units.kind] = {
-                "units": len(units.numbers),
-                "left_out": len(units.numbers) - len(table),
-            }
-        with writing(folder, made_from) as out:
-            pd.concat(parts, ignore_index=True).to_parquet(
-                out / "scores.parquet", compression="zstd"
-            )
-            text = {"tokens": [t.n for t in halves.texts], "documents": halves.documents}
-            (out / "counts.json").write_text(json.dumps(text | {"kinds": counts}, indent=1))
-    save_summary(run, name, folder, made_from)
-    return folder
+def score_table(units: Iterator[Units], halves: Halves, s) -> tuple[pd.DataFrame, dict]:
+    """(a row per unit with its rule and how well it does on the other half, counts of units by kind)."""
+    parts, kinds = [], {}
+    for of_kind in units:
+        table = score_units(of_kind, halves, s)
+        parts.append(table)
+        kinds[of_kind.kind] = {
+            "units": len(of_kind.numbers),
+            "left_out": len(of_kind.numbers) - len(table),
+        }
+    counts = {"tokens": [t.n for t in halves.texts], "documents": halves.documents, "kinds": kinds}
+    return pd.concat(parts, ignore_index=True), counts
 
 
-def every_kind(run: Run, name: str, halves: Halves) -> Iterator[Units]:
-    """Features first, then what they are compared with."""
-    s, sae_settings = run.settings.interpretability, variant(run.settings, name)
-    rng = np.random.default_rng((run.settings.seed if s.seed is None else s.seed, 2))
-    hook, sae = (
-        HookPoint(language_model.load(run), sae_settings.hook_name),
-        training.load_autoencoder(run, name),
-    )
+def every_kind(
+    hook: HookPoint,
+    sae: Dictionary,
+    halves: Halves,
+    s: InterpretabilitySettings,
+    seed: int,
+    untrained: Callable[[], tuple[HookPoint, SparseAutoencoder]] | None,
+) -> Iterator[Units]:
+    """Features first, then what they are compared with; `untrained` opens hook and autoencoder of a model that never learned."""
+    rng = np.random.default_rng((seed if s.seed is None else s.seed, 2))
     numbers = _draw(rng, sae.d_sae, s.features)
     features, values = firing(hook, {"feature": (sae, numbers)}, halves.rows, with_values=True)[
         "feature"
@@ -149,8 +131,8 @@ def every_kind(run: Run, name: str, halves: Halves) -> Iterator[Units]:
         )
         of[f"{kind}_strong"] = versions["strong"]
     yield from everything_of(hook, of, halves)
-    if s.untrained_activations:
-        hook, sae = untrained_autoencoder(run, sae_settings, name)
+    if untrained:
+        hook, sae = untrained()
         numbers = _draw(rng, sae.d_sae, s.units)
         matched = at_densities(
             Directions(sae.W_enc_T, sae.b_dec), numbers, sample(hook, halves.rows[0])

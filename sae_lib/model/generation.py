@@ -1,38 +1,27 @@
 """A prompt corpus: prompts, the text a model generates from them, and the activations of every token of both."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from sae_lib.errors import ArtefactError
-from sae_lib.model import language_model
 from sae_lib.model.activations import HookPoint, generate
-from sae_lib.text.tokens import open_tokens
-from suite.runs import Run, writing
+from sae_lib.settings import PromptSettings
 
 
-def make_prompt_corpus(run: Run) -> Path:
-    """Generate from each of `settings.prompts.prompts`; writes `texts.parquet`, `tokens.parquet` and `activations.npy`.
+def write_prompt_corpus(
+    hook: HookPoint, tokenizer: Any, s: PromptSettings, seed: int, folder: Path
+) -> None:
+    """Generate from each of `s.prompts`; writes `texts.parquet`, `tokens.parquet` and `activations.npy`.
 
     Row i of `activations.npy` [n, d_in] belongs to row i of `tokens.parquet` (prompt, position, token, generated or not).
     """
-    folder, s = run.folder / "prompts", run.settings
-    made_from = language_model.lm_made_from(run) | {
-        "prompts": s.prompts.model_dump(mode="json"),
-        "hook_name": s.sae.hook_name,
-    }
-    if run.is_made(folder, made_from):
-        return folder
-    language_model.make_language_model(run)
-    tokenizer, hook = (
-        open_tokens(run).tokenizer,
-        HookPoint(language_model.load(run), s.sae.hook_name),
-    )
     texts, tokens, activations = [], [], []
-    for number, prompt in enumerate(s.prompts.prompts):
+    for number, prompt in enumerate(s.prompts):
         ids, acts, prompt_length = generate(
-            hook, tokenizer, prompt, s.prompts.new_tokens, s.prompts.temperature, s.seed + number
+            hook, tokenizer, prompt, s.new_tokens, s.temperature, seed + number
         )
         ids = ids.tolist()
         texts.append(
@@ -55,11 +44,9 @@ def make_prompt_corpus(run: Run) -> Path:
             for i, t in enumerate(ids)
         ]
         activations.append(acts.float().cpu().numpy())
-    with writing(folder, made_from) as out:
-        pd.DataFrame(texts).to_parquet(out / "texts.parquet")
-        pd.DataFrame(tokens).to_parquet(out / "tokens.parquet")
-        np.save(out / "activations.npy", np.concatenate(activations))
-    return folder
+    pd.DataFrame(texts).to_parquet(folder / "texts.parquet")
+    pd.DataFrame(tokens).to_parquet(folder / "tokens.parquet")
+    np.save(folder / "activations.npy", np.concatenate(activations))
 
 
 def load_prompt_corpus(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray]:

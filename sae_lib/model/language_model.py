@@ -1,14 +1,11 @@
 """The language model under study: a small one trained here, or any causal language model in Hugging Face's format."""
 
-import json
 import math
-import shutil
 import time
 from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
-from threading import Event
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,15 +14,14 @@ import transformers
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_lib.device import device_of, precision
+from sae_lib import checkpoints
+from sae_lib.device import keep_freed_memory, precision
 from sae_lib.errors import CorpusError, Interrupted, ModelError
 from sae_lib.model.activations import HookPoint
 from sae_lib.progress import tqdm
-from sae_lib.sae.engine import checkpoints
 from sae_lib.settings import LanguageModelSettings
 from sae_lib.text import hub
-from sae_lib.text.tokens import Tokens, make_tokens, open_tokens, tokens_made_from
-from suite.runs import Run, keep_freed_memory, writing
+from sae_lib.text.tokens import Tokens
 
 if TYPE_CHECKING:  # seconds of imports, left to `bridge`; of `transformers` the same holds for everything taken by attribute
     import transformer_lens
@@ -34,72 +30,36 @@ EXPLODED = 10  # times the loss of a guess among all tokens alike
 LOSS_CHUNK = 512  # tokens whose logits exist at once: small enough for a core's cache
 
 
-def make_language_model(run: Run) -> Path:
-    """The `lm` stage: train the model of `settings.lm` on the run's tokens (nothing to do for a ready one)."""
-    folder = run.folder / "language_model"
-    if run.settings.lm.source != "train" or run.is_made(folder, lm_made_from(run)):
-        return folder
-    make_tokens(run)
-    with checkpoints.finish_the_step() as interrupted:
-        train(run, folder, interrupted)
-    if interrupted.is_set():
-        raise Interrupted(
-            "language model: interrupted, but finished; run the same command to continue after it"
-        )
-    return folder
-
-
-def lm_made_from(run: Run) -> dict:
-    return tokens_made_from(run) | {
-        "lm": run.settings.lm.model_dump(mode="json", exclude={"checkpoint_gb"})
-    }
-
-
-def load(run: Run) -> "transformers.PreTrainedModel":
-    """The run's language model in evaluation mode on its device; `ModelError` where it cannot be had."""
-    model = open_model(source := _source(run))
+def load(source: str, context: int, device: torch.device) -> "transformers.PreTrainedModel":
+    """The model of a folder or hub name in evaluation mode; `ModelError` where it cannot be had."""
+    model = open_model(source, device)
     longest = getattr(model.config, "max_position_embeddings", None)
-    if longest and run.settings.lm.context > longest:
+    if longest and context > longest:
         raise ModelError(
-            f"lm.context {run.settings.lm.context} is more than the {longest} positions of {source}; set a smaller one"
+            f"lm.context {context} is more than the {longest} positions of {source}; set a smaller one"
         )
-    return model.to(device_of(run)).eval().requires_grad_(False)
+    return model.to(device).eval().requires_grad_(False)
 
 
-def _source(run: Run) -> str:
-    return (
-        str(make_language_model(run))
-        if run.settings.lm.source == "train"
-        else run.settings.lm.source
-    )
-
-
-def training_summary(run: Run) -> dict:
-    """What training measured: loss curve, seconds, tokens per second, each neuron's density."""
-    return json.loads((run.folder / "language_model" / "training.json").read_text())
-
-
-def open_model(source: str) -> "transformers.PreTrainedModel":
-    """A causal language model from a local folder or the hub, in its own precision."""
+def open_model(source: str, device: torch.device) -> "transformers.PreTrainedModel":
+    """A causal language model from a local folder or the hub; in its own precision on a GPU, else float32."""
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             source, dtype="auto", local_files_only=Path(source).exists() or not hub.reached()
         )
     except Exception as error:  # transformers raises OSError, ValueError and the hub's own kinds
         raise ModelError(_why_not(source, error)) from None
-    return model.float() if not torch.cuda.is_available() else model
+    return model if device.type == "cuda" else model.float()
 
 
-def bridge(run: Run) -> "transformer_lens.model_bridge.TransformerBridge":
+def bridge(
+    source: str, tokenizer: Any, device: torch.device
+) -> "transformer_lens.model_bridge.TransformerBridge":
     """The same model for exploring: every hook name of TransformerLens, on its own copy of the weights."""
     from transformer_lens.model_bridge import TransformerBridge
 
-    source = _source(run)
     return TransformerBridge.boot_transformers(
-        source,
-        device=str(device_of(run)),
-        hf_model=open_model(source),
-        tokenizer=open_tokens(run).tokenizer,
+        source, device=str(device), hf_model=open_model(source, device), tokenizer=tokenizer
     )
 
 
@@ -133,6 +93,23 @@ def build(
             **common,
         )
     return transformers.AutoModelForCausalLM.from_config(config)
+
+
+def untrained(
+    s: LanguageModelSettings, tokenizer: Any, seed: int, device: torch.device
+) -> "transformers.PreTrainedModel":
+    """The language model as it would be before training: its own configuration with random weights."""
+    torch.manual_seed(seed)
+    if s.source == "train":
+        model = build(s, len(tokenizer), tokenizer.eos_token_id)
+    else:
+        config = transformers.AutoConfig.from_pretrained(
+            s.source, local_files_only=not hub.reached()
+        )
+        model = transformers.AutoModelForCausalLM.from_config(
+            config, dtype=config.dtype or torch.float32
+        )
+    return model.to(device).eval().requires_grad_(False)
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -195,19 +172,26 @@ def next_token_loss(
     )
 
 
-def train(run: Run, folder: Path, interrupted: Event) -> None:
-    """AdamW, linear warm-up, cosine decay, gradient clipping; goes on from the last checkpoint of an interrupted run."""
+def train(
+    s: LanguageModelSettings,
+    tokens: Tokens,
+    seed: int,
+    device: torch.device,
+    store: checkpoints.CheckpointFolder,
+) -> tuple["transformers.PreTrainedModel", dict]:
+    """(model, summary): AdamW, linear warm-up, cosine decay, gradient clipping; goes on from the newest checkpoint in `store`.
+
+    The summary holds loss curve, seconds, tokens per second and each neuron's density.
+    """
     keep_freed_memory()
-    s, device, made_from = run.settings.lm, device_of(run), lm_made_from(run)
-    dtype, scratch = precision(s.precision, device), folder.with_name(".language_model.checkpoints")
-    resumable = made_from | checkpoints.circumstances(device, dtype)
-    tokens = open_tokens(run)
+    dtype = precision(s.precision, device)
+    store.under(**checkpoints.environment_fingerprint(device, dtype))
     rows = tokens.rows("train", s.context + 1)
     if len(rows) < s.batch:
         raise CorpusError(
             f"the corpus has {len(tokens.train):,} training tokens, fewer than one batch of {s.batch} × {s.context + 1} (lm.batch, lm.context); give more text"
         )
-    torch.manual_seed(run.settings.seed)
+    torch.manual_seed(seed)
     model = build(s, len(tokens.tokenizer), tokens.tokenizer.eos_token_id).to(device)
     if (
         device.type == "cpu"
@@ -222,7 +206,7 @@ def train(run: Run, folder: Path, interrupted: Event) -> None:
     )
     n_steps = max(1, s.train_tokens // (s.batch * s.context))
     start, curve, seconds = 0, [], 0.0
-    if checkpoint := checkpoints.load_checkpoint(scratch, resumable):
+    if checkpoint := store.load():
         start, tensors, state = checkpoint
         model.load_state_dict(
             {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
@@ -236,7 +220,7 @@ def train(run: Run, folder: Path, interrupted: Event) -> None:
         for group in optimiser.param_groups:
             group["lr"] = s.lr * schedule(step, n_steps, s.warmup, s.final_lr)
         batch = torch.from_numpy(
-            rows[rows_of_step(step, len(rows), s.batch, run.settings.seed)].astype(np.int64)
+            rows[rows_of_step(step, len(rows), s.batch, seed)].astype(np.int64)
         ).to(device)
         loss = next_token_loss(model, batch, dtype)
         optimiser.zero_grad(set_to_none=True)
@@ -244,7 +228,7 @@ def train(run: Run, folder: Path, interrupted: Event) -> None:
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), s.grad_clip)
         optimiser.step()
         last = step + 1 == n_steps
-        due = not last and ((step + 1) % s.checkpoint_every == 0 or interrupted.is_set())
+        due = not last and ((step + 1) % s.checkpoint_every == 0 or store.interrupted.is_set())
         if due or last or (step + 1) % s.eval_every == 0:
             limit = (
                 EXPLODED * math.log(model.config.vocab_size) if math.isfinite(norm.item()) else -1.0
@@ -254,7 +238,7 @@ def train(run: Run, folder: Path, interrupted: Event) -> None:
                 loss.item(),
                 limit,
                 step + 1,
-                scratch,
+                store.folder,
                 f"lm.lr {s.lr} too high, or lm.grad_clip {s.grad_clip} too lax",
             )
         if (step + 1) % s.eval_every == 0 or last:
@@ -273,30 +257,23 @@ def train(run: Run, folder: Path, interrupted: Event) -> None:
             tensors = {
                 f"model.{k}": v for k, v in model.state_dict().items()
             } | checkpoints.optimiser_tensors(optimiser)
-            checkpoints.save_checkpoint(
-                scratch, step + 1, tensors, state, resumable, s.checkpoint_gb * 1e9
-            )
-            if interrupted.is_set():
+            store.save(step + 1, tensors, state, s.checkpoint_gb)
+            if store.interrupted.is_set():
                 raise Interrupted(
                     f"language model: interrupted; step {step + 1} of {n_steps} is saved; run the same command to continue"
                 )
     seconds = time.perf_counter() - began
-    with writing(folder, made_from) as out:
-        model.save_pretrained(out)
-        tokens.tokenizer.save_pretrained(out)
-        trained = n_steps * s.batch * s.context
-        summary = {
-            "curve": curve,
-            "seconds": seconds,
-            "tokens": trained,
-            "tokens_per_second": trained / seconds,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "epochs": trained / tokens.train.size,
-            "precision": str(dtype).removeprefix("torch."),
-            "density": density.tolist(),
-        }
-        (out / "training.json").write_text(json.dumps(summary))
-    shutil.rmtree(scratch, ignore_errors=True)
+    trained = n_steps * s.batch * s.context
+    return model, {
+        "curve": curve,
+        "seconds": seconds,
+        "tokens": trained,
+        "tokens_per_second": trained / seconds,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "epochs": trained / tokens.train.size,
+        "precision": str(dtype).removeprefix("torch."),
+        "density": density.tolist(),
+    }
 
 
 @torch.no_grad()

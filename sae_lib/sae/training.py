@@ -1,43 +1,35 @@
 """One training loop for every recipe."""
 
-import json
 import math
-import shutil
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from threading import Event
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
-from sae_lib.device import device_of, precision
+from sae_lib import checkpoints
+from sae_lib.device import precision
 from sae_lib.errors import Interrupted
-from sae_lib.model import language_model
-from sae_lib.model.activations import ActivationBuffer, HookPoint, Source, harvest
+from sae_lib.model.activations import ActivationBuffer, Source, harvest
 from sae_lib.progress import tqdm
 from sae_lib.sae.autoencoder import SparseAutoencoder
-from sae_lib.sae.early_stopping import ACTIVATIONS, EarlyStopping
-from sae_lib.sae.engine import checkpoints, distributed
-from sae_lib.sae.engine.sparse_step import gradients
+from sae_lib.sae.early_stopping import EarlyStopping
+from sae_lib.sae.engine import distributed
+from sae_lib.sae.engine.sparse_step import StepResult, gradients
 from sae_lib.sae.initialise import initialise, statistics
-from sae_lib.sae.recipes import Recipe, is_resampling_step, rate, resolve, variant, variants
+from sae_lib.sae.recipes import Recipe, is_resampling_step, rate, resolve
 from sae_lib.sae.resampling import resample
 from sae_lib.settings import SAESettings
-from sae_lib.text.tokens import open_tokens
-from suite.runs import Run, keep_freed_memory, writing
 
 EXPLODED = 1000  # times the loss of the first step
 THRESHOLD_SPEED = 0.01  # of the moving average that batchtopk's threshold is, per step
 
 
-def sae_made_from(run: Run, sae: SAESettings) -> dict:
-    return language_model.lm_made_from(run) | {"sae": identity(sae)}
-
-
-def identity(sae: SAESettings) -> dict:
+def training_fingerprint(sae: SAESettings) -> dict:
     """The settings that the trained weights depend on, with what they leave to the recipe."""
     values = {
         name: value
@@ -53,116 +45,101 @@ def identity(sae: SAESettings) -> dict:
     )
 
 
-def make_autoencoder(run: Run, name: str = "") -> Path:
-    """The `sae` stage: train one of `recipes.variants(settings)`, by default the run's own recipe; returns its folder."""
-    name = name or run.settings.sae.recipe
-    sae = variant(run.settings, name)
-    folder = run.folder / "saes" / name
-    with distributed.first_process_first():
-        made = run.is_made(folder, sae_made_from(run, sae))
-    if made:
-        return folder
-    with distributed.first_process_first():
-        language_model.make_language_model(run)
-    if name == f"{run.settings.sae.recipe}-no_resampling":
-        main = make_autoencoder(run)
-        if not any(e["resampled"] for e in training_summary(run)["resampling"]):
-            _same_without_resampling(run, sae, main, folder)
-            return folder
-    train(run, HookPoint(language_model.load(run), sae.hook_name), sae, folder, _twin(run, name))
-    return folder
+@dataclass
+class TrainingState:
+    """What a checkpoint holds: weights, Adam's moments, for how long each feature has been silent, and the record so far."""
+
+    sae: SparseAutoencoder
+    optimiser: torch.optim.Optimizer
+    silent: Int[Tensor, " d_sae"]  # activations since the feature last fired
+    stopping: EarlyStopping | None
+    step: int = 0
+    began: float = field(default_factory=time.perf_counter)
+    reference: float | None = None  # the loss of the first step
+    curve: list[dict] = field(default_factory=list)
+    events: list[dict] = field(default_factory=list)
+
+    def restore(self, checkpoint: tuple[int, dict[str, Tensor], dict] | None) -> None:
+        """Go on from a checkpoint, if there is one."""
+        if checkpoint is None:
+            return
+        self.step, tensors, record = checkpoint
+        self.sae.load_state_dict(_under("sae.", tensors))
+        checkpoints.restore_optimiser(self.optimiser, tensors)
+        self.silent.copy_(tensors["silent"])
+        self.curve, self.events = record["curve"], record["events"]
+        self.reference, self.began = record["reference"], time.perf_counter() - record["seconds"]
+        if self.stopping:
+            self.stopping.checks, self.stopping.best = record["checks"], _under("best.", tensors)
+
+    def save(self, store: checkpoints.CheckpointFolder, budget_gb: float) -> None:
+        """Write a checkpoint; in training by several processes the first one does."""
+        if distributed.rank_and_world_size()[0] > 0:
+            return
+        tensors = {f"sae.{k}": v for k, v in self.sae.state_dict().items()}
+        tensors |= checkpoints.optimiser_tensors(self.optimiser) | {"silent": self.silent}
+        tensors |= {f"best.{k}": v for k, v in self.stopping.best.items()} if self.stopping else {}
+        record = {
+            "curve": self.curve,
+            "events": self.events,
+            "reference": self.reference,
+            "seconds": time.perf_counter() - self.began,
+            "checks": self.stopping.checks if self.stopping else [],
+        }
+        store.save(self.step, tensors, record, budget_gb)
+
+    def check_loss(self, measured: StepResult, recipe: Recipe, folder: Path) -> None:
+        """`TrainingError` where the loss is not finite or many times that of the first step."""
+        total = (measured.squared_error + measured.l1).item()
+        self.reference = total if self.reference is None else self.reference
+        finite = math.isfinite(self.reference)
+        limit = EXPLODED * self.reference if finite else sys.float_info.max
+        causes = f"sae.lr {recipe.lr} or λ {recipe.l1} too high, or activations that are not finite"
+        checkpoints.check_loss(recipe.name, total, limit, self.step, folder, causes)
+
+    def log(self, measured: StepResult, dead_window: int) -> dict:
+        """Append a point to the curves and return it."""
+        values = {name: getattr(measured, name).item() for name in ("squared_error", "l1", "l0")}
+        silent = (self.silent >= dead_window).float().mean().item()
+        self.curve.append({"step": self.step} | values | {"silent": silent})
+        return self.curve[-1]
+
+    def summary(self, recipe: Recipe, activations: int, scale: float, dead_window: int) -> dict:
+        """Curves, resampling events, seconds, activations per second."""
+        seconds = time.perf_counter() - self.began
+        return {
+            "curve": self.curve,
+            "resampling": self.events,
+            "seconds": seconds,
+            "activations": activations,
+            "activations_per_second": activations / seconds,
+            "scale": scale,
+            "final_silent": (self.silent >= dead_window).float().mean().item(),
+            "recipe": asdict(recipe),
+            "checks": self.stopping.checks if self.stopping else [],
+        }
 
 
-def _twin(run: Run, name: str) -> tuple[Path, dict] | None:
-    """Where the same autoencoder without resampling will look for a checkpoint, and which settings it will ask of it."""
-    twin, folder = (
-        variants(run.settings).get(f"{name}-no_resampling"),
-        run.folder / "saes" / f"{name}-no_resampling",
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def prepare(
+    hook: Source, rows: np.ndarray, settings: SAESettings, seed: int, heldout: np.ndarray | None
+) -> tuple[TrainingState, float]:
+    """(a fresh training, the scale of the activations): weights, Adam, and early stopping where the recipe has it."""
+    recipe = resolve(settings)
+    mean, scale = statistics(hook, rows, recipe)
+    sae = initialise(recipe, mean * scale, settings.d_sae, seed).to(mean.device)
+    distributed.broadcast_from_rank0(list(sae.parameters()))
+    optimiser = torch.optim.Adam(
+        trained(sae, recipe), lr=recipe.lr, betas=recipe.betas, fused=mean.device.type != "mps"
     )
-    if twin is None or folder.exists():
-        return None
-    return _checkpoints_of(folder), sae_made_from(run, twin)
-
-
-def _checkpoints_of(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.checkpoints")
-
-
-def _same_without_resampling(run: Run, sae: SAESettings, main: Path, folder: Path) -> None:
-    """Where resampling found nothing dead, training without it is the same computation: take its result, and say so."""
-    summary = training_summary(run) | {"resampling": [], "same_as": main.name}
-    summary["recipe"]["resampling"] = None
-    with writing(folder, sae_made_from(run, sae)) as out:
-        for file in ("cfg.json", "sae_weights.safetensors"):
-            shutil.copy2(main / file, out / file)
-        (out / "training.json").write_text(json.dumps(summary, indent=1))
-
-
-def load_autoencoder(run: Run, name: str = "") -> SparseAutoencoder:
-    """The run's autoencoder, trained first where it is not there."""
-    return SparseAutoencoder.load(make_autoencoder(run, name), device_of(run))
-
-
-def training_summary(run: Run, name: str = "") -> dict:
-    """What training measured: curves, resampling events, seconds, activations per second."""
-    return json.loads(
-        (run.folder / "saes" / (name or run.settings.sae.recipe) / "training.json").read_text()
-    )
-
-
-def train(
-    run: Run,
-    hook: HookPoint,
-    settings: SAESettings,
-    folder: Path,
-    twin: tuple[Path, dict] | None = None,
-) -> None:
-    """Fit on the run's training tokens and write the artefact: the autoencoder, and `training.json` with what happened."""
-    rows, made_from = (
-        open_tokens(run).rows("train", run.settings.lm.context),
-        sae_made_from(run, settings),
-    )
-    scratch, context = _checkpoints_of(folder), run.settings.lm.context
-    heldout = (
-        open_tokens(run).rows("heldout", context)[: ACTIVATIONS // context]
-        if resolve(settings).patience
-        else None
-    )
-    keep_freed_memory()
-    torch.set_flush_denormal(
-        True
-    )  # Adam's moments of silent features decay into denormals, which are an order of magnitude slower
-    try:
-        with checkpoints.finish_the_step() as interrupted:
-            sae, summary = fit(
-                hook,
-                rows,
-                settings,
-                run.settings.seed,
-                scratch,
-                made_from,
-                twin,
-                heldout,
-                interrupted,
-            )
-    finally:
-        torch.set_flush_denormal(False)
-    metadata = {
-        "model_name": run.settings.lm.source,
-        "context_size": context,
-        "dataset_path": run.settings.corpus.source,
-        "prepend_bos": False,
-    }
-    with distributed.first_process_first():
-        if distributed.place()[0] == 0:
-            with writing(folder, made_from) as out:
-                sae.save(out, metadata | {"hook_name": settings.hook_name})
-                (out / "training.json").write_text(json.dumps(summary, indent=1))
-            shutil.rmtree(scratch, ignore_errors=True)
-    if interrupted.is_set():
-        raise Interrupted(
-            f"{settings.recipe}: interrupted, but finished; run the same command to continue after it"
-        )
+    stopping = None
+    if recipe.patience and heldout is not None:
+        stopping = EarlyStopping(harvest(hook, heldout).float() * scale, recipe.patience)
+    silent = torch.zeros(settings.d_sae, dtype=torch.int64, device=mean.device)
+    return TrainingState(sae, optimiser, silent, stopping), scale
 
 
 def fit(
@@ -170,176 +147,72 @@ def fit(
     rows: np.ndarray,
     settings: SAESettings,
     seed: int,
-    scratch: Path,
-    made_from: dict,
-    twin: tuple[Path, dict] | None = None,
+    store: checkpoints.CheckpointFolder,
+    no_resampling: checkpoints.CheckpointFolder | None = None,
     heldout: np.ndarray | None = None,
-    interrupted: Event | None = None,
 ) -> tuple[SparseAutoencoder, dict]:
-    """The training loop, on the hook's activations of all positions of `rows` [row, position].
+    """(autoencoder for unscaled activations, summary): the training loop, on all positions of `rows` [row, position].
 
-    Goes on from the last checkpoint in `scratch` where there is one made from the same settings. Until resampling touches a
-    feature, training without it is the same computation: up to there its checkpoint goes to `twin` as well. `heldout` rows are for
-    early stopping; `interrupted` ends training with a checkpoint after the step. Returns the autoencoder for unscaled activations and a summary: curves, resampling events, seconds,
-    activations per second.
+    Goes on from the newest checkpoint in `store`, which Ctrl-C makes it write. Until resampling touches a feature, training
+    without it is the same computation: up to there its checkpoint also goes to `no_resampling`. `heldout` rows are for early
+    stopping.
     """
-    recipe, (rank, ranks) = resolve(settings), distributed.place()
+    recipe, (rank, ranks) = resolve(settings), distributed.rank_and_world_size()
     seed = seed if settings.seed is None else settings.seed
     n_steps = max(1, settings.activations // (recipe.batch * ranks))
-    mean, scale = statistics(hook, rows, recipe)
-    sae = initialise(recipe, mean * scale, settings.d_sae, seed).to(mean.device)
-    if ranks > 1:
-        distributed.follow_the_first(list(sae.parameters()))
-    optimiser = torch.optim.Adam(
-        trained(sae, recipe), lr=recipe.lr, betas=recipe.betas, fused=mean.device.type != "mps"
-    )
-    encoder_dtype = precision(settings.precision, mean.device)
-    stopping = (
-        EarlyStopping(harvest(hook, heldout).float() * scale, recipe.patience)
-        if recipe.patience and heldout is not None
-        else None
-    )
-    silent = torch.zeros(
-        settings.d_sae, dtype=torch.int64, device=mean.device
-    )  # activations since the feature last fired
-    circumstances = checkpoints.circumstances(mean.device, encoder_dtype) | {"processes": ranks}
-    made_from = made_from | circumstances
-    start, curve, events, seconds, reference = 0, [], [], 0.0, None
-    if checkpoint := checkpoints.load_checkpoint(scratch, made_from):
-        start, tensors, state = checkpoint
-        parts = lambda prefix: {  # noqa: E731
-            k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)
-        }  # noqa: E731
-        sae.load_state_dict(parts("sae."))
-        checkpoints.restore_optimiser(optimiser, tensors)
-        silent.copy_(tensors["silent"])
-        curve, events, seconds, reference = (
-            state["curve"],
-            state["events"],
-            state["seconds"],
-            state["reference"],
-        )
-        if stopping:
-            stopping.checks, stopping.best = state["checks"], parts("best.")
-
-    def save(folder: Path, made_from: dict, step: int, events: list[dict]) -> None:
-        if rank == 0:
-            tensors = (
-                {f"sae.{k}": v for k, v in sae.state_dict().items()}
-                | checkpoints.optimiser_tensors(optimiser)
-                | {"silent": silent}
-            )
-            tensors |= {f"best.{k}": v for k, v in stopping.best.items()} if stopping else {}
-            state = {
-                "curve": curve,
-                "events": events,
-                "reference": reference,
-                "seconds": time.perf_counter() - began,
-                "checks": stopping.checks if stopping else [],
-            }
-            checkpoints.save_checkpoint(
-                folder, step, tensors, state, made_from, settings.checkpoint_gb * 1e9
-            )
-
+    state, scale = prepare(hook, rows, settings, seed, heldout)
+    sae, device = state.sae, state.silent.device
+    dtype = precision(settings.precision, device)
+    for folder in filter(None, (store, no_resampling)):
+        folder.under(**checkpoints.environment_fingerprint(device, dtype), processes=ranks)
+    state.restore(store.load())
     buffer = ActivationBuffer(
-        hook, rows[rank::ranks], recipe.batch, settings.buffer_rows, seed, start
+        hook, rows[rank::ranks], recipe.batch, settings.buffer_rows, seed, state.step
     )
-    began, step = time.perf_counter() - seconds, start - 1
-    bar = tqdm(
-        zip(range(start, n_steps), buffer, strict=False),
-        desc=recipe.name,
-        initial=start,
-        total=n_steps,
-        disable=rank > 0,
-    )
+    steps = zip(range(state.step, n_steps), buffer, strict=False)
+    bar = tqdm(steps, desc=recipe.name, initial=state.step, total=n_steps, disable=rank > 0)
     for step, x in bar:
-        for group in optimiser.param_groups:
+        for group in state.optimiser.param_groups:
             group["lr"] = recipe.lr * rate(step, n_steps, recipe.lr_warmup, recipe.lr_decay)
-        measured = gradients(
-            sae,
-            x * scale,
-            recipe.objective(sae.d_in, rate(step, n_steps, recipe.l1_warmup, 0)),
-            encoder_dtype,
-        )
+        objective = recipe.objective(sae.d_in, rate(step, n_steps, recipe.l1_warmup, 0))
+        measured = gradients(sae, x * scale, objective, dtype)
         if ranks > 1:
             distributed.average_gradients([p for p in sae.parameters() if p.grad is not None])
-            measured = distributed.agree(measured)
-        update(sae, optimiser, recipe)
+            measured = distributed.all_reduce_metrics(measured)
+        update(sae, state.optimiser, recipe)
         if sae.architecture == "batchtopk":
             sae.threshold.data.lerp_(measured.smallest, THRESHOLD_SPEED if step else 1.0)
-        silent = torch.where(measured.fired, 0, silent + len(x) * ranks)
-        logged = (step + 1) % settings.log_every == 0 or step + 1 == n_steps
-        stop = (
-            interrupted is not None and interrupted.is_set()
-            if ranks == 1
-            else logged
-            and distributed.any_process(interrupted is not None and interrupted.is_set())
-        )
-        due = step + 1 < n_steps and ((step + 1) % settings.checkpoint_every == 0 or stop)
-        if due or logged or reference is None:
-            total = (measured.squared_error + measured.l1).item()
-            reference = total if reference is None else reference
-            limit = EXPLODED * reference if math.isfinite(reference) else sys.float_info.max
-            checkpoints.check_loss(
-                recipe.name,
-                total,
-                limit,
-                step + 1,
-                scratch,
-                f"sae.lr {recipe.lr} or λ {recipe.l1} too high, or activations that are not finite",
-            )
+        state.silent = torch.where(measured.fired, 0, state.silent + len(x) * ranks)
+        state.step, last = step + 1, step + 1 == n_steps
+        logged = last or state.step % settings.log_every == 0
+        interrupted = store.interrupted.is_set()
+        stop = interrupted if ranks == 1 else logged and distributed.any_process(interrupted)
+        due = not last and (state.step % settings.checkpoint_every == 0 or stop)
+        if due or logged or state.reference is None:
+            state.check_loss(measured, recipe, store.folder)
         if logged:
-            point = {
-                "step": step + 1,
-                "squared_error": measured.squared_error.item(),
-                "l1": measured.l1.item(),
-                "l0": measured.l0.item(),
-            }
-            curve.append(point | {"silent": (silent >= settings.dead_window).float().mean().item()})
+            point = state.log(measured, settings.dead_window)
             bar.set_postfix(error=f"{point['squared_error']:.3g}", L0=f"{point['l0']:.1f}")
-        if is_resampling_step(recipe, step + 1, n_steps):
-            if twin and not any(e["resampled"] for e in events):
-                save(twin[0], twin[1] | circumstances, step + 1, [])
-            events.append(
-                resample_dead(
-                    hook, rows, settings, recipe, sae, optimiser, silent, scale, seed, step + 1
-                )
-            )
-            if ranks > 1:
-                moments = [
-                    tensor
-                    for name, tensor in checkpoints.optimiser_tensors(optimiser).items()
-                    if not name.endswith(".step")
-                ]
-                distributed.follow_the_first([*sae.parameters(), *moments, silent])
-        if (
-            stopping
-            and ((step + 1) % settings.check_every == 0 or step + 1 == n_steps)
-            and distributed.any_process(stopping.stop(sae, step + 1))
-        ):
-            break
+        if is_resampling_step(recipe, state.step, n_steps):
+            if no_resampling and not any(e["resampled"] for e in state.events):
+                replace(state, events=[]).save(no_resampling, settings.checkpoint_gb)
+            state.events.append(resample_dead(hook, rows, settings, state, scale, seed))
+        if state.stopping and (last or state.step % settings.check_every == 0):
+            if distributed.any_process(state.stopping.stop(sae, state.step)):
+                break
         if due:
-            save(scratch, made_from, step + 1, events)
+            state.save(store, settings.checkpoint_gb)
             if stop:
                 raise Interrupted(
-                    f"{recipe.name}: interrupted; step {step + 1} of {n_steps} is saved; run the same command to continue"
+                    f"{recipe.name}: interrupted; step {state.step} of {n_steps} is saved; run the same command to continue"
                 )
-    seconds, used = time.perf_counter() - began, (step + 1) * recipe.batch * ranks
-    if stopping and stopping.best:
-        sae.load_state_dict(stopping.best)
+    if state.stopping and state.stopping.best:
+        sae.load_state_dict(state.stopping.best)
+    used = state.step * recipe.batch * ranks
+    summary = state.summary(recipe, used, scale, settings.dead_window)
     sae.fold_scale(scale)
     sae.for_inference()
-    return sae.requires_grad_(False), {
-        "curve": curve,
-        "resampling": events,
-        "seconds": seconds,
-        "activations": used,
-        "activations_per_second": used / seconds,
-        "scale": scale,
-        "final_silent": (silent >= settings.dead_window).float().mean().item(),
-        "recipe": asdict(recipe),
-        "checks": stopping.checks if stopping else [],
-    }
+    return sae.requires_grad_(False), summary
 
 
 def trained(sae: SparseAutoencoder, recipe: Recipe) -> list[Tensor]:
@@ -362,11 +235,11 @@ def update(sae: SparseAutoencoder, optimiser: torch.optim.Optimizer, recipe: Rec
         along = torch.linalg.vecdot(sae.W_dec.grad, sae.W_dec)
         sae.W_dec.grad.addcmul_(along[:, None], sae.W_dec, value=-1)
     optimiser.step()
-    keep_shape(sae, recipe)
+    normalize_decoder_(sae, recipe)
 
 
 @torch.no_grad()
-def keep_shape(sae: SparseAutoencoder, recipe: Recipe) -> None:
+def normalize_decoder_(sae: SparseAutoencoder, recipe: Recipe) -> None:
     """Unit features (rows of W_dec), or, faithful to the original's mistake, unit dimensions (columns of W_dec), or free; tied weights."""
     if recipe.decoder_norm != "free":
         sae.W_dec /= sae.W_dec.norm(
@@ -382,15 +255,12 @@ def resample_dead(
     hook: Source,
     rows: np.ndarray,
     settings: SAESettings,
-    recipe: Recipe,
-    sae,
-    optimiser,
-    silent,
+    state: TrainingState,
     scale: float,
     seed: int,
-    step: int,
 ) -> dict:
-    """Find the dead features, resample them, count: {"step", "dead", "resampled"}. `silent` starts anew for the dead."""
+    """Find the dead features, resample them, count: {"step", "dead", "resampled"}. Their silence is counted from 0 again."""
+    recipe, sae, step = resolve(settings), state.sae, state.step
     r = recipe.resampling
     rng = np.random.default_rng((seed, step))
     wanted = r.fresh_sample or settings.resampling_inputs
@@ -399,17 +269,13 @@ def resample_dead(
     if r.fresh_sample:
         dead = ~torch.stack([(sae.encode(part) > 0).any(0) for part in x.split(2048)]).any(0)
     else:
-        dead = silent >= settings.dead_window
-    touched = resample(
-        sae,
-        optimiser,
-        dead,
-        x,
-        r.encoder_scale,
-        r.centred,
-        torch.Generator().manual_seed(seed + step),
-    )
-    silent[dead] = 0
+        dead = state.silent >= settings.dead_window
+    generator = torch.Generator().manual_seed(seed + step)
+    touched = resample(sae, state.optimiser, dead, x, r.encoder_scale, r.centred, generator)
+    state.silent[dead] = 0
     if touched:
-        keep_shape(sae, recipe)
+        normalize_decoder_(sae, recipe)
+    moments = checkpoints.optimiser_tensors(state.optimiser).items()
+    moments = [tensor for name, tensor in moments if not name.endswith(".step")]
+    distributed.broadcast_from_rank0([*sae.parameters(), *moments, state.silent])
     return {"step": step, "dead": int(dead.sum()), "resampled": touched}

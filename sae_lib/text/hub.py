@@ -1,8 +1,9 @@
 """The Hugging Face hub when it cannot help: asked once before use, and its many errors told in one line."""
 
+import os
+import urllib.error
+import urllib.request
 from functools import lru_cache
-
-from suite.doctor import reach_hub
 
 OUT_OF_REACH = "the hub cannot be reached; offline, use corpus=installation or corpus=files:PATH, and models and tokenisers in local folders"
 
@@ -11,6 +12,20 @@ OUT_OF_REACH = "the hub cannot be reached; offline, use corpus=installation or c
 def reached() -> bool:
     """Whether the hub answers. Asked here because the hub's own libraries retry for a minute before they give up."""
     return reach_hub().startswith("reached")
+
+
+def reach_hub() -> str:
+    """ "reached" and the address, or why the hub cannot be reached."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        return "HF_HUB_OFFLINE is set"
+    url = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5).close()
+    except urllib.error.HTTPError:
+        pass  # it answered
+    except (OSError, ValueError) as error:
+        return f"{url} out of reach: {getattr(error, 'reason', error)}"
+    return f"reached {url}"
 
 
 def problem(error: BaseException) -> str:

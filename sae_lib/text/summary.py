@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from sae_lib.settings import Settings
+from sae_lib.files import write_atomically
+from sae_lib.settings import CorpusSettings
 from sae_lib.text.corpus import MISSING
 from sae_lib.text.installation import KIND_NAMES
-from suite.runs import write_atomically
 
 if TYPE_CHECKING:
     from sae_lib.text.tokens import Tokens
@@ -19,12 +19,12 @@ FREQUENT = 30
 CHUNK = 1 << 24
 
 
-def write(settings: Settings, tokens: "Tokens") -> None:
+def write(corpus: CorpusSettings, tokens: "Tokens") -> None:
     """Write `summary.json`, and for the installation `manifest.parquet`, beside the tokens."""
     tables = {split: tokens.table[split].to_pandas() for split in ("train", "heldout")}
-    installed = settings.corpus.source == "installation"
+    installed = corpus.source == "installation"
     values: dict[str, Any] = {
-        "source": settings.corpus.source.partition(":")[0],
+        "source": corpus.source.partition(":")[0],
         "vocabulary": len(tokens.tokenizer),
     }
     for split, table in tables.items():
@@ -35,7 +35,7 @@ def write(settings: Settings, tokens: "Tokens") -> None:
             )
             sizes = table.groupby("distribution")["tokens"].sum().sort_values(ascending=False)
             values[split]["distributions"] = {str(k): int(v) for k, v in sizes.items()}
-    values["what"] = _sentence(settings, values)
+    values["what"] = _sentence(corpus, values)
     if installed:
         columns = ["distribution", "version", "path", "kind", "split", "bytes", "sha256"]
         manifest = pd.concat(tables.values())[columns].sort_values(["distribution", "path"])
@@ -78,14 +78,14 @@ def _statistics(table: pd.DataFrame, ids: np.ndarray, tokenizer) -> dict[str, An
     }
 
 
-def _sentence(settings: Settings, values: dict[str, Any]) -> str:
+def _sentence(corpus: CorpusSettings, values: dict[str, Any]) -> str:
     train = values["train"]
     shares = [
         f"{KIND_NAMES.get(kind, kind)} {100 * v['tokens'] / train['tokens']:.0f} %"
         for kind, v in list(train["kinds"].items())[:4]
     ]
     mix = f"training tokens by kind: {', '.join(shares)}{' and others' if len(train['kinds']) > 4 else ''}"
-    source, _, name = settings.corpus.source.partition(":")
+    source, _, name = corpus.source.partition(":")
     if source == "installation":
         held = len(values["heldout"]["distributions"])
         return (
@@ -93,5 +93,10 @@ def _sentence(settings: Settings, values: dict[str, Any]) -> str:
             f"{held} further ones held out. It is mostly code, with little prose; {mix}."
         )
     if source == "hub":
-        return f"{MISSING.get(name, name)}, streamed from the Hugging Face hub{', revision ' + settings.corpus.revision if settings.corpus.revision else ''}; {mix}."
+        return f"{MISSING.get(name, name)}, streamed from the Hugging Face hub{', revision ' + corpus.revision if corpus.revision else ''}; {mix}."
     return f"Text of the user's files; {mix}."
+
+
+def read(tokens: "Tokens") -> dict[str, Any]:
+    """Statistics of the text for the report."""
+    return json.loads((tokens.folder / "summary.json").read_text())

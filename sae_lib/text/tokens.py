@@ -1,7 +1,6 @@
 """Text to token ids in memory-mapped arrays, and from every token back to its document and characters."""
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,10 +15,10 @@ import pyarrow.parquet as pq
 
 from sae_lib.errors import ArtefactError, CorpusError
 from sae_lib.progress import tqdm
-from sae_lib.text import summary as token_summary
+from sae_lib.settings import CorpusSettings, TokenizerSettings
+from sae_lib.text import summary
 from sae_lib.text.corpus import Document, documents
 from sae_lib.text.tokenizer import exact_encoder, load_tokenizer, separator_id, train_tokenizer
-from suite.runs import Run, writing
 
 SPLITS = ("train", "heldout")
 BATCH_CHARACTERS = 1_000_000  # encoded together, and a row group of documents.parquet
@@ -154,32 +153,8 @@ def _spans(tokens: Tokens, split: str, document: int) -> np.ndarray:
 # --- making and opening ---
 
 
-def tokens_made_from(run: Run) -> dict[str, Any]:
-    """The settings that decide what the tokens are."""
-    settings = run.settings.model_dump(mode="json")
-    return {key: settings[key] for key in ("corpus", "tokenizer", "seed")}
-
-
-def make_tokens(run: Run) -> Path:
-    """Write the tokens of the run's corpus unless they are there; raises `CorpusError`, `ModelError`, `ArtefactError`."""
-    made_from = tokens_made_from(run)
-    if not run.is_made(run.tokens_folder, made_from):
-        with writing(run.tokens_folder, made_from) as folder:
-            _write(run, folder)
-    return run.tokens_folder
-
-
-def open_tokens(run: Run) -> Tokens:
-    """The run's tokens, made first where they are not there."""
-    return _open(make_tokens(run))
-
-
-def summary(tokens: Tokens) -> dict[str, Any]:
-    """Statistics of the text for the report."""
-    return json.loads((tokens.folder / "summary.json").read_text())
-
-
-def _open(folder: Path) -> Tokens:
+def open_tokens(folder: Path) -> Tokens:
+    """The tokens that `write_tokens` wrote to the folder."""
     table = pq.read_table(
         folder / "documents.parquet", columns=[name for name in DOCUMENTS.names if name != "text"]
     )
@@ -188,9 +163,11 @@ def _open(folder: Path) -> Tokens:
     return Tokens(folder, load_tokenizer(folder / "tokenizer"), train, heldout, tables)
 
 
-def _write(run: Run, folder: Path) -> None:
-    corpus, settings = run.settings.corpus, run.settings.tokenizer
-    stream = documents(corpus, run.settings.seed)
+def write_tokens(
+    corpus: CorpusSettings, settings: TokenizerSettings, seed: int, folder: Path
+) -> None:
+    """Tokenise the corpus into `folder`; raises `CorpusError`, `ModelError`."""
+    stream = documents(corpus, seed)
     if settings.source == "train":
         sample = _head(stream, settings.train_bytes)
         stream = chain(sample, stream)
@@ -243,7 +220,7 @@ def _write(run: Run, folder: Path) -> None:
                 split,
                 limits[split],
             )
-    token_summary.write(run.settings, _open(folder))
+    summary.write(corpus, open_tokens(folder))
 
 
 def _row(document: Document, number: int, first: int, length: int) -> dict[str, Any]:

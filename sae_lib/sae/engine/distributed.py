@@ -23,7 +23,7 @@ def start() -> None:
         dist.init_process_group(backend, timeout=WAIT)
 
 
-def place() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """(number of this process, how many there are)."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
@@ -31,7 +31,7 @@ def place() -> tuple[int, int]:
 @contextmanager
 def first_process_first() -> Iterator[None]:
     """The first process goes through the block alone; the others follow, and find what it has made."""
-    rank, size = place()
+    rank, size = rank_and_world_size()
     if rank > 0:
         dist.barrier()
     yield
@@ -47,7 +47,7 @@ def average_gradients(parameters: list[Tensor]) -> None:
 
 
 @torch.no_grad()
-def agree(measured: StepResult) -> StepResult:
+def all_reduce_metrics(measured: StepResult) -> StepResult:
     """What a step measured over all processes: means, and every feature that fired anywhere."""
     values = torch.stack(
         [measured.squared_error, measured.l1, measured.l0.to(measured.l1), measured.smallest]
@@ -61,7 +61,7 @@ def agree(measured: StepResult) -> StepResult:
 
 def any_process(flag: bool) -> bool:
     """Whether the flag is up in any process, so that all take the same turn."""
-    if place()[1] == 1:
+    if rank_and_world_size()[1] == 1:
         return flag
     raised = torch.tensor(float(flag))
     dist.all_reduce(raised, dist.ReduceOp.MAX)
@@ -69,7 +69,9 @@ def any_process(flag: bool) -> bool:
 
 
 @torch.no_grad()
-def follow_the_first(tensors: list[Tensor]) -> None:
-    """Every process takes over the first one's values."""
+def broadcast_from_rank0(tensors: list[Tensor]) -> None:
+    """Every process takes over the first one's values; nothing to do for one process."""
+    if rank_and_world_size()[1] == 1:
+        return
     for tensor in tensors:
         dist.broadcast(tensor, 0)

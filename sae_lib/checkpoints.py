@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -15,12 +16,12 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from sae_lib.errors import ArtefactError, TrainingError
-from suite.runs import check_same, write_atomically
+from sae_lib.files import check_same, write_atomically
 
 KEEP = 2
 
 
-def circumstances(device: torch.device, precision: torch.dtype) -> dict[str, Any]:
+def environment_fingerprint(device: torch.device, precision: torch.dtype) -> dict[str, Any]:
     """What training depends on to the last bit besides its settings; a checkpoint goes on only under the same."""
     return {
         "torch": torch.__version__,
@@ -50,6 +51,37 @@ def finish_the_step() -> Iterator[threading.Event]:
         yield pressed
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+class CheckpointFolder:
+    """Where one training keeps its checkpoints: the newest is found again by the same settings on the same machine.
+
+    `made_from` is what the weights depend on; `interrupted` is set where Ctrl-C wants the training to save and stop.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        made_from: dict[str, Any],
+        interrupted: threading.Event | None = None,
+    ):
+        self.folder, self.made_from = folder, made_from
+        self.interrupted = interrupted or threading.Event()
+
+    def under(self, **conditions: Any) -> None:
+        """Further conditions that a checkpoint depends on, such as device and precision."""
+        self.made_from = self.made_from | conditions
+
+    def load(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
+        return load_checkpoint(self.folder, self.made_from)
+
+    def save(
+        self, step: int, tensors: dict[str, Tensor], state: dict[str, Any], budget_gb: float
+    ) -> None:
+        save_checkpoint(self.folder, step, tensors, state, self.made_from, budget_gb * 1e9)
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def check_loss(what: str, loss: float, limit: float, step: int, folder: Path, causes: str) -> None:
