@@ -56,13 +56,13 @@ def lm_made_from(run: Run) -> dict:
 
 def load(run: Run) -> "transformers.PreTrainedModel":
     """The run's language model in evaluation mode on its device; `ModelError` where it cannot be had."""
-    model = open_model(source := _source(run))
+    model = open_model(source := _source(run), device_of(run))
     longest = getattr(model.config, "max_position_embeddings", None)
     if longest and run.settings.lm.context > longest:
         raise ModelError(
             f"lm.context {run.settings.lm.context} is more than the {longest} positions of {source}; set a smaller one"
         )
-    return model.to(device_of(run)).eval().requires_grad_(False)
+    return model.eval().requires_grad_(False)
 
 
 def _source(run: Run) -> str:
@@ -78,15 +78,15 @@ def training_summary(run: Run) -> dict:
     return json.loads((run.folder / "language_model" / "training.json").read_text())
 
 
-def open_model(source: str) -> "transformers.PreTrainedModel":
-    """A causal language model from a local folder or the hub, in its own precision."""
+def open_model(source: str, device: torch.device | str = "cpu") -> "transformers.PreTrainedModel":
+    """A causal language model from a local folder or the hub on its device: on a GPU in its own precision, else in float32."""
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             source, dtype="auto", local_files_only=Path(source).exists() or not hub.reached()
         )
     except Exception as error:  # transformers raises OSError, ValueError and the hub's own kinds
         raise ModelError(_why_not(source, error)) from None
-    return model.float() if not torch.cuda.is_available() else model
+    return (model if torch.device(device).type == "cuda" else model.float()).to(device)
 
 
 def bridge(run: Run) -> "transformer_lens.model_bridge.TransformerBridge":
@@ -97,7 +97,7 @@ def bridge(run: Run) -> "transformer_lens.model_bridge.TransformerBridge":
     return TransformerBridge.boot_transformers(
         source,
         device=str(device_of(run)),
-        hf_model=open_model(source),
+        hf_model=open_model(source, device_of(run)),
         tokenizer=open_tokens(run).tokenizer,
     )
 

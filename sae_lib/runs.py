@@ -144,8 +144,11 @@ def _check(settings: Settings, folder: Path) -> None:
     from sae_lib.recipes import variants
 
     device_of(Run(settings, folder))
-    for part in (settings, Run(settings, folder).last_mlp().settings):
-        variants(part)
+    for prefix, part in (("", settings), ("last_mlp.", Run(settings, folder).last_mlp().settings)):
+        try:
+            variants(part)
+        except SettingsError as error:
+            raise SettingsError(f"{prefix}{error}") from None
         if part.lm.source == "train":
             find_hook(part.sae.hook_name, part.lm.architecture, part.lm.n_layer)
 

@@ -16,7 +16,7 @@ from sae_lib.dictionaries import Dictionary
 from sae_lib.errors import UserError
 from sae_lib.recipes import variants
 from sae_lib.runs import Run
-from sae_lib.tokenizer import exact_encoder
+from sae_lib.tokenizer import token_ids
 from sae_lib.tokens import open_tokens
 
 
@@ -47,7 +47,7 @@ class Model:
 
     def encoded(self, text: str) -> tuple[list[int], int]:
         """(token ids, how many were cut off because the model's context is full)."""
-        ids = exact_encoder(self.tokenizer).encode(text, add_special_tokens=False).ids
+        ids = token_ids(self.tokenizer, text)
         room = self.hook.model.config.max_position_embeddings
         return ids[:room], max(0, len(ids) - room)
 

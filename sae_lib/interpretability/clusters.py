@@ -40,7 +40,7 @@ def make_clusters(run: Run, name: str = "") -> Path:
     if not made:
         scores = load_scores(run, name).query("kind == 'feature'")
         if len(scores) > MOST:
-            scores = scores.sample(MOST, random_state=run.settings.seed).sort_values("unit")
+            scores = scores.sample(MOST, random_state=run.settings.seed % 2**32).sort_values("unit")
         features = scores["unit"].to_numpy(copy=True)
         similar = similarity(
             training.load_autoencoder(run, name).W_dec[features].cpu(),
@@ -137,13 +137,17 @@ def group(
         min(COMPONENTS, n - 1),
         kernel="precomputed",
         eigen_solver="randomized" if n > 500 else "dense",
-        random_state=seed,
+        random_state=seed % 2**32,
     ).fit_transform(similar)
     cluster = AgglomerativeClustering(min(clusters, n // 2)).fit_predict(components)
     sizes = np.bincount(cluster)
     cluster = np.argsort(np.argsort(-sizes, kind="stable"))[cluster]
     place = TSNE(
-        perplexity=min(30, (n - 1) / 3), init="pca", random_state=seed, n_jobs=-1, max_iter=500
+        perplexity=min(30, (n - 1) / 3),
+        init="pca",
+        random_state=seed % 2**32,
+        n_jobs=-1,
+        max_iter=500,
     ).fit_transform(components)
     names = cluster_names(cluster, values)
     return pd.DataFrame(
