@@ -26,7 +26,7 @@ CASES = {
 
 
 def one(kind: str, n_tokens: int) -> dict:
-    from sae_lib.features import feature_table as features
+    from sae_lib.features.feature_table import feature_table as features
     from sae_lib.model import language_model
     from sae_lib.model.activations import HookPoint, harvest
     from sae_lib.text.tokens import open_tokens

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks.saelens import PYTHON, ROOT
-from sae_lib.features import evaluation
+from sae_lib.features.feature_table import evaluation
 from sae_lib.model import language_model
 from sae_lib.model.activations import ActivationBuffer, HookPoint
 from sae_lib.sae.autoencoder import SparseAutoencoder

@@ -1,13 +1,15 @@
-"""What `--set section.key=value` means: a value put in its place, with a near name offered for one that does not exist."""
+"""What `--set section.key=value` means: a value for one setting; a name that does not exist is refused with those that do."""
 
-import difflib
-from contextlib import suppress
-from typing import Any
+import re
+from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel
 
+from sae_lib import plain_yaml
 from sae_lib.errors import SettingsError
+from sae_lib.settings_errors import shown, unknown
+
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def apply(data: dict[str, Any], override: str, settings: type[BaseModel]) -> None:
@@ -15,63 +17,67 @@ def apply(data: dict[str, Any], override: str, settings: type[BaseModel]) -> Non
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise SettingsError(
-            f"--set {override!r}: expected section.key=value, for example sae.d_sae=8192"
+            f"--set {shown(override)}: expected section.key=value, for example sae.d_sae=8192"
         )
     if key == "profile":
-        raise SettingsError(f"--set {override}: a profile is chosen with --profile {text}")
-    model = settings
-    path = key.split(".")
-    for depth, part in enumerate(path):
-        if part not in model.model_fields:
-            raise SettingsError(
-                _unknown(
-                    ".".join(path[: depth + 1]),
-                    ".".join(path[:depth]),
-                    part,
-                    list(model.model_fields),
-                )
-            )
-        inner = _section(model.model_fields[part].annotation)
-        if inner is None and depth + 1 < len(path):
-            raise SettingsError(
-                f"{key}: {'.'.join(path[: depth + 1])} is a single value, it has no setting {path[depth + 1]!r}"
-            )
-        model = inner or model
-    if inner is not None:
-        if "source" not in inner.model_fields:
-            raise SettingsError(
-                f"{key} is a section; set one of its values: {', '.join(f'{key}.{f}' for f in inner.model_fields)}"
-            )
-        path.append("source")
+        raise SettingsError(
+            f"--set profile={shown(text)}: choose a profile with --profile, for example --profile smoke"
+        )
+    path, kind = _find(key, settings)
     target = data
     for part in path[:-1]:
         target[part] = dict(target.get(part) or {})
         target = target[part]
-    target[path[-1]] = (
-        text if path[-1] in ("source", "recipe", "hook_name") else _number_or_yaml(key, text)
-    )
+    is_text = kind is str or kind == str | None and text != "null"
+    target[path[-1]] = _text(key, text) if is_text else value(key, text)
 
 
-def _number_or_yaml(key: str, text: str) -> Any:
-    with suppress(ValueError):
-        if "e" in text.lower():  # YAML 1.1 reads 1e-4 as text
-            return float(text)
+def value(name: str, text: str) -> Any:
+    """The plain value of a `name=text` of the command line; `SettingsError` that names it."""
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
+        if not text:
+            raise ValueError("no value")
+        text.encode()
+        return plain_yaml.parse(text)
+    except ValueError as error:
+        reason = "not valid UTF-8" if isinstance(error, UnicodeError) else error
         raise SettingsError(
-            f"{key}: {text!r} is not a number, text or list, for example 8192, 1e-3 or [ward_2024]"
+            f"{name}: found {shown(text)} ({reason}); expected a number, text or list, for example 8192, 1e-3 or [ward_2024]"
         ) from None
 
 
+def _text(name: str, text: str) -> str:
+    """Text as it was given; a control character or a lone surrogate in it is refused, since no file, model or device has one."""
+    if not text or CONTROL.search(text) or any("\ud800" <= c <= "\udfff" for c in text):
+        raise SettingsError(
+            f"{name}: found {shown(text)}; expected text without control characters, in UTF-8"
+        )
+    return text
+
+
+def _find(key: str, settings: type[BaseModel]) -> tuple[list[str], Any]:
+    """The path to the setting that a key names, and the type of that setting."""
+    model, path = settings, key.split(".")
+    for depth, part in enumerate(path):
+        parent = ".".join(path[:depth])
+        if model is None:
+            raise SettingsError(
+                f"{shown(key)}: {parent} is a single value, it has no setting {shown(part)}"
+            )
+        if part not in model.model_fields:
+            full = ".".join(path[: depth + 1])
+            raise SettingsError(unknown(full, parent, list(model.model_fields)))
+        kind = model.model_fields[part].annotation
+        model = _section(kind)
+    if model is None:
+        return path, kind
+    if "source" not in model.model_fields:
+        raise SettingsError(
+            f"{key} is a section; set one of its values: {', '.join(f'{key}.{f}' for f in model.model_fields)}"
+        )
+    return [*path, "source"], str
+
+
 def _section(annotation: Any) -> type[BaseModel] | None:
-    options = getattr(annotation, "__args__", (annotation,))
+    options = get_args(annotation) or (annotation,)
     return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
-
-
-def _unknown(full: str, parent: str, part: str, exist: list[str]) -> str:
-    near = difflib.get_close_matches(part, exist, 1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return (
-        f"setting {full!r} does not exist{hint} {parent or 'the settings'} has: {', '.join(exist)}"
-    )

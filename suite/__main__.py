@@ -90,8 +90,8 @@ def run(
 @app.command()
 def stage(name: Stage, profile: Profile = "laptop", set_: Set = None, run_dir: RunDir = "") -> None:
     """Make one stage's artefact, and what it needs before it, without notebooks. A finished stage is not redone."""
-    from sae_lib.features import evaluation
-    from sae_lib.features import feature_table as features
+    from sae_lib.features.feature_table import evaluation
+    from sae_lib.features.feature_table import feature_table as features
     from sae_lib.interpretability import clusters
     from sae_lib.interpretability import scoring as interpretability
     from sae_lib.model import language_model

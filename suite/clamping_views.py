@@ -12,9 +12,9 @@ from pandas.io.formats.style import Styler
 from plotly.subplots import make_subplots
 
 from sae_lib.errors import SettingsError
-from sae_lib.features import clamping
 from sae_lib.features.clamping import Clamp, NextTokens
 from sae_lib.features.clamping_effects import Subject
+from sae_lib.features.feature_table import clamping
 from sae_lib.figures import PALETTE
 from sae_lib.model import language_model
 from sae_lib.model.activations import HookPoint

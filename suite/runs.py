@@ -1,9 +1,7 @@
 """One folder per run: artefacts written whole or not at all, each with a record of the settings it was made from."""
 
-import ctypes
 import hashlib
 import json
-import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -144,8 +142,11 @@ def _check(settings: Settings, folder: Path) -> None:
     from sae_lib.sae.recipes import variants
 
     device_of(Run(settings, folder))
-    for part in (settings, Run(settings, folder).last_mlp().settings):
-        variants(part)
+    for prefix, part in (("", settings), ("last_mlp.", Run(settings, folder).last_mlp().settings)):
+        try:
+            variants(part)
+        except SettingsError as error:
+            raise SettingsError(f"{prefix}{error}") from None
         if part.lm.source == "train":
             find_hook(part.sae.hook_name, part.lm.architecture, part.lm.n_layer)
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sae_lib.features import evaluation
+from sae_lib.features.feature_table import evaluation
 from sae_lib.model import language_model
 from sae_lib.model.activations import HookPoint
 from sae_lib.sae.autoencoder import SparseAutoencoder

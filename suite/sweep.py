@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -10,14 +11,16 @@ import plotly.graph_objects as go
 
 from sae_lib import figures
 from sae_lib.errors import SettingsError
-from sae_lib.features import evaluation
+from sae_lib.features.feature_table import evaluation
 from sae_lib.model import language_model
 from sae_lib.model.activations import HookPoint
 from sae_lib.sae import training
-from sae_lib.sae.recipes import RECIPES, resolve
-from sae_lib.settings import SAESettings, load
+from sae_lib.sae.recipes import RECIPES, resolve, uses
+from sae_lib.settings import RECIPE_VALUES, SAESettings, load
+from sae_lib.settings_errors import shown
 from suite.runs import Run, open_run
 
+MOST_POINTS = 1000
 COLUMNS = [
     "l0_mean",
     "recovered_zero",
@@ -35,31 +38,35 @@ def split(overrides: list[str]) -> tuple[list[str], dict[str, list[str]]]:
     single, axes = [], {}
     for override in overrides:
         key, _, text = override.partition("=")
-        if key.startswith("sae.") and "," in text and not text.lstrip().startswith("["):
-            axes[key] = [value for value in text.split(",") if value]
-        else:
+        if not key.startswith("sae.") or "," not in text or text.lstrip().startswith("["):
             single.append(override)
+            continue
+        values = [value.strip() for value in text.split(",")]
+        if key in axes or "" in values or len(set(values)) < len(values):
+            raise SettingsError(
+                f"sweep: {shown(override)} gives an axis or a value twice, or an empty value;"
+                " expected different values, for example sae.l1=1,2,4"
+            )
+        axes[key] = values
     if not axes:
         raise SettingsError(
             "sweep: no setting has several values; give at least one of sae, for example --set sae.l1=1,2,4 --set sae.seed=0,1,2"
         )
+    if (points := math.prod(map(len, axes.values()))) > MOST_POINTS:
+        raise SettingsError(f"sweep: {points:,} points; at most {MOST_POINTS} are trained at once")
     return single, axes
 
 
 def grid(profile: str, single: list[str], axes: dict[str, list[str]]) -> dict[str, SAESettings]:
-    """The autoencoder's settings at every point, by name; checked before anything is trained. λ is no axis of a recipe with a k, nor k of one with a λ."""
+    """The autoencoder's settings at every point, by name; checked before anything is trained. What a recipe does not use is left out for it."""
     points = {}
     for values in itertools.product(*axes.values()):
-        chosen = {key: value for key, value in zip(axes, values, strict=True)}
-        recipe = RECIPES.get(
-            load(
-                profile, [*single, *(f"{key}={value}" for key, value in chosen.items())]
-            ).sae.recipe
-        )
-        if recipe:
-            chosen.pop("sae.l1" if recipe.k else "sae.k", None)
-        chosen = [f"{key}={value}" for key, value in chosen.items()]
+        chosen = [f"{key}={value}" for key, value in zip(axes, values, strict=True)]
         settings = load(profile, [*single, *chosen]).sae
+        if recipe := RECIPES.get(settings.recipe):
+            ignored = [n for n in RECIPE_VALUES if getattr(settings, n) and not uses(recipe, n)]
+            settings = settings.model_copy(update=dict.fromkeys(ignored))
+            chosen = [c for c in chosen if c[4:].partition("=")[0] not in ignored]
         resolve(settings)
         points[" ".join(c.removeprefix("sae.") for c in chosen)] = settings
     return points

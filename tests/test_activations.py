@@ -7,11 +7,14 @@ import pytest
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from sae_lib.errors import CorpusError, ModelError
+from sae_lib.errors import CorpusError, ModelError, SettingsError
+from sae_lib.features.feature_table import clamping
 from sae_lib.model import activations, language_model
 from sae_lib.model.activations import ActivationBuffer, HookPoint
 from sae_lib.settings import LanguageModelSettings
+from sae_lib.text.tokenizer import exact_encoder, token_ids
 from sae_lib.text.tokens import load_tokenizer, open_tokens
+from suite.browser.model import Model
 from tests.conftest import SHARED
 
 
@@ -135,6 +138,21 @@ def test_the_activations_of_a_token(small_run, hook):
     assert by_name[0].strip() == shown.strip()
     with pytest.raises(ModelError, match="nothere"):
         activations.of_token(hook, tokenizer, text, "nothere")
+
+
+def test_a_special_token_in_a_text_is_ordinary_text_everywhere(small_run, hook, monkeypatch):
+    """Where a person's text becomes tokens: single tokens, generation, clamping, the browser's own text."""
+    tokenizer, text = open_tokens(small_run).tokenizer, "a <|endoftext|> b"
+    expected = exact_encoder(tokenizer).encode(text, add_special_tokens=False).ids
+    assert tokenizer.eos_token_id not in expected == token_ids(tokenizer, text)
+    for i, token in enumerate(expected):
+        assert activations.of_token(hook, tokenizer, text, i)[0] == tokenizer.decode([token])
+    ids, _, length = activations.generate(hook, tokenizer, text, 1, 1.0, 0)
+    assert ids[:length].tolist() == expected
+    assert clamping.encode(hook, tokenizer, text)[0].tolist() == expected
+    assert Model(small_run, "").encoded(text) == (expected, 0)
+    with pytest.raises(SettingsError, match="lone surrogate at character 1"):
+        activations.of_token(hook, tokenizer, "a\ud800", 0)
 
 
 def test_generation_comes_with_its_activations(small_run, hook):

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from sae_lib.errors import ModelError, SettingsError
-from sae_lib.features import clamping
-from sae_lib.features import clamping_effects as effects
 from sae_lib.features.clamping import Clamp
+from sae_lib.features.feature_table import clamping
+from sae_lib.features.feature_table import clamping_effects as effects
 from sae_lib.model import language_model
 from sae_lib.model.activations import HookPoint
 from sae_lib.sae import training

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sae_lib.features import evaluation
+from sae_lib.features.feature_table import evaluation
 from sae_lib.sae.dictionaries import Neurons, active
 from sae_lib.text.tokens import open_tokens
 from tests.test_sparse_step import random_sae

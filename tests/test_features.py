@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from sae_lib.features import evaluation
-from sae_lib.features import feature_table as features
-from sae_lib.features import statistics as feature_statistics
+from sae_lib.features.feature_table import evaluation
+from sae_lib.features.feature_table import feature_table as features
+from sae_lib.features.feature_table import statistics as feature_statistics
 from sae_lib.features.statistics import TopExamples, random_keys
 from sae_lib.model import activations
 from sae_lib.sae import training

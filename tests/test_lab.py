@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sae_lib.features import clamping
-from sae_lib.features import feature_table as features
 from sae_lib.features.clamping import Clamp
+from sae_lib.features.feature_table import clamping
+from sae_lib.features.feature_table import feature_table as features
 from sae_lib.sae import training
 from suite import browser
 from suite.browser import context, page, try_text

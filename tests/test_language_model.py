@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sae_lib.errors import ArtefactError, CorpusError, ModelError, TrainingError
 from sae_lib.model import language_model
-from sae_lib import checkpoints
+from sae_lib.sae.engine import checkpoints
 from sae_lib.settings import LanguageModelSettings
 from suite.runs import Run, open_run
 

@@ -50,7 +50,10 @@ def test_overrides_reach_their_place():
     ("override", "named"),
     [
         ("sae.d_say=1", ["sae.d_say", "d_sae"]),
-        ("sae.d_sae=0", ["sae.d_sae", "greater than 0"]),
+        (
+            "sae.d_sae=0",
+            ["sae.d_sae: found 0; expected a whole number of at least 1 and at most 16,777,216"],
+        ),
         ("sae.d_sae=many", ["sae.d_sae", "many"]),
         ("sae=3", ["sae.recipe", "sae.d_sae"]),
         ("lm.lr.x=1", ["lm.lr", "'x'"]),

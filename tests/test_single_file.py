@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 from tokenizers import models as tokenizer_models
 from typer.testing import CliRunner
 
-from sae_lib.features import clamping
 from sae_lib.features.clamping import Clamp
+from sae_lib.features.feature_table import clamping
 from sae_lib.model import language_model
 from sae_lib.sae import training
 from sae_lib.text.display import Vocabulary, isolated, pieces, plain

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from sae_lib.features import evaluation
+from sae_lib.features.feature_table import evaluation
 from sae_lib.sae.recipes import RECIPES
 from suite import studies, study_figures, sweep
 

@@ -36,6 +36,27 @@ def test_a_grid_of_one_point_and_an_unknown_value_are_refused():
         sweep.grid("smoke", [], {"sae.recipe": ["topk", "nonsense"]})
 
 
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["sae.l1=,"], "sae.l1=,"),
+        (["sae.l1=1,,2"], "sae.l1=1,,2"),
+        (["sae.l1=1,1"], "sae.l1=1,1"),
+        (["sae.l1=1,2", "sae.l1=3,4"], "sae.l1=3,4"),
+        ([f"sae.seed={','.join(map(str, range(100)))}", f"sae.k={'1,' * 5}2"], "twice"),
+        ([f"sae.{name}={','.join(map(str, range(1, 101)))}" for name in ("seed", "k")], "10,000"),
+    ],
+)
+def test_axes_that_cannot_be_meant_are_refused(overrides, named):
+    with pytest.raises(SettingsError, match=named):
+        sweep.split(overrides)
+
+
+def test_a_single_value_is_left_out_for_recipes_without_it():
+    points = sweep.grid("smoke", ["sae.l1=3"], {"sae.recipe": ["topk", "jumprelu"]})
+    assert (points["recipe=topk"].l1, points["recipe=jumprelu"].l1) == (None, 3)
+
+
 def test_a_sweep_trains_measures_and_is_not_done_twice(small_run, small_overrides, monkeypatch):
     overrides = [*small_overrides, "sae.recipe=bricken_2023,topk", "sae.seed=0,1"]
     path = sweep.sweep("smoke", small_run.folder, overrides)

@@ -289,7 +289,7 @@ def test_a_tampered_document_is_noticed(tmp_path):
     table = pq.read_table(made.folder / "documents.parquet").to_pandas()
     table["text"] = "other " + table["text"]
     table.to_parquet(made.folder / "documents.parquet")
-    with pytest.raises(ArtefactError, match="do not fit its text"):
+    with pytest.raises(ArtefactError, match="do not match its text"):
         made.locate("train", 0)
 
 

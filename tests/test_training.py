@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file
 
 from sae_lib.errors import ArtefactError, SettingsError, TrainingError
-from sae_lib.features import feature_table as features
+from sae_lib.features.feature_table import feature_table as features
 from sae_lib.model import language_model
 from sae_lib.model.activations import ActivationTable
 from sae_lib.sae import training
-from sae_lib import checkpoints, sparse_step
+from sae_lib.sae.engine import checkpoints, sparse_step
 from sae_lib.sae.recipes import (
     BRICKEN_2023,
     RECIPES,
@@ -379,7 +379,9 @@ def test_the_run_without_resampling_is_trained_only_where_it_differs(
 
 def test_impossible_numbers_of_active_features_are_refused():
     assert resolve(SAESettings(recipe="topk", k=7)).k == 7
-    with pytest.raises(SettingsError, match="sae.k: bricken_2023 has no k.*topk, batchtopk"):
+    with pytest.raises(
+        SettingsError, match="sae.k: recipe bricken_2023 does not.*: topk, batchtopk$"
+    ):
         resolve(SAESettings(k=7))
     with pytest.raises(SettingsError, match="sae.k: 16 .*sae.d_sae=8"):
         resolve(SAESettings(recipe="topk", d_sae=8))
@@ -514,10 +516,17 @@ def test_weights_can_be_tied_in_every_relu_recipe(tmp_path, recipe):
     assert summary["recipe"]["tied"] and not RECIPES[recipe].tied
 
 
+@pytest.mark.parametrize("name", ["l1", "l1_warmup"])
+@pytest.mark.parametrize("recipe", ["topk", "batchtopk"])
+def test_a_penalty_is_refused_where_a_recipe_has_none(recipe, name):
+    with pytest.raises(SettingsError, match=f"sae.{name}: recipe {recipe} .*: bricken_2023, ward"):
+        resolve(SAESettings(recipe=recipe, **{name: 0.5}))
+
+
 def test_ties_are_refused_where_a_recipe_is_no_relu():
     with pytest.raises(
         SettingsError,
-        match=r"sae.tied: topk is not a ReLU recipe; the ReLU recipes are: bricken_2023, ward_2024, april_2024, tied",
+        match="sae.tied: recipe topk does not .*: bricken_2023, ward_2024, april_2024, tied$",
     ):
         resolve(SAESettings(recipe="topk", tied=True))
 

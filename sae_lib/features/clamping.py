@@ -19,7 +19,7 @@ from torch import Tensor
 from sae_lib.errors import ModelError, SettingsError
 from sae_lib.model.activations import HookPoint
 from sae_lib.sae.dictionaries import Dictionary, activations_of
-from sae_lib.text.tokenizer import exact_encoder
+from sae_lib.text.tokenizer import token_ids
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def encode(
     hook: HookPoint, tokenizer, prompt: str, new_tokens: int = 0
 ) -> Int[Tensor, "1 position"]:
     """A prompt's token ids; `SettingsError` where it is empty, `ModelError` where the context has no room for it and one new token."""
-    ids = exact_encoder(tokenizer).encode(prompt, add_special_tokens=False).ids
+    ids = token_ids(tokenizer, prompt)
     if not ids:
         raise SettingsError("the prompt is empty: give at least one token of text")
     limit = hook.model.config.max_position_embeddings

@@ -14,7 +14,7 @@ TOUCHING = 1e-4  # a smaller cosine or component is rounding
 def logit_effects(
     hook: Source, W_dec: Float[Tensor, "d_sae d_in"], k: int
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The k tokens whose logits a feature raises and lowers most, each as (token ids [d_sae, k], effects [d_sae, k]).
+    """The k tokens (all, where there are fewer) whose logits a feature raises and lowers most, each as (token ids [d_sae, k], effects [d_sae, k]).
 
     The feature's direct path: decoder row → down projection (for an MLP hook) → final norm's weight → unembedding, centred
     over the vocabulary. The norm's division by its input's size is left out: it scales all logits of a token alike.
@@ -26,7 +26,7 @@ def logit_effects(
         return (none.long(), none), (none.long(), none)
     embed_out = hook.model.get_output_embeddings().weight.float()
     final_norm = getattr(hook.model.base_model, "ln_f", None) or hook.model.base_model.norm
-    write_out = _into_residual(hook)
+    write_out, k = _into_residual(hook), min(k, len(embed_out))
     tops, bottoms = [], []
     for part in W_dec.split(AT_ONCE):
         residual = part.to(embed_out.device) @ write_out if write_out is not None else part

@@ -179,7 +179,7 @@ class LocalChat:
         from sae_lib.text.tokenizer import load_tokenizer
 
         self.name, self.seed = source, seed
-        self._model, self._tokenizer = open_model(source).to(device).eval(), load_tokenizer(source)
+        self._model, self._tokenizer = open_model(source, device).eval(), load_tokenizer(source)
         if not self._tokenizer.chat_template:
             raise ModelError(
                 f"model {source} has no chat template, so it is not a chat model; choose one that was trained to follow instructions"
@@ -200,7 +200,7 @@ class LocalChat:
             )
         sampling = (
             {"do_sample": True, "temperature": temperature}
-            if temperature
+            if (temperature or 0) > 1e-3  # below, logits / temperature overflow
             else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         )
         with torch.random.fork_rng(

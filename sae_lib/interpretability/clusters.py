@@ -13,7 +13,7 @@ from sklearn.decomposition import KernelPCA
 from sklearn.manifold import TSNE
 
 from sae_lib import figures
-from sae_lib.features import evaluation
+from sae_lib.features.feature_table import evaluation
 from sae_lib.model.activations import HookPoint
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.dictionaries import active
@@ -40,7 +40,7 @@ def cluster_table(
     `scores` are those of the rules; how often features fire together is counted on `rows`.
     """
     if len(scores) > MOST:
-        scores = scores.sample(MOST, random_state=seed).sort_values("unit")
+        scores = scores.sample(MOST, random_state=seed % 2**32).sort_values("unit")
     features = scores["unit"].to_numpy(copy=True)
     together = firing_together(hook, sae, features, rows)
     similar = similarity(sae.W_dec[features].cpu(), together)
@@ -111,13 +111,17 @@ def group(
         min(COMPONENTS, n - 1),
         kernel="precomputed",
         eigen_solver="randomized" if n > 500 else "dense",
-        random_state=seed,
+        random_state=seed % 2**32,
     ).fit_transform(similar)
     cluster = AgglomerativeClustering(min(clusters, n // 2)).fit_predict(components)
     sizes = np.bincount(cluster)
     cluster = np.argsort(np.argsort(-sizes, kind="stable"))[cluster]
     place = TSNE(
-        perplexity=min(30, (n - 1) / 3), init="pca", random_state=seed, n_jobs=-1, max_iter=500
+        perplexity=min(30, (n - 1) / 3),
+        init="pca",
+        random_state=seed % 2**32,
+        n_jobs=-1,
+        max_iter=500,
     ).fit_transform(components)
     names = cluster_names(cluster, values)
     return pd.DataFrame(

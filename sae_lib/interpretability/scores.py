@@ -54,7 +54,7 @@ def summary(scores: pd.DataFrame, seed: int) -> dict:
             for average, draws in drawn[kind][measure].items():
                 scored[kind][f"{measure}_{average}"] = getattr(np, average)(values)
                 scored[kind][f"{measure}_{average}_interval"] = _interval(draws)
-        shown = table.sample(min(EXAMPLES, len(table)), random_state=seed)
+        shown = table.sample(min(EXAMPLES, len(table)), random_state=seed % 2**32)
         scored[kind]["examples"] = shown[
             ["unit", "rule", "auroc", "balanced_accuracy", "information", "density"]
         ].to_dict("records")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sae_lib.device import upload
 from sae_lib.errors import CorpusError, ModelError, SettingsError
+from sae_lib.text.tokenizer import token_ids
 
 # Where a hook lies in the plain model: the module, and whether the hook is its input or its output. The MLP's hook_post is
 # no module's output in a gated MLP, but always the input of the down projection (checked against TransformerBridge in the tests).
@@ -243,7 +244,7 @@ def of_token(
     hook: HookPoint, tokenizer, text: str, token: int | str
 ) -> tuple[str, Float[Tensor, " d_in"]]:
     """The activations of one token in a text, given by its index or by its string (its first occurrence): (token, activations)."""
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = token_ids(tokenizer, text)
     strings = [tokenizer.decode([i]) for i in ids]
     index = token
     if isinstance(token, str):
@@ -265,7 +266,7 @@ def generate(
 ) -> tuple[Int[Tensor, " n"], Float[Tensor, "n d_in"], int]:
     """Sample a continuation: (token ids of prompt and continuation, the hook's activations of all of them, prompt length)."""
     ids = torch.tensor(
-        [tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]],
+        [token_ids(tokenizer, prompt) or [tokenizer.eos_token_id]],
         device=hook.device,
     )
     limit = hook.model.config.max_position_embeddings

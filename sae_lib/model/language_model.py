@@ -14,11 +14,11 @@ import transformers
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_lib import checkpoints
 from sae_lib.device import keep_freed_memory, precision
 from sae_lib.errors import CorpusError, Interrupted, ModelError
 from sae_lib.model.activations import HookPoint
 from sae_lib.progress import tqdm
+from sae_lib.sae.engine import checkpoints
 from sae_lib.settings import LanguageModelSettings
 from sae_lib.text import hub
 from sae_lib.text.tokens import Tokens
@@ -38,18 +38,18 @@ def load(source: str, context: int, device: torch.device) -> "transformers.PreTr
         raise ModelError(
             f"lm.context {context} is more than the {longest} positions of {source}; set a smaller one"
         )
-    return model.to(device).eval().requires_grad_(False)
+    return model.eval().requires_grad_(False)
 
 
-def open_model(source: str, device: torch.device) -> "transformers.PreTrainedModel":
-    """A causal language model from a local folder or the hub; in its own precision on a GPU, else float32."""
+def open_model(source: str, device: torch.device | str = "cpu") -> "transformers.PreTrainedModel":
+    """A causal language model from a local folder or the hub on its device: on a GPU in its own precision, else in float32."""
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             source, dtype="auto", local_files_only=Path(source).exists() or not hub.reached()
         )
     except Exception as error:  # transformers raises OSError, ValueError and the hub's own kinds
         raise ModelError(_why_not(source, error)) from None
-    return model if device.type == "cuda" else model.float()
+    return (model if torch.device(device).type == "cuda" else model.float()).to(device)
 
 
 def bridge(

@@ -6,6 +6,7 @@ from typing import Literal
 from sae_lib.errors import SettingsError
 from sae_lib.sae.objective import Objective
 from sae_lib.settings import RECIPE_VALUES, SAESettings, Settings
+from sae_lib.settings_errors import shown
 
 
 @dataclass(frozen=True)
@@ -230,17 +231,28 @@ def of_recipe(sae: SAESettings, name: str) -> SAESettings:
     )
 
 
+def uses(recipe: Recipe, name: str) -> bool:
+    """Whether a setting of `sae` changes anything for this recipe."""
+    has_penalty = recipe.penalty != "none"
+    has = {"k": recipe.k > 0, "l1": has_penalty, "l1_warmup": has_penalty}
+    return (has | {"tied": recipe.architecture == "standard"}).get(name, True)
+
+
 def resolve(sae: SAESettings) -> Recipe:
-    """The recipe that the settings ask for, with the values that they override."""
+    """The recipe that the settings name, with the values that they override."""
     if sae.recipe not in RECIPES:
         raise SettingsError(
-            f"sae.recipe: {sae.recipe!r} does not exist; there are: {', '.join(RECIPES)}"
+            f"sae.recipe: {shown(sae.recipe)} does not exist; there are: {', '.join(RECIPES)}"
         )
     recipe = RECIPES[sae.recipe]
-    if sae.tied and recipe.architecture != "standard":
-        raise SettingsError(
-            f"sae.tied: {recipe.name} is not a ReLU recipe; the ReLU recipes are: {', '.join(name for name, r in RECIPES.items() if r.architecture == 'standard')}"
-        )
+    for name in RECIPE_VALUES:
+        if getattr(sae, name) and not uses(recipe, name):
+            used_by = ", ".join(other.name for other in RECIPES.values() if uses(other, name))
+            raise SettingsError(
+                f"sae.{name}: recipe {recipe.name} does not use it; recipes that do: {used_by}"
+            )
+    if sae.resample_at is not None and not sae.resampling:
+        raise SettingsError("sae.resample_at: has no effect with sae.resampling=false; drop one")
     if sae.resample_at is not None:
         recipe = replace(
             recipe,
@@ -251,10 +263,6 @@ def resolve(sae: SAESettings) -> Recipe:
         raise SettingsError(
             f"sae.dead_window: no feature can be silent for {sae.dead_window:,} activations before the last resampling, at {max(at):.0%} of "
             f"sae.activations={sae.activations:,}; set a smaller window, or sae.resampling=false"
-        )
-    if sae.k is not None and not recipe.k:
-        raise SettingsError(
-            f"sae.k: {recipe.name} has no k; recipes with one: {', '.join(name for name, r in RECIPES.items() if r.k)}"
         )
     if (sae.k or recipe.k) > sae.d_sae:
         raise SettingsError(
@@ -273,8 +281,14 @@ def variants(settings: Settings) -> dict[str, SAESettings]:
     main = settings.sae
     chosen = {main.recipe: main}
     if main.resampling and resolve(main).resampling and main.compare:
-        chosen[f"{main.recipe}-no_resampling"] = main.model_copy(update={"resampling": False})
+        chosen[f"{main.recipe}-no_resampling"] = main.model_copy(
+            update={"resampling": False, "resample_at": None}
+        )
     for name in main.compare:
+        if name not in RECIPES:
+            raise SettingsError(
+                f"sae.compare: recipe {shown(name)} does not exist; there are: {', '.join(RECIPES)}"
+            )
         chosen.setdefault(name, of_recipe(main, name))
     for width in main.widths:
         chosen[f"{main.recipe}-d_sae_{width}"] = main.model_copy(update={"d_sae": width})
@@ -286,5 +300,7 @@ def variants(settings: Settings) -> dict[str, SAESettings]:
 def variant(settings: Settings, name: str) -> SAESettings:
     """One of `variants`; `SettingsError` that lists them where there is none of that name."""
     if name not in (found := variants(settings)):
-        raise SettingsError(f"this run has no autoencoder {name!r}; it has: {', '.join(found)}")
+        raise SettingsError(
+            f"this run has no autoencoder {shown(name)}; it has: {', '.join(found)}"
+        )
     return found[name]

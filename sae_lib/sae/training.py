@@ -11,14 +11,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from sae_lib import checkpoints
 from sae_lib.device import precision
 from sae_lib.errors import Interrupted
 from sae_lib.model.activations import ActivationBuffer, Source, harvest
 from sae_lib.progress import tqdm
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.early_stopping import EarlyStopping
-from sae_lib.sae.engine import distributed
+from sae_lib.sae.engine import checkpoints, distributed
 from sae_lib.sae.engine.sparse_step import StepResult, gradients
 from sae_lib.sae.initialise import initialise, statistics
 from sae_lib.sae.recipes import Recipe, is_resampling_step, rate, resolve

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from sae_lib.errors import ModelError
+from sae_lib.errors import ModelError, SettingsError
 from sae_lib.text import hub
 from sae_lib.text.text_files import printable
 
@@ -91,6 +91,17 @@ def exact_encoder(tokenizer) -> Tokenizer:
         trim_offsets=False
     )  # Llama-3's own would cut the space off the spans
     return encoder
+
+
+def token_ids(tokenizer, text: str) -> list[int]:
+    """The ids of a text that a person typed, by `exact_encoder`; `SettingsError` where it is not text that UTF-8 can write."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise SettingsError(
+            f"the text is not valid Unicode: a lone surrogate at character {error.start}; leave it out"
+        ) from None
+    return exact_encoder(tokenizer).encode(text, add_special_tokens=False).ids
 
 
 def separator_id(tokenizer) -> int:

@@ -11,13 +11,13 @@ import torch
 from jaxtyping import Float, Int
 
 from sae_lib.errors import UserError
-from sae_lib.features import evaluation
-from sae_lib.features import feature_table as features
+from sae_lib.features.feature_table import evaluation
+from sae_lib.features.feature_table import feature_table as features
 from sae_lib.model import language_model
 from sae_lib.model.activations import HookPoint
 from sae_lib.sae.dictionaries import Dictionary
 from sae_lib.sae.recipes import variants
-from sae_lib.text.tokenizer import exact_encoder
+from sae_lib.text.tokenizer import token_ids
 from sae_lib.text.tokens import open_tokens
 from suite.runs import Run
 
@@ -49,7 +49,7 @@ class Model:
 
     def encoded(self, text: str) -> tuple[list[int], int]:
         """(token ids, how many were cut off because the model's context is full)."""
-        ids = exact_encoder(self.tokenizer).encode(text, add_special_tokens=False).ids
+        ids = token_ids(self.tokenizer, text)
         room = self.hook.model.config.max_position_embeddings
         return ids[:room], max(0, len(ids) - room)
 

@@ -1,0 +1,446 @@
+"""Everything that a run can make: one table, and the only place that knows what is made from what."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+
+from sae_lib.device import device_of, keep_freed_memory
+from sae_lib.features.feature_table import clamping_effects, evaluation, feature_table
+from sae_lib.interpretability import clusters, halves, scores, scoring
+from sae_lib.model import generation, language_model
+from sae_lib.model.activations import HookPoint
+from sae_lib.sae import training
+from sae_lib.sae.autoencoder import SparseAutoencoder
+from sae_lib.sae.dictionaries import Dictionary, Directions, Neurons
+from sae_lib.sae.early_stopping import ACTIVATIONS
+from sae_lib.sae.engine import distributed
+from sae_lib.sae.engine.checkpoints import CheckpointFolder, finish_the_step
+from sae_lib.sae.recipes import resolve, variant, variants
+from sae_lib.settings import SAESettings
+from sae_lib.text.display import Vocabulary
+from sae_lib.text.tokens import open_tokens, write_tokens
+from suite import runs
+from suite.runs import Run, Stage, checkpoints_of
+
+BASELINES = feature_table.BASELINES
+Made = dict[str, Any]  # the settings that an artefact depends on
+
+
+def open_run(
+    profile: str = "laptop",
+    run_dir: str | Path = "",
+    overrides: list[str] | tuple[str, ...] = (),
+    reading: bool = False,
+) -> Run:
+    """The run of a profile with overrides; see `runs.open_run`."""
+    return runs.open_run(STAGES, profile, run_dir, overrides, reading)
+
+
+# --- text ---
+
+
+def tokens_fingerprint(run: Run, name: str = "") -> Made:
+    settings = run.settings.model_dump(mode="json")
+    return {key: settings[key] for key in ("corpus", "tokenizer", "seed")}
+
+
+def make_tokens(run: Run, name: str, out: Path) -> None:
+    s = run.settings
+    write_tokens(s.corpus, s.tokenizer, s.seed, out)
+
+
+# --- the language model ---
+
+
+def model_fingerprint(run: Run, name: str = "") -> Made:
+    lm = run.settings.lm.model_dump(mode="json", exclude={"checkpoint_gb"})
+    return tokens_fingerprint(run) | {"lm": lm}
+
+
+def make_language_model(run: Run, name: str, out: Path) -> None:
+    store = CheckpointFolder(
+        checkpoints_of(run.folder_of("language_model")), model_fingerprint(run)
+    )
+    tokens = run.get("tokens")
+    with finish_the_step("language model") as store.interrupted:
+        model, summary = language_model.train(
+            run.settings.lm, tokens, run.settings.seed, device_of(run.settings.device), store
+        )
+    model.save_pretrained(out)
+    tokens.tokenizer.save_pretrained(out)
+    (out / "training.json").write_text(json.dumps(summary))
+
+
+def model_source(run: Run) -> str:
+    """The folder of the run's language model, trained first where it is not there; or the folder or hub name of a ready one."""
+    lm = run.settings.lm
+    return str(run.path("language_model")) if lm.source == "train" else lm.source
+
+
+def load_language_model(run: Run, name: str, folder: Path | None) -> Any:
+    s = run.settings
+    return language_model.load(model_source(run), s.lm.context, device_of(s.device))
+
+
+def hook(run: Run, name: str = "") -> HookPoint:
+    """Where the autoencoder `name` (default: the run's own) reads the language model; the model is loaded once."""
+    known = variants(run.settings)
+    return HookPoint(run.get("language_model"), known.get(name, run.settings.sae).hook_name)
+
+
+def bridge(run: Run) -> Any:
+    """The language model as a `TransformerBridge` of TransformerLens, with every hook."""
+    tokenizer = run.get("tokens").tokenizer
+    return language_model.bridge(model_source(run), tokenizer, device_of(run.settings.device))
+
+
+def prompts_fingerprint(run: Run, name: str = "") -> Made:
+    s = run.settings
+    prompts = s.prompts.model_dump(mode="json")
+    return model_fingerprint(run) | {"prompts": prompts, "hook_name": s.sae.hook_name}
+
+
+def make_prompts(run: Run, name: str, out: Path) -> None:
+    s = run.settings
+    generation.write_prompt_corpus(hook(run), run.get("tokens").tokenizer, s.prompts, s.seed, out)
+
+
+# --- autoencoders ---
+
+
+def sae_fingerprint(run: Run, name: str = "") -> Made:
+    return fingerprint_of(run, variant(run.settings, name or run.settings.sae.recipe))
+
+
+def fingerprint_of(run: Run, sae: SAESettings) -> Made:
+    """What an autoencoder of these settings depends on."""
+    return model_fingerprint(run) | {"sae": training.training_fingerprint(sae)}
+
+
+def make_autoencoder(run: Run, name: str, out: Path) -> None:
+    """Train one of `recipes.variants(settings)`; where resampling found nothing dead, the run without it is the same and is copied."""
+    with distributed.first_process_first():
+        model_source(run)
+    if name == f"{run.settings.sae.recipe}-no_resampling":
+        main = run.path("autoencoder")
+        if not any(e["resampled"] for e in run.summary("autoencoder")["resampling"]):
+            copy_without_resampling(run, main, out)
+            return
+    sae, folder = variant(run.settings, name), run.folder_of("autoencoder", name)
+    store = CheckpointFolder(checkpoints_of(folder), sae_fingerprint(run, name))
+    no_resampling = no_resampling_checkpoint(run, name)
+    with without_denormals(), finish_the_step(name) as store.interrupted:
+        trained, summary = fit(run, hook(run, name), sae, store, no_resampling)
+    if distributed.rank_and_world_size()[0] == 0:
+        save_autoencoder(run, trained, summary, sae.hook_name, out)
+
+
+def fit(
+    run: Run,
+    hook: HookPoint,
+    sae: SAESettings,
+    store: CheckpointFolder,
+    no_resampling: CheckpointFolder | None = None,
+) -> tuple[SparseAutoencoder, dict]:
+    """Train on the run's training tokens."""
+    tokens, context = run.get("tokens"), run.settings.lm.context
+    heldout = None
+    if resolve(sae).patience:
+        heldout = tokens.rows("heldout", context)[: ACTIVATIONS // context]
+    rows = tokens.rows("train", context)
+    return training.fit(hook, rows, sae, run.settings.seed, store, no_resampling, heldout)
+
+
+@contextmanager
+def without_denormals() -> Iterator[None]:
+    """Adam's moments of silent features decay into denormals, which are an order of magnitude slower."""
+    keep_freed_memory()
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def save_autoencoder(
+    run: Run, sae: SparseAutoencoder, summary: dict, hook_name: str, out: Path
+) -> None:
+    s = run.settings
+    metadata = {
+        "model_name": s.lm.source,
+        "context_size": s.lm.context,
+        "dataset_path": s.corpus.source,
+        "prepend_bos": False,
+        "hook_name": hook_name,
+    }
+    sae.save(out, metadata)
+    (out / "training.json").write_text(json.dumps(summary, indent=1))
+
+
+def no_resampling_checkpoint(run: Run, name: str) -> CheckpointFolder | None:
+    """Where the same autoencoder without resampling looks for a checkpoint, if it is yet to be trained."""
+    other = f"{name}-no_resampling"
+    if other not in variants(run.settings) or run.folder_of("autoencoder", other).exists():
+        return None
+    folder = checkpoints_of(run.folder_of("autoencoder", other))
+    return CheckpointFolder(folder, sae_fingerprint(run, other))
+
+
+def copy_without_resampling(run: Run, main: Path, out: Path) -> None:
+    summary = run.summary("autoencoder") | {"resampling": [], "same_as": main.name}
+    summary["recipe"]["resampling"] = None
+    for file in ("cfg.json", "sae_weights.safetensors"):
+        shutil.copy2(main / file, out / file)
+    (out / "training.json").write_text(json.dumps(summary, indent=1))
+
+
+def load_autoencoder(run: Run, name: str, folder: Path) -> SparseAutoencoder:
+    return SparseAutoencoder.load(folder, device_of(run.settings.device))
+
+
+# --- what is measured on them ---
+
+
+def heldout_rows(run: Run, n_tokens: int):
+    """At most `n_tokens` held-out tokens as rows [row, position], spread evenly over the held-out documents."""
+    rows = run.get("tokens").rows("heldout", run.settings.lm.context)
+    return evaluation.spread_rows(rows, n_tokens)
+
+
+def evaluation_fingerprint(run: Run, name: str = "") -> Made:
+    made = {name: fingerprint_of(run, sae) for name, sae in variants(run.settings).items()}
+    return made | {"evaluation": run.settings.evaluation.model_dump()}
+
+
+def measure_evaluation(run: Run, name: str = "") -> dict[str, dict]:
+    """Every autoencoder of the run and the raw neurons; copies of the same weights are measured once."""
+    names = list(variants(run.settings))
+    for name in names:
+        run.path("autoencoder", name)
+    same = {name: run.summary("autoencoder", name).get("same_as") for name in names}
+    dictionaries: dict[str, Dictionary] = {
+        name: run.get("autoencoder", name) for name in names if not same[name]
+    }
+    dictionaries["neurons"] = run.get("dictionary", "neurons")
+    rows = run.get("tokens").rows("heldout", run.settings.lm.context)
+    measured = evaluation.evaluate(hook(run), dictionaries, rows, run.settings.evaluation)
+    return {name: measured[same.get(name) or name] for name in (*names, "neurons")}
+
+
+def features_fingerprint(run: Run, name: str = "") -> Made:
+    s, sae = run.settings, dictionary_settings(run, name)
+    upstream = fingerprint_of(run, sae)
+    if name == "neurons":
+        upstream = model_fingerprint(run) | {"hook_name": sae.hook_name}
+    return upstream | {
+        "evaluation": s.evaluation.model_dump(),
+        "features": s.features.model_dump(),
+    }
+
+
+def dictionary_settings(run: Run, name: str) -> SAESettings:
+    own = not name or name in BASELINES
+    return variant(run.settings, run.settings.sae.recipe if own else name)
+
+
+def make_features(run: Run, name: str, out: Path) -> None:
+    """`features.parquet` and `examples.parquet` of an autoencoder, or of one of `BASELINES`."""
+    s = run.settings
+    hooked = HookPoint(run.get("language_model"), dictionary_settings(run, name).hook_name)
+    rows = heldout_rows(run, s.evaluation.tokens)
+    if name in ("random", "principal"):
+        density = run.get("features")[0]["density"].to_numpy()
+        dictionary = feature_table.directions_like(name, density, hooked, rows, s.seed)
+        tensors = {
+            "directions": dictionary.W_dec,
+            "centre": dictionary.centre,
+            "threshold": dictionary.threshold,
+        }
+        save_file(
+            {key: value.cpu().contiguous() for key, value in tensors.items()},
+            out / "directions.safetensors",
+        )
+    else:
+        dictionary = run.get("dictionary", name)
+    tokenizer = run.get("tokens").tokenizer
+    made = feature_table.build(hooked, dictionary, rows, tokenizer, s.features, s.seed)
+    feature_table.write_features(out, *made)
+
+
+def load_dictionary(run: Run, name: str, folder: Path | None) -> Dictionary:
+    """What a feature table of that name is about."""
+    device = device_of(run.settings.device)
+    if name == "neurons":
+        return Neurons(run.get("autoencoder").d_in, device)
+    if name in BASELINES:
+        stored = load_file(run.path("features", name) / "directions.safetensors", str(device))
+        return Directions(stored["directions"], stored["centre"], stored["threshold"])
+    return run.get("autoencoder", name)
+
+
+# --- what features mean ---
+
+
+def split_heldout(run: Run) -> halves.Halves:
+    """The held-out text in a half to learn rules from and a half to score them on."""
+    s = run.settings
+    return halves.split(run.get("tokens"), s.lm.context, s.interpretability, s.seed)
+
+
+def scores_fingerprint(run: Run, name: str = "") -> Made:
+    s = run.settings.interpretability.model_dump(exclude={"clusters"})
+    return sae_fingerprint(run, name) | {"interpretability": s}
+
+
+def make_scores(run: Run, name: str, out: Path) -> None:
+    s, text = run.settings, split_heldout(run)
+    sae, wanted = run.get("autoencoder", name), s.interpretability.untrained_activations
+    untrained = (lambda: untrained_autoencoder(run, name)) if wanted else None
+    units = scoring.every_kind(hook(run, name), sae, text, s.interpretability, s.seed, untrained)
+    table, counts = scoring.score_table(units, text, s.interpretability)
+    table.to_parquet(out / "scores.parquet", compression="zstd")
+    (out / "counts.json").write_text(json.dumps(counts, indent=1))
+
+
+def summarise_scores(run: Run, name: str = "") -> dict:
+    table, folder = run.get("scores", name), run.path("scores", name)
+    where = run.results_name("interpretability", name)
+    run.figure(scores.against_neurons(table), where, 1000, 450)
+    run.figure(scores.by_kind(table), f"{where}_kinds", 1000, 620)
+    counts = json.loads((folder / "counts.json").read_text())
+    return counts | scores.summary(table, run.settings.seed)
+
+
+def shortened(sae: SAESettings, activations: int) -> SAESettings:
+    """The same recipe on fewer activations, with all that is measured in activations in proportion."""
+    part = min(1.0, activations / sae.activations)
+    short = {
+        "activations": round(sae.activations * part),
+        "dead_window": max(1, int(sae.dead_window * part)),
+    }
+    return sae.model_copy(update=short)
+
+
+def untrained_settings(run: Run, name: str) -> SAESettings:
+    sae = variant(run.settings, name or run.settings.sae.recipe)
+    return shortened(sae, run.settings.interpretability.untrained_activations)
+
+
+def untrained_fingerprint(run: Run, name: str = "") -> Made:
+    return fingerprint_of(run, untrained_settings(run, name)) | {"language_model": "untrained"}
+
+
+def untrained_hook(run: Run, name: str) -> HookPoint:
+    s, tokenizer = run.settings, run.get("tokens").tokenizer
+    model = language_model.untrained(s.lm, tokenizer, s.seed, device_of(s.device))
+    return HookPoint(model, untrained_settings(run, name).hook_name)
+
+
+def make_untrained(run: Run, name: str, out: Path) -> None:
+    sae, folder = untrained_settings(run, name), run.folder_of("untrained", name)
+    store = CheckpointFolder(checkpoints_of(folder), untrained_fingerprint(run, name))
+    with without_denormals(), finish_the_step("untrained") as store.interrupted:
+        trained, summary = fit(run, untrained_hook(run, name), sae, store)
+    trained.save(out, {"hook_name": sae.hook_name, "model_name": "untrained"})
+    (out / "training.json").write_text(json.dumps(summary, indent=1))
+
+
+def untrained_autoencoder(run: Run, name: str = "") -> tuple[HookPoint, SparseAutoencoder]:
+    """(hook of the untrained model, autoencoder trained there): the null for everything said of features."""
+    return untrained_hook(run, name), run.get("untrained", name)
+
+
+def clusters_fingerprint(run: Run, name: str = "") -> Made:
+    s = run.settings.interpretability.model_dump()
+    return sae_fingerprint(run, name) | {"interpretability": s}
+
+
+def make_clusters(run: Run, name: str, out: Path) -> None:
+    """`clusters.parquet` (feature, cluster, name, x, y) of the features that have a rule."""
+    s, of_features = run.settings, feature_scores(run, name)
+    rows = heldout_rows(run, s.interpretability.tokens)
+    table = clusters.cluster_table(
+        of_features,
+        run.get("autoencoder", name),
+        hook(run, name),
+        rows,
+        s.interpretability.clusters,
+        s.seed,
+    )
+    table.to_parquet(out / "clusters.parquet", compression="zstd")
+
+
+def feature_scores(run: Run, name: str = "") -> pd.DataFrame:
+    return run.get("scores", name).query("kind == 'feature'")
+
+
+def summarise_clusters(run: Run, name: str = "") -> dict:
+    table = run.get("clusters", name)
+    run.figure(clusters.cluster_map(table), run.results_name("clusters", name), 1000, 800)
+    values = feature_scores(run, name).set_index("unit")["values"].loc[table["feature"]]
+    return clusters.summary(table, [list(v) for v in values], run.settings.seed)
+
+
+def clamp_context(run: Run) -> clamping_effects.Subject:
+    """Everything that clamping needs, opened."""
+    s, tokenizer = run.settings, run.get("tokens").tokenizer
+    table, hooked = run.get("features")[0], hook(run)
+    places = clamping_effects.Places(hooked, heldout_rows(run, s.clamping.rows * s.lm.context))
+    alive = clamping_effects.judged(table).index.tolist()
+    return clamping_effects.Subject(
+        hooked, run.get("autoencoder"), tokenizer, Vocabulary(tokenizer), table, places, alive
+    )
+
+
+# --- the table ---
+
+STAGES = {
+    "tokens": Stage("tokens", tokens_fingerprint, make_tokens, lambda run, _, f: open_tokens(f)),
+    "language_model": Stage(
+        "language_model", model_fingerprint, make_language_model, load_language_model
+    ),
+    "prompts": Stage(
+        "prompts",
+        prompts_fingerprint,
+        make_prompts,
+        lambda run, _, f: generation.load_prompt_corpus(f),
+    ),
+    "autoencoder": Stage("saes/{name}", sae_fingerprint, make_autoencoder, load_autoencoder),
+    "evaluation": Stage(
+        "", evaluation_fingerprint, measure=measure_evaluation, results="evaluation"
+    ),
+    "features": Stage(
+        "features/{name}",
+        features_fingerprint,
+        make_features,
+        lambda run, _, f: feature_table.load_features(f),
+        cheap=True,
+    ),
+    "dictionary": Stage("", load=load_dictionary),
+    "scores": Stage(
+        "interpretability/{name}",
+        scores_fingerprint,
+        make_scores,
+        lambda run, _, f: pd.read_parquet(f / "scores.parquet"),
+        measure=summarise_scores,
+        results="interpretability",
+    ),
+    "untrained": Stage(
+        "interpretability/untrained-{name}", untrained_fingerprint, make_untrained, load_autoencoder
+    ),
+    "clusters": Stage(
+        "clusters/{name}",
+        clusters_fingerprint,
+        make_clusters,
+        lambda run, _, f: pd.read_parquet(f / "clusters.parquet"),
+        measure=summarise_clusters,
+        results="clusters",
+    ),
+}
