@@ -14,6 +14,7 @@ import torch
 
 from benchmarks import memory
 from benchmarks.sae_step import autoencoder_with_l0
+from suite import stages
 
 N, WIDE, WIDE_TOKENS = 1_000_000, 100_000, 200_000
 CASES = {
@@ -26,21 +27,19 @@ CASES = {
 
 
 def one(kind: str, n_tokens: int) -> dict:
-    from sae_lib.features.feature_table import feature_table as features
-    from sae_lib.model import language_model
-    from sae_lib.model.activations import HookPoint, harvest
-    from sae_lib.text.tokens import open_tokens
-    from suite.runs import keep_freed_memory, open_run
+    from sae_lib.features import feature_table as features
+    from sae_lib.model.activations import harvest
+    from suite.runs import keep_freed_memory
 
-    run = open_run("laptop", "runs/benchmark")
-    hook, tokens = HookPoint(language_model.load(run), run.settings.sae.hook_name), open_tokens(run)
+    run = stages.open_run("laptop", "runs/benchmark")
+    hook, tokens = stages.hook(run), run.get("tokens")
     rows = tokens.rows("train", run.settings.lm.context)[: n_tokens // run.settings.lm.context]
     if kind == "wide":
         dictionary = autoencoder_with_l0(20, harvest(hook, rows[:4]).float(), WIDE).requires_grad_(
             False
         )
     else:
-        dictionary = features.load_dictionary(run, "neurons" if kind == "neurons" else "")
+        dictionary = run.get("dictionary", "neurons" if kind == "neurons" else "")
     keep_freed_memory()
     before = memory.start()
     began, cpu = time.perf_counter(), time.process_time()

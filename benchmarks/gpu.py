@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.sae_step import autoencoder_with_l0, dense_step
 from benchmarks.timing import rates, ratio
+from sae_lib.checkpoints import CheckpointFolder
 from sae_lib.model import language_model
 from sae_lib.model.activations import HookPoint
 from sae_lib.sae import training
@@ -130,9 +131,8 @@ def run(
     )
     with tempfile.TemporaryDirectory() as scratch:
         began = time.perf_counter()
-        _, summary = training.fit(
-            HookPoint(model, s.sae.hook_name), rows, sae, 0, Path(scratch), {}
-        )
+        store = CheckpointFolder(Path(scratch))
+        _, summary = training.fit(HookPoint(model, s.sae.hook_name), rows, sae, 0, store)
         seconds = time.perf_counter() - began
     found = {
         "median": summary["activations_per_second"],

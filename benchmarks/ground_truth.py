@@ -1,8 +1,6 @@
 """Activations made of known sparse directions: which recipe finds how many of them."""
 
 import statistics
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -65,8 +63,7 @@ def one(recipe: str, seed: int, changes: dict) -> dict:
         }
         | changes
     )
-    with tempfile.TemporaryDirectory() as scratch:
-        sae, summary = training.fit(hook, rows, settings, seed, Path(scratch), {})
+    sae, summary = training.fit(hook, rows, settings, seed)
     x = hook.table[:8192]
     f = sae.encode(x)
     fvu = ((x - sae.decode(f)).pow(2).sum() / (x - x.mean(0)).pow(2).sum()).item()

@@ -17,16 +17,15 @@ import numpy as np
 import torch
 
 from benchmarks.saelens import PYTHON, ROOT
-from sae_lib.features.feature_table import evaluation
-from sae_lib.model import language_model
+from sae_lib.features import evaluation
 from sae_lib.model.activations import ActivationBuffer, HookPoint
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.initialise import statistics
 from sae_lib.sae.recipes import BRICKEN_2023, of_recipe
 from sae_lib.settings import validate
-from sae_lib.text.tokens import open_tokens
 from suite import studies, sweep
 from suite.runs import Run, read_yaml
+from suite.stages import STAGES
 
 NAME = "SAELens standard"
 
@@ -47,12 +46,12 @@ def main() -> None:
         help="also our recipe at the L0 of every point, in float32 and bfloat16",
     )
     given = parser.parse_args()
-    run = Run(validate(read_yaml(given.run / "settings.yaml")), given.run)
+    run = Run(validate(read_yaml(given.run / "settings.yaml")), given.run, STAGES)
     s = run.settings.sae
     s = of_recipe(s, "bricken_2023").model_copy(
         update={"activations": given.activations or s.activations, "precision": "float32"}
     )
-    hook = HookPoint(language_model.load(run), s.hook_name)
+    hook = HookPoint(run.get("language_model"), s.hook_name)
     for point in theirs(run, hook, s, given.points):
         keep(run, point)
         if given.ours:
@@ -71,7 +70,7 @@ def main() -> None:
 
 def theirs(run: Run, hook: HookPoint, s, points: list[str]):
     """A record per point, each when it has been trained and evaluated by the code that evaluates ours."""
-    rows, batch = open_tokens(run).rows("train", run.settings.lm.context), BRICKEN_2023.batch
+    rows, batch = run.get("tokens").rows("train", run.settings.lm.context), BRICKEN_2023.batch
     mean, scale = statistics(hook, rows, BRICKEN_2023)
     n_steps = s.activations // batch
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,22 +1,77 @@
-"""Files written whole or not at all, and what their records say."""
+"""Files written whole or not at all, and the record beside an artefact that says what it was made from."""
 
+import hashlib
+import json
 import math
 import os
+import socket
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sae_lib.errors import ArtefactError
+from sae_lib.errors import ArtefactError, in_plain_words
+
+RECORD = "made_from.json"
+
+
+def scratch_name(path: Path) -> Path:
+    """A hidden name beside `path` that no other process uses, and that tells whose it is."""
+    return path.with_name(
+        f".{path.name}.{socket.gethostname()}.{os.getpid()}.{os.urandom(3).hex()}.partial"
+    )
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write, flush to disk, rename: a reader sees the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.partial")
-    with open(scratch, "wb") as f:
-        f.write(content.encode() if isinstance(content, str) else content)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(scratch, path)
+    scratch = scratch_name(path)
+    try:
+        with in_plain_words(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(scratch, "wb") as f:
+                f.write(content.encode() if isinstance(content, str) else content)
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(scratch, path)
+    finally:
+        with suppress(OSError):
+            scratch.unlink()
+
+
+# --- records ---
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / RECORD).read_text())
+        found["files"] = {name: (size, digest) for name, (size, digest) in found["files"].items()}
+        found["settings"]
+        return found
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise ArtefactError(
+            f"{folder} has no readable {RECORD}, so it was not made (whole) by a run; delete the folder and run again"
+        ) from None
+
+
+def verify(folder: Path) -> None:
+    """`ArtefactError` that names the file where an artefact's files are not those that were written."""
+    for name, (size, digest) in read_record(folder)["files"].items():
+        path = folder / name
+        if not path.exists() or path.stat().st_size != size:
+            has = f"{path.stat().st_size} bytes" if path.exists() else "nothing"
+            raise ArtefactError(
+                f"{path} is damaged: {has} where {size} bytes were written; delete {folder} and run again"
+            )
+        if sha256(path, size, path.stat().st_mtime_ns) != digest:
+            raise ArtefactError(
+                f"{path} is damaged: its content changed since it was written; delete {folder} and run again"
+            )
+
+
+@lru_cache(maxsize=256)
+def sha256(path: Path, size: int, mtime: int) -> str:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def check_same(where: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -33,6 +88,20 @@ def check_same(where: Path, found: dict[str, Any], wanted: dict[str, Any]) -> No
         )
 
 
+def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(data, dict) or not data:
+        return {prefix: data}
+    return {
+        k: v
+        for key, value in data.items()
+        for k, v in _flat(value, f"{prefix}.{key}" if prefix else str(key)).items()
+    }
+
+
+def digest(made_from: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(plain(made_from), sort_keys=True).encode()).hexdigest()
+
+
 def plain(value: Any) -> Any:
     """numpy and torch scalars and arrays as plain Python with seven significant digits, for JSON; NaN becomes null."""
     if isinstance(value, dict):
@@ -42,13 +111,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.7g}") if math.isfinite(value) else None
     return plain(value.tolist()) if hasattr(value, "tolist") else value
-
-
-def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(data, dict) or not data:
-        return {prefix: data}
-    return {
-        k: v
-        for key, value in data.items()
-        for k, v in _flat(value, f"{prefix}.{key}" if prefix else str(key)).items()
-    }

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from sae_lib.errors import SettingsError, UserError
+from suite import stages
 
 app = typer.Typer(
     help="Monosemanticity at Home: from text to readable features.",
@@ -49,6 +50,16 @@ class Stage(StrEnum):
     report = "report"
 
 
+STAGE_NAMES = {
+    Stage.corpus: "tokens",
+    Stage.lm: "language_model",
+    Stage.sae: "autoencoder",
+    Stage.features: "features",
+    Stage.score: "scores",
+    Stage.clusters: "clusters",
+}
+
+
 class How(StrEnum):
     pin = "pin"
     scale = "scale"
@@ -70,9 +81,8 @@ def run(
     from suite import headless
     from suite.report import write_report
     from suite.report.machine import machine
-    from suite.runs import open_run
 
-    opened = open_run(profile, run_dir, set_ or [])
+    opened = stages.open_run(profile, run_dir, set_ or [])
     typer.echo(f"run folder: {opened.folder}")
     extra = dict(_name_and_value(p) for p in parameter or [])
     seconds = headless.run_notebooks(opened, set_ or [], only, extra, typer.echo)
@@ -90,36 +100,25 @@ def run(
 @app.command()
 def stage(name: Stage, profile: Profile = "laptop", set_: Set = None, run_dir: RunDir = "") -> None:
     """Make one stage's artefact, and what it needs before it, without notebooks. A finished stage is not redone."""
-    from sae_lib.features.feature_table import evaluation
-    from sae_lib.features.feature_table import feature_table as features
-    from sae_lib.interpretability import clusters
-    from sae_lib.interpretability import scoring as interpretability
-    from sae_lib.model import language_model
-    from sae_lib.sae import training
     from sae_lib.sae.engine import distributed
-    from sae_lib.text import tokens
-    from suite import report
-    from suite.runs import open_run
+    from suite import stages
+    from suite.report import write_report
 
     distributed.start()
     if distributed.rank_and_world_size()[1] > 1 and name is not Stage.sae:
         raise SettingsError(
             f"stage {name.value}: only the stage sae runs in several processes; start this one without torchrun"
         )
-    functions = {
-        Stage.corpus: tokens.make_tokens,
-        Stage.lm: language_model.make_language_model,
-        Stage.sae: training.make_autoencoder,
-        Stage.evaluate: evaluation.evaluate_run,
-        Stage.features: features.make_features,
-        Stage.score: interpretability.score_run,
-        Stage.clusters: clusters.make_clusters,
-        Stage.report: report.write_report,
-    }
     with distributed.first_process_first():
-        opened = open_run(profile, run_dir, set_ or [])
-    made = functions[name](opened)
-    typer.echo(f"{name.value}: {made if isinstance(made, Path) else opened.results_folder}")
+        opened = stages.open_run(profile, run_dir, set_ or [])
+    if name is Stage.report:
+        made = write_report(opened)
+    elif name is Stage.evaluate:
+        opened.results("evaluation")
+        made = opened.results_folder
+    else:
+        made = opened.path(STAGE_NAMES[name])
+    typer.echo(f"{name.value}: {made}")
 
 
 @app.command()
@@ -148,9 +147,8 @@ def study(
 ) -> None:
     """Many autoencoders on one language model, at the same L0 and over seeds: the recipes, the widths, or the classical recipe's settings."""
     from suite import studies
-    from suite.runs import open_run
 
-    opened = open_run(profile, run_dir, set_ or [])
+    opened = stages.open_run(profile, run_dir, set_ or [])
     studies.study(opened, which.value)
     typer.echo(f"study: {opened.results_folder / f'study_{which.value}.json'}")
     if publish:
@@ -202,10 +200,9 @@ def clamp(
 ) -> None:
     """Clamp features while the model runs: the next token before and after, and both continuations at the same random numbers."""
     from suite import clamping_views
-    from suite.runs import open_run
 
     clamps = clamping_views.clamps_of(feature, how.value, value or [], position or [])
-    opened = open_run(profile, run_dir, set_ or [])
+    opened = stages.open_run(profile, run_dir, set_ or [])
     typer.echo(
         clamping_views.command(
             opened.last_mlp() if last_mlp else opened,
@@ -236,10 +233,9 @@ def explain(
     run_dir: RunDir = "",
 ) -> None:
     """Let a chat model explain features and test the explanations; skipped where there is no model (SAE_LLM_BASE_URL, SAE_LLM_MODEL, SAE_LLM_API_KEY)."""
-    from sae_lib.interpretability.explain import explain as explain_features
-    from suite.runs import open_run
+    from suite.explain import explain as explain_features
 
-    explain_features(open_run(profile, run_dir, set_ or []), features, model, say=typer.echo)
+    explain_features(stages.open_run(profile, run_dir, set_ or []), features, model, say=typer.echo)
 
 
 @app.command()
@@ -253,7 +249,9 @@ def export(
     """Write an autoencoder in dictionary_learning's format. (The folder itself is SAELens' own format.)"""
     from sae_lib.sae.autoencoder import SparseAutoencoder
     from sae_lib.sae.export import to_dictionary_learning
+    from suite.runs import check_own
 
+    check_own(out, "export OUT", "ae.pt")
     typer.echo(f"exported: {to_dictionary_learning(SparseAutoencoder.load(sae), out)}")
 
 
@@ -268,9 +266,8 @@ def report(
 ) -> None:
     """Write the report of a finished run from its results."""
     from suite.report import publish_report, write_report
-    from suite.runs import open_run
 
-    opened = open_run(profile, run_dir, set_ or [])
+    opened = stages.open_run(profile, run_dir, set_ or [])
     typer.echo(f"report: {write_report(opened)}")
     if publish:
         typer.echo(f"published: {publish_report(opened)}")
@@ -285,9 +282,8 @@ def browser(
 ) -> None:
     """Write browser.html: all features and the model in one page that opens from disk."""
     from suite.browser.single_file import write_browser
-    from suite.runs import open_run
 
-    typer.echo(f"browser: {write_browser(open_run(profile, run_dir, set_ or []), name)}")
+    typer.echo(f"browser: {write_browser(stages.open_run(profile, run_dir, set_ or []), name)}")
 
 
 @app.command()

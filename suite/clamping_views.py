@@ -12,15 +12,12 @@ from pandas.io.formats.style import Styler
 from plotly.subplots import make_subplots
 
 from sae_lib.errors import SettingsError
+from sae_lib.features import clamping
 from sae_lib.features.clamping import Clamp, NextTokens
 from sae_lib.features.clamping_effects import Subject
-from sae_lib.features.feature_table import clamping
 from sae_lib.figures import PALETTE
-from sae_lib.model import language_model
-from sae_lib.model.activations import HookPoint
-from sae_lib.sae import training
 from sae_lib.text.display import SIGNS, Vocabulary, isolated, plain
-from sae_lib.text.tokens import open_tokens
+from suite import stages
 from suite.browser.page import decimal, percent
 from suite.report.formats import small
 from suite.runs import Run
@@ -64,10 +61,10 @@ def command(
         raise SettingsError(
             "the prompt is empty: give at least one token of text"
         )  # before anything is trained for it
-    dictionary = training.load_autoencoder(run)
+    dictionary = run.get("autoencoder")
     hook, tokenizer = (
-        HookPoint(language_model.load(run), run.settings.sae.hook_name),
-        open_tokens(run).tokenizer,
+        stages.hook(run),
+        run.get("tokens").tokenizer,
     )
     vocabulary = Vocabulary(tokenizer)
     found = clamping.next_tokens(hook, tokenizer, dictionary, prompt, clamps, k, keep_error)

@@ -10,8 +10,9 @@ import torch
 from IPython.display import Markdown, display
 
 from sae_lib import figures  # noqa: F401  (sets the plotly look and renderer)
+from suite import stages
 from suite.headless import NOTEBOOKS, ROOT
-from suite.runs import Run, open_run
+from suite.runs import Run
 
 
 def start(profile: str, run_dir: str = "", overrides: list[str] | None = None) -> Run:
@@ -19,7 +20,7 @@ def start(profile: str, run_dir: str = "", overrides: list[str] | None = None) -
     if Path.cwd() == NOTEBOOKS:
         os.chdir(ROOT)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    run = open_run(profile, run_dir, overrides or [])
+    run = stages.open_run(profile, run_dir, overrides or [])
     packages = ", ".join(
         f"{name} {version(name)}" for name in ("torch", "transformers", "transformer-lens")
     )

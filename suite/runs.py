@@ -4,29 +4,151 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from sae_lib import settings as settings_module
-from sae_lib.errors import ArtefactError, SettingsError
+from sae_lib.checkpoints import CheckpointFolder, finish_the_step
+from sae_lib.device import keep_freed_memory
+from sae_lib.errors import ArtefactError, SettingsError, in_plain_words
+from sae_lib.files import (
+    RECORD,
+    check_same,
+    digest,
+    plain,
+    read_record,
+    scratch_name,
+    sha256,
+    verify,
+    write_atomically,
+)
+from sae_lib.sae.engine import distributed
 from sae_lib.settings import Settings
+from suite import locks
 
-RECORD = "made_from.json"
+SETTINGS = "settings.yaml"
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One row of the table of what a run can make: an artefact (a folder), results (JSON) from it, or both.
+
+    Every function takes the run and a name (of an autoencoder or baseline) first; `make` then fills a scratch folder (and where the
+    stage `trains`, it gets a folder for checkpoints), `load` reads the artefact's. `needed` says whether this run makes it at all.
+    """
+
+    folder: str = ""  # in the run folder; {name} stands for the name
+    fingerprint: Callable[["Run", str], dict[str, Any]] | None = None  # settings it depends on
+    make: Callable[..., None] | None = None
+    load: Callable[["Run", str, Path | None], Any] | None = None
+    measure: Callable[["Run", str], dict[str, Any]] | None = None  # values of its results
+    results: str = ""  # name of its results
+    needed: Callable[["Run"], bool] | None = None
+    cheap: bool = False  # made for commands that only read, too
+    keep: bool = False  # stays in memory once loaded
+    trains: bool = False
+    together: bool = False  # made by all processes of torchrun
 
 
 @dataclass(frozen=True)
 class Run:
-    """Settings and the folder that everything made from them goes into."""
+    """Settings, the folder that everything made from them goes into, and the table of what can be made."""
 
     settings: Settings
     folder: Path
+    stages: Mapping[str, Stage] = field(compare=False, repr=False)
     parent: "Run | None" = field(default=None, compare=False)
+    reading: bool = field(default=False, compare=False)  # nothing is trained for it
+    _loaded: dict = field(default_factory=dict, init=False, compare=False, repr=False)
+
+    def path(self, stage: str, name: str = "") -> Path:
+        """The folder of a stage's artefact, made with its results (and all that it needs) where they are not there."""
+        folder = self._made(stage, name)
+        if self.stages[stage].results:
+            self.results(stage, name)
+        return folder
+
+    def get(self, stage: str, name: str = "") -> Any:
+        """What a stage makes, loaded (or its results, where that is all it makes); made first where it is not there."""
+        row, key = self.stages[stage], (stage, name or self.settings.sae.recipe)
+        if row.load is None:
+            return self.results(stage, name)
+        folder = self._made(stage, name) if row.folder else None
+        if key not in self._loaded:
+            loaded = row.load(self, key[1], folder)
+            if not row.keep:
+                return loaded
+            self._loaded[key] = loaded
+        return self._loaded[key]
+
+    def results(self, stage: str, name: str = "") -> dict[str, Any]:
+        """A stage's results, measured and saved where they are not there."""
+        row, name = self.stages[stage], name or self.settings.sae.recipe
+        where, made_from = self.results_name(row.results, name), row.fingerprint(self, name)
+        with self.making(where, made_from) as missing:
+            if missing:
+                self.save_results(where, row.measure(self, name), made_from)
+        return self.saved_results(where, made_from)
+
+    @contextmanager
+    def _training(
+        self, row: Stage, name: str, folder: Path, made_from: dict[str, Any]
+    ) -> Iterator[list[CheckpointFolder]]:
+        """For a stage that trains: where it keeps checkpoints, and Ctrl-C asks it to write one and stop."""
+        if not row.trains:
+            yield []
+            return
+        what = name if "{name}" in row.folder else row.folder.replace("_", " ")
+        keep_freed_memory()
+        with finish_the_step(what) as interrupted:
+            yield [CheckpointFolder(checkpoints_of(folder), made_from, interrupted)]
+
+    def summary(self, stage: str, name: str = "") -> dict[str, Any]:
+        """What a training measured: curves, seconds, rates; see `language_model.train` and `training.fit`."""
+        return json.loads((self.folder_of(stage, name) / "training.json").read_text())
+
+    def folder_of(self, stage: str, name: str = "") -> Path:
+        if stage == "tokens":
+            return self.tokens_folder
+        name = name or self.settings.sae.recipe
+        return self.folder / self.stages[stage].folder.format(name=name)
+
+    def results_name(self, base: str, name: str = "") -> str:
+        """That of the main run's own autoencoder is plain; others say of which run and autoencoder they are."""
+        of = [self.folder.name] if self.parent else []
+        of += [name] if name and name != self.settings.sae.recipe else []
+        return "_".join([base, *of])
+
+    def _made(self, stage: str, name: str) -> Path:
+        row, folder = self.stages[stage], self.folder_of(stage, name)
+        if row.needed and not row.needed(self):
+            return folder
+        name = name or self.settings.sae.recipe
+        made_from, rank = row.fingerprint(self, name), distributed.rank_and_world_size()[0]
+        in_order = distributed.first_process_first if row.together else nullcontext
+        with ExitStack() as stack:
+            with in_order():
+                missing = stack.enter_context(self.making(folder, made_from, row.cheap))
+            if missing and rank == 0:
+                with self._training(row, name, folder, made_from) as store:
+                    with writing(folder, made_from) as scratch:
+                        row.make(self, name, scratch, *store)
+            elif missing:
+                with self._training(row, name, folder, made_from) as store:
+                    row.make(self, name, folder, *store)
+        with in_order():
+            return folder
+
+    @property
+    def root(self) -> Path:
+        """The folder that has the settings and the lock: of a child, its parent's."""
+        return (self.parent or self).folder
 
     @property
     def tokens_folder(self) -> Path:
@@ -39,17 +161,44 @@ class Run:
 
     @property
     def results_folder(self) -> Path:
-        return (self.parent or self).folder / "results"
+        return self.root / "results"
 
-    def is_made(self, folder: Path, made_from: dict[str, Any]) -> bool:
-        """`is_made`, or taken over (hard links) from a run folder beside this one that holds the same artefact."""
-        root = (self.parent or self).folder
-        if is_made(folder, made_from):
-            return True
-        for other in (
-            sorted(root.parent.glob("*/settings.yaml")) if folder.is_relative_to(root) else ()
-        ):
-            candidate = other.parent / folder.relative_to(root)
+    @contextmanager
+    def making(
+        self, what: Path | str, made_from: dict[str, Any], cheap: bool = False
+    ) -> Iterator[bool]:
+        """Whether an artefact (its folder) or results (their name) have yet to be made.
+
+        If so, this process alone writes in the run folder until the block ends; what is there is read without a lock.
+        `cheap` things are made for a command that only reads as well.
+        """
+        if self._is_there(what, made_from):
+            yield False
+            return
+        if self.reading and not cheap:
+            name = Path(what).relative_to(self.root) if isinstance(what, Path) else what
+            raise ArtefactError(
+                f"{self.root} has no {name} yet, and this command trains nothing; make it first "
+                f"with `python -m sae_lib run --run {self.root}` and the same --profile and --set"
+            )
+        with in_plain_words(self.root), locks.locked(self.root):
+            self.check_folder()
+            missing = not self._is_there(what, made_from)
+            missing = missing and not (isinstance(what, Path) and self._take_over(what, made_from))
+            yield missing
+            self.claim()
+
+    def _is_there(self, what: Path | str, made_from: dict[str, Any]) -> bool:
+        if isinstance(what, Path):
+            return is_made(what, made_from)
+        return self.saved_results(what, made_from) is not None
+
+    def _take_over(self, folder: Path, made_from: dict[str, Any]) -> bool:
+        """Whether a run folder beside this one holds the same artefact, which then is this one's too (by hard links)."""
+        if not folder.is_relative_to(self.root):
+            return False
+        for other in sorted(self.root.parent.glob(f"*/{SETTINGS}")):
+            candidate = other.parent / folder.relative_to(self.root)
             with suppress(ArtefactError):
                 if candidate != folder and is_made(candidate, made_from):
                     with writing(folder, made_from) as scratch:
@@ -57,15 +206,36 @@ class Run:
                     return True
         return False
 
+    def check_folder(self) -> None:
+        """`ArtefactError` where the folder holds a run of other settings, `SettingsError` where it holds something else."""
+        record = self.root / SETTINGS
+        if record.exists():
+            check_same(self.root, read_yaml(record), self._recorded())
+        else:
+            check_own(self.root, "--run", SETTINGS, f"*/{RECORD}")
+
+    def claim(self) -> None:
+        """Write `settings.yaml`: the folder is this run's from now on."""
+        self.check_folder()
+        if not (self.root / SETTINGS).exists():
+            write_atomically(
+                self.root / SETTINGS, yaml.safe_dump(self._recorded(), sort_keys=False)
+            )
+
+    def _recorded(self) -> dict[str, Any]:
+        return (self.parent or self).settings.model_dump(mode="json")
+
     def save_results(
         self, name: str, values: dict[str, Any], made_from: dict[str, Any] | None = None
     ) -> Path:
         """Write `results/<name>.json`: the only place the report takes numbers from."""
+        self.claim()
         path = self.results_folder / f"{name}.json"
-        mark = {"made_from": _digest(made_from)} if made_from else {}
+        mark = {"made_from": digest(made_from)} if made_from else {}
+        values = plain(values | mark)
+        record = values | {"sha256": digest(values)}
         write_atomically(
-            path,
-            json.dumps(plain(values | mark), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+            path, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         )
         return path
 
@@ -75,28 +245,37 @@ class Run:
         if not path.exists():
             return None
         values = self.load_results(name)
-        return values if values.pop("made_from", None) == _digest(made_from) else None
+        return values if values.pop("made_from", None) == digest(made_from) else None
 
     def load_results(self, name: str) -> dict[str, Any]:
         path = self.results_folder / f"{name}.json"
         if not path.exists():
             raise ArtefactError(f"{path} is missing: run the notebook or stage that makes it first")
         try:
-            return json.loads(path.read_text())
-        except ValueError:
+            values = json.loads(path.read_text())
+            whole = values.pop("sha256") == digest(values)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            whole = False
+        if not whole:
             raise ArtefactError(
-                f"{path} is damaged (not valid JSON); delete it and run again"
-            ) from None
+                f"{path} is damaged or was edited (its hash differs); delete it and run again"
+            )
+        return values
 
     def figure(self, fig, name: str, width: int = 900, height: int = 450):
         """Save a plotly figure to `figures/<name>` and return it for display."""
         from sae_lib import figures
 
-        figures.save(fig, (self.parent or self).folder / "figures", name, width, height)
+        figures.save(fig, self.root / "figures", name, width, height)
         return fig
 
     def last_mlp(self) -> "Run":
         """The run of notebook 05: the same corpus, another model and hook, in a folder inside this one."""
+        if "last_mlp" not in self._loaded:
+            self._loaded["last_mlp"] = self._last_mlp()
+        return self._loaded["last_mlp"]
+
+    def _last_mlp(self) -> "Run":
         s = self.settings
         corpus = s.corpus.model_copy(
             update={"train_tokens": s.last_mlp.train_tokens or s.corpus.train_tokens}
@@ -109,13 +288,21 @@ class Run:
                 "corpus": corpus,
             }
         )
-        return Run(child, self.folder / "last_mlp", parent=self)
+        folder = self.folder / "last_mlp"
+        return Run(child, folder, self.stages, parent=self, reading=self.reading)
 
 
 def open_run(
-    profile: str = "laptop", run_dir: str | Path = "", overrides: list[str] | tuple[str, ...] = ()
+    stages: Mapping[str, Stage],
+    profile: str = "laptop",
+    run_dir: str | Path = "",
+    overrides: list[str] | tuple[str, ...] = (),
+    reading: bool = False,
 ) -> Run:
-    """The run of a profile with overrides. Without `run_dir`: `runs/<profile>`, with overrides `runs/<profile>-<hash of them>`."""
+    """The run of a profile with overrides. Without `run_dir`: `runs/<profile>`, with overrides `runs/<profile>-<hash of them>`.
+
+    Nothing is written before something is made. `reading`: the run has to be there, and nothing is trained for it.
+    """
     settings = settings_module.load(profile, overrides)
     if run_dir:
         folder = Path(run_dir)
@@ -123,30 +310,47 @@ def open_run(
         changed = settings != settings_module.load(profile)
         digest = hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:8]
         folder = Path("runs") / (f"{profile}-{digest}" if changed else profile)
+    run = Run(settings, folder, stages, reading=reading)
+    if reading and not (folder / SETTINGS).exists():
+        raise ArtefactError(f"there is no run in {folder}; {_existing(folder.parent)}")
+    run.check_folder()
+    _check(run)
+    return run
+
+
+def _existing(beside: Path) -> str:
+    found = sorted({str(p.parent) for f in (beside, Path("runs")) for p in f.glob(f"*/{SETTINGS}")})
+    if not found:
+        return "there are none yet; make one with `python -m sae_lib run`"
+    more = f" and {len(found) - 8} more" if len(found) > 8 else ""
+    return f"there are: {', '.join(found[:8])}{more}; choose one with --run, and its --profile and --set"
+
+
+def check_own(folder: Path, option: str, *marks: str) -> None:
+    """`SettingsError` where `folder` is not new or empty and holds none of `marks` (globs): it is somebody else's."""
+    expected = "expected a folder that is new, empty, or of such a run"
     if folder.exists() and not folder.is_dir():
-        raise SettingsError(f"--run {folder} is a file; expected a folder (it is made if missing)")
-    _check(settings, folder)
-    record = folder / "settings.yaml"
-    wanted = settings.model_dump(mode="json")
-    if record.exists():
-        check_same(folder, read_yaml(record), wanted)
-    else:
-        write_atomically(record, yaml.safe_dump(wanted, sort_keys=False))
-    return Run(settings, folder)
+        raise SettingsError(f"{option} {folder} is a file; {expected}")
+    here = folder.resolve()
+    if here in (Path("/"), Path.home(), Path.cwd(), ROOT) or any(
+        here.is_relative_to(ROOT / package) for package in ("sae_lib", "suite")
+    ):
+        raise SettingsError(f"{option} {folder} is no place for results; {expected}")
+    if folder.exists() and not any(any(folder.glob(mark)) for mark in marks):
+        others = [p.name for p in folder.iterdir() if not p.name.endswith((".lock", ".partial"))]
+        if others:
+            raise SettingsError(f"{option} {folder} holds other files ({others[0]}); {expected}")
 
 
-def _check(settings: Settings, folder: Path) -> None:
+def _check(run: Run) -> None:
     """What settings alone cannot know: device, recipes and hook names, said before anything is made or written."""
     from sae_lib.device import device_of
     from sae_lib.model.activations import find_hook
     from sae_lib.sae.recipes import variants
 
-    device_of(Run(settings, folder))
-    for prefix, part in (("", settings), ("last_mlp.", Run(settings, folder).last_mlp().settings)):
-        try:
-            variants(part)
-        except SettingsError as error:
-            raise SettingsError(f"{prefix}{error}") from None
+    device_of(run.settings.device)
+    for part in (run.settings, run.last_mlp().settings):
+        variants(part)
         if part.lm.source == "train":
             find_hook(part.sae.hook_name, part.lm.architecture, part.lm.n_layer)
 
@@ -155,63 +359,48 @@ def is_made(folder: Path, made_from: dict[str, Any]) -> bool:
     """Whether the artefact is there, whole, and from these settings; `ArtefactError` where it is damaged or from others."""
     if not folder.exists():
         return False
-    record = folder / RECORD
-    try:
-        found = json.loads(record.read_text())
-        found["settings"], found["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ArtefactError(
-            f"{folder} has no readable {RECORD}, so no run finished it; delete the folder and run again"
-        ) from None
-    check_same(folder, found["settings"], json.loads(json.dumps(made_from)))
-    for name, (size, digest) in found["files"].items():
-        path = folder / name
-        if not path.exists() or path.stat().st_size != size:
-            has = f"{path.stat().st_size} bytes" if path.exists() else "nothing"
-            raise ArtefactError(
-                f"{path} is damaged: {has} where {size} bytes were written; delete {folder} and run again"
-            )
-        if _sha256(path, size, path.stat().st_mtime_ns) != digest:
-            raise ArtefactError(
-                f"{path} is damaged: its content changed since it was written; delete {folder} and run again"
-            )
+    check_same(folder, read_record(folder)["settings"], json.loads(json.dumps(made_from)))
+    verify(folder)
     return True
 
 
 @contextmanager
 def writing(folder: Path, made_from: dict[str, Any]) -> Iterator[Path]:
-    """A scratch folder that becomes `folder`, with its record, when the block ends without an error."""
-    scratch = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
+    """A scratch folder that becomes `folder`, with its record, when the block ends without an error; its checkpoints then go."""
+    scratch = scratch_name(folder)
     try:
-        yield scratch
-    except BaseException:
+        with in_plain_words(folder):
+            scratch.mkdir(parents=True)
+            yield scratch
+            files = sorted(p for p in scratch.rglob("*") if p.is_file() and p.name != RECORD)
+            digests = {
+                str(p.relative_to(scratch)): (
+                    p.stat().st_size,
+                    sha256(p, p.stat().st_size, p.stat().st_mtime_ns),
+                )
+                for p in files
+            }
+            write_atomically(
+                scratch / RECORD, json.dumps({"settings": made_from, "files": digests}, indent=1)
+            )
+            os.replace(scratch, folder)
+            shutil.rmtree(checkpoints_of(folder), ignore_errors=True)
+    finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        raise
-    files = sorted(p for p in scratch.rglob("*") if p.is_file() and p.name != RECORD)
-    digests = {
-        str(p.relative_to(scratch)): (
-            p.stat().st_size,
-            _sha256(p, p.stat().st_size, p.stat().st_mtime_ns),
-        )
-        for p in files
-    }
-    write_atomically(
-        scratch / RECORD, json.dumps({"settings": made_from, "files": digests}, indent=1)
-    )
-    os.replace(scratch, folder)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(path.read_text())
-        assert isinstance(data, dict)
-        return data
-    except (yaml.YAMLError, UnicodeDecodeError, AssertionError):
-        raise ArtefactError(
-            f"{path} is not readable as settings; delete the run folder or choose another with --run"
-        ) from None
+        text = path.read_text()
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise ValueError  # a few of them can stand for more than any memory holds
+        if isinstance(data := yaml.safe_load(text), dict):
+            return data
+    except (yaml.YAMLError, ValueError, RecursionError):
+        pass
+    raise ArtefactError(
+        f"{path} is not readable as settings; delete the run folder or choose another with --run"
+    )
 
 
 def _link(source: str, target: str) -> None:
@@ -221,11 +410,6 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-@lru_cache(maxsize=256)
-def _sha256(path: Path, size: int, mtime: int) -> str:
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def _digest(made_from: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(plain(made_from), sort_keys=True).encode()).hexdigest()
+def checkpoints_of(folder: Path) -> Path:
+    """Where the training of the artefact `folder` keeps its checkpoints."""
+    return folder.with_name(f".{folder.name}.checkpoints")

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +9,9 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
+from sae_lib.checkpoints import CheckpointFolder, finish_the_step
 from sae_lib.device import device_of, keep_freed_memory
-from sae_lib.features.feature_table import clamping_effects, evaluation, feature_table
+from sae_lib.features import clamping_effects, evaluation, feature_table
 from sae_lib.interpretability import clusters, halves, scores, scoring
 from sae_lib.model import generation, language_model
 from sae_lib.model.activations import HookPoint
@@ -21,13 +20,12 @@ from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.dictionaries import Dictionary, Directions, Neurons
 from sae_lib.sae.early_stopping import ACTIVATIONS
 from sae_lib.sae.engine import distributed
-from sae_lib.sae.engine.checkpoints import CheckpointFolder, finish_the_step
 from sae_lib.sae.recipes import resolve, variant, variants
 from sae_lib.settings import SAESettings
 from sae_lib.text.display import Vocabulary
 from sae_lib.text.tokens import open_tokens, write_tokens
 from suite import runs
-from suite.runs import Run, Stage, checkpoints_of
+from suite.runs import Run, Stage, checkpoints_of, writing
 
 BASELINES = feature_table.BASELINES
 Made = dict[str, Any]  # the settings that an artefact depends on
@@ -64,15 +62,9 @@ def model_fingerprint(run: Run, name: str = "") -> Made:
     return tokens_fingerprint(run) | {"lm": lm}
 
 
-def make_language_model(run: Run, name: str, out: Path) -> None:
-    store = CheckpointFolder(
-        checkpoints_of(run.folder_of("language_model")), model_fingerprint(run)
-    )
-    tokens = run.get("tokens")
-    with finish_the_step("language model") as store.interrupted:
-        model, summary = language_model.train(
-            run.settings.lm, tokens, run.settings.seed, device_of(run.settings.device), store
-        )
+def make_language_model(run: Run, name: str, out: Path, store: CheckpointFolder) -> None:
+    s, tokens = run.settings, run.get("tokens")
+    model, summary = language_model.train(s.lm, tokens, s.seed, device_of(s.device), store)
     model.save_pretrained(out)
     tokens.tokenizer.save_pretrained(out)
     (out / "training.json").write_text(json.dumps(summary))
@@ -124,20 +116,18 @@ def fingerprint_of(run: Run, sae: SAESettings) -> Made:
     return model_fingerprint(run) | {"sae": training.training_fingerprint(sae)}
 
 
-def make_autoencoder(run: Run, name: str, out: Path) -> None:
+def make_autoencoder(run: Run, name: str, out: Path, store: CheckpointFolder) -> None:
     """Train one of `recipes.variants(settings)`; where resampling found nothing dead, the run without it is the same and is copied."""
     with distributed.first_process_first():
         model_source(run)
     if name == f"{run.settings.sae.recipe}-no_resampling":
         main = run.path("autoencoder")
         if not any(e["resampled"] for e in run.summary("autoencoder")["resampling"]):
-            copy_without_resampling(run, main, out)
+            if distributed.rank_and_world_size()[0] == 0:
+                copy_without_resampling(run, main, out)
             return
-    sae, folder = variant(run.settings, name), run.folder_of("autoencoder", name)
-    store = CheckpointFolder(checkpoints_of(folder), sae_fingerprint(run, name))
-    no_resampling = no_resampling_checkpoint(run, name)
-    with without_denormals(), finish_the_step(name) as store.interrupted:
-        trained, summary = fit(run, hook(run, name), sae, store, no_resampling)
+    sae, no_resampling = variant(run.settings, name), no_resampling_checkpoint(run, name)
+    trained, summary = fit(run, hook(run, name), sae, store, no_resampling)
     if distributed.rank_and_world_size()[0] == 0:
         save_autoencoder(run, trained, summary, sae.hook_name, out)
 
@@ -149,22 +139,18 @@ def fit(
     store: CheckpointFolder,
     no_resampling: CheckpointFolder | None = None,
 ) -> tuple[SparseAutoencoder, dict]:
-    """Train on the run's training tokens."""
+    """Train on the run's training tokens.
+
+    Adam's moments of silent features decay into denormals, which are an order of magnitude slower: they count as zero here.
+    """
     tokens, context = run.get("tokens"), run.settings.lm.context
     heldout = None
     if resolve(sae).patience:
         heldout = tokens.rows("heldout", context)[: ACTIVATIONS // context]
     rows = tokens.rows("train", context)
-    return training.fit(hook, rows, sae, run.settings.seed, store, no_resampling, heldout)
-
-
-@contextmanager
-def without_denormals() -> Iterator[None]:
-    """Adam's moments of silent features decay into denormals, which are an order of magnitude slower."""
-    keep_freed_memory()
     torch.set_flush_denormal(True)
     try:
-        yield
+        return training.fit(hook, rows, sae, run.settings.seed, store, no_resampling, heldout)
     finally:
         torch.set_flush_denormal(False)
 
@@ -182,6 +168,18 @@ def save_autoencoder(
     }
     sae.save(out, metadata)
     (out / "training.json").write_text(json.dumps(summary, indent=1))
+
+
+def make_other_autoencoder(run: Run, hook: HookPoint, sae: SAESettings, folder: Path) -> None:
+    """Train an autoencoder of other settings than the run's own into `folder`, where that has not been done."""
+    made_from = fingerprint_of(run, sae)
+    with run.making(folder, made_from) as missing:
+        if missing:
+            keep_freed_memory()
+            with finish_the_step(sae.recipe) as interrupted, writing(folder, made_from) as out:
+                store = CheckpointFolder(checkpoints_of(folder), made_from, interrupted)
+                trained, summary = fit(run, hook, sae, store)
+                save_autoencoder(run, trained, summary, sae.hook_name, out)
 
 
 def no_resampling_checkpoint(run: Run, name: str) -> CheckpointFolder | None:
@@ -343,11 +341,9 @@ def untrained_hook(run: Run, name: str) -> HookPoint:
     return HookPoint(model, untrained_settings(run, name).hook_name)
 
 
-def make_untrained(run: Run, name: str, out: Path) -> None:
-    sae, folder = untrained_settings(run, name), run.folder_of("untrained", name)
-    store = CheckpointFolder(checkpoints_of(folder), untrained_fingerprint(run, name))
-    with without_denormals(), finish_the_step("untrained") as store.interrupted:
-        trained, summary = fit(run, untrained_hook(run, name), sae, store)
+def make_untrained(run: Run, name: str, out: Path, store: CheckpointFolder) -> None:
+    sae = untrained_settings(run, name)
+    trained, summary = fit(run, untrained_hook(run, name), sae, store)
     trained.save(out, {"hook_name": sae.hook_name, "model_name": "untrained"})
     (out / "training.json").write_text(json.dumps(summary, indent=1))
 
@@ -401,10 +397,23 @@ def clamp_context(run: Run) -> clamping_effects.Subject:
 
 # --- the table ---
 
+
+def _trains_a_model(run: Run) -> bool:
+    return run.settings.lm.source == "train"
+
+
 STAGES = {
-    "tokens": Stage("tokens", tokens_fingerprint, make_tokens, lambda run, _, f: open_tokens(f)),
+    "tokens": Stage(
+        "tokens", tokens_fingerprint, make_tokens, lambda run, _, f: open_tokens(f), keep=True
+    ),
     "language_model": Stage(
-        "language_model", model_fingerprint, make_language_model, load_language_model
+        "language_model",
+        model_fingerprint,
+        make_language_model,
+        load_language_model,
+        needed=_trains_a_model,
+        keep=True,
+        trains=True,
     ),
     "prompts": Stage(
         "prompts",
@@ -412,9 +421,17 @@ STAGES = {
         make_prompts,
         lambda run, _, f: generation.load_prompt_corpus(f),
     ),
-    "autoencoder": Stage("saes/{name}", sae_fingerprint, make_autoencoder, load_autoencoder),
+    "autoencoder": Stage(
+        "saes/{name}",
+        sae_fingerprint,
+        make_autoencoder,
+        load_autoencoder,
+        keep=True,
+        trains=True,
+        together=True,
+    ),
     "evaluation": Stage(
-        "", evaluation_fingerprint, measure=measure_evaluation, results="evaluation"
+        fingerprint=evaluation_fingerprint, measure=measure_evaluation, results="evaluation"
     ),
     "features": Stage(
         "features/{name}",
@@ -423,7 +440,7 @@ STAGES = {
         lambda run, _, f: feature_table.load_features(f),
         cheap=True,
     ),
-    "dictionary": Stage("", load=load_dictionary),
+    "dictionary": Stage(load=load_dictionary, keep=True),
     "scores": Stage(
         "interpretability/{name}",
         scores_fingerprint,
@@ -433,7 +450,11 @@ STAGES = {
         results="interpretability",
     ),
     "untrained": Stage(
-        "interpretability/untrained-{name}", untrained_fingerprint, make_untrained, load_autoencoder
+        "interpretability/untrained-{name}",
+        untrained_fingerprint,
+        make_untrained,
+        load_autoencoder,
+        trains=True,
     ),
     "clusters": Stage(
         "clusters/{name}",

@@ -12,15 +12,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sae_lib.features.feature_table import evaluation
-from sae_lib.model import language_model
+from sae_lib.features import evaluation
 from sae_lib.model.activations import HookPoint
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.dictionaries import active
 from sae_lib.sae.recipes import RECIPES, of_recipe, resolve
 from sae_lib.settings import SAESettings
-from sae_lib.text.tokens import open_tokens
-from suite import sweep
+from suite import stages, sweep
 from suite.runs import Run, write_atomically
 
 SEEDS = (0, 1, 2)
@@ -42,8 +40,8 @@ SPLIT_TOKENS = 131_072
 
 def study(run: Run, which: str) -> dict:
     """Make `results/study_<which>.json`; trained autoencoders are kept, so that an interrupted study goes on."""
-    language_model.make_language_model(run)
-    hook = HookPoint(language_model.load(run), run.settings.sae.hook_name)
+    run.path("language_model")
+    hook = stages.hook(run)
     results = {"recipes": recipes_study, "widths": widths_study, "classical": classical_study}[
         which
     ](run, hook)
@@ -54,7 +52,7 @@ def study(run: Run, which: str) -> dict:
 def about(run: Run) -> dict:
     """What a study was made on."""
     tokens = {
-        "lm_tokens": language_model.training_summary(run)["tokens"],
+        "lm_tokens": run.summary("language_model")["tokens"],
         "heldout_tokens": run.settings.evaluation.tokens,
     }
     return {
@@ -246,8 +244,8 @@ def splitting(run: Run, hook: HookPoint, narrow: SAESettings, wide: SAESettings)
     least that share of the tokens on which it is. The null takes another narrow feature of similar density in its nearest one's place.
     """
     pair = [SparseAutoencoder.load(sweep.folder_of(run, s), hook.device) for s in (narrow, wide)]
-    rows = evaluation.heldout_rows(run, SPLIT_TOKENS)
-    together, n_wide, n_narrow, tokens_of = _together(hook, pair, rows, open_tokens(run).tokenizer)
+    rows = stages.heldout_rows(run, SPLIT_TOKENS)
+    together, n_wide, n_narrow, tokens_of = _together(hook, pair, rows, run.get("tokens").tokenizer)
     unit = [sae.W_dec / sae.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-8) for sae in pair]
     cosine, parent = (unit[1] @ unit[0].T).cpu().max(1)
     inside = lambda parents: together[parents, torch.arange(len(parents))] / n_wide.clamp_min(1)  # noqa: E731

@@ -11,14 +11,15 @@ import plotly.graph_objects as go
 
 from sae_lib import figures
 from sae_lib.errors import SettingsError
-from sae_lib.features.feature_table import evaluation
-from sae_lib.model import language_model
+from sae_lib.features import evaluation
 from sae_lib.model.activations import HookPoint
 from sae_lib.sae import training
+from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.recipes import RECIPES, resolve, uses
 from sae_lib.settings import RECIPE_VALUES, SAESettings, load
 from sae_lib.settings_errors import shown
-from suite.runs import Run, open_run
+from suite import stages
+from suite.runs import Run
 
 MOST_POINTS = 1000
 COLUMNS = [
@@ -79,9 +80,8 @@ def sweep(profile: str, run_dir: str | Path, overrides: list[str]) -> Path:
     """
     single, axes = split(overrides)
     points = grid(profile, single, axes)
-    run = open_run(profile, run_dir, single)
-    language_model.make_language_model(run)
-    hook = HookPoint(language_model.load(run), run.settings.sae.hook_name)
+    run = stages.open_run(profile, run_dir, single)
+    hook = stages.hook(run)
     for settings in points.values():
         measure(run, hook, settings)
     found = [
@@ -97,17 +97,16 @@ def sweep(profile: str, run_dir: str | Path, overrides: list[str]) -> Path:
 
 def measure(run: Run, hook: HookPoint, settings: SAESettings) -> dict:
     """Train and evaluate one autoencoder, where that has not been done: what it is, `COLUMNS`, and the density of its features."""
-    made_from = training.sae_made_from(run, settings) | {
+    made_from = stages.fingerprint_of(run, settings) | {
         "evaluation": run.settings.evaluation.model_dump()
     }
     point, folder = _point_name(settings), folder_of(run, settings)
     if (found := run.saved_results(f"sweep/{point}", made_from)) is not None:
         return found
-    if not run.is_made(folder, training.sae_made_from(run, settings)):
-        training.train(run, hook, settings, folder)
-    measured = evaluation.evaluate(
-        run, hook, {point: training.SparseAutoencoder.load(folder, hook.device)}
-    )[point]
+    stages.make_other_autoencoder(run, hook, settings, folder)
+    dictionary = {point: SparseAutoencoder.load(folder, hook.device)}
+    rows = run.get("tokens").rows("heldout", run.settings.lm.context)
+    measured = evaluation.evaluate(hook, dictionary, rows, run.settings.evaluation)[point]
     summary = json.loads((folder / "training.json").read_text())
     recipe, given = (
         summary["recipe"],

@@ -7,6 +7,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 import tests.typecheck  # noqa: F401  (the import hook looks it up as an attribute)
+from suite import stages
 
 install_import_hook("sae_lib", "tests.typecheck.check")
 
@@ -50,20 +51,16 @@ def small_overrides(text_folder) -> list[str]:
 @pytest.fixture(scope="session")
 def small_run(small_overrides, tmp_path_factory):
     """A `smoke` run on those files with everything trained once: tokens, language model, autoencoder."""
-    from sae_lib.sae import training
-    from suite.runs import open_run
 
-    run = open_run("smoke", tmp_path_factory.mktemp("runs") / "small", small_overrides)
-    training.make_autoencoder(run)
+    run = stages.open_run("smoke", tmp_path_factory.mktemp("runs") / "small", small_overrides)
+    run.path("autoencoder")
     return run
 
 
 @pytest.fixture(scope="session")
 def hook(small_run):
-    from sae_lib.model import language_model
-    from sae_lib.model.activations import HookPoint
 
-    return HookPoint(language_model.load(small_run), small_run.settings.sae.hook_name)
+    return stages.hook(small_run)
 
 
 @pytest.fixture(scope="session")

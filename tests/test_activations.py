@@ -8,12 +8,13 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from sae_lib.errors import CorpusError, ModelError, SettingsError
-from sae_lib.features.feature_table import clamping
+from sae_lib.features import clamping
 from sae_lib.model import activations, language_model
 from sae_lib.model.activations import ActivationBuffer, HookPoint
 from sae_lib.settings import LanguageModelSettings
 from sae_lib.text.tokenizer import exact_encoder, token_ids
-from sae_lib.text.tokens import load_tokenizer, open_tokens
+from sae_lib.text.tokens import load_tokenizer
+from suite import stages
 from suite.browser.model import Model
 from tests.conftest import SHARED
 
@@ -31,7 +32,7 @@ def bridge_of(model, folder, tokenizer):
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_hooks_are_those_of_transformer_lens(architecture, small_run, tmp_path):
-    tokenizer = open_tokens(small_run).tokenizer
+    tokenizer = small_run.get("tokens").tokenizer
     s = LanguageModelSettings(
         architecture=architecture, n_layer=2, d_model=16, n_heads=2, d_mlp=24, context=12
     )
@@ -105,7 +106,7 @@ def batches(hook, rows, start, n, batch=50):
 
 
 def test_the_buffer_hands_out_all_positions_once_per_chunk(small_run, hook):
-    rows = open_tokens(small_run).rows("train", 25)[:8]
+    rows = small_run.get("tokens").rows("train", 25)[:8]
     out = torch.cat(batches(hook, rows, 0, 4))
     everything = activations.harvest(hook, rows)
     assert out.shape == everything.shape
@@ -115,7 +116,7 @@ def test_the_buffer_hands_out_all_positions_once_per_chunk(small_run, hook):
 
 
 def test_the_buffer_goes_on_where_it_stopped(small_run, hook):
-    rows = open_tokens(small_run).rows("train", 25)[:40]
+    rows = small_run.get("tokens").rows("train", 25)[:40]
     whole = batches(hook, rows, 0, 30)
     for start in (3, 4, 21):
         for a, b in zip(whole[start:], batches(hook, rows, start, 30 - start), strict=True):
@@ -124,11 +125,11 @@ def test_the_buffer_goes_on_where_it_stopped(small_run, hook):
 
 def test_too_few_tokens_for_a_batch(small_run, hook):
     with pytest.raises(CorpusError, match="sae.batch"):
-        ActivationBuffer(hook, open_tokens(small_run).rows("train", 10)[:3], 31, 8, 0)
+        ActivationBuffer(hook, small_run.get("tokens").rows("train", 10)[:3], 31, 8, 0)
 
 
 def test_the_activations_of_a_token(small_run, hook):
-    tokenizer = open_tokens(small_run).tokenizer
+    tokenizer = small_run.get("tokens").tokenizer
     text = "import json\n\ndef load(path):\n    return json"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     everything = hook.activations(torch.tensor([ids]))[0]
@@ -142,7 +143,7 @@ def test_the_activations_of_a_token(small_run, hook):
 
 def test_a_special_token_in_a_text_is_ordinary_text_everywhere(small_run, hook, monkeypatch):
     """Where a person's text becomes tokens: single tokens, generation, clamping, the browser's own text."""
-    tokenizer, text = open_tokens(small_run).tokenizer, "a <|endoftext|> b"
+    tokenizer, text = small_run.get("tokens").tokenizer, "a <|endoftext|> b"
     expected = exact_encoder(tokenizer).encode(text, add_special_tokens=False).ids
     assert tokenizer.eos_token_id not in expected == token_ids(tokenizer, text)
     for i, token in enumerate(expected):
@@ -156,7 +157,7 @@ def test_a_special_token_in_a_text_is_ordinary_text_everywhere(small_run, hook, 
 
 
 def test_generation_comes_with_its_activations(small_run, hook):
-    tokenizer = open_tokens(small_run).tokenizer
+    tokenizer = small_run.get("tokens").tokenizer
     ids, acts, prompt = activations.generate(hook, tokenizer, "def f(", 8, 0.8, seed=1)
     assert tokenizer.decode(ids[:prompt]) == "def f(" and len(ids) == prompt + 8 == len(acts)
     torch.testing.assert_close(acts, hook.activations(ids[None])[0])
@@ -169,9 +170,9 @@ def test_generation_comes_with_its_activations(small_run, hook):
 def test_the_prompt_corpus_is_aligned(small_run):
     from sae_lib.model import generation as prompts
 
-    folder = prompts.make_prompt_corpus(small_run)
+    folder = small_run.path("prompts")
     texts, tokens, acts = prompts.load_prompt_corpus(folder)
-    hook = HookPoint(language_model.load(small_run), small_run.settings.sae.hook_name)
+    hook = stages.hook(small_run)
     assert len(tokens) == len(acts) == texts["tokens"].sum()
     part = tokens[tokens["prompt"] == 1]
     expected = hook.activations(torch.tensor([part["token_id"].tolist()]))[0]

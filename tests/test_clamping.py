@@ -7,35 +7,33 @@ import pytest
 import torch
 
 from sae_lib.errors import ModelError, SettingsError
+from sae_lib.features import clamping
+from sae_lib.features import clamping_effects as effects
 from sae_lib.features.clamping import Clamp
-from sae_lib.features.feature_table import clamping
-from sae_lib.features.feature_table import clamping_effects as effects
 from sae_lib.model import language_model
 from sae_lib.model.activations import HookPoint
-from sae_lib.sae import training
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.dictionaries import activations_of
 from sae_lib.settings import LanguageModelSettings
 from sae_lib.text.display import Vocabulary
-from sae_lib.text.tokens import open_tokens
-from suite import __main__, clamping_views
+from suite import __main__, clamping_views, stages
 
 PROMPT = "def __init__(self, name):\n    return "
 
 
 @pytest.fixture(scope="module")
 def sae(small_run):
-    return training.load_autoencoder(small_run)
+    return small_run.get("autoencoder")
 
 
 @pytest.fixture(scope="module")
 def tokenizer(small_run):
-    return open_tokens(small_run).tokenizer
+    return small_run.get("tokens").tokenizer
 
 
 @pytest.fixture(scope="module")
 def tokens(small_run, hook):
-    return torch.from_numpy(open_tokens(small_run).rows("heldout", 32)[:3].astype("int64")).to(
+    return torch.from_numpy(small_run.get("tokens").rows("heldout", 32)[:3].astype("int64")).to(
         hook.device
     )
 
@@ -234,7 +232,7 @@ def test_a_llamas_hook_in_either_precision(llama, tokenizer):
 
 @pytest.fixture(scope="module")
 def rows(small_run):
-    return open_tokens(small_run).rows("heldout", 64)
+    return small_run.get("tokens").rows("heldout", 64)
 
 
 @pytest.fixture(scope="module")
@@ -362,7 +360,7 @@ def test_clear_features_come_from_the_largest_pushes():
 
 
 def test_a_features_record_holds_what_the_report_quotes(small_run):
-    here = effects.open_subject(small_run)
+    here = stages.clamp_context(small_run)
     feature = effects.clear_features(here.table, 1, 0)[0]
     found = effects.against_null(here, feature, draws=2, seed=0)
     own = effects.value_sweep(

@@ -8,6 +8,7 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 
 from sae_lib.interpretability import clusters
+from suite.stages import STAGES
 
 
 @pytest.fixture(scope="module")
@@ -126,14 +127,15 @@ def test_a_runs_clusters_hold_its_scored_features(small_run, monkeypatch):
     run = Run(
         small_run.settings.model_copy(update={"interpretability": settings}),
         small_run.folder.with_name("clusters"),
+        STAGES,
     )
     monkeypatch.setattr("suite.runs.Run.figure", lambda *args, **kwargs: None)
-    table = clusters.load_clusters(run)
-    scored = clusters.load_scores(run).query("kind == 'feature'")
+    table = run.get("clusters")
+    scored = run.get("scores").query("kind == 'feature'")
     assert (
         table["feature"].tolist() == scored["unit"].tolist()
         and table["cluster"].max() + 1 <= 8
         and np.isfinite(table[["x", "y"]]).all().all()
     )
-    results = run.load_results("clusters")
+    results = run.results("clusters")
     assert results["features"] == len(table) and results["clusters"] == table["cluster"].nunique()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sae_lib.checkpoints import CheckpointFolder
 from sae_lib.sae import training
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.engine.sparse_step import gradients
@@ -60,8 +61,7 @@ def one_of_two(folder: str) -> None:
             ROWS,
             SAESettings(**changes, batch=50),
             0,
-            Path(folder) / "scratch" / case,
-            {},
+            CheckpointFolder(Path(folder) / "scratch" / case),
             heldout=heldout,
         )
         sae.save(out, {})
@@ -143,7 +143,7 @@ def test_both_stop_early_at_the_same_step(two):
 @pytest.mark.parametrize("case", ["plain", "batchtopk", "clipped"])
 def test_the_loss_curve_is_that_of_one_process_with_the_double_batch(two, tmp_path, case):
     hook = SyntheticHook()
-    sae, alone = training.fit(hook, ROWS, SAESettings(**CASES[case], batch=100), 0, tmp_path, {})
+    sae, alone = training.fit(hook, ROWS, SAESettings(**CASES[case], batch=100), 0)
     summary = summary_of(two, case)
     assert [p["step"] for p in summary["curve"]] == [p["step"] for p in alone["curve"]] and summary[
         "activations"

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from sae_lib.features.feature_table import evaluation
+from sae_lib.features import evaluation
 from sae_lib.sae.dictionaries import Neurons, active
-from sae_lib.text.tokens import open_tokens
+from suite import stages
 from tests.test_sparse_step import random_sae
 from tests.test_training import ROWS, SyntheticHook
 
@@ -61,7 +61,7 @@ def test_sparse_decoding_is_decoding():
 
 
 def test_neurons_recover_everything_and_zero_recovers_nothing(small_run, hook):
-    rows = evaluation.heldout_rows(small_run, 1024)
+    rows = stages.heldout_rows(small_run, 1024)
     mean = evaluation.firing(hook, {"it": Neurons(64)}, rows)[1]
     whole = evaluation.loss_recovered(hook, {"it": Neurons(64)}, rows, mean)["it"]
     assert whole["recovered_zero"] == whole["recovered_mean"] == 1.0 and whole[
@@ -80,7 +80,7 @@ def test_neurons_recover_everything_and_zero_recovers_nothing(small_run, hook):
 
 
 def test_the_clean_loss_is_the_models_own(small_run, hook):
-    rows = evaluation.heldout_rows(small_run, 1024)
+    rows = stages.heldout_rows(small_run, 1024)
     tokens = torch.from_numpy(rows.astype("int64"))
     expected = hook.model(input_ids=tokens, labels=tokens).loss.item()
     result = evaluation.loss_recovered(hook, {"it": Neurons(64)}, rows, torch.zeros(64))["it"]
@@ -89,8 +89,8 @@ def test_the_clean_loss_is_the_models_own(small_run, hook):
 
 def test_evaluation_reads_heldout_rows_spread_over_the_split(small_run):
     rows, all_rows = (
-        evaluation.heldout_rows(small_run, 640),
-        open_tokens(small_run).rows("heldout", 64),
+        stages.heldout_rows(small_run, 640),
+        small_run.get("tokens").rows("heldout", 64),
     )
     assert (
         rows.shape == (10, 64)
@@ -100,8 +100,8 @@ def test_evaluation_reads_heldout_rows_spread_over_the_split(small_run):
 
 
 def test_the_stage_measures_every_variant_and_reuses_its_results(small_run, monkeypatch):
-    results = evaluation.evaluate_run(small_run)
+    results = small_run.results("evaluation")
     assert list(results) == ["bricken_2023", "neurons"]
     assert results["neurons"]["fvu"] == pytest.approx(0, abs=1e-6)
     monkeypatch.setattr(evaluation, "evaluate", lambda *_: pytest.fail("measured again"))
-    assert evaluation.evaluate_run(small_run) == results
+    assert small_run.results("evaluation") == results

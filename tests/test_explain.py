@@ -21,11 +21,11 @@ from sae_lib.errors import ChatError, SettingsError
 from sae_lib.interpretability import asking, explain, explain_prompts, explain_windows
 from sae_lib.interpretability.explain_windows import Firing, Text, Window
 from sae_lib.model.activations import harvest
-from sae_lib.sae import training
 from sae_lib.text.display import Vocabulary
 from sae_lib.text.tokenizer import train_tokenizer
-from sae_lib.text.tokens import open_tokens
+from suite import explain as suite_explain
 from suite.runs import Run
+from suite.stages import STAGES
 from tests.chat_server import KEY, serving, wait_until
 from tests.conftest import SHARED
 
@@ -41,9 +41,16 @@ def base(small_run, tmp_path_factory) -> Run:
     short = settings.FeatureSettings(
         top_k=10, context=8, after=4
     )  # the small run's features fire often; in short excerpts some are silent
-    run = Run(with_settings(small_run, **OWN).model_copy(update={"features": short}), folder)
-    explain.make_features(run)
+    run = Run(
+        with_settings(small_run, **OWN).model_copy(update={"features": short}), folder, STAGES
+    )
+    run.path("features")
     return run
+
+
+def text_of(run):
+    s = run.settings
+    return Text.of(run.get("tokens"), s.lm.context, s.evaluation.tokens, s.features, s.explain.seed)
 
 
 def with_settings(run, **values):
@@ -54,17 +61,17 @@ def with_settings(run, **values):
 def run(base, tmp_path) -> Run:
     """A copy of it for one test."""
     shutil.copytree(base.folder, tmp_path / "run", copy_function=os.link)
-    return Run(base.settings, tmp_path / "run")
+    return Run(base.settings, tmp_path / "run", STAGES)
 
 
 @pytest.fixture(scope="module")
 def units(base):
-    return explain.make_units(base, base.settings.sae.recipe, FEATURES)
+    return suite_explain.units_of(base, base.settings.sae.recipe, FEATURES)
 
 
 @pytest.fixture(scope="module")
 def vocabulary(base):
-    return Vocabulary(open_tokens(base).tokenizer)
+    return Vocabulary(base.get("tokens").tokenizer)
 
 
 @pytest.fixture
@@ -117,7 +124,7 @@ def quiet(*said):
 
 def test_right_answers_score_one_and_other_ones_explanations_chance(run, endpoint, oracle):
     endpoint.script, said = oracle, []
-    results = explain.explain(run, say=said.append)
+    results = suite_explain.explain(run, say=said.append)
     kinds = results["kinds"]
     assert (
         list(kinds) == ["feature", "swapped", "neuron_matched", "neuron"]
@@ -137,7 +144,7 @@ def test_right_answers_score_one_and_other_ones_explanations_chance(run, endpoin
         and results["requests"] == len(endpoint.requests)
         and results["from_cache"] == 0
     )
-    table = pd.read_parquet(explain.explanations_file(run))
+    table = pd.read_parquet(suite_explain.explanations_file(run))
     assert {"feature", "explanation", "detection", "fuzzing", "n", "unparsed"} <= set(table.columns)
     of_features = table[table["kind"] == "feature"]
     assert (of_features["n"] == 16).all() and (
@@ -152,7 +159,7 @@ def test_wrong_answers_score_zero(run, endpoint, oracle):
         if "Answer with a list" in prompt
         else oracle(prompt)
     )
-    results = explain.explain(run, say=quiet)
+    results = suite_explain.explain(run, say=quiet)
     assert (
         results["kinds"]["feature"]["detection"]["mean"]
         == results["kinds"]["feature"]["fuzzing"]["mean"]
@@ -189,7 +196,7 @@ def test_malformed_answers_and_none_are_counted_and_the_rest_is_scored(run, endp
 
     endpoint.script = script
     run = dataclasses.replace(run, settings=with_settings(run, **OWN, attempts=2))
-    results = explain.explain(run, say=quiet)
+    results = suite_explain.explain(run, say=quiet)
     assert len(lost) == len(broken) and results["unparsed"] == sum(
         len(excerpts(prompt)) for prompt, _ in lost
     )
@@ -201,13 +208,13 @@ def test_malformed_answers_and_none_are_counted_and_the_rest_is_scored(run, endp
     assert (
         sum(results["without_reply"].values()) == 3
     )  # the 500, the page and the closed connection
-    table = pd.read_parquet(explain.explanations_file(run))
+    table = pd.read_parquet(suite_explain.explanations_file(run))
     assert table["unparsed"].sum() == results["unparsed"] and table["n"].sum() == results["n"]
 
 
 def test_a_unit_without_an_explanation_is_counted_and_not_tested(run, endpoint, oracle):
     endpoint.script = lambda prompt, number: oracle(prompt) if number != 1 else "<think>what could"
-    results = explain.explain(run, say=quiet)
+    results = suite_explain.explain(run, say=quiet)
     assert {kind: v["unexplained"] for kind, v in results["kinds"].items()} == {
         "feature": 1,
         "swapped": 1,
@@ -219,11 +226,11 @@ def test_a_unit_without_an_explanation_is_counted_and_not_tested(run, endpoint, 
 
 def test_a_second_run_asks_nothing(run, endpoint, oracle):
     endpoint.script = oracle
-    first = explain.explain(run, say=quiet)
+    first = suite_explain.explain(run, say=quiet)
     sent = len(endpoint.requests)
-    assert explain.explain(run, say=quiet) == first
+    assert suite_explain.explain(run, say=quiet) == first
     (run.results_folder / "explanations.json").unlink()
-    again = explain.explain(run, say=quiet)
+    again = suite_explain.explain(run, say=quiet)
     assert (
         again["kinds"] == first["kinds"]
         and (again["requests"], again["from_cache"]) == (0, sent)
@@ -237,7 +244,7 @@ def test_a_limit_ends_it_with_what_was_scored_and_a_higher_one_goes_on(run, endp
         run, settings=with_settings(run, **OWN, max_requests=9 + 10)
     )  # the explanations, and the first tests
     said = []
-    results = explain.explain(limited, say=said.append)
+    results = suite_explain.explain(limited, say=said.append)
     assert (
         len(endpoint.requests) == 19
         and "max_requests=19" in results["stopped"]
@@ -247,8 +254,8 @@ def test_a_limit_ends_it_with_what_was_scored_and_a_higher_one_goes_on(run, endp
         results["kinds"]["feature"]["detection"]["mean"] == 1
         and results["kinds"]["feature"]["units"] == 1
     )
-    assert pd.read_parquet(explain.explanations_file(run))["n"].between(0, 16).all()
-    whole = explain.explain(run, say=quiet)
+    assert pd.read_parquet(suite_explain.explanations_file(run))["n"].between(0, 16).all()
+    whole = suite_explain.explain(run, say=quiet)
     assert (
         whole["stopped"] is None
         and whole["from_cache"] == 19
@@ -258,13 +265,13 @@ def test_a_limit_ends_it_with_what_was_scored_and_a_higher_one_goes_on(run, endp
 
 def test_replies_of_a_run_beside_are_taken_over(run, endpoint, oracle):
     endpoint.script = oracle
-    sent = explain.explain(run, say=quiet)["requests"]
+    sent = suite_explain.explain(run, say=quiet)["requests"]
     shutil.copytree(
         run.folder,
         beside := run.folder.with_name("beside"),
         ignore=shutil.ignore_patterns("explanations*"),
     )
-    results = explain.explain(Run(run.settings, beside), say=quiet)
+    results = suite_explain.explain(Run(run.settings, beside, STAGES), say=quiet)
     assert (results["requests"], results["from_cache"]) == (0, sent)
 
 
@@ -272,28 +279,28 @@ def test_an_endpoint_that_goes_away_leaves_what_was_scored(run, endpoint, oracle
     endpoint.script = lambda prompt, number: oracle(prompt) if number <= 20 else "close"
     run = dataclasses.replace(run, settings=with_settings(run, **OWN, attempts=1))
     with pytest.raises(ChatError, match="run the same command to continue"):
-        explain.explain(run, say=quiet)
+        suite_explain.explain(run, say=quiet)
     saved = run.load_results("explanations")
     assert (
         "does not reply" in saved["stopped"] and saved["kinds"]["feature"]["detection"]["mean"] == 1
     )
     endpoint.script = oracle
-    assert explain.explain(run, say=quiet)["from_cache"] == 20
+    assert suite_explain.explain(run, say=quiet)["from_cache"] == 20
 
 
 def test_an_endpoint_that_refuses_leaves_nothing(run, endpoint):
     endpoint.script = lambda prompt, number: (401, "who are you?")
     with pytest.raises(ChatError, match="SAE_LLM_API_KEY"):
-        explain.explain(run, say=quiet)
+        suite_explain.explain(run, say=quiet)
     assert (
-        not explain.explanations_file(run).exists()
+        not suite_explain.explanations_file(run).exists()
         and not (run.results_folder / "explanations.json").exists()
     )
 
 
 def test_ratings_are_asked_for_where_wanted(run, endpoint, oracle):
     endpoint.script = lambda prompt, number: "4" if "one digit" in prompt else oracle(prompt)
-    results = explain.explain(
+    results = suite_explain.explain(
         dataclasses.replace(run, settings=with_settings(run, **OWN, rating=True)), say=quiet
     )
     assert (
@@ -305,14 +312,15 @@ def test_ratings_are_asked_for_where_wanted(run, endpoint, oracle):
 
 def test_the_key_is_in_no_file(run, endpoint, oracle, capfd):
     endpoint.script = lambda prompt, number: f"{KEY} {oracle(prompt)}"
-    explain.explain(run, say=print)
+    suite_explain.explain(run, say=print)
     assert endpoint.headers[0][1]["Authorization"].endswith(KEY)
     made = [p for p in run.folder.rglob("*") if p.is_file()]
-    assert explain.explanations_file(run) in made and not [
+    assert suite_explain.explanations_file(run) in made and not [
         p for p in made if KEY.encode() in p.read_bytes()
     ]
     assert KEY not in "".join(capfd.readouterr()) and not any(
-        KEY in str(text) for text in pd.read_parquet(explain.explanations_file(run))["explanation"]
+        KEY in str(text)
+        for text in pd.read_parquet(suite_explain.explanations_file(run))["explanation"]
     )
 
 
@@ -320,7 +328,7 @@ def test_the_key_is_in_no_file(run, endpoint, oracle, capfd):
 
 
 def test_no_document_and_no_excerpt_is_in_both_halves(units, base):
-    text = Text.of(base)
+    text = text_of(base)
     every = [u for of_kind in units.values() for u in of_kind]
     explained = {w.document for u in every for w in u.shown}
     tested = {w.document for u in every for w in u.active + u.silent}
@@ -334,7 +342,7 @@ def test_no_document_and_no_excerpt_is_in_both_halves(units, base):
 
 
 def test_excerpts_fire_where_the_autoencoder_says(units, base, hook):
-    text, sae = Text.of(base), training.load_autoencoder(base)
+    text, sae = text_of(base), base.get("autoencoder")
     acts = sae.encode(harvest(hook, text.rows).float()).numpy()
     for u in units["feature"]:
         fires = Firing(np.flatnonzero(acts[:, u.index] > 0), acts[acts[:, u.index] > 0, u.index])
@@ -355,8 +363,8 @@ def test_excerpts_fire_where_the_autoencoder_says(units, base, hook):
 
 
 def test_excerpts_stay_in_their_document(base, units):
-    tokens = open_tokens(base)
-    text = Text.of(base)
+    tokens = base.get("tokens")
+    text = text_of(base)
     documents = {}
     for u in units["feature"]:
         for w in u.shown + u.active + u.silent:
@@ -372,7 +380,7 @@ def test_excerpts_stay_in_their_document(base, units):
 
 
 def test_an_excerpt_ends_with_its_document(base):
-    tokens, nowhere = open_tokens(base), Firing(np.zeros(0, dtype=int), np.zeros(0))
+    tokens, nowhere = base.get("tokens"), Firing(np.zeros(0, dtype=int), np.zeros(0))
     rows = tokens.rows("heldout", base.settings.lm.context)
     text = Text(rows, np.arange(len(rows)), tokens, base.settings.features, 0)
     row, last = np.argwhere(np.diff(text.document, axis=1))[0].tolist()
@@ -388,7 +396,7 @@ def test_an_excerpt_ends_with_its_document(base):
 
 
 def test_excerpts_where_it_is_silent_do_not_depend_on_what_explains_it(base):
-    text, s = Text.of(base), base.settings.explain
+    text, s = text_of(base), base.settings.explain
     token = np.arange(5, text.rows.size, 400)
     one, other = (
         explain_windows.unit(text, "feature", 3, Firing(token, value), s)
@@ -407,7 +415,7 @@ def test_matched_neurons_are_the_strongest_at_the_features_density(units):
 
 
 def test_repeated_text_is_not_tested(base):
-    text, s = Text.of(base), base.settings.explain
+    text, s = text_of(base), base.settings.explain
     text.rows = np.tile(
         text.rows[:1], (len(text.rows), 1)
     )  # all rows alike, so every excerpt at a place is the same text
@@ -546,7 +554,7 @@ def test_a_limit_of_money_needs_prices():
 def test_without_a_model_it_is_skipped_with_a_sentence(base, monkeypatch, capsys):
     for name in ("SAE_LLM_BASE_URL", "SAE_LLM_MODEL", "SAE_LLM_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    assert explain.explain(base) is None
+    assert suite_explain.explain(base) is None
     assert re.fullmatch(
         r"Explanations by a chat model are skipped: .*SAE_LLM_BASE_URL.*\.\n",
         capsys.readouterr().out,
@@ -617,12 +625,15 @@ def check_nonsense(results, run):
         and results["stopped"] is None
         and not results["without_reply"]
     )
-    assert pd.read_parquet(explain.explanations_file(run))["unparsed"].sum() == results["unparsed"]
+    assert (
+        pd.read_parquet(suite_explain.explanations_file(run))["unparsed"].sum()
+        == results["unparsed"]
+    )
 
 
 def test_a_local_model_that_talks_nonsense_is_counted_out(run, stories):
     run = dataclasses.replace(run, settings=with_settings(run, **SHORT))
-    check_nonsense(explain.explain(run, model=str(stories), say=quiet), run)
+    check_nonsense(suite_explain.explain(run, model=str(stories), say=quiet), run)
 
 
 def test_transformers_serve(run, stories, monkeypatch, tmp_path):
@@ -660,7 +671,7 @@ def test_transformers_serve(run, stories, monkeypatch, tmp_path):
         }.items():
             monkeypatch.setenv(name, value)
         run = dataclasses.replace(run, settings=with_settings(run, **SHORT))
-        check_nonsense(explain.explain(run, say=quiet), run)
+        check_nonsense(suite_explain.explain(run, say=quiet), run)
     finally:
         server.terminate()
         server.wait(30)

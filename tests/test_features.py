@@ -7,15 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from sae_lib.features.feature_table import evaluation
-from sae_lib.features.feature_table import feature_table as features
-from sae_lib.features.feature_table import statistics as feature_statistics
+from sae_lib.features import evaluation
+from sae_lib.features import feature_table as features
+from sae_lib.features import statistics as feature_statistics
 from sae_lib.features.statistics import TopExamples, random_keys
 from sae_lib.model import activations
-from sae_lib.sae import training
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.dictionaries import Neurons, random_directions
 from sae_lib.settings import FeatureSettings
+from suite import stages
 from tests.test_training import SyntheticHook
 
 
@@ -51,7 +51,7 @@ def build(dictionary, hook=None, rows=ROWS, tokenizer=None, seed=0, **changes):
 
 @pytest.fixture(scope="module")
 def folder(small_run):
-    return features.make_features(small_run)
+    return small_run.path("features")
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +62,12 @@ def table(folder):
 @pytest.fixture(scope="module")
 def dense(small_run, hook):
     """(rows, activations of neurons, of features, marked positions), all at once."""
-    rows = evaluation.heldout_rows(small_run, small_run.settings.evaluation.tokens)
+    rows = stages.heldout_rows(small_run, small_run.settings.evaluation.tokens)
     x = activations.harvest(hook, rows)
     norm = x.norm(dim=1).reshape(rows.shape)
     marked = norm > 10 * norm[:, 1:].median()
     marked[:, 0] = True
-    return rows, x, training.load_autoencoder(small_run).encode(x), marked.flatten()
+    return rows, x, small_run.get("autoencoder").encode(x), marked.flatten()
 
 
 def test_counts_and_maxima_are_those_of_all_activations(table, dense):
@@ -125,7 +125,7 @@ def test_tokens_under_and_before_are_those_of_a_dense_table(table, dense):
 
 def test_neighbours_by_weight_and_neurons_by_weight_and_correlation(small_run, table, dense):
     frame, (_, x, f, marked) = table[0], dense
-    unit = torch.nn.functional.normalize(training.load_autoencoder(small_run).W_dec, dim=1)
+    unit = torch.nn.functional.normalize(small_run.get("autoencoder").W_dec, dim=1)
     cosines = (unit @ unit.T).fill_diagonal_(-1)
     with np.errstate(invalid="ignore"):  # dead features
         correlation = torch.from_numpy(
@@ -198,9 +198,16 @@ def test_examples_hold_their_text_and_activations(table, dense, small_run):
         assert e.activations[e.focus] == np.float32(e.activation)
 
 
+def whole_row(run, name, feature, row):
+    """(token ids, activations) of the whole row that an example of the table `name` is in."""
+    ids = stages.heldout_rows(run, run.settings.evaluation.tokens)[row].astype(np.int64)
+    dictionary, tokens = run.get("dictionary", name), torch.from_numpy(ids)
+    return ids, features.row_activations(stages.hook(run), dictionary, tokens, feature).numpy()
+
+
 def test_a_whole_row_holds_its_examples(small_run, table, dense):
     e = table[1].iloc[-1]
-    ids, acts = features.whole_row(small_run, "", int(e["feature"]), int(e["row"]))
+    ids, acts = whole_row(small_run, "", int(e["feature"]), int(e["row"]))
     assert np.array_equal(ids, dense[0][e["row"]])
     assert acts == pytest.approx(
         dense[2].reshape(*dense[0].shape, -1)[e["row"], :, e["feature"]].numpy(), rel=1e-3, abs=1e-5
@@ -209,9 +216,9 @@ def test_a_whole_row_holds_its_examples(small_run, table, dense):
 
 
 def test_ablation_takes_out_the_feature_and_nothing_else(small_run, hook, table):
-    sae, e = training.load_autoencoder(small_run), table[1].iloc[0]
+    sae, e = small_run.get("autoencoder"), table[1].iloc[0]
     feature = int(e["feature"])
-    ids, acts = features.whole_row(small_run, "", feature, int(e["row"]))
+    ids, acts = whole_row(small_run, "", feature, int(e["row"]))
     ids = torch.from_numpy(ids)
     effect = features.ablation_effect(hook, sae, ids, feature)
     assert effect.shape == ids.shape and effect[0] == 0
@@ -232,24 +239,24 @@ def test_ablation_takes_out_the_feature_and_nothing_else(small_run, hook, table)
 
 def test_the_table_is_made_once(small_run, folder, monkeypatch):
     monkeypatch.setattr(features, "build", lambda *_: pytest.fail("made again"))
-    assert features.make_features(small_run) == folder
+    assert small_run.path("features") == folder
 
 
 # --- the baselines, through the same code ---
 
 
 def test_random_directions_are_as_rarely_active_as_the_features(small_run, table):
-    baseline, _ = features.load_features(features.make_features(small_run, "random"))
+    baseline, _ = small_run.get("features", "random")
     wanted, found = table[0]["density"], baseline["density"]
     assert (
         len(baseline) == len(wanted) and np.abs(found - wanted).max() < 0.02
     )  # thresholds come from the same text: only rounding is between them
-    directions = features.load_dictionary(small_run, "random")
+    directions = small_run.get("dictionary", "random")
     assert torch.allclose(directions.W_dec.norm(dim=1), torch.ones(len(wanted)))
 
 
 def test_principal_directions_have_the_densities_from_the_densest_down(small_run, table):
-    baseline, examples = features.load_features(features.make_features(small_run, "principal"))
+    baseline, examples = small_run.get("features", "principal")
     wanted = np.quantile(table[0]["density"][table[0]["density"] > 0], np.linspace(1, 0, 2 * 64))
     reached = wanted < 0.3  # a direction is active where its z is above zero, at most
     assert (
@@ -257,16 +264,16 @@ def test_principal_directions_have_the_densities_from_the_densest_down(small_run
         and reached.sum() > 100
         and (baseline["density"] < wanted + 0.02).all()
     )
-    directions = features.load_dictionary(small_run, "principal")
+    directions = small_run.get("dictionary", "principal")
     e = examples.iloc[0]
-    ids, acts = features.whole_row(small_run, "principal", int(e["feature"]), int(e["row"]))
+    ids, acts = whole_row(small_run, "principal", int(e["feature"]), int(e["row"]))
     assert (
         acts[e["position"]] == pytest.approx(e["activation"], rel=1e-3) and directions.d_sae == 128
     )
 
 
 def test_neurons_are_nearest_to_none_and_aligned_with_themselves(small_run, hook):
-    frame, _ = features.load_features(features.make_features(small_run, "neurons"))
+    frame, _ = small_run.get("features", "neurons")
     assert [list(a) for a in frame["aligned_neurons"]] == [[i] for i in range(64)] and all(
         len(n) == 0 for n in frame["near_features"]
     )

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from sae_lib.errors import CorpusError
-from sae_lib.interpretability import halves, scores, untrained
+from sae_lib.interpretability import halves, scores
 from sae_lib.interpretability import scoring as interpretability
 from sae_lib.sae.dictionaries import Neurons
 from sae_lib.sae.recipes import resolve
-from sae_lib.text.tokens import open_tokens
+from suite import stages
 from suite.runs import Run, is_made
+from suite.stages import STAGES
 
 KINDS = set(scores.KINDS)
 
@@ -24,9 +25,11 @@ def scored(small_run):
         update={"tokens": 8192, "untrained_activations": 16384}
     )
     run = Run(
-        small_run.settings.model_copy(update={"interpretability": settings}), small_run.folder
+        small_run.settings.model_copy(update={"interpretability": settings}),
+        small_run.folder,
+        STAGES,
     )
-    return run, interpretability.score_run(run)
+    return run, run.path("scores")
 
 
 def test_halves_share_no_document_and_are_nearly_of_one_size():
@@ -45,7 +48,7 @@ def test_a_row_with_both_halves_belongs_to_neither():
 
 def test_the_halves_of_a_run_lie_in_different_documents(scored):
     run, _ = scored
-    parts, tokens = halves.split(run), open_tokens(run)
+    parts, tokens = stages.split_heldout(run), run.get("tokens")
     rows = tokens.rows("heldout", run.settings.lm.context)
     firsts, found = tokens.table["heldout"]["first_token"].to_numpy(), []
     for part, text in zip(parts.rows, parts.texts, strict=True):
@@ -61,7 +64,7 @@ def test_the_halves_of_a_run_lie_in_different_documents(scored):
             }
         )
     assert found[0] and found[1] and not found[0] & found[1]
-    again = halves.split(run)
+    again = stages.split_heldout(run)
     assert all((a == b).all() for a, b in zip(parts.rows, again.rows, strict=True))
 
 
@@ -72,14 +75,15 @@ def test_one_document_cannot_be_split(scored):
             update={"lm": run.settings.lm.model_copy(update={"context": 10_000})}
         ),
         run.folder,
+        STAGES,
     )
     with pytest.raises(CorpusError, match="too few for two halves"):
-        halves.split(long)
+        stages.split_heldout(long)
 
 
 def test_firing_is_where_the_dictionary_is_active(scored, hook):
     run, _ = scored
-    rows = halves.split(run).rows
+    rows = stages.split_heldout(run).rows
     picked = np.array([3, 40, 7])
     tokens, values = interpretability.firing(
         hook, {"it": (Neurons(64), picked)}, rows, with_values=True
@@ -138,12 +142,21 @@ def test_densities_are_those_of_features(scored):
 
 def test_thresholds_do_not_see_the_scoring_half(scored, monkeypatch):
     run, _ = scored
-    parts, seen = halves.split(run), []
+    parts, seen = stages.split_heldout(run), []
     sample = interpretability.sample
     monkeypatch.setattr(
         interpretability, "sample", lambda hook, rows: seen.append(rows) or sample(hook, rows)
     )
-    list(interpretability.every_kind(run, run.settings.sae.recipe, parts))
+    settings, untrained = run.settings, lambda: stages.untrained_autoencoder(run)
+    units = interpretability.every_kind(
+        stages.hook(run),
+        run.get("autoencoder"),
+        parts,
+        settings.interpretability,
+        settings.seed,
+        untrained,
+    )
+    assert list(units)
     assert len(seen) == 2 and all(rows is parts.rows[0] for rows in seen)
 
 
@@ -158,7 +171,7 @@ def test_units_that_hardly_fire_are_left_out_and_counted(scored):
         for kind in KINDS
     )
     assert counts["feature"]["units"] == 256 and counts["feature"]["left_out"] > 0
-    parts = halves.split(run)
+    parts = stages.split_heldout(run)
     units = interpretability.Units(
         "feature",
         np.arange(3),
@@ -175,24 +188,28 @@ def test_units_that_hardly_fire_are_left_out_and_counted(scored):
 def test_a_scored_run_is_not_scored_again(scored, monkeypatch):
     run, folder = scored
     monkeypatch.setattr(interpretability, "split", lambda run: pytest.fail("scored again"))
-    assert interpretability.score_run(run) == folder
+    assert run.path("scores") == folder
     assert list(run.results_folder.glob("interpretability.json")) and list(
         (run.folder / "figures").glob("interpretability_kinds.*")
     )
 
 
+def untrained_model(run):
+    return stages.untrained_hook(run, run.settings.sae.recipe).model
+
+
 def test_the_untrained_model_is_another_model_with_the_same_shape(scored, hook):
     run, _ = scored
-    settings = untrained.shortened(run.settings.sae, 16384)
+    settings = stages.shortened(run.settings.sae, 16384)
     assert settings.activations == 16384 and resolve(settings).name == run.settings.sae.recipe
-    model = untrained.untrained_model(run)
+    model = untrained_model(run)
     trained, random = dict(hook.model.named_parameters()), dict(model.named_parameters())
     assert {n: p.shape for n, p in trained.items()} == {
         n: p.shape for n, p in random.items()
     } and not torch.equal(trained["lm_head.weight"], random["lm_head.weight"])
     assert all(
         torch.equal(a, b)
-        for a, b in zip(random.values(), untrained.untrained_model(run).parameters(), strict=True)
+        for a, b in zip(random.values(), untrained_model(run).parameters(), strict=True)
     )
     assert (
         run.folder

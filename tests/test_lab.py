@@ -17,11 +17,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from sae_lib.features import clamping
+from sae_lib.features import feature_table as features
 from sae_lib.features.clamping import Clamp
-from sae_lib.features.feature_table import clamping
-from sae_lib.features.feature_table import feature_table as features
-from sae_lib.sae import training
-from suite import browser
+from suite import browser, stages
 from suite.browser import context, page, try_text
 from suite.browser.model import Model
 from suite.browser.table import open_table
@@ -44,7 +43,6 @@ OVERRIDES = [
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A tiny trained run, a third of whose text is markup that would run if it were not text."""
-    from suite.runs import open_run
 
     folder = tmp_path_factory.mktemp("lab")
     (folder / "text").mkdir()
@@ -59,9 +57,9 @@ def run(tmp_path_factory):
         (folder / "text" / f"markup{i}.txt").write_text(
             f"import page{i}\n" + MARKUP * 40, encoding="utf-8"
         )
-    run = open_run("smoke", folder / "run", [f"corpus=files:{folder / 'text'}", *OVERRIDES])
+    run = stages.open_run("smoke", folder / "run", [f"corpus=files:{folder / 'text'}", *OVERRIDES])
     for name in ("", "neurons"):
-        features.make_features(run, name)
+        run.path("features", name)
     return run
 
 
@@ -175,7 +173,7 @@ def test_own_text_has_the_activations_of_the_model(run, model):
     assert (
         cut == 0 and len(ids) > 6 and model.tokenizer.eos_token_id not in ids
     )  # typed, it is text
-    direct = training.load_autoencoder(run).encode(model.hook.activations(torch.tensor([ids]))[0])
+    direct = run.get("autoencoder").encode(model.hook.activations(torch.tensor([ids]))[0])
     acts = model.feature_acts(ids)
     assert torch.allclose(acts, direct, atol=1e-5)
     rows = try_text.strongest_per_token(table, ids, acts, 3)

@@ -8,11 +8,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sae_lib import checkpoints
 from sae_lib.errors import ArtefactError, CorpusError, ModelError, TrainingError
 from sae_lib.model import language_model
-from sae_lib.sae.engine import checkpoints
 from sae_lib.settings import LanguageModelSettings
-from suite.runs import Run, open_run
+from suite import stages
+from suite.runs import Run
+from suite.stages import STAGES
 
 
 @given(
@@ -81,7 +83,7 @@ def test_every_epoch_sees_every_row_once_in_another_order():
 
 
 def test_training_learns_and_records_what_it_did(small_run):
-    summary = language_model.training_summary(small_run)
+    summary = small_run.summary("language_model")
     curve = summary["curve"]
     assert (
         curve[-1]["heldout"] < curve[0]["heldout"] < 6.94
@@ -94,10 +96,9 @@ def test_training_learns_and_records_what_it_did(small_run):
 
 
 def test_density_is_the_share_of_positions_where_the_neuron_fires(small_run, hook):
-    from sae_lib.text.tokens import open_tokens
 
     s = small_run.settings.lm.model_copy(update={"eval_rows": 8})
-    tokens = open_tokens(small_run)
+    tokens = small_run.get("tokens")
     rows = torch.from_numpy(tokens.rows("heldout", s.context + 1)[[0, -1]].astype("int64"))
     _, density = language_model.evaluate(hook.model, tokens, s.model_copy(update={"eval_rows": 2}))
     torch.testing.assert_close(density, (hook.activations(rows[:, :-1]) > 0).float().mean((0, 1)))
@@ -117,9 +118,9 @@ def test_interrupted_training_ends_with_the_same_weights_bit_for_bit(
     }
     settings_ = small_run.settings.model_copy(update=overrides)
     whole, broken = (
-        Run(settings_, tmp_path / name, parent=small_run) for name in ("whole", "broken")
+        Run(settings_, tmp_path / name, STAGES, parent=small_run) for name in ("whole", "broken")
     )
-    language_model.make_language_model(whole)
+    whole.path("language_model")
     save = checkpoints.save_checkpoint
 
     def save_then_die(folder, step, *rest):
@@ -129,16 +130,16 @@ def test_interrupted_training_ends_with_the_same_weights_bit_for_bit(
 
     monkeypatch.setattr(checkpoints, "save_checkpoint", save_then_die)
     with pytest.raises(Killed):
-        language_model.make_language_model(broken)
+        broken.path("language_model")
     assert not (broken.folder / "language_model").exists(), (
         "half a model must not look like a whole one"
     )
     monkeypatch.setattr(checkpoints, "save_checkpoint", save)
-    language_model.make_language_model(broken)
-    a, b = (language_model.load(run).state_dict() for run in (whole, broken))
+    broken.path("language_model")
+    a, b = (run.get("language_model").state_dict() for run in (whole, broken))
     assert all(torch.equal(a[k], b[k]) for k in a)
     curves = [
-        [{k: v for k, v in p.items()} for p in language_model.training_summary(run)["curve"]]
+        [{k: v for k, v in p.items()} for p in run.summary("language_model")["curve"]]
         for run in (whole, broken)
     ]
     assert curves[0] == curves[1]
@@ -189,11 +190,11 @@ def test_a_flipped_byte_in_a_checkpoint_is_refused_by_name(tmp_path, suffix):
 
 
 def test_too_little_text_for_one_batch_is_an_error(text_folder, tmp_path):
-    run = open_run(
+    run = stages.open_run(
         "smoke", tmp_path / "r", [f"corpus=files:{text_folder}/00*.py", "lm.batch=100000"]
     )
     with pytest.raises(CorpusError, match="lm.batch"):
-        language_model.make_language_model(run)
+        run.path("language_model")
     assert not (tmp_path / "r/language_model").exists()
 
 
@@ -217,10 +218,15 @@ def test_an_exploding_loss_ends_training_with_its_causes(small_run, tmp_path):
     lm = small_run.settings.lm.model_copy(
         update={"lr": 1e4, "grad_clip": 1e6, "warmup": 0.0, "checkpoint_every": 3}
     )
-    run = Run(small_run.settings.model_copy(update={"lm": lm}), tmp_path / "wild", parent=small_run)
+    run = Run(
+        small_run.settings.model_copy(update={"lm": lm}),
+        tmp_path / "wild",
+        STAGES,
+        parent=small_run,
+    )
     with pytest.raises(
         TrainingError,
         match=r"language model: the loss is .* at step \d+ .*likely causes: lm.lr 10000.0",
     ):
-        language_model.make_language_model(run)
+        run.path("language_model")
     assert not (run.folder / "language_model").exists()

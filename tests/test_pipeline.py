@@ -9,7 +9,7 @@ import nbformat
 import pytest
 
 from sae_lib.errors import SettingsError
-from suite import headless
+from suite import headless, stages
 from suite.headless import ROOT
 
 
@@ -152,7 +152,6 @@ def test_only_and_parameters_are_checked(tmp_path):
 
 
 def test_a_failing_cell_stops_the_run_with_its_notebook_cell_and_error(tmp_path, monkeypatch):
-    from suite.runs import open_run
 
     (tmp_path / "notebooks").mkdir()
     for name, source in (
@@ -174,7 +173,7 @@ def test_a_failing_cell_stops_the_run_with_its_notebook_cell_and_error(tmp_path,
         }
         nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
     monkeypatch.setattr(headless, "NOTEBOOKS", tmp_path / "notebooks")
-    run, said = open_run("smoke", tmp_path / "run"), []
+    run, said = stages.open_run("smoke", tmp_path / "run"), []
     with pytest.raises(
         headless.NotebookError, match=r"02_broken.ipynb: cell \d+ .*y = 1.*ZeroDivisionError"
     ):

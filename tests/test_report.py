@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from sae_lib import settings
 from sae_lib.errors import ArtefactError
 from sae_lib.toy import check as toy_check
-from suite import studies
+from suite import stages, studies
 from suite.report import content, pages, publish, publish_report, render, write_report
 from suite.report import formats as f
 from suite.report.machine import commit, cpu_model, machine
 from suite.report.markup import plain, table
-from suite.runs import Run, open_run
+from suite.runs import Run
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -543,7 +543,7 @@ FIGURES = (
 
 
 def make(folder, values: dict, figures=FIGURES, overrides=("corpus.train_tokens=300001",)) -> Run:
-    run = open_run("smoke", folder, overrides)
+    run = stages.open_run("smoke", folder, overrides)
     for name, data in values.items():
         run.save_results(name, data)
     (folder / "figures").mkdir(exist_ok=True)
@@ -1054,7 +1054,7 @@ def test_the_command_makes_the_same_settings_again(tmp_path):
         "last_mlp.sae.d_sae=99",
         "seed=3",
     ]
-    run = open_run("smoke", tmp_path / "run", given_)
+    run = stages.open_run("smoke", tmp_path / "run", given_)
     assert settings.load("smoke", content.overrides(run.settings)) == run.settings
     assert content.overrides(settings.load("smoke")) == []
     assert "--set 'corpus.source=files:a b.txt'" in content.command(run)

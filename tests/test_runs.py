@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sae_lib.errors import ArtefactError
-from suite import runs
+from suite import runs, stages
 
 
 def make(folder, settings, content="x" * 100):
@@ -51,14 +51,14 @@ def test_damage_is_found_and_the_file_named(tmp_path, damage):
 
 
 def test_a_run_folder_of_other_settings_is_refused(tmp_path):
-    runs.open_run("smoke", tmp_path / "run", ["sae.d_sae=64"])
+    stages.open_run("smoke", tmp_path / "run", ["sae.d_sae=64"])
     with pytest.raises(ArtefactError, match="sae.d_sae: 64 in the folder, 128 now"):
-        runs.open_run("smoke", tmp_path / "run", ["sae.d_sae=128"])
+        stages.open_run("smoke", tmp_path / "run", ["sae.d_sae=128"])
 
 
 def test_overrides_get_a_folder_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    plain, changed = runs.open_run("smoke"), runs.open_run("smoke", "", ["sae.d_sae=64"])
+    plain, changed = stages.open_run("smoke"), stages.open_run("smoke", "", ["sae.d_sae=64"])
     assert (
         plain.folder.name == "smoke"
         and changed.folder.name.startswith("smoke-")
@@ -69,7 +69,7 @@ def test_overrides_get_a_folder_of_their_own(tmp_path, monkeypatch):
 def test_results_are_plain_json_and_know_what_they_were_made_from(tmp_path):
     import numpy as np
 
-    run = runs.open_run("smoke", tmp_path / "run")
+    run = stages.open_run("smoke", tmp_path / "run")
     run.save_results("x", {"a": np.float32(0.1), "b": np.arange(3), "c": float("nan")}, {"seed": 0})
     assert json.loads((tmp_path / "run/results/x.json").read_text())["a"] == pytest.approx(0.1)
     assert run.saved_results("x", {"seed": 0}) == {
@@ -82,8 +82,8 @@ def test_results_are_plain_json_and_know_what_they_were_made_from(tmp_path):
 
 def test_the_same_artefact_is_taken_over_from_a_run_beside_it(tmp_path):
     one, two = (
-        runs.open_run("smoke", tmp_path / "one"),
-        runs.open_run("smoke", tmp_path / "two", ["sae.d_sae=64"]),
+        stages.open_run("smoke", tmp_path / "one"),
+        stages.open_run("smoke", tmp_path / "two", ["sae.d_sae=64"]),
     )
     make(one.folder / "tokens", {"a": 1})
     assert (
@@ -91,7 +91,7 @@ def test_the_same_artefact_is_taken_over_from_a_run_beside_it(tmp_path):
         and (two.folder / "tokens/data.bin").read_text() == "x" * 100
     )
     assert not two.is_made(two.folder / "language_model", {"a": 1})
-    assert not runs.open_run("smoke", tmp_path / "three").is_made(
+    assert not stages.open_run("smoke", tmp_path / "three").is_made(
         tmp_path / "three/tokens", {"a": 2}
     )
     (one.folder / "tokens/data.bin").unlink()
@@ -99,7 +99,10 @@ def test_the_same_artefact_is_taken_over_from_a_run_beside_it(tmp_path):
 
 
 def test_a_damaged_artefact_is_not_taken_over(tmp_path):
-    one, two = runs.open_run("smoke", tmp_path / "one"), runs.open_run("smoke", tmp_path / "two")
+    one, two = (
+        stages.open_run("smoke", tmp_path / "one"),
+        stages.open_run("smoke", tmp_path / "two"),
+    )
     make(one.folder / "tokens", {"a": 1})
     (one.folder / "tokens/data.bin").write_text("short")
     assert not two.is_made(two.folder / "tokens", {"a": 1})

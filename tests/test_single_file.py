@@ -13,13 +13,12 @@ from tokenizers import Tokenizer
 from tokenizers import models as tokenizer_models
 from typer.testing import CliRunner
 
+from sae_lib.features import clamping
 from sae_lib.features.clamping import Clamp
-from sae_lib.features.feature_table import clamping
 from sae_lib.model import language_model
-from sae_lib.sae import training
 from sae_lib.text.display import Vocabulary, isolated, pieces, plain
 from sae_lib.text.tokenizer import exact_encoder
-from sae_lib.text.tokens import open_tokens
+from suite import stages
 from suite.__main__ import app
 from suite.browser import page, single_file, single_file_data, single_file_model, template_script
 from suite.browser.page import ENVIRONMENT
@@ -515,7 +514,7 @@ def inside(small_run):
     """(model, autoencoder) with the weights that the page holds: int8 times the scale of the row."""
     model, sae = (
         language_model.open_model(str(small_run.folder / "language_model")),
-        training.load_autoencoder(small_run),
+        small_run.get("autoencoder"),
     )
     with torch.no_grad():
         for weight in single_file_model.matrices(model, sae).values():
@@ -529,10 +528,10 @@ def inside(small_run):
 
 
 def test_the_tokeniser_is_the_projects_own(opened, small_run):
-    tokenizer = open_tokens(small_run).tokenizer  # noqa: F811
+    tokenizer = small_run.get("tokens").tokenizer  # noqa: F811
     texts = MIXED + [
-        open_tokens(small_run).tokenizer.decode(
-            open_tokens(small_run).train[i : i + 400].astype(int)
+        small_run.get("tokens").tokenizer.decode(
+            small_run.get("tokens").train[i : i + 400].astype(int)
         )
         for i in range(0, 20_000, 2000)
     ]
@@ -546,7 +545,7 @@ def test_the_tokeniser_is_the_projects_own(opened, small_run):
 @given(texts=st.lists(st.text(max_size=20), min_size=10, max_size=40))
 @settings(max_examples=20, deadline=None)
 def test_any_text_is_tokenised_alike(opened, small_run, texts):
-    encoder = exact_encoder(open_tokens(small_run).tokenizer)
+    encoder = exact_encoder(small_run.get("tokens").tokenizer)
     texts = [t.encode("utf-8", "replace").decode() for t in texts]
     assert opened.evaluate("ts => ts.map((t) => sae.trial.model.tokenizer.encode(t))", texts) == [
         encoder.encode(t, add_special_tokens=False).ids for t in texts
@@ -554,7 +553,7 @@ def test_any_text_is_tokenised_alike(opened, small_run, texts):
 
 
 def ids_of(run, n):
-    return open_tokens(run).rows("heldout", n)[0].astype(int).tolist()
+    return run.get("tokens").rows("heldout", n)[0].astype(int).tolist()
 
 
 def test_the_page_computes_what_torch_computes(opened, small_run, inside):
@@ -592,10 +591,10 @@ def test_int8_changes_little(small_run, inside):
     model, sae = inside
     float_model, float_sae = (
         language_model.open_model(str(small_run.folder / "language_model")),
-        training.load_autoencoder(small_run),
+        small_run.get("autoencoder"),
     )
     rows = torch.from_numpy(
-        open_tokens(small_run).rows("heldout", small_run.settings.lm.context)[:16].astype(np.int64)
+        small_run.get("tokens").rows("heldout", small_run.settings.lm.context)[:16].astype(np.int64)
     )
     with torch.no_grad():
         p, q = float_model(rows).logits.log_softmax(-1), model(rows).logits.log_softmax(-1)
@@ -670,12 +669,11 @@ def test_own_text_and_clamping_in_the_page(tab, written, small_run):
 
 
 def _parts(run):
-    from sae_lib.model.activations import HookPoint
 
     return (
-        HookPoint(language_model.load(run), run.settings.sae.hook_name),
-        open_tokens(run).tokenizer,
-        training.load_autoencoder(run),
+        stages.hook(run),
+        run.get("tokens").tokenizer,
+        run.get("autoencoder"),
     )
 
 
@@ -685,7 +683,7 @@ def _parts(run):
 def test_a_model_that_the_page_cannot_run_is_left_out_with_a_sentence(small_run):
     model, tokenizer = (  # noqa: F811
         language_model.open_model(str(small_run.folder / "language_model")),
-        open_tokens(small_run).tokenizer,
+        small_run.get("tokens").tokenizer,
     )  # noqa: F811
     assert single_file_model.why_not(model, tokenizer) == ""
     llama = language_model.build(

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from sae_lib.features.feature_table import evaluation
+from sae_lib.features import evaluation
 from sae_lib.sae.recipes import RECIPES
-from suite import studies, study_figures, sweep
+from suite import stages, studies, study_figures, sweep
 
 
 def made(run, name):
@@ -63,9 +63,8 @@ def test_mmcs_of_the_same_directions_is_one_and_of_random_ones_small():
 @pytest.fixture(scope="module")
 def study_run(small_overrides, small_run, tmp_path_factory):
     """A run beside the small one, with one study of each kind, smaller in everything."""
-    from suite.runs import open_run
 
-    run = open_run(
+    run = stages.open_run(
         "smoke",
         small_run.folder.parent / "studies",
         [

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from tokenizers import processors
 
 from sae_lib.errors import ArtefactError, CorpusError, ModelError
-from sae_lib.text import hub
+from sae_lib.text import hub, summary
 from sae_lib.text import tokens as tokens_module
 from sae_lib.text.tokenizer import END, exact_encoder, load_tokenizer, separator_id, train_tokenizer
-from sae_lib.text.tokens import GrowingArray, make_tokens, open_tokens, summary, tokens_made_from
-from suite.runs import Run, open_run
+from sae_lib.text.tokens import GrowingArray
+from suite import stages
+from suite.runs import Run
+from suite.stages import STAGES
 
 SHARED = (
     Path(__file__).resolve().parents[2] / "shared"
@@ -55,12 +57,14 @@ def make_run(folder: Path, documents: list[str], **overrides) -> Run:
         "tokenizer.vocab_size": 300,
         "tokenizer.train_bytes": 10_000,
     } | overrides
-    return open_run("smoke", folder / "run", [f"{key}={value}" for key, value in set_.items()])
+    return stages.open_run(
+        "smoke", folder / "run", [f"{key}={value}" for key, value in set_.items()]
+    )
 
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory) -> tokens_module.Tokens:
-    return open_tokens(make_run(tmp_path_factory.mktemp("tokens"), texts() + HARD))
+    return (make_run(tmp_path_factory.mktemp("tokens"), texts() + HARD)).get("tokens")
 
 
 @pytest.fixture(scope="module", params=["trained", "gpt2", "llama"])
@@ -231,13 +235,13 @@ def test_rows_are_views_of_the_tokens_in_order(opened):
 
 
 def test_caps_are_kept_to_the_token(tmp_path):
-    made = open_tokens(
+    made = (
         make_run(tmp_path, texts(200), **{"corpus.train_tokens": 1234, "corpus.heldout_tokens": 77})
-    )
+    ).get("tokens")
     assert (len(made.train), len(made.heldout)) == (1234, 77)
     last = made.locate("train", 1233)
     assert 0 <= last.start <= last.end <= len(made.document("train", last.document))
-    assert summary(made)["train"]["tokens"] == 1234
+    assert summary.read(made)["train"]["tokens"] == 1234
 
 
 def test_the_vocabulary_decides_the_type(tmp_path, opened):
@@ -252,17 +256,17 @@ def test_the_vocabulary_decides_the_type(tmp_path, opened):
 
 def test_the_same_settings_are_made_once_and_give_the_same_files(tmp_path):
     run = make_run(tmp_path, texts())
-    folder = make_tokens(run)
+    folder = run.path("tokens")
     record = (folder / "made_from.json").read_bytes()
     stamp = (folder / "train.npy").stat().st_mtime_ns
-    assert make_tokens(run) == folder and (folder / "train.npy").stat().st_mtime_ns == stamp
-    again = make_tokens(Run(run.settings, tmp_path / "again"))
+    assert run.path("tokens") == folder and (folder / "train.npy").stat().st_mtime_ns == stamp
+    again = Run(run.settings, tmp_path / "again", STAGES).path("tokens")
     assert (again / "made_from.json").read_bytes() == record, "digests and all"
-    assert tokens_made_from(run) == json.loads(record)["settings"]
+    assert stages.tokens_fingerprint(run) == json.loads(record)["settings"]
     with open(folder / "train.npy", "r+b") as f:
         f.truncate(200)
     with pytest.raises(ArtefactError, match="damaged"):
-        make_tokens(run)
+        run.path("tokens")
 
 
 def test_nothing_is_left_half_written(tmp_path):
@@ -270,7 +274,7 @@ def test_nothing_is_left_half_written(tmp_path):
     with open(tmp_path / "some text.jsonl", "a") as f:
         f.write("{broken\n")
     with pytest.raises(CorpusError, match="line 61"):
-        make_tokens(run)
+        run.path("tokens")
     assert not run.tokens_folder.exists()
 
 
@@ -281,11 +285,11 @@ def test_no_held_out_text_is_an_error(tmp_path, monkeypatch):
         lambda *_: iter([tokens_module.Document("some text", "text", "x", "train")]),
     )
     with pytest.raises(CorpusError, match="no heldout text"):
-        make_tokens(make_run(tmp_path, texts()))
+        (make_run(tmp_path, texts())).path("tokens")
 
 
 def test_a_tampered_document_is_noticed(tmp_path):
-    made = open_tokens(make_run(tmp_path, texts()))
+    made = (make_run(tmp_path, texts())).get("tokens")
     table = pq.read_table(made.folder / "documents.parquet").to_pandas()
     table["text"] = "other " + table["text"]
     table.to_parquet(made.folder / "documents.parquet")
@@ -294,7 +298,7 @@ def test_a_tampered_document_is_noticed(tmp_path):
 
 
 def test_summary_counts_what_is_there(opened):
-    found = summary(opened)
+    found = summary.read(opened)
     for split in ("train", "heldout"):
         part, table = found[split], opened.table[split]
         ids = np.asarray(getattr(opened, split))
@@ -314,12 +318,12 @@ def test_summary_counts_what_is_there(opened):
 def test_the_installation_writes_a_manifest_without_machine_paths(tmp_path):
     import hashlib
 
-    run = open_run(
+    run = stages.open_run(
         "smoke",
         tmp_path / "run",
         ["corpus.train_tokens=60000", "corpus.heldout_tokens=12000", "tokenizer.vocab_size=400"],
     )
-    made = open_tokens(run)
+    made = run.get("tokens")
     manifest = pq.read_table(made.folder / "manifest.parquet").to_pandas()
     assert (
         len(manifest) == sum(len(t) for t in made.table.values())
@@ -338,14 +342,14 @@ def test_the_installation_writes_a_manifest_without_machine_paths(tmp_path):
         assert str(Path.home()) not in path.read_text() and str(tmp_path) not in path.read_text(), (
             path.name
         )
-    assert sum(summary(made)["heldout"]["distributions"].values()) == len(made.heldout)
-    assert "mostly code" in summary(made)["what"]
+    assert sum(summary.read(made)["heldout"]["distributions"].values()) == len(made.heldout)
+    assert "mostly code" in summary.read(made)["what"]
 
 
 def test_another_tokeniser_is_taken_from_its_folder(tmp_path):
     if not LLAMA.exists():
         pytest.skip(f"{LLAMA} is not here")
-    made = open_tokens(make_run(tmp_path, texts(), **{"tokenizer.source": LLAMA}))
+    made = (make_run(tmp_path, texts(), **{"tokenizer.source": LLAMA})).get("tokens")
     end = 0
     for index in range(50):  # sentencepiece: the space before the first word has no characters
         place = made.locate("train", index)

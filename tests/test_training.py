@@ -1,5 +1,7 @@
 """The training loop: schedules, norms, resampling at work, exact resumption."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -7,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sae_lib import checkpoints
+from sae_lib.checkpoints import CheckpointFolder
 from sae_lib.errors import ArtefactError, SettingsError, TrainingError
-from sae_lib.features.feature_table import feature_table as features
-from sae_lib.model import language_model
 from sae_lib.model.activations import ActivationTable
 from sae_lib.sae import training
-from sae_lib.sae.engine import checkpoints, sparse_step
+from sae_lib.sae.engine import sparse_step
 from sae_lib.sae.recipes import (
     BRICKEN_2023,
     RECIPES,
@@ -23,7 +25,9 @@ from sae_lib.sae.recipes import (
     variants,
 )
 from sae_lib.settings import SAESettings, load
-from suite import sweep
+from suite import stages, sweep
+from suite.runs import Run
+from suite.stages import STAGES
 
 D_IN, TRUE_FEATURES, VOCABULARY = 16, 32, 4096
 
@@ -67,7 +71,7 @@ def fit(tmp_path, **changes):
         }
         | changes
     )
-    return hook, *training.fit(hook, ROWS, settings, 0, tmp_path, {"x": 1})
+    return hook, *training.fit(hook, ROWS, settings, 0, CheckpointFolder(tmp_path, {"x": 1}))
 
 
 def test_features_have_unit_norm_and_the_wrong_axis_has_not():
@@ -202,7 +206,12 @@ def test_training_without_resampling_goes_on_from_where_resampling_began(tmp_pat
         | changes
     )
     _, summary = training.fit(
-        SyntheticHook(), ROWS, settings, 0, tmp_path / "main", {}, (tmp_path / "twin", {"x": 1})
+        SyntheticHook(),
+        ROWS,
+        settings,
+        0,
+        CheckpointFolder(tmp_path / "main"),
+        CheckpointFolder(tmp_path / "twin", {"x": 1}),
     )
     touched = next(e["step"] for e in summary["resampling"] if e["resampled"])
     assert checkpoints.steps(tmp_path / "twin")[-1] == touched
@@ -260,7 +269,9 @@ def test_training_stops_early_and_keeps_the_best_weights(tmp_path):
         **changes, patience=2, check_every=25, lr=0.05
     )  # a rate at which training soon only wanders
     hook = SyntheticHook()
-    sae, summary = training.fit(hook, ROWS, settings, 0, tmp_path, {}, heldout=held_out)
+    sae, summary = training.fit(
+        hook, ROWS, settings, 0, CheckpointFolder(tmp_path), heldout=held_out
+    )
     scores = [check["score"] for check in summary["checks"]]
     assert (
         len(scores) == scores.index(min(scores)) + 3
@@ -305,8 +316,8 @@ def test_an_exploding_loss_stops_training_with_the_step_and_a_cause(tmp_path):
 
 def test_a_finished_autoencoder_is_not_trained_again(small_run, monkeypatch):
     monkeypatch.setattr(training, "train", lambda *_: pytest.fail("trained again"))
-    folder = training.make_autoencoder(small_run)
-    sae = training.load_autoencoder(small_run)
+    folder = small_run.path("autoencoder")
+    sae = small_run.get("autoencoder")
     assert sae.d_sae == small_run.settings.sae.d_sae and folder.name == "bricken_2023"
 
 
@@ -344,37 +355,26 @@ def test_resampling_that_finds_nothing_dead_changes_nothing(tmp_path):
 def test_the_run_without_resampling_is_trained_only_where_it_differs(
     small_run, tmp_path, monkeypatch, resampled
 ):
-    from suite.runs import Run
-
-    run = Run(
-        small_run.settings.model_copy(
-            update={"sae": small_run.settings.sae.model_copy(update={"compare": ("ward_2024",)})}
-        ),
-        tmp_path,
-        parent=small_run,
-    )
-    summary, trained = training.training_summary(small_run), []
+    sae = small_run.settings.sae.model_copy(update={"compare": ("ward_2024",)})
+    settings = small_run.settings.model_copy(update={"sae": sae})
+    run = Run(settings, tmp_path, STAGES, parent=small_run)
+    main = small_run.path("autoencoder")
+    shutil.copytree(main, tmp_path / "saes" / main.name)
+    summary, trained = small_run.summary("autoencoder"), []
     summary["resampling"] = [{"step": 1, "dead": resampled, "resampled": resampled}]
-    made, model = (
-        {small_run.settings.sae.recipe: small_run.folder / "saes/bricken_2023"},
-        language_model.load(small_run),
-    )
-    monkeypatch.setattr(training, "training_summary", lambda *_: summary)
-    monkeypatch.setattr(
-        training, "train", lambda run, hook, sae, folder, twin: trained.append(folder.name)
-    )
-    monkeypatch.setattr(training.language_model, "make_language_model", lambda run: None)
-    monkeypatch.setattr(training.language_model, "load", lambda run: model)
-    original = training.make_autoencoder
-    monkeypatch.setattr(
-        training,
-        "make_autoencoder",
-        lambda run, name="": made[run.settings.sae.recipe] if not name else original(run, name),
-    )
-    folder = training.make_autoencoder(run, "bricken_2023-no_resampling")
-    assert trained == (["bricken_2023-no_resampling"] if resampled else []) and folder.exists() == (
-        not resampled
-    )
+
+    def fit(run, hook, sae, store, no_resampling):
+        trained.append(sae.resampling)
+        return small_run.get("autoencoder"), {}
+
+    monkeypatch.setattr(Run, "summary", lambda *_: dict(summary))
+    monkeypatch.setattr(stages, "fit", fit)
+    monkeypatch.setattr(stages, "model_source", lambda run: "")
+    monkeypatch.setattr(stages, "hook", lambda run, name: None)
+    folder = run.path("autoencoder", "bricken_2023-no_resampling")
+    assert trained == ([False] if resampled else []) and folder.exists()
+    record = json.loads((folder / "training.json").read_text())
+    assert record.get("same_as") == (None if resampled else "bricken_2023")
 
 
 def test_impossible_numbers_of_active_features_are_refused():
@@ -468,7 +468,9 @@ def test_the_end_of_training_is_looked_at_too(tmp_path):
         check_every=50,
         lr=3e-3,
     )
-    _, summary = training.fit(SyntheticHook(), ROWS, settings, 0, tmp_path, {}, heldout=held_out)
+    _, summary = training.fit(
+        SyntheticHook(), ROWS, settings, 0, CheckpointFolder(tmp_path), heldout=held_out
+    )
     assert [check["step"] for check in summary["checks"]] == [50, 90]
     assert resolve(SAESettings(recipe="tied", patience=0)).patience == 0
 
@@ -490,9 +492,9 @@ def test_resampling_at_the_very_end_would_leave_untrained_features():
 
 def test_an_autoencoder_that_the_run_does_not_have_is_refused_with_those_it_has(small_run):
     with pytest.raises(SettingsError, match="no autoencoder 'nonsense'; it has: bricken_2023"):
-        training.make_autoencoder(small_run, "nonsense")
+        small_run.path("autoencoder", "nonsense")
     with pytest.raises(SettingsError, match="no autoencoder 'nonsense'"):
-        features.make_features(small_run, "nonsense")
+        small_run.path("features", "nonsense")
 
 
 def test_what_weights_are_made_from_includes_what_the_recipe_says(monkeypatch):

@@ -11,8 +11,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sae_lib.features import clamping, evaluation
 from sae_lib.features.clamping import Clamp, NextTokens, clamped
-from sae_lib.features.feature_table import clamping, evaluation
 from sae_lib.model.activations import HookPoint
 from sae_lib.sae.dictionaries import Dictionary, activations_of, random_directions
 from sae_lib.text.display import Vocabulary

@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from sae_lib.device import keep_freed_memory
+from sae_lib.features import evaluation
 from sae_lib.features.examples import examples_table
-from sae_lib.features.feature_table import evaluation
 from sae_lib.features.statistics import BINS, TENTHS, Chunk, FirstPass, SecondPass
 from sae_lib.features.weights import aligned, logit_effects, nearest
 from sae_lib.model.activations import HookPoint, Source, harvest

@@ -13,7 +13,7 @@ from sklearn.decomposition import KernelPCA
 from sklearn.manifold import TSNE
 
 from sae_lib import figures
-from sae_lib.features.feature_table import evaluation
+from sae_lib.features import evaluation
 from sae_lib.model.activations import HookPoint
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.dictionaries import active

@@ -13,7 +13,7 @@ import pandas as pd
 from scipy import stats
 
 from sae_lib.errors import ChatError
-from sae_lib.features.feature_table import evaluation
+from sae_lib.features import evaluation
 from sae_lib.interpretability import explain_prompts, explain_windows
 from sae_lib.interpretability.asking import Chat, LimitReached
 from sae_lib.interpretability.explain_prompts import Question

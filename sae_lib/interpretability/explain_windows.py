@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Integer
 
-from sae_lib.features.feature_table import evaluation
+from sae_lib.features import evaluation
 from sae_lib.model.activations import Source
 from sae_lib.sae.dictionaries import Dictionary, activations_of, coordinate_directions
 from sae_lib.settings import ExplainSettings, FeatureSettings

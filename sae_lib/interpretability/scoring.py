@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 
-from sae_lib.features.feature_table import evaluation
+from sae_lib.features import evaluation
 from sae_lib.interpretability.halves import Halves
 from sae_lib.interpretability.rules import learn_and_score
 from sae_lib.model.activations import HookPoint, harvest

@@ -14,11 +14,11 @@ import transformers
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_lib import checkpoints
 from sae_lib.device import keep_freed_memory, precision
 from sae_lib.errors import CorpusError, Interrupted, ModelError
 from sae_lib.model.activations import HookPoint
 from sae_lib.progress import tqdm
-from sae_lib.sae.engine import checkpoints
 from sae_lib.settings import LanguageModelSettings
 from sae_lib.text import hub
 from sae_lib.text.tokens import Tokens

@@ -1,11 +1,13 @@
 """An autoencoder in dictionary_learning's format: `ae.pt` (a state dict) and `config.json`."""
 
+import io
 import json
 from pathlib import Path
 
 import torch
 
 from sae_lib.errors import SettingsError
+from sae_lib.files import write_atomically
 from sae_lib.sae.autoencoder import SparseAutoencoder
 
 
@@ -39,10 +41,8 @@ def to_dictionary_learning(sae: SparseAutoencoder, folder: Path) -> Path:
             "dict_class": "AutoEncoderTopK" if sae.architecture == "topk" else "BatchTopKSAE",
             "k": k,
         }
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save(
-        {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()},
-        folder / "ae.pt",
-    )
-    (folder / "config.json").write_text(json.dumps({"trainer": trainer}, indent=1))
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
+    torch.save(state, packed := io.BytesIO())
+    write_atomically(folder / "ae.pt", packed.getvalue())
+    write_atomically(folder / "config.json", json.dumps({"trainer": trainer}, indent=1))
     return folder

@@ -11,13 +11,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from sae_lib import checkpoints
 from sae_lib.device import precision
 from sae_lib.errors import Interrupted
 from sae_lib.model.activations import ActivationBuffer, Source, harvest
 from sae_lib.progress import tqdm
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.early_stopping import EarlyStopping
-from sae_lib.sae.engine import checkpoints, distributed
+from sae_lib.sae.engine import distributed
 from sae_lib.sae.engine.sparse_step import StepResult, gradients
 from sae_lib.sae.initialise import initialise, statistics
 from sae_lib.sae.recipes import Recipe, is_resampling_step, rate, resolve
@@ -146,7 +147,7 @@ def fit(
     rows: np.ndarray,
     settings: SAESettings,
     seed: int,
-    store: checkpoints.CheckpointFolder,
+    store: checkpoints.CheckpointFolder | None = None,
     no_resampling: checkpoints.CheckpointFolder | None = None,
     heldout: np.ndarray | None = None,
 ) -> tuple[SparseAutoencoder, dict]:
@@ -157,6 +158,7 @@ def fit(
     stopping.
     """
     recipe, (rank, ranks) = resolve(settings), distributed.rank_and_world_size()
+    store = store or checkpoints.CheckpointFolder()
     seed = seed if settings.seed is None else settings.seed
     n_steps = max(1, settings.activations // (recipe.batch * ranks))
     state, scale = prepare(hook, rows, settings, seed, heldout)

@@ -1,8 +1,5 @@
 """The library's own recipes on the toy model: the training loop of notebook 03 where the truth is known."""
 
-import tempfile
-from pathlib import Path
-
 import pandas as pd
 import torch
 
@@ -68,10 +65,7 @@ def _train(hidden, rows, name: str, resampling: bool, size: Size, seed: int):
         checkpoint_every=10**9,
         k=1 if RECIPES[name].k else None,
     )
-    with tempfile.TemporaryDirectory() as scratch:
-        return training.fit(
-            ActivationTable(hidden.contiguous()), rows, settings, seed, Path(scratch), {}
-        )[0]
+    return training.fit(ActivationTable(hidden.contiguous()), rows, settings, seed)[0]
 
 
 def table(result: dict) -> pd.DataFrame:

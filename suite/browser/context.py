@@ -3,7 +3,7 @@
 import ipywidgets as w
 from IPython.display import HTML
 
-from sae_lib.features.feature_table import feature_table as features
+from sae_lib.features import feature_table as features
 from sae_lib.text.display import isolated
 from suite.browser.model import Model, note, said_in
 from suite.browser.page import decimal, style_html, template

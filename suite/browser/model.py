@@ -11,14 +11,10 @@ import torch
 from jaxtyping import Float, Int
 
 from sae_lib.errors import UserError
-from sae_lib.features.feature_table import evaluation
-from sae_lib.features.feature_table import feature_table as features
-from sae_lib.model import language_model
 from sae_lib.model.activations import HookPoint
 from sae_lib.sae.dictionaries import Dictionary
-from sae_lib.sae.recipes import variants
 from sae_lib.text.tokenizer import token_ids
-from sae_lib.text.tokens import open_tokens
+from suite import stages
 from suite.runs import Run
 
 
@@ -30,10 +26,7 @@ class Model:
 
     @cached_property
     def hook(self) -> HookPoint:
-        settings = variants(self.run.settings)
-        return HookPoint(
-            language_model.load(self.run), settings.get(self.name, self.run.settings.sae).hook_name
-        )
+        return stages.hook(self.run, self.name)
 
     @property
     def opened(self) -> bool:
@@ -41,11 +34,11 @@ class Model:
 
     @cached_property
     def dictionary(self) -> Dictionary:
-        return features.load_dictionary(self.run, self.name)
+        return self.run.get("dictionary", self.name)
 
     @cached_property
     def tokenizer(self):
-        return open_tokens(self.run).tokenizer
+        return self.run.get("tokens").tokenizer
 
     def encoded(self, text: str) -> tuple[list[int], int]:
         """(token ids, how many were cut off because the model's context is full)."""
@@ -55,7 +48,7 @@ class Model:
 
     def row(self, number: int) -> Int[torch.Tensor, " position"]:
         """The token ids of a row of the text that the table was made from."""
-        rows = evaluation.heldout_rows(self.run, self.run.settings.evaluation.tokens)
+        rows = stages.heldout_rows(self.run, self.run.settings.evaluation.tokens)
         return torch.from_numpy(rows[number].astype(np.int64))
 
     @torch.no_grad()

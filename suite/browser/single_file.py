@@ -12,11 +12,8 @@ from hashlib import sha256
 from pathlib import Path
 from string import Template
 
-from sae_lib.model import language_model
 from sae_lib.progress import tqdm
-from sae_lib.sae import training
 from sae_lib.sae.dictionaries import Dictionary, Neurons
-from sae_lib.text.tokens import open_tokens
 from suite.browser import page, query
 from suite.browser.single_file_data import (
     CHUNK,
@@ -48,12 +45,10 @@ SCRIPTS = (
 
 def write_browser(run: Run, name: str = "") -> Path:
     """Write `browser.html` for the run's recipe, `browser_<name>.html` for another autoencoder or the "neurons"; what it needs is made first."""
-    model, tokenizer = language_model.load(run), open_tokens(run).tokenizer
+    model, tokenizer = run.get("language_model"), run.get("tokens").tokenizer
     table = open_table(run, name)
     dictionary = (
-        Neurons(table.features.shape[0])
-        if name == "neurons"
-        else training.load_autoencoder(run, name)
+        Neurons(table.features.shape[0]) if name == "neurons" else run.get("autoencoder", name)
     )
     path = run.folder / (
         f"browser_{name}.html" if name not in ("", run.settings.sae.recipe) else "browser.html"

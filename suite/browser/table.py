@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae_lib.features.feature_table import load_features, make_features
+from sae_lib.features.feature_table import load_features
 from sae_lib.text.display import Vocabulary, plain
 from sae_lib.text.tokenizer import load_tokenizer
 from suite.browser import query as language
@@ -293,7 +293,7 @@ class FeatureTable:
 
 def open_table(run: Run, name: str = "") -> FeatureTable:
     """The table of one autoencoder (the run's recipe by default) or of one of `features.BASELINES`, made first where it is not there; with scores where they are."""
-    folder = make_features(run, name)
+    folder = run.path("features", name)
     kind = KINDS.get(name, "feature")
     scores = (
         run.folder

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from sae_lib.errors import ArtefactError, TrainingError
+from sae_lib.errors import ArtefactError, Interrupted, TrainingError
 from sae_lib.files import check_same, write_atomically
 
 KEEP = 2
@@ -32,8 +31,11 @@ def environment_fingerprint(device: torch.device, precision: torch.dtype) -> dic
 
 
 @contextmanager
-def finish_the_step() -> Iterator[threading.Event]:
-    """Inside, Ctrl-C sets the event, so that a loop can finish its step and save; a second one interrupts at once."""
+def finish_the_step(what: str) -> Iterator[threading.Event]:
+    """Inside, Ctrl-C or SIGTERM sets the event, so that a loop can finish its step and save; a second one interrupts at once.
+
+    Where the block ends without a step to stop at, `Interrupted` says so: no Ctrl-C is lost.
+    """
     pressed = threading.Event()
 
     def on_interrupt(*_: Any) -> None:
@@ -46,26 +48,32 @@ def finish_the_step() -> Iterator[threading.Event]:
     ):  # only there can signals be caught
         yield pressed
         return
-    before = signal.signal(signal.SIGINT, on_interrupt)
+    before = {s: signal.signal(s, on_interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield pressed
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if pressed.is_set():
+        raise Interrupted(
+            f"{what}: interrupted, but finished; run the same command to continue after it"
+        )
 
 
 class CheckpointFolder:
     """Where one training keeps its checkpoints: the newest is found again by the same settings on the same machine.
 
-    `made_from` is what the weights depend on; `interrupted` is set where Ctrl-C wants the training to save and stop.
+    `made_from` is what the weights depend on; `interrupted` is set where Ctrl-C wants the training to save and stop. Without a
+    folder nothing is kept.
     """
 
     def __init__(
         self,
-        folder: Path,
-        made_from: dict[str, Any],
+        folder: Path | None = None,
+        made_from: dict[str, Any] | None = None,
         interrupted: threading.Event | None = None,
     ):
-        self.folder, self.made_from = folder, made_from
+        self.folder, self.made_from = folder, made_from or {}
         self.interrupted = interrupted or threading.Event()
 
     def under(self, **conditions: Any) -> None:
@@ -73,24 +81,24 @@ class CheckpointFolder:
         self.made_from = self.made_from | conditions
 
     def load(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
-        return load_checkpoint(self.folder, self.made_from)
+        return load_checkpoint(self.folder, self.made_from) if self.folder else None
 
     def save(
         self, step: int, tensors: dict[str, Tensor], state: dict[str, Any], budget_gb: float
     ) -> None:
-        save_checkpoint(self.folder, step, tensors, state, self.made_from, budget_gb * 1e9)
-
-    def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.folder:
+            save_checkpoint(self.folder, step, tensors, state, self.made_from, budget_gb * 1e9)
 
 
-def check_loss(what: str, loss: float, limit: float, step: int, folder: Path, causes: str) -> None:
+def check_loss(
+    what: str, loss: float, limit: float, step: int, folder: Path | None, causes: str
+) -> None:
     """`TrainingError` where a loss is not finite or has exploded beyond `limit`, with the step, the last good checkpoint and likely causes."""
     if loss <= limit:  # false for NaN
         return
     good = (
         f"the last good checkpoint is step {steps(folder)[-1]} in {folder}; to try other settings, choose another run folder"
-        if steps(folder)
+        if folder and steps(folder)
         else "there is no checkpoint yet"
     )
     raise TrainingError(
