@@ -49,5 +49,9 @@ def upload(array: np.ndarray, device: torch.device) -> Tensor:
 
 
 def fast_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 several times as fast as float32."""
-    return torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
+    """Whether this processor multiplies bfloat16 several times as fast as float32, and torch was not told to use less of it."""
+    return (
+        torch.backends.mkldnn.is_available()
+        and torch.cpu._is_avx512_bf16_supported()
+        and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    )

@@ -245,7 +245,7 @@ def keep_freed_memory() -> None:
     """Tell glibc to keep what a training step frees: giving it back and faulting it in again costs a CPU step a tenth of its time."""
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD: blocks up to 32 MiB come from the heap
+        mallopt(-4, 0)  # M_MMAP_MAX: all blocks come from the heap, those above 32 MiB too
         mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD: which is not trimmed
 
 
