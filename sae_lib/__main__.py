@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.exceptions import TyperException
 
 from sae_lib.errors import SettingsError, UserError
 
 app = typer.Typer(
     help="Monosemanticity at Home: from text to readable features.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
@@ -67,14 +67,18 @@ def run(
     ] = None,
 ) -> None:
     """Run the notebooks in order and write the report."""
+    from sae_lib.runs import open_run
+    from sae_lib.settings import load
+
+    extra = _parameters(parameter or [])
+    load(profile, set_ or [])  # so that a mistake is told before slow imports
     from sae_lib import headless
     from sae_lib.report import write_report
     from sae_lib.report.machine import machine
-    from sae_lib.runs import open_run
 
+    headless.check_parameters(headless.notebooks(only), extra)
     opened = open_run(profile, run_dir, set_ or [])
     typer.echo(f"run folder: {opened.folder}")
-    extra = dict(_name_and_value(p) for p in parameter or [])
     seconds = headless.run_notebooks(opened, set_ or [], only, extra, typer.echo)
     if only:
         return
@@ -90,10 +94,13 @@ def run(
 @app.command()
 def stage(name: Stage, profile: Profile = "laptop", set_: Set = None, run_dir: RunDir = "") -> None:
     """Make one stage's artefact, and what it needs before it, without notebooks. A finished stage is not redone."""
+    from sae_lib.runs import open_run
+    from sae_lib.settings import load
+
+    load(profile, set_ or [])  # so that a mistake is told before slow imports
     from sae_lib import distributed, evaluation, features, language_model, report, tokens, training
     from sae_lib.interpretability import clusters
     from sae_lib.interpretability import scoring as interpretability
-    from sae_lib.runs import open_run
 
     distributed.start()
     if distributed.place()[1] > 1 and name is not Stage.sae:
@@ -141,26 +148,40 @@ def study(
     ] = False,
 ) -> None:
     """Many autoencoders on one language model, at the same L0 and over seeds: the recipes, the widths, or the classical recipe's settings."""
-    from sae_lib import studies
     from sae_lib.runs import open_run
 
     opened = open_run(profile, run_dir, set_ or [])
+    from sae_lib import studies
+
     studies.study(opened, which.value)
     typer.echo(f"study: {opened.results_folder / f'study_{which.value}.json'}")
     if publish:
         typer.echo(f"published: {studies.publish(opened)}")
 
 
+def _prompt(text: str) -> str:
+    """A prompt of 1 to a million characters that UTF-8 can write."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise SettingsError(f"the prompt {text[:40]!r} is not valid UTF-8; expected text") from None
+    if not 0 < len(text) <= 10**6:
+        raise SettingsError(f"the prompt has {len(text):,} characters; expected 1 to 1,000,000")
+    return text
+
+
 @app.command()
 def clamp(
-    prompt: Annotated[str, typer.Argument(help="text to continue")],
+    prompt: Annotated[str, typer.Argument(help="text to continue", callback=_prompt)],
     feature: Annotated[
-        list[int], typer.Option(help="a feature's number; may be given several times")
+        list[int], typer.Option(min=0, help="a feature's number; may be given several times")
     ],
     value: Annotated[
         list[float] | None,
         typer.Option(
-            help="what it is pinned to or scaled by; one for all features, or one for each"
+            min=-(10**6),
+            max=10**6,
+            help="what it is pinned to or scaled by; one for all features, or one for each",
         ),
     ] = None,
     how: Annotated[
@@ -179,13 +200,17 @@ def clamp(
         ),
     ] = False,
     new_tokens: Annotated[
-        int, typer.Option(min=0, help="length of the continuations; 0 for none")
+        int, typer.Option(min=0, max=10**6, help="length of the continuations; 0 for none")
     ] = 40,
     temperature: Annotated[
-        float, typer.Option(min=0, help="of sampling; 0 takes the most probable token")
+        float,
+        typer.Option(min=0, max=100, help="of sampling; 0 takes the most probable token"),
     ] = 0.8,
     seed: Annotated[
-        int, typer.Option(help="of the random numbers that both continuations share")
+        int,
+        typer.Option(
+            min=0, max=2**63 - 1, help="of the random numbers that both continuations share"
+        ),
     ] = 0,
     last_mlp: Annotated[
         bool, typer.Option(help="the deeper model of notebook 05 instead of the 1-layer model")
@@ -217,7 +242,9 @@ def clamp(
 def explain(
     features: Annotated[
         int,
-        typer.Option(min=0, help="how many, drawn at random; 0: explain.features of the settings"),
+        typer.Option(
+            min=0, max=10**6, help="how many, drawn at random; 0: explain.features of the settings"
+        ),
     ] = 0,
     model: Annotated[
         str,
@@ -323,19 +350,29 @@ def check_toy(
     raise typer.Exit(0 if passed else 1)
 
 
-def _name_and_value(text: str) -> tuple[str, object]:
-    import yaml
+def _parameters(given: list[str]) -> dict[str, object]:
+    """Notebook parameters by name; those that options of their own set are refused."""
+    from sae_lib.overrides import value
+    from sae_lib.settings_errors import shown
 
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise SettingsError(f"-p {text!r}: expected name=value")
-    return name, yaml.safe_load(value)
+    parameters, own = {}, {"profile": "--profile", "run_dir": "--run", "overrides": "--set"}
+    for text in given:
+        name, equals, said = text.partition("=")
+        if not equals or not name.isidentifier() or name in own or name in parameters:
+            expected = f"use {own[name]}" if name in own else "expected name=value, each name once"
+            raise SettingsError(f"-p {shown(text)}: {expected}")
+        parameters[name] = value(f"-p {name}", said)
+    return parameters
 
 
 def main() -> None:
-    """Run the command line; a `UserError` becomes one line on stderr and exit status 2."""
+    """Run the command line; a mistake of its user becomes one line on stderr and exit status 2."""
     try:
-        app()
+        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+    except TyperException as error:  # an unknown command or option, a value of the wrong kind
+        line = " ".join(error.format_message().split())
+        print(f"error: {line[:300]} (python -m sae_lib --help lists commands)", file=sys.stderr)
+        sys.exit(2)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.status)

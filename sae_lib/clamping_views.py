@@ -42,9 +42,11 @@ def clamps_of(
             f"--how {how} needs one --value for all features, or one for each of the {len(features)}; found {len(values)}"
         )
     values = list(values) * (len(features) if len(values) == 1 else 1)
-    return [
+    clamps = [
         Clamp(f, how, v, tuple(positions) or None) for f, v in zip(features, values, strict=True)
     ]
+    clamping.check_values(clamps)
+    return clamps
 
 
 def command(
@@ -58,10 +60,6 @@ def command(
     k: int = 10,
 ) -> str:
     """What `python -m sae_lib clamp` prints: the next token before and after, KL, and both continuations."""
-    if not prompt:
-        raise SettingsError(
-            "the prompt is empty: give at least one token of text"
-        )  # before anything is trained for it
     dictionary = training.load_autoencoder(run)
     hook, tokenizer = (
         HookPoint(language_model.load(run), run.settings.sae.hook_name),

@@ -1,5 +1,6 @@
 """The notebooks without a browser: papermill runs them in order, each with its own log and executed copy."""
 
+import ast
 import logging
 import os
 import threading
@@ -16,6 +17,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from sae_lib.errors import Interrupted, SettingsError, UserError
 from sae_lib.runs import Run
+from sae_lib.settings_errors import shown
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -38,13 +40,23 @@ def notebooks(only: str = "") -> list[Path]:
     return [p for p in found if not numbers or p.name[:2] in numbers]
 
 
-def check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
-    """papermill only warns of a parameter that a notebook does not have; here it is an error."""
-    known = papermill.inspect_notebook(notebook)
-    if unknown := set(parameters) - set(known):
-        raise SettingsError(
-            f"{notebook.name} has no parameter {', '.join(sorted(unknown))}; it has {', '.join(known)}"
-        )
+def check_parameters(chosen: list[Path], parameters: dict[str, Any]) -> None:
+    """papermill only warns of a parameter that a notebook does not have, and takes one of any type; here both are errors."""
+    for notebook in chosen:
+        known = papermill.inspect_notebook(notebook)
+        for name, value in parameters.items():
+            if name not in known:
+                raise SettingsError(
+                    f"{notebook.name} has no parameter {shown(name)}; it has {', '.join(known)}"
+                )
+            default = ast.literal_eval(known[name]["default"])
+            if type(value) is not type(default) and not (type(default), type(value)) == (
+                float,
+                int,
+            ):
+                raise SettingsError(
+                    f"-p {name}={shown(value)}: expected a value like {shown(default)}, as in {notebook.name}"
+                )
 
 
 def run_notebooks(
@@ -57,8 +69,7 @@ def run_notebooks(
         "run_dir": str(run.folder),
         "overrides": list(overrides),
     } | extra
-    for notebook in chosen:
-        check_parameters(notebook, parameters)
+    check_parameters(chosen, extra)
     out = run.folder / "notebooks"
     out.mkdir(parents=True, exist_ok=True)
     os.environ["PYTHONPATH"] = os.pathsep.join(
