@@ -1,5 +1,6 @@
 """The command line: `python -m sae_lib run | stage | sweep | study | clamp | explain | browser | export | report | lab | doctor | check-toy`."""
 
+import signal
 import subprocess
 import sys
 from enum import StrEnum
@@ -9,7 +10,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from sae_lib.errors import SettingsError, UserError
+from sae_lib.errors import GOES_ON, Interrupted, SettingsError, UserError, plain
 
 app = typer.Typer(
     help="Monosemanticity at Home: from text to readable features.",
@@ -72,14 +73,15 @@ def run(
 
     extra = _parameters(parameter or [])
     load(profile, set_ or [])  # so that a mistake is told before slow imports
-    from sae_lib import headless
+    from sae_lib import headless, locks
     from sae_lib.report import write_report
     from sae_lib.report.machine import machine
 
     headless.check_parameters(headless.notebooks(only), extra)
     opened = open_run(profile, run_dir, set_ or [])
     typer.echo(f"run folder: {opened.folder}")
-    seconds = headless.run_notebooks(opened, set_ or [], only, extra, typer.echo)
+    with locks.locked(opened.folder, locks.HEADLESS, wait=False):
+        seconds = headless.run_notebooks(opened, set_ or [], only, extra, typer.echo)
     if only:
         return
     if (
@@ -224,7 +226,7 @@ def clamp(
     from sae_lib.runs import open_run
 
     clamps = clamping_views.clamps_of(feature, how.value, value or [], position or [])
-    opened = open_run(profile, run_dir, set_ or [])
+    opened = open_run(profile, run_dir, set_ or [], reading=True)
     typer.echo(
         clamping_views.command(
             opened.last_mlp() if last_mlp else opened,
@@ -260,7 +262,8 @@ def explain(
     from sae_lib.interpretability.explain import explain as explain_features
     from sae_lib.runs import open_run
 
-    explain_features(open_run(profile, run_dir, set_ or []), features, model, say=typer.echo)
+    opened = open_run(profile, run_dir, set_ or [], reading=True)
+    explain_features(opened, features, model, say=typer.echo)
 
 
 @app.command()
@@ -291,7 +294,7 @@ def report(
     from sae_lib.report import publish_report, write_report
     from sae_lib.runs import open_run
 
-    opened = open_run(profile, run_dir, set_ or [])
+    opened = open_run(profile, run_dir, set_ or [], reading=True)
     typer.echo(f"report: {write_report(opened)}")
     if publish:
         typer.echo(f"published: {publish_report(opened)}")
@@ -308,7 +311,8 @@ def browser(
     from sae_lib.browser.single_file import write_browser
     from sae_lib.runs import open_run
 
-    typer.echo(f"browser: {write_browser(open_run(profile, run_dir, set_ or []), name)}")
+    opened = open_run(profile, run_dir, set_ or [], reading=True)
+    typer.echo(f"browser: {write_browser(opened, name)}")
 
 
 @app.command()
@@ -366,16 +370,31 @@ def _parameters(given: list[str]) -> dict[str, object]:
 
 
 def main() -> None:
-    """Run the command line; a mistake of its user becomes one line on stderr and exit status 2."""
+    """Run the command line; what its user or the system can cause becomes one line on stderr and an exit status."""
+    signal.signal(signal.SIGTERM, _terminated)
     try:
-        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
-    except TyperException as error:  # an unknown command or option, a value of the wrong kind
+        status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except BaseException as error:
+        told = _told(error)
+        if told is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
+        sys.exit(told.status)
+    if status == Interrupted.status:  # what typer makes of Ctrl-C
+        print(f"error: interrupted; {GOES_ON}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _told(error: BaseException) -> UserError | None:
+    if isinstance(error, TyperException):  # an unknown command or option, a value of the wrong kind
         line = " ".join(error.format_message().split())
-        print(f"error: {line[:300]} (python -m sae_lib --help lists commands)", file=sys.stderr)
-        sys.exit(2)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.status)
+        return UserError(f"{line[:300]} (python -m sae_lib --help lists commands)")
+    return error if isinstance(error, UserError) else plain(error)
+
+
+def _terminated(*_: object) -> None:
+    """SIGTERM is handled as Ctrl-C: scratch files are removed, and one line says how to continue."""
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sae_lib.errors import ArtefactError
+from sae_lib.runs import RECORD, verify
 
 SHAPES = {
     "W_enc": ("d_in", "d_sae"),
@@ -117,6 +118,8 @@ class SparseAutoencoder(nn.Module):
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> "SparseAutoencoder":
         """Read such a folder; `ArtefactError` names what is missing, unknown or of the wrong shape."""
         folder = Path(folder)
+        if (folder / RECORD).exists():
+            verify(folder)
         try:
             config = json.loads((folder / "cfg.json").read_text())
             tensors = load_file(folder / "sae_weights.safetensors")

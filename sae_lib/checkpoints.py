@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from sae_lib.errors import ArtefactError, TrainingError
+from sae_lib.errors import ArtefactError, Interrupted, TrainingError
 from sae_lib.runs import check_same, write_atomically
 
 KEEP = 2
@@ -31,8 +31,11 @@ def circumstances(device: torch.device, precision: torch.dtype) -> dict[str, Any
 
 
 @contextmanager
-def finish_the_step() -> Iterator[threading.Event]:
-    """Inside, Ctrl-C sets the event, so that a loop can finish its step and save; a second one interrupts at once."""
+def finish_the_step(what: str) -> Iterator[threading.Event]:
+    """Inside, Ctrl-C or SIGTERM sets the event, so that a loop can finish its step and save; a second one interrupts at once.
+
+    Where the block ends without a step to stop at, `Interrupted` says so: no Ctrl-C is lost.
+    """
     pressed = threading.Event()
 
     def on_interrupt(*_: Any) -> None:
@@ -45,11 +48,16 @@ def finish_the_step() -> Iterator[threading.Event]:
     ):  # only there can signals be caught
         yield pressed
         return
-    before = signal.signal(signal.SIGINT, on_interrupt)
+    before = {s: signal.signal(s, on_interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield pressed
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if pressed.is_set():
+        raise Interrupted(
+            f"{what}: interrupted, but finished; run the same command to continue after it"
+        )
 
 
 def check_loss(what: str, loss: float, limit: float, step: int, folder: Path, causes: str) -> None:

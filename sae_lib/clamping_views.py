@@ -20,7 +20,7 @@ from sae_lib.clamping_effects import Subject
 from sae_lib.errors import SettingsError
 from sae_lib.figures import PALETTE
 from sae_lib.report.formats import small
-from sae_lib.runs import Run
+from sae_lib.runs import Run, verify
 from sae_lib.tokens import open_tokens
 
 STYLE = "white-space:pre-wrap;overflow-wrap:anywhere;font-family:monospace;font-size:13px;line-height:1.5;margin:0"
@@ -127,6 +127,7 @@ def _maximum(run: Run, feature: int) -> str:
     path = run.folder / "features" / run.settings.sae.recipe / "features.parquet"
     if not path.exists():
         return ""
+    verify(path.parent)
     return f" (its maximum on held-out text: {decimal(float(pd.read_parquet(path, columns=['maximum'])['maximum'][feature]))})"
 
 

@@ -166,13 +166,18 @@ def evaluate_run(run: Run) -> dict[str, dict]:
     """The `evaluate` stage: every autoencoder of the run and the raw neurons, saved as `results/evaluation*.json`."""
     for name in variants(run.settings):
         training.make_autoencoder(run, name)
-    hook = HookPoint(language_model.load(run), run.settings.sae.hook_name)
     made_from = {
         name: training.sae_made_from(run, sae) for name, sae in variants(run.settings).items()
     } | {"evaluation": run.settings.evaluation.model_dump()}
     where = "evaluation" if run.parent is None else f"evaluation_{run.folder.name}"
-    if (found := run.saved_results(where, made_from)) is not None:
-        return found
+    with run.making(where, made_from) as missing:
+        if missing:
+            run.save_results(where, _evaluate_all(run), made_from)
+    return run.saved_results(where, made_from)
+
+
+def _evaluate_all(run: Run) -> dict[str, dict]:
+    hook = HookPoint(language_model.load(run), run.settings.sae.hook_name)
     same = {
         name: training.training_summary(run, name).get("same_as") for name in variants(run.settings)
     }
@@ -181,6 +186,4 @@ def evaluate_run(run: Run) -> dict[str, dict]:
     }
     dictionaries["neurons"] = Neurons(training.load_autoencoder(run).d_in, device_of(run))
     measured = evaluate(run, hook, dictionaries)
-    results = {name: measured[same.get(name) or name] for name in (*same, "neurons")}
-    run.save_results(where, results, made_from)
-    return run.saved_results(where, made_from)
+    return {name: measured[same.get(name) or name] for name in (*same, "neurons")}

@@ -1,5 +1,6 @@
 """An autoencoder in dictionary_learning's format: `ae.pt` (a state dict) and `config.json`."""
 
+import io
 import json
 from pathlib import Path
 
@@ -7,11 +8,13 @@ import torch
 
 from sae_lib.autoencoder import SparseAutoencoder
 from sae_lib.errors import SettingsError
+from sae_lib.runs import check_own, write_atomically
 
 
 @torch.no_grad()
 def to_dictionary_learning(sae: SparseAutoencoder, folder: Path) -> Path:
     """Write `folder/ae.pt` and `folder/config.json`; jumprelu only with one threshold for all features, as batchtopk leaves it."""
+    check_own(folder, "export OUT", "ae.pt")
     weights = {
         "encoder.weight": sae.W_enc_T,
         "encoder.bias": sae.b_enc,
@@ -39,10 +42,8 @@ def to_dictionary_learning(sae: SparseAutoencoder, folder: Path) -> Path:
             "dict_class": "AutoEncoderTopK" if sae.architecture == "topk" else "BatchTopKSAE",
             "k": k,
         }
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save(
-        {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()},
-        folder / "ae.pt",
-    )
-    (folder / "config.json").write_text(json.dumps({"trainer": trainer}, indent=1))
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
+    torch.save(state, packed := io.BytesIO())
+    write_atomically(folder / "ae.pt", packed.getvalue())
+    write_atomically(folder / "config.json", json.dumps({"trainer": trainer}, indent=1))
     return folder

@@ -66,8 +66,15 @@ def make_features(run: Run, name: str = "") -> Path:
         "evaluation": s.evaluation.model_dump(),
         "features": s.features.model_dump(),
     }
-    if run.is_made(folder, made_from):
-        return folder
+    with run.making(folder, made_from, cheap=True) as missing:
+        if missing:
+            _make(run, name, folder, made_from)
+    return folder
+
+
+def _make(run: Run, name: str, folder: Path, made_from: dict) -> None:
+    s = run.settings
+    sae = variant(s, s.sae.recipe if name in BASELINES else name)
     training.make_autoencoder(run, "" if name in BASELINES else name)
     hook = HookPoint(language_model.load(run), sae.hook_name)
     rows = evaluation.heldout_rows(run, s.evaluation.tokens)
@@ -92,7 +99,6 @@ def make_features(run: Run, name: str = "") -> Path:
                 {key: value.cpu().contiguous() for key, value in tensors.items()},
                 out / "directions.safetensors",
             )
-    return folder
 
 
 def load_features(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -18,6 +18,7 @@ from papermill.exceptions import PapermillExecutionError
 from sae_lib.errors import Interrupted, SettingsError, UserError
 from sae_lib.runs import Run
 from sae_lib.settings_errors import shown
+from sae_lib.tokens import make_tokens
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -70,6 +71,9 @@ def run_notebooks(
         "overrides": list(overrides),
     } | extra
     check_parameters(chosen, extra)
+    if any(path.name[:2] != "01" for path in chosen):
+        make_tokens(run)  # so that bad text is refused before anything else is done
+    run.claim()
     out = run.folder / "notebooks"
     out.mkdir(parents=True, exist_ok=True)
     os.environ["PYTHONPATH"] = os.pathsep.join(

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 import time
 from contextlib import nullcontext
 from functools import lru_cache
@@ -22,7 +21,7 @@ from sae_lib.activations import HookPoint
 from sae_lib.device import device_of, precision
 from sae_lib.errors import CorpusError, Interrupted, ModelError
 from sae_lib.progress import tqdm
-from sae_lib.runs import Run, keep_freed_memory, writing
+from sae_lib.runs import Run, checkpoints_of, keep_freed_memory, writing
 from sae_lib.settings import LanguageModelSettings
 from sae_lib.tokens import Tokens, make_tokens, open_tokens, tokens_made_from
 
@@ -36,15 +35,13 @@ LOSS_CHUNK = 512  # tokens whose logits exist at once: small enough for a core's
 def make_language_model(run: Run) -> Path:
     """The `lm` stage: train the model of `settings.lm` on the run's tokens (nothing to do for a ready one)."""
     folder = run.folder / "language_model"
-    if run.settings.lm.source != "train" or run.is_made(folder, lm_made_from(run)):
+    if run.settings.lm.source != "train":
         return folder
-    make_tokens(run)
-    with checkpoints.finish_the_step() as interrupted:
-        train(run, folder, interrupted)
-    if interrupted.is_set():
-        raise Interrupted(
-            "language model: interrupted, but finished; run the same command to continue after it"
-        )
+    with run.making(folder, lm_made_from(run)) as missing:
+        if missing:
+            make_tokens(run)
+            with checkpoints.finish_the_step("language model") as interrupted:
+                train(run, folder, interrupted)
     return folder
 
 
@@ -198,7 +195,7 @@ def train(run: Run, folder: Path, interrupted: Event) -> None:
     """AdamW, linear warm-up, cosine decay, gradient clipping; goes on from the last checkpoint of an interrupted run."""
     keep_freed_memory()
     s, device, made_from = run.settings.lm, device_of(run), lm_made_from(run)
-    dtype, scratch = precision(s.precision, device), folder.with_name(".language_model.checkpoints")
+    dtype, scratch = precision(s.precision, device), checkpoints_of(folder)
     resumable = made_from | checkpoints.circumstances(device, dtype)
     tokens = open_tokens(run)
     rows = tokens.rows("train", s.context + 1)
@@ -295,7 +292,6 @@ def train(run: Run, folder: Path, interrupted: Event) -> None:
             "density": density.tolist(),
         }
         (out / "training.json").write_text(json.dumps(summary))
-    shutil.rmtree(scratch, ignore_errors=True)
 
 
 @torch.no_grad()

@@ -22,8 +22,14 @@ def make_prompt_corpus(run: Run) -> Path:
         "prompts": s.prompts.model_dump(mode="json"),
         "hook_name": s.sae.hook_name,
     }
-    if run.is_made(folder, made_from):
-        return folder
+    with run.making(folder, made_from) as missing:
+        if missing:
+            _make(run, folder, made_from)
+    return folder
+
+
+def _make(run: Run, folder: Path, made_from: dict) -> None:
+    s = run.settings
     language_model.make_language_model(run)
     tokenizer, hook = (
         open_tokens(run).tokenizer,
@@ -59,7 +65,6 @@ def make_prompt_corpus(run: Run) -> Path:
         pd.DataFrame(texts).to_parquet(out / "texts.parquet")
         pd.DataFrame(tokens).to_parquet(out / "tokens.parquet")
         np.save(out / "activations.npy", np.concatenate(activations))
-    return folder
 
 
 def load_prompt_corpus(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray]:

@@ -15,11 +15,14 @@ from typing import Any
 
 import yaml
 
+from sae_lib import locks
 from sae_lib import settings as settings_module
-from sae_lib.errors import ArtefactError, SettingsError
+from sae_lib.errors import ArtefactError, SettingsError, in_plain_words
 from sae_lib.settings import Settings
 
 RECORD = "made_from.json"
+SETTINGS = "settings.yaml"
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,12 @@ class Run:
     settings: Settings
     folder: Path
     parent: "Run | None" = field(default=None, compare=False)
+    reading: bool = field(default=False, compare=False)  # nothing is trained for it
+
+    @property
+    def root(self) -> Path:
+        """The folder that has the settings and the lock: of a child, its parent's."""
+        return (self.parent or self).folder
 
     @property
     def tokens_folder(self) -> Path:
@@ -41,17 +50,44 @@ class Run:
 
     @property
     def results_folder(self) -> Path:
-        return (self.parent or self).folder / "results"
+        return self.root / "results"
 
-    def is_made(self, folder: Path, made_from: dict[str, Any]) -> bool:
-        """`is_made`, or taken over (hard links) from a run folder beside this one that holds the same artefact."""
-        root = (self.parent or self).folder
-        if is_made(folder, made_from):
-            return True
-        for other in (
-            sorted(root.parent.glob("*/settings.yaml")) if folder.is_relative_to(root) else ()
-        ):
-            candidate = other.parent / folder.relative_to(root)
+    @contextmanager
+    def making(
+        self, what: Path | str, made_from: dict[str, Any], cheap: bool = False
+    ) -> Iterator[bool]:
+        """Whether an artefact (its folder) or results (their name) have yet to be made.
+
+        If so, this process alone writes in the run folder until the block ends; what is there is read without a lock.
+        `cheap` things are made for a command that only reads as well.
+        """
+        if self._is_there(what, made_from):
+            yield False
+            return
+        if self.reading and not cheap:
+            name = Path(what).relative_to(self.root) if isinstance(what, Path) else what
+            raise ArtefactError(
+                f"{self.root} has no {name} yet, and this command trains nothing; make it first "
+                f"with `python -m sae_lib run --run {self.root}` and the same --profile and --set"
+            )
+        with in_plain_words(self.root), locks.locked(self.root):
+            self.check_folder()
+            missing = not self._is_there(what, made_from)
+            missing = missing and not (isinstance(what, Path) and self._take_over(what, made_from))
+            yield missing
+            self.claim()
+
+    def _is_there(self, what: Path | str, made_from: dict[str, Any]) -> bool:
+        if isinstance(what, Path):
+            return is_made(what, made_from)
+        return self.saved_results(what, made_from) is not None
+
+    def _take_over(self, folder: Path, made_from: dict[str, Any]) -> bool:
+        """Whether a run folder beside this one holds the same artefact, which then is this one's too (by hard links)."""
+        if not folder.is_relative_to(self.root):
+            return False
+        for other in sorted(self.root.parent.glob(f"*/{SETTINGS}")):
+            candidate = other.parent / folder.relative_to(self.root)
             with suppress(ArtefactError):
                 if candidate != folder and is_made(candidate, made_from):
                     with writing(folder, made_from) as scratch:
@@ -59,15 +95,36 @@ class Run:
                     return True
         return False
 
+    def check_folder(self) -> None:
+        """`ArtefactError` where the folder holds a run of other settings, `SettingsError` where it holds something else."""
+        record = self.root / SETTINGS
+        if record.exists():
+            check_same(self.root, read_yaml(record), self._recorded())
+        else:
+            check_own(self.root, "--run", SETTINGS, f"*/{RECORD}")
+
+    def claim(self) -> None:
+        """Write `settings.yaml`: the folder is this run's from now on."""
+        self.check_folder()
+        if not (self.root / SETTINGS).exists():
+            write_atomically(
+                self.root / SETTINGS, yaml.safe_dump(self._recorded(), sort_keys=False)
+            )
+
+    def _recorded(self) -> dict[str, Any]:
+        return (self.parent or self).settings.model_dump(mode="json")
+
     def save_results(
         self, name: str, values: dict[str, Any], made_from: dict[str, Any] | None = None
     ) -> Path:
         """Write `results/<name>.json`: the only place the report takes numbers from."""
+        self.claim()
         path = self.results_folder / f"{name}.json"
         mark = {"made_from": _digest(made_from)} if made_from else {}
+        values = plain(values | mark)
+        record = values | {"sha256": _digest(values)}
         write_atomically(
-            path,
-            json.dumps(plain(values | mark), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+            path, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         )
         return path
 
@@ -84,17 +141,21 @@ class Run:
         if not path.exists():
             raise ArtefactError(f"{path} is missing: run the notebook or stage that makes it first")
         try:
-            return json.loads(path.read_text())
-        except ValueError:
+            values = json.loads(path.read_text())
+            whole = values.pop("sha256") == _digest(values)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            whole = False
+        if not whole:
             raise ArtefactError(
-                f"{path} is damaged (not valid JSON); delete it and run again"
-            ) from None
+                f"{path} is damaged or was edited (its hash differs); delete it and run again"
+            )
+        return values
 
     def figure(self, fig, name: str, width: int = 900, height: int = 450):
         """Save a plotly figure to `figures/<name>` and return it for display."""
         from sae_lib import figures
 
-        figures.save(fig, (self.parent or self).folder / "figures", name, width, height)
+        figures.save(fig, self.root / "figures", name, width, height)
         return fig
 
     def last_mlp(self) -> "Run":
@@ -111,13 +172,19 @@ class Run:
                 "corpus": corpus,
             }
         )
-        return Run(child, self.folder / "last_mlp", parent=self)
+        return Run(child, self.folder / "last_mlp", parent=self, reading=self.reading)
 
 
 def open_run(
-    profile: str = "laptop", run_dir: str | Path = "", overrides: list[str] | tuple[str, ...] = ()
+    profile: str = "laptop",
+    run_dir: str | Path = "",
+    overrides: list[str] | tuple[str, ...] = (),
+    reading: bool = False,
 ) -> Run:
-    """The run of a profile with overrides. Without `run_dir`: `runs/<profile>`, with overrides `runs/<profile>-<hash of them>`."""
+    """The run of a profile with overrides. Without `run_dir`: `runs/<profile>`, with overrides `runs/<profile>-<hash of them>`.
+
+    Nothing is written before something is made. `reading`: the run has to be there, and nothing is trained for it.
+    """
     settings = settings_module.load(profile, overrides)
     if run_dir:
         folder = Path(run_dir)
@@ -125,26 +192,44 @@ def open_run(
         changed = settings != settings_module.load(profile)
         digest = hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:8]
         folder = Path("runs") / (f"{profile}-{digest}" if changed else profile)
+    run = Run(settings, folder, reading=reading)
+    if reading and not (folder / SETTINGS).exists():
+        raise ArtefactError(f"there is no run in {folder}; {_existing(folder.parent)}")
+    run.check_folder()
+    _check(run)
+    return run
+
+
+def _existing(beside: Path) -> str:
+    found = sorted({str(p.parent) for f in (beside, Path("runs")) for p in f.glob(f"*/{SETTINGS}")})
+    if not found:
+        return "there are none yet; make one with `python -m sae_lib run`"
+    more = f" and {len(found) - 8} more" if len(found) > 8 else ""
+    return f"there are: {', '.join(found[:8])}{more}; choose one with --run, and its --profile and --set"
+
+
+def check_own(folder: Path, option: str, *marks: str) -> None:
+    """`SettingsError` where `folder` is not new or empty and holds none of `marks` (globs): it is somebody else's."""
+    expected = "expected a folder that is new, empty, or of such a run"
     if folder.exists() and not folder.is_dir():
-        raise SettingsError(f"--run {folder} is a file; expected a folder (it is made if missing)")
-    _check(settings, folder)
-    record = folder / "settings.yaml"
-    wanted = settings.model_dump(mode="json")
-    if record.exists():
-        check_same(folder, read_yaml(record), wanted)
-    else:
-        write_atomically(record, yaml.safe_dump(wanted, sort_keys=False))
-    return Run(settings, folder)
+        raise SettingsError(f"{option} {folder} is a file; {expected}")
+    here = folder.resolve()
+    if here in (Path("/"), Path.home(), Path.cwd(), ROOT) or here.is_relative_to(ROOT / "sae_lib"):
+        raise SettingsError(f"{option} {folder} is no place for results; {expected}")
+    if folder.exists() and not any(any(folder.glob(mark)) for mark in marks):
+        others = [p.name for p in folder.iterdir() if not p.name.endswith((".lock", ".partial"))]
+        if others:
+            raise SettingsError(f"{option} {folder} holds other files ({others[0]}); {expected}")
 
 
-def _check(settings: Settings, folder: Path) -> None:
+def _check(run: Run) -> None:
     """What settings alone cannot know: device, recipes and hook names, said before anything is made or written."""
     from sae_lib.activations import find_hook
     from sae_lib.device import device_of
     from sae_lib.recipes import variants
 
-    device_of(Run(settings, folder))
-    for prefix, part in (("", settings), ("last_mlp.", Run(settings, folder).last_mlp().settings)):
+    device_of(run)
+    for prefix, part in (("", run.settings), ("last_mlp.", run.last_mlp().settings)):
         try:
             variants(part)
         except SettingsError as error:
@@ -157,16 +242,26 @@ def is_made(folder: Path, made_from: dict[str, Any]) -> bool:
     """Whether the artefact is there, whole, and from these settings; `ArtefactError` where it is damaged or from others."""
     if not folder.exists():
         return False
-    record = folder / RECORD
+    check_same(folder, _record(folder)["settings"], json.loads(json.dumps(made_from)))
+    verify(folder)
+    return True
+
+
+def _record(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads(record.read_text())
-        found["settings"], found["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+        found = json.loads((folder / RECORD).read_text())
+        found["files"] = {name: (size, digest) for name, (size, digest) in found["files"].items()}
+        found["settings"]
+        return found
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise ArtefactError(
-            f"{folder} has no readable {RECORD}, so no run finished it; delete the folder and run again"
+            f"{folder} has no readable {RECORD}, so it was not made (whole) by a run; delete the folder and run again"
         ) from None
-    check_same(folder, found["settings"], json.loads(json.dumps(made_from)))
-    for name, (size, digest) in found["files"].items():
+
+
+def verify(folder: Path) -> None:
+    """`ArtefactError` that names the file where an artefact's files are not those that were written."""
+    for name, (size, digest) in _record(folder)["files"].items():
         path = folder / name
         if not path.exists() or path.stat().st_size != size:
             has = f"{path.stat().st_size} bytes" if path.exists() else "nothing"
@@ -177,43 +272,52 @@ def is_made(folder: Path, made_from: dict[str, Any]) -> bool:
             raise ArtefactError(
                 f"{path} is damaged: its content changed since it was written; delete {folder} and run again"
             )
-    return True
+
+
+def checkpoints_of(folder: Path) -> Path:
+    """Where the training of the artefact `folder` keeps its checkpoints."""
+    return folder.with_name(f".{folder.name}.checkpoints")
 
 
 @contextmanager
 def writing(folder: Path, made_from: dict[str, Any]) -> Iterator[Path]:
-    """A scratch folder that becomes `folder`, with its record, when the block ends without an error."""
-    scratch = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
+    """A scratch folder that becomes `folder`, with its record, when the block ends without an error; its checkpoints then go."""
+    scratch = locks.scratch_name(folder)
     try:
-        yield scratch
-    except BaseException:
+        with in_plain_words(folder):
+            scratch.mkdir(parents=True)
+            yield scratch
+            files = sorted(p for p in scratch.rglob("*") if p.is_file() and p.name != RECORD)
+            digests = {
+                str(p.relative_to(scratch)): (
+                    p.stat().st_size,
+                    _sha256(p, p.stat().st_size, p.stat().st_mtime_ns),
+                )
+                for p in files
+            }
+            write_atomically(
+                scratch / RECORD, json.dumps({"settings": made_from, "files": digests}, indent=1)
+            )
+            os.replace(scratch, folder)
+            shutil.rmtree(checkpoints_of(folder), ignore_errors=True)
+    finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        raise
-    files = sorted(p for p in scratch.rglob("*") if p.is_file() and p.name != RECORD)
-    digests = {
-        str(p.relative_to(scratch)): (
-            p.stat().st_size,
-            _sha256(p, p.stat().st_size, p.stat().st_mtime_ns),
-        )
-        for p in files
-    }
-    write_atomically(
-        scratch / RECORD, json.dumps({"settings": made_from, "files": digests}, indent=1)
-    )
-    os.replace(scratch, folder)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write, flush to disk, rename: a reader sees the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.partial")
-    with open(scratch, "wb") as f:
-        f.write(content.encode() if isinstance(content, str) else content)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(scratch, path)
+    scratch = locks.scratch_name(path)
+    try:
+        with in_plain_words(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(scratch, "wb") as f:
+                f.write(content.encode() if isinstance(content, str) else content)
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(scratch, path)
+    finally:
+        with suppress(OSError):
+            scratch.unlink()
 
 
 def check_same(where: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -232,13 +336,16 @@ def check_same(where: Path, found: dict[str, Any], wanted: dict[str, Any]) -> No
 
 def read_yaml(path: Path) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(path.read_text())
-        assert isinstance(data, dict)
-        return data
-    except (yaml.YAMLError, UnicodeDecodeError, AssertionError):
-        raise ArtefactError(
-            f"{path} is not readable as settings; delete the run folder or choose another with --run"
-        ) from None
+        text = path.read_text()
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise ValueError  # a few of them can stand for more than any memory holds
+        if isinstance(data := yaml.safe_load(text), dict):
+            return data
+    except (yaml.YAMLError, ValueError, RecursionError):
+        pass
+    raise ArtefactError(
+        f"{path} is not readable as settings; delete the run folder or choose another with --run"
+    )
 
 
 def keep_freed_memory() -> None:

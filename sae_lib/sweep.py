@@ -82,7 +82,7 @@ def sweep(profile: str, run_dir: str | Path, overrides: list[str]) -> Path:
     for settings in points.values():
         measure(run, hook, settings)
     found = [
-        json.loads(path.read_text())
+        run.load_results(f"sweep/{path.stem}")
         for path in sorted((run.results_folder / "sweep").glob("*.json"))
     ]
     found = [
@@ -100,8 +100,9 @@ def measure(run: Run, hook: HookPoint, settings: SAESettings) -> dict:
     point, folder = _point_name(settings), folder_of(run, settings)
     if (found := run.saved_results(f"sweep/{point}", made_from)) is not None:
         return found
-    if not run.is_made(folder, training.sae_made_from(run, settings)):
-        training.train(run, hook, settings, folder)
+    with run.making(folder, training.sae_made_from(run, settings)) as missing:
+        if missing:
+            training.train(run, hook, settings, folder)
     measured = evaluation.evaluate(
         run, hook, {point: training.SparseAutoencoder.load(folder, hook.device)}
     )[point]

@@ -163,9 +163,10 @@ def tokens_made_from(run: Run) -> dict[str, Any]:
 def make_tokens(run: Run) -> Path:
     """Write the tokens of the run's corpus unless they are there; raises `CorpusError`, `ModelError`, `ArtefactError`."""
     made_from = tokens_made_from(run)
-    if not run.is_made(run.tokens_folder, made_from):
-        with writing(run.tokens_folder, made_from) as folder:
-            _write(run, folder)
+    with run.making(run.tokens_folder, made_from) as missing:
+        if missing:
+            with writing(run.tokens_folder, made_from) as folder:
+                _write(run, folder)
     return run.tokens_folder
 
 

@@ -5,6 +5,7 @@ import math
 import shutil
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from threading import Event
@@ -23,7 +24,7 @@ from sae_lib.initialise import initialise, statistics
 from sae_lib.progress import tqdm
 from sae_lib.recipes import Recipe, is_resampling_step, rate, resolve, variant, variants
 from sae_lib.resampling import resample
-from sae_lib.runs import Run, keep_freed_memory, writing
+from sae_lib.runs import Run, checkpoints_of, keep_freed_memory, writing
 from sae_lib.settings import SAESettings
 from sae_lib.sparse_step import gradients
 from sae_lib.tokens import open_tokens
@@ -57,19 +58,23 @@ def make_autoencoder(run: Run, name: str = "") -> Path:
     name = name or run.settings.sae.recipe
     sae = variant(run.settings, name)
     folder = run.folder / "saes" / name
-    with distributed.first_process_first():
-        made = run.is_made(folder, sae_made_from(run, sae))
-    if made:
-        return folder
+    with ExitStack() as stack:
+        with distributed.first_process_first():
+            missing = stack.enter_context(run.making(folder, sae_made_from(run, sae)))
+        if missing:
+            _make(run, name, sae, folder)
+    return folder
+
+
+def _make(run: Run, name: str, sae: SAESettings, folder: Path) -> None:
     with distributed.first_process_first():
         language_model.make_language_model(run)
     if name == f"{run.settings.sae.recipe}-no_resampling":
         main = make_autoencoder(run)
         if not any(e["resampled"] for e in training_summary(run)["resampling"]):
             _same_without_resampling(run, sae, main, folder)
-            return folder
+            return
     train(run, HookPoint(language_model.load(run), sae.hook_name), sae, folder, _twin(run, name))
-    return folder
 
 
 def _twin(run: Run, name: str) -> tuple[Path, dict] | None:
@@ -80,11 +85,7 @@ def _twin(run: Run, name: str) -> tuple[Path, dict] | None:
     )
     if twin is None or folder.exists():
         return None
-    return _checkpoints_of(folder), sae_made_from(run, twin)
-
-
-def _checkpoints_of(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.checkpoints")
+    return checkpoints_of(folder), sae_made_from(run, twin)
 
 
 def _same_without_resampling(run: Run, sae: SAESettings, main: Path, folder: Path) -> None:
@@ -121,18 +122,24 @@ def train(
         open_tokens(run).rows("train", run.settings.lm.context),
         sae_made_from(run, settings),
     )
-    scratch, context = _checkpoints_of(folder), run.settings.lm.context
+    scratch, context = checkpoints_of(folder), run.settings.lm.context
     heldout = (
         open_tokens(run).rows("heldout", context)[: ACTIVATIONS // context]
         if resolve(settings).patience
         else None
     )
+    metadata = {
+        "model_name": run.settings.lm.source,
+        "context_size": context,
+        "dataset_path": run.settings.corpus.source,
+        "prepend_bos": False,
+    }
     keep_freed_memory()
     torch.set_flush_denormal(
         True
     )  # Adam's moments of silent features decay into denormals, which are an order of magnitude slower
     try:
-        with checkpoints.finish_the_step() as interrupted:
+        with checkpoints.finish_the_step(settings.recipe) as interrupted:
             sae, summary = fit(
                 hook,
                 rows,
@@ -144,24 +151,13 @@ def train(
                 heldout,
                 interrupted,
             )
+            with distributed.first_process_first():
+                if distributed.place()[0] == 0:
+                    with writing(folder, made_from) as out:
+                        sae.save(out, metadata | {"hook_name": settings.hook_name})
+                        (out / "training.json").write_text(json.dumps(summary, indent=1))
     finally:
         torch.set_flush_denormal(False)
-    metadata = {
-        "model_name": run.settings.lm.source,
-        "context_size": context,
-        "dataset_path": run.settings.corpus.source,
-        "prepend_bos": False,
-    }
-    with distributed.first_process_first():
-        if distributed.place()[0] == 0:
-            with writing(folder, made_from) as out:
-                sae.save(out, metadata | {"hook_name": settings.hook_name})
-                (out / "training.json").write_text(json.dumps(summary, indent=1))
-            shutil.rmtree(scratch, ignore_errors=True)
-    if interrupted.is_set():
-        raise Interrupted(
-            f"{settings.recipe}: interrupted, but finished; run the same command to continue after it"
-        )
 
 
 def fit(

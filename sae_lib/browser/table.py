@@ -11,7 +11,7 @@ import pandas as pd
 from sae_lib.browser import query as language
 from sae_lib.browser.visible import Vocabulary, plain
 from sae_lib.features import load_features, make_features
-from sae_lib.runs import RECORD, Run
+from sae_lib.runs import RECORD, Run, verify
 from sae_lib.tokenizer import load_tokenizer
 
 # shown name → column; only those that the table has are offered
@@ -316,6 +316,8 @@ def open_table(run: Run, name: str = "") -> FeatureTable:
 def _opened(
     folder: Path, made: int, tokenizer: Path, kind: str, scores: Path, scored: int
 ) -> FeatureTable:
+    if scored:
+        verify(scores.parent)
     table = pd.read_parquet(scores) if scored else None
     return FeatureTable(
         *load_features(folder),

@@ -36,39 +36,40 @@ def make_clusters(run: Run, name: str = "") -> Path:
     made_from = training.sae_made_from(run, variant(run.settings, name)) | {
         "interpretability": s.model_dump()
     }
-    made = run.is_made(folder, made_from)
-    if not made:
-        scores = load_scores(run, name).query("kind == 'feature'")
-        if len(scores) > MOST:
-            scores = scores.sample(MOST, random_state=run.settings.seed % 2**32).sort_values("unit")
-        features = scores["unit"].to_numpy(copy=True)
-        similar = similarity(
-            training.load_autoencoder(run, name).W_dec[features].cpu(),
-            firing_together(run, name, features),
-        )
-        table = group(similar, [list(v) for v in scores["values"]], s.clusters, run.settings.seed)
-        table.insert(0, "feature", features)
-        table["rule"] = scores["rule"].to_numpy()
-        with writing(folder, made_from) as out:
-            table.to_parquet(out / "clusters.parquet", compression="zstd")
+    with run.making(folder, made_from) as missing:
+        if missing:
+            table = _make(run, name)
+            with writing(folder, made_from) as out:
+                table.to_parquet(out / "clusters.parquet", compression="zstd")
     where = (
         "clusters"
         + ("" if run.parent is None else f"_{run.folder.name}")
         + ("" if name == run.settings.sae.recipe else f"_{name}")
     )
-    if run.saved_results(where, made_from) is None:
-        table = pd.read_parquet(folder / "clusters.parquet")
-        values = (
-            load_scores(run, name)
-            .query("kind == 'feature'")
-            .set_index("unit")["values"]
-            .loc[table["feature"]]
-        )
-        run.save_results(
-            where, summary(table, [list(v) for v in values], run.settings.seed), made_from
-        )
-        run.figure(cluster_map(table), where, 1000, 800)
+    with run.making(where, made_from) as missing:
+        if missing:
+            table = pd.read_parquet(folder / "clusters.parquet")
+            scores = load_scores(run, name).query("kind == 'feature'").set_index("unit")
+            values = [list(v) for v in scores["values"].loc[table["feature"]]]
+            run.figure(cluster_map(table), where, 1000, 800)
+            run.save_results(where, summary(table, values, run.settings.seed), made_from)
     return folder
+
+
+def _make(run: Run, name: str) -> pd.DataFrame:
+    s = run.settings.interpretability
+    scores = load_scores(run, name).query("kind == 'feature'")
+    if len(scores) > MOST:
+        scores = scores.sample(MOST, random_state=run.settings.seed % 2**32).sort_values("unit")
+    features = scores["unit"].to_numpy(copy=True)
+    similar = similarity(
+        training.load_autoencoder(run, name).W_dec[features].cpu(),
+        firing_together(run, name, features),
+    )
+    table = group(similar, [list(v) for v in scores["values"]], s.clusters, run.settings.seed)
+    table.insert(0, "feature", features)
+    table["rule"] = scores["rule"].to_numpy()
+    return table
 
 
 def load_clusters(run: Run, name: str = "") -> pd.DataFrame:

@@ -50,15 +50,13 @@ def save_summary(run: Run, name: str, folder: Path, made_from: dict) -> None:
         + ("" if run.parent is None else f"_{run.folder.name}")
         + ("" if name == run.settings.sae.recipe else f"_{name}")
     )
-    if run.saved_results(where, made_from) is None:
-        scores = pd.read_parquet(folder / "scores.parquet")
-        run.save_results(
-            where,
-            json.loads((folder / "counts.json").read_text()) | summary(scores, run.settings.seed),
-            made_from,
-        )
-        run.figure(against_neurons(scores), where, 1000, 450)
-        run.figure(by_kind(scores), f"{where}_kinds", 1000, 620)
+    with run.making(where, made_from) as missing:
+        if missing:
+            scores = pd.read_parquet(folder / "scores.parquet")
+            counts = json.loads((folder / "counts.json").read_text())
+            run.figure(against_neurons(scores), where, 1000, 450)
+            run.figure(by_kind(scores), f"{where}_kinds", 1000, 620)
+            run.save_results(where, counts | summary(scores, run.settings.seed), made_from)
 
 
 def summary(scores: pd.DataFrame, seed: int) -> dict:

@@ -55,25 +55,28 @@ def score_run(run: Run, name: str = "") -> Path:
     made_from = training.sae_made_from(run, sae) | {
         "interpretability": run.settings.interpretability.model_dump(exclude={"clusters"})
     }
-    if not run.is_made(folder, made_from):
-        training.make_autoencoder(run, name)
-        halves = split(run)
-        parts, counts = [], {}
-        for units in every_kind(run, name, halves):
-            table = score_units(units, halves, run.settings.interpretability)
-            parts.append(table)
-            counts[units.kind] = {
-                "units": len(units.numbers),
-                "left_out": len(units.numbers) - len(table),
-            }
-        with writing(folder, made_from) as out:
-            pd.concat(parts, ignore_index=True).to_parquet(
-                out / "scores.parquet", compression="zstd"
-            )
-            text = {"tokens": [t.n for t in halves.texts], "documents": halves.documents}
-            (out / "counts.json").write_text(json.dumps(text | {"kinds": counts}, indent=1))
+    with run.making(folder, made_from) as missing:
+        if missing:
+            _score(run, name, folder, made_from)
     save_summary(run, name, folder, made_from)
     return folder
+
+
+def _score(run: Run, name: str, folder: Path, made_from: dict) -> None:
+    training.make_autoencoder(run, name)
+    halves = split(run)
+    parts, counts = [], {}
+    for units in every_kind(run, name, halves):
+        table = score_units(units, halves, run.settings.interpretability)
+        parts.append(table)
+        counts[units.kind] = {
+            "units": len(units.numbers),
+            "left_out": len(units.numbers) - len(table),
+        }
+    with writing(folder, made_from) as out:
+        pd.concat(parts, ignore_index=True).to_parquet(out / "scores.parquet", compression="zstd")
+        text = {"tokens": [t.n for t in halves.texts], "documents": halves.documents}
+        (out / "counts.json").write_text(json.dumps(text | {"kinds": counts}, indent=1))
 
 
 def every_kind(run: Run, name: str, halves: Halves) -> Iterator[Units]:

@@ -1,7 +1,7 @@
 """A null for everything said of features: an autoencoder, same recipe, on a language model that never learned anything."""
 
 import json
-import shutil
+from pathlib import Path
 
 import torch
 
@@ -9,7 +9,7 @@ from sae_lib import checkpoints, hub, language_model, training
 from sae_lib.activations import HookPoint
 from sae_lib.autoencoder import SparseAutoencoder
 from sae_lib.device import device_of
-from sae_lib.runs import Run, keep_freed_memory, writing
+from sae_lib.runs import Run, checkpoints_of, keep_freed_memory, writing
 from sae_lib.settings import SAESettings
 from sae_lib.tokens import open_tokens
 
@@ -53,26 +53,28 @@ def untrained_autoencoder(
     )
     settings = shortened(sae, run.settings.interpretability.untrained_activations)
     made_from = training.sae_made_from(run, settings) | {"language_model": "untrained"}
-    if not run.is_made(folder, made_from):
-        scratch = folder.with_name(f".{folder.name}.checkpoints")
-        keep_freed_memory()
-        torch.set_flush_denormal(True)
-        try:
-            with checkpoints.finish_the_step() as interrupted:
-                rows = open_tokens(run).rows("train", run.settings.lm.context)
-                trained, summary = training.fit(
-                    hook,
-                    rows,
-                    settings,
-                    run.settings.seed,
-                    scratch,
-                    made_from,
-                    interrupted=interrupted,
-                )
-        finally:
-            torch.set_flush_denormal(False)
-        with writing(folder, made_from) as out:
-            trained.save(out, {"hook_name": settings.hook_name, "model_name": "untrained"})
-            (out / "training.json").write_text(json.dumps(summary, indent=1))
-        shutil.rmtree(scratch, ignore_errors=True)
+    with run.making(folder, made_from) as missing:
+        if missing:
+            _train(run, hook, settings, folder, made_from)
     return hook, SparseAutoencoder.load(folder, device_of(run))
+
+
+def _train(run: Run, hook: HookPoint, settings: SAESettings, folder: Path, made_from: dict) -> None:
+    keep_freed_memory()
+    torch.set_flush_denormal(True)
+    try:
+        with checkpoints.finish_the_step("untrained") as interrupted:
+            trained, summary = training.fit(
+                hook,
+                open_tokens(run).rows("train", run.settings.lm.context),
+                settings,
+                run.settings.seed,
+                checkpoints_of(folder),
+                made_from,
+                interrupted=interrupted,
+            )
+            with writing(folder, made_from) as out:
+                trained.save(out, {"hook_name": settings.hook_name, "model_name": "untrained"})
+                (out / "training.json").write_text(json.dumps(summary, indent=1))
+    finally:
+        torch.set_flush_denormal(False)

@@ -1,0 +1,156 @@
+"""One writer at a time in a run folder: a lock that the system releases when the process that holds it dies."""
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+
+from sae_lib.errors import BusyError
+
+WRITER = ".lock"  # held while something is made
+HEADLESS = ".run.lock"  # held by `python -m sae_lib run`, whose notebooks take the other one
+POLL = 0.2  # seconds between two tries
+_held: set[Path] = set()
+_threads = threading.RLock()
+_without_locks: set[Path] = set()
+
+
+@contextmanager
+def locked(folder: Path, name: str = WRITER, wait: bool = True) -> Iterator[None]:
+    """Hold the lock `name` of `folder`; re-entrant in this process.
+
+    Where another process holds it, one line says who, and this one waits, or raises `BusyError` with `wait` off. The lock file,
+    and folders made for it, are gone afterwards.
+    """
+    path = folder.resolve() / name
+    if int(os.environ.get("RANK", 0)) > 0:  # of torchrun's processes the first writes
+        yield
+        return
+    with _threads:
+        if path in _held:
+            yield
+            return
+        new = [p for p in path.parents if not p.exists()]
+        descriptor = _acquire(path, folder, wait)
+        _held.add(path)
+        try:
+            remove_leftovers(folder)
+            yield
+        finally:
+            _held.discard(path)
+            with suppress(OSError):
+                path.unlink()
+            os.close(descriptor)
+            for parent in new:
+                with suppress(OSError):  # it is in use
+                    parent.rmdir()
+
+
+def _acquire(path: Path, folder: Path, wait: bool) -> int:
+    told = ""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:  # the process before has just removed the folder
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _holder(descriptor)
+            os.close(descriptor)
+            if not wait:
+                raise BusyError(
+                    f"{folder} is in use by {holder or 'another process'}; wait until it has "
+                    "ended, or choose another folder with --run"
+                ) from None
+            if holder and holder != told:
+                _say(f"{folder}: waiting for {holder}, which is writing there; Ctrl-C ends this")
+            told = holder or told
+            time.sleep(POLL)
+            continue
+        except OSError as error:
+            if folder not in _without_locks:
+                _say(
+                    f"{folder}: this file system has no locks ({error.strerror}); "
+                    "start no second process on this folder"
+                )
+            _without_locks.add(folder)
+            return descriptor
+        if _is_current(path, descriptor):
+            if before := _holder(descriptor):
+                _say(f"{folder}: {before} ended without finishing; going on from what it left")
+            _sign(descriptor)
+            return descriptor
+        os.close(descriptor)  # it was removed after its release; there may be a new one
+
+
+def _is_current(path: Path, descriptor: int) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    return False
+
+
+def _sign(descriptor: int) -> None:
+    notebook = "ipykernel" in Path(sys.argv[0]).name
+    record = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "command": "a notebook" if notebook else f"sae_lib {' '.join(sys.argv[1:])}"[:300],
+        "since": datetime.now().isoformat(" ", "seconds"),
+    }
+    with suppress(OSError):  # a full disk: the lock holds, only its message is missing
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(record).encode(), 0)
+
+
+def _holder(descriptor: int) -> str:
+    """Who holds the lock and since when; empty where that is not written (yet)."""
+    try:
+        found = json.loads(os.pread(descriptor, 4096, 0))
+        return (
+            f"process {found['pid']} on {found['host']} ({found['command']}) since {found['since']}"
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+# --- scratch names ---
+
+
+def scratch_name(path: Path) -> Path:
+    """A hidden name beside `path` that no other process uses, and that tells whose it is."""
+    return path.with_name(
+        f".{path.name}.{socket.gethostname()}.{os.getpid()}.{os.urandom(3).hex()}.partial"
+    )
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes of this machine that have died were writing."""
+    for path in folder.rglob(".*.partial"):
+        host, _, rest = path.name.partition(f".{socket.gethostname()}.")
+        pid = rest.partition(".")[0]
+        if host and pid.isdigit() and not _is_alive(int(pid)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        pass
+    return True
