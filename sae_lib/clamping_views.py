@@ -61,10 +61,8 @@ def command(
 ) -> str:
     """What `python -m sae_lib clamp` prints: the next token before and after, KL, and both continuations."""
     dictionary = training.load_autoencoder(run)
-    hook, tokenizer = (
-        HookPoint(language_model.load(run), run.settings.sae.hook_name),
-        open_tokens(run).tokenizer,
-    )
+    tokenizer = open_tokens(run).tokenizer
+    hook = HookPoint(language_model.load(run), run.settings.sae.hook_name)
     vocabulary = Vocabulary(tokenizer)
     found = clamping.next_tokens(hook, tokenizer, dictionary, prompt, clamps, k, keep_error)
     lines = [

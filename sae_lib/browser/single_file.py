@@ -47,13 +47,13 @@ SCRIPTS = (
 
 def write_browser(run: Run, name: str = "") -> Path:
     """Write `browser.html` for the run's recipe, `browser_<name>.html` for another autoencoder or the "neurons"; what it needs is made first."""
-    model, tokenizer = language_model.load(run), open_tokens(run).tokenizer
-    table = open_table(run, name)
+    table, tokenizer = open_table(run, name), open_tokens(run).tokenizer
     dictionary = (
         Neurons(table.features.shape[0])
         if name == "neurons"
         else training.load_autoencoder(run, name)
     )
+    model = language_model.load(run)
     path = run.folder / (
         f"browser_{name}.html" if name not in ("", run.settings.sae.recipe) else "browser.html"
     )
