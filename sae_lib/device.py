@@ -46,13 +46,17 @@ def upload(array: np.ndarray, device: torch.device) -> Tensor:
 
 
 def fast_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 several times as fast as float32."""
-    return torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
+    """Whether this processor multiplies bfloat16 several times as fast as float32, and torch was not told to use less of it."""
+    return (
+        torch.backends.mkldnn.is_available()
+        and torch.cpu._is_avx512_bf16_supported()
+        and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    )
 
 
 def keep_freed_memory() -> None:
     """Tell glibc to keep what a training step frees: giving it back and faulting it in again costs a CPU step a tenth of its time."""
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD: blocks up to 32 MiB come from the heap
+        mallopt(-4, 0)  # M_MMAP_MAX: all blocks come from the heap, those above 32 MiB too
         mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD: which is not trimmed

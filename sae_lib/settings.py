@@ -267,7 +267,7 @@ class ClampingSettings(Section):
     )
     # of a sweep, in multiples of the feature's maximum
     values: Annotated[
-        tuple[Annotated[float, Field(ge=-(10**6), le=10**6)], ...],
+        tuple[Annotated[float, Field(ge=-1000, le=1000)], ...],
         Field(min_length=1, max_length=1000),
     ] = (0.0, 0.5, 1.0, 2.0, 4.0)
     rows: Count = 16  # of held-out text, measured at 16 places each

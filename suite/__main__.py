@@ -1,5 +1,6 @@
 """The command line: `python -m suite run | stage | sweep | study | clamp | explain | browser | export | report | lab | doctor | check-toy`."""
 
+import signal
 import subprocess
 import sys
 from enum import StrEnum
@@ -7,13 +8,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.exceptions import TyperException
 
-from sae_lib.errors import SettingsError, UserError
-from suite import stages
+from sae_lib.errors import GOES_ON, Interrupted, SettingsError, UserError, plain
 
 app = typer.Typer(
     help="Monosemanticity at Home: from text to readable features.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
@@ -78,14 +78,16 @@ def run(
     ] = None,
 ) -> None:
     """Run the notebooks in order and write the report."""
-    from suite import headless
+    extra = _parameters(parameter or [])
+    opened = _open(profile, run_dir, set_)
+    from suite import headless, locks
     from suite.report import write_report
     from suite.report.machine import machine
 
-    opened = stages.open_run(profile, run_dir, set_ or [])
+    headless.check_parameters(headless.notebooks(only), extra)
     typer.echo(f"run folder: {opened.folder}")
-    extra = dict(_name_and_value(p) for p in parameter or [])
-    seconds = headless.run_notebooks(opened, set_ or [], only, extra, typer.echo)
+    with locks.locked(opened.folder, locks.HEADLESS, wait=False):
+        seconds = headless.run_notebooks(opened, set_ or [], only, extra, typer.echo)
     if only:
         return
     if (
@@ -100,8 +102,10 @@ def run(
 @app.command()
 def stage(name: Stage, profile: Profile = "laptop", set_: Set = None, run_dir: RunDir = "") -> None:
     """Make one stage's artefact, and what it needs before it, without notebooks. A finished stage is not redone."""
+    from sae_lib.settings import load
+
+    load(profile, set_ or [])  # so that a mistake is told before slow imports
     from sae_lib.sae.engine import distributed
-    from suite import stages
     from suite.report import write_report
 
     distributed.start()
@@ -110,7 +114,7 @@ def stage(name: Stage, profile: Profile = "laptop", set_: Set = None, run_dir: R
             f"stage {name.value}: only the stage sae runs in several processes; start this one without torchrun"
         )
     with distributed.first_process_first():
-        opened = stages.open_run(profile, run_dir, set_ or [])
+        opened = _open(profile, run_dir, set_)
     if name is Stage.report:
         made = write_report(opened)
     elif name is Stage.evaluate:
@@ -146,25 +150,38 @@ def study(
     ] = False,
 ) -> None:
     """Many autoencoders on one language model, at the same L0 and over seeds: the recipes, the widths, or the classical recipe's settings."""
+    opened = _open(profile, run_dir, set_)
     from suite import studies
 
-    opened = stages.open_run(profile, run_dir, set_ or [])
     studies.study(opened, which.value)
     typer.echo(f"study: {opened.results_folder / f'study_{which.value}.json'}")
     if publish:
         typer.echo(f"published: {studies.publish(opened)}")
 
 
+def _prompt(text: str) -> str:
+    """A prompt of 1 to a million characters that UTF-8 can write."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise SettingsError(f"the prompt {text[:40]!r} is not valid UTF-8; expected text") from None
+    if not 0 < len(text) <= 10**6:
+        raise SettingsError(f"the prompt has {len(text):,} characters; expected 1 to 1,000,000")
+    return text
+
+
 @app.command()
 def clamp(
-    prompt: Annotated[str, typer.Argument(help="text to continue")],
+    prompt: Annotated[str, typer.Argument(help="text to continue", callback=_prompt)],
     feature: Annotated[
-        list[int], typer.Option(help="a feature's number; may be given several times")
+        list[int], typer.Option(min=0, help="a feature's number; may be given several times")
     ],
     value: Annotated[
         list[float] | None,
         typer.Option(
-            help="what it is pinned to or scaled by; one for all features, or one for each"
+            min=-(10**6),
+            max=10**6,
+            help="what it is pinned to or scaled by; one for all features, or one for each",
         ),
     ] = None,
     how: Annotated[
@@ -183,13 +200,17 @@ def clamp(
         ),
     ] = False,
     new_tokens: Annotated[
-        int, typer.Option(min=0, help="length of the continuations; 0 for none")
+        int, typer.Option(min=0, max=10**6, help="length of the continuations; 0 for none")
     ] = 40,
     temperature: Annotated[
-        float, typer.Option(min=0, help="of sampling; 0 takes the most probable token")
+        float,
+        typer.Option(min=0, max=100, help="of sampling; 0 takes the most probable token"),
     ] = 0.8,
     seed: Annotated[
-        int, typer.Option(help="of the random numbers that both continuations share")
+        int,
+        typer.Option(
+            min=0, max=2**63 - 1, help="of the random numbers that both continuations share"
+        ),
     ] = 0,
     last_mlp: Annotated[
         bool, typer.Option(help="the deeper model of notebook 05 instead of the 1-layer model")
@@ -202,7 +223,7 @@ def clamp(
     from suite import clamping_views
 
     clamps = clamping_views.clamps_of(feature, how.value, value or [], position or [])
-    opened = stages.open_run(profile, run_dir, set_ or [])
+    opened = _open(profile, run_dir, set_, reading=True)
     typer.echo(
         clamping_views.command(
             opened.last_mlp() if last_mlp else opened,
@@ -220,7 +241,9 @@ def clamp(
 def explain(
     features: Annotated[
         int,
-        typer.Option(min=0, help="how many, drawn at random; 0: explain.features of the settings"),
+        typer.Option(
+            min=0, max=10**6, help="how many, drawn at random; 0: explain.features of the settings"
+        ),
     ] = 0,
     model: Annotated[
         str,
@@ -235,7 +258,8 @@ def explain(
     """Let a chat model explain features and test the explanations; skipped where there is no model (SAE_LLM_BASE_URL, SAE_LLM_MODEL, SAE_LLM_API_KEY)."""
     from suite.explain import explain as explain_features
 
-    explain_features(stages.open_run(profile, run_dir, set_ or []), features, model, say=typer.echo)
+    opened = _open(profile, run_dir, set_, reading=True)
+    explain_features(opened, features, model, say=typer.echo)
 
 
 @app.command()
@@ -267,7 +291,7 @@ def report(
     """Write the report of a finished run from its results."""
     from suite.report import publish_report, write_report
 
-    opened = stages.open_run(profile, run_dir, set_ or [])
+    opened = _open(profile, run_dir, set_, reading=True)
     typer.echo(f"report: {write_report(opened)}")
     if publish:
         typer.echo(f"published: {publish_report(opened)}")
@@ -283,7 +307,8 @@ def browser(
     """Write browser.html: all features and the model in one page that opens from disk."""
     from suite.browser.single_file import write_browser
 
-    typer.echo(f"browser: {write_browser(stages.open_run(profile, run_dir, set_ or []), name)}")
+    opened = _open(profile, run_dir, set_, reading=True)
+    typer.echo(f"browser: {write_browser(opened, name)}")
 
 
 @app.command()
@@ -325,22 +350,57 @@ def check_toy(
     raise typer.Exit(0 if passed else 1)
 
 
-def _name_and_value(text: str) -> tuple[str, object]:
-    import yaml
+def _parameters(given: list[str]) -> dict[str, object]:
+    """Notebook parameters by name; those that options of their own set are refused."""
+    from sae_lib.overrides import value
+    from sae_lib.settings_errors import shown
 
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise SettingsError(f"-p {text!r}: expected name=value")
-    return name, yaml.safe_load(value)
+    parameters, own = {}, {"profile": "--profile", "run_dir": "--run", "overrides": "--set"}
+    for text in given:
+        name, equals, said = text.partition("=")
+        if not equals or not name.isidentifier() or name in own or name in parameters:
+            expected = f"use {own[name]}" if name in own else "expected name=value, each name once"
+            raise SettingsError(f"-p {shown(text)}: {expected}")
+        parameters[name] = value(f"-p {name}", said)
+    return parameters
+
+
+def _open(profile: str, run_dir: str, set_: list[str] | None, reading: bool = False):
+    """The run, opened; mistakes in settings are told before the slow imports."""
+    from sae_lib.settings import load
+
+    load(profile, set_ or [])
+    from suite import stages
+
+    return stages.open_run(profile, run_dir, set_ or [], reading)
 
 
 def main() -> None:
-    """Run the command line; a `UserError` becomes one line on stderr and exit status 2."""
+    """Run the command line; what its user or the system can cause becomes one line on stderr and an exit status."""
+    signal.signal(signal.SIGTERM, _terminated)
     try:
-        app()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.status)
+        status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except BaseException as error:
+        told = _told(error)
+        if told is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
+        sys.exit(told.status)
+    if status == Interrupted.status:  # what typer makes of Ctrl-C
+        print(f"error: interrupted; {GOES_ON}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _told(error: BaseException) -> UserError | None:
+    if isinstance(error, TyperException):  # an unknown command or option, a value of the wrong kind
+        line = " ".join(error.format_message().split())
+        return UserError(f"{line[:300]} (python -m suite --help lists commands)")
+    return error if isinstance(error, UserError) else plain(error)
+
+
+def _terminated(*_: object) -> None:
+    """SIGTERM is handled as Ctrl-C: scratch files are removed, and one line says how to continue."""
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

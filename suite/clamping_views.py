@@ -20,7 +20,7 @@ from sae_lib.text.display import SIGNS, Vocabulary, isolated, plain
 from suite import stages
 from suite.browser.page import decimal, percent
 from suite.report.formats import small
-from suite.runs import Run
+from suite.runs import Run, verify
 
 STYLE = "white-space:pre-wrap;overflow-wrap:anywhere;font-family:monospace;font-size:13px;line-height:1.5;margin:0"
 COLOURS = {"random directions": PALETTE[5], "other features": PALETTE[1], "feature": PALETTE[0]}
@@ -41,9 +41,11 @@ def clamps_of(
             f"--how {how} needs one --value for all features, or one for each of the {len(features)}; found {len(values)}"
         )
     values = list(values) * (len(features) if len(values) == 1 else 1)
-    return [
+    clamps = [
         Clamp(f, how, v, tuple(positions) or None) for f, v in zip(features, values, strict=True)
     ]
+    clamping.check_values(clamps)
+    return clamps
 
 
 def command(
@@ -57,10 +59,6 @@ def command(
     k: int = 10,
 ) -> str:
     """What `python -m suite clamp` prints: the next token before and after, KL, and both continuations."""
-    if not prompt:
-        raise SettingsError(
-            "the prompt is empty: give at least one token of text"
-        )  # before anything is trained for it
     dictionary = run.get("autoencoder")
     hook, tokenizer = (
         stages.hook(run),
@@ -128,6 +126,7 @@ def _maximum(run: Run, feature: int) -> str:
     path = run.folder / "features" / run.settings.sae.recipe / "features.parquet"
     if not path.exists():
         return ""
+    verify(path.parent)
     return f" (its maximum on held-out text: {decimal(float(pd.read_parquet(path, columns=['maximum'])['maximum'][feature]))})"
 
 

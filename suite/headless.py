@@ -1,5 +1,6 @@
 """The notebooks without a browser: papermill runs them in order, each with its own log and executed copy."""
 
+import ast
 import logging
 import os
 import threading
@@ -15,6 +16,7 @@ from jupyter_client.manager import KernelManager
 from papermill.exceptions import PapermillExecutionError
 
 from sae_lib.errors import Interrupted, SettingsError, UserError
+from sae_lib.settings_errors import shown
 from suite.runs import Run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,13 +40,23 @@ def notebooks(only: str = "") -> list[Path]:
     return [p for p in found if not numbers or p.name[:2] in numbers]
 
 
-def check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
-    """papermill only warns of a parameter that a notebook does not have; here it is an error."""
-    known = papermill.inspect_notebook(notebook)
-    if unknown := set(parameters) - set(known):
-        raise SettingsError(
-            f"{notebook.name} has no parameter {', '.join(sorted(unknown))}; it has {', '.join(known)}"
-        )
+def check_parameters(chosen: list[Path], parameters: dict[str, Any]) -> None:
+    """papermill only warns of a parameter that a notebook does not have, and takes one of any type; here both are errors."""
+    for notebook in chosen:
+        known = papermill.inspect_notebook(notebook)
+        for name, value in parameters.items():
+            if name not in known:
+                raise SettingsError(
+                    f"{notebook.name} has no parameter {shown(name)}; it has {', '.join(known)}"
+                )
+            default = ast.literal_eval(known[name]["default"])
+            if type(value) is not type(default) and not (type(default), type(value)) == (
+                float,
+                int,
+            ):
+                raise SettingsError(
+                    f"-p {name}={shown(value)}: expected a value like {shown(default)}, as in {notebook.name}"
+                )
 
 
 def run_notebooks(
@@ -57,8 +69,10 @@ def run_notebooks(
         "run_dir": str(run.folder),
         "overrides": list(overrides),
     } | extra
-    for notebook in chosen:
-        check_parameters(notebook, parameters)
+    check_parameters(chosen, extra)
+    if any(path.name[:2] != "01" for path in chosen):
+        run.path("tokens")  # so that bad text is refused before anything else is done
+    run.claim()
     out = run.folder / "notebooks"
     out.mkdir(parents=True, exist_ok=True)
     os.environ["PYTHONPATH"] = os.pathsep.join(

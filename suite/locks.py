@@ -16,7 +16,7 @@ from pathlib import Path
 from sae_lib.errors import BusyError
 
 WRITER = ".lock"  # held while something is made
-HEADLESS = ".run.lock"  # held by `python -m sae_lib run`, whose notebooks take the other one
+HEADLESS = ".run.lock"  # held by `python -m suite run`, whose notebooks take the other one
 POLL = 0.2  # seconds between two tries
 _held: set[Path] = set()
 _threads = threading.RLock()

@@ -179,7 +179,7 @@ class Run:
             name = Path(what).relative_to(self.root) if isinstance(what, Path) else what
             raise ArtefactError(
                 f"{self.root} has no {name} yet, and this command trains nothing; make it first "
-                f"with `python -m sae_lib run --run {self.root}` and the same --profile and --set"
+                f"with `python -m suite run --run {self.root}` and the same --profile and --set"
             )
         with in_plain_words(self.root), locks.locked(self.root):
             self.check_folder()
@@ -321,7 +321,7 @@ def open_run(
 def _existing(beside: Path) -> str:
     found = sorted({str(p.parent) for f in (beside, Path("runs")) for p in f.glob(f"*/{SETTINGS}")})
     if not found:
-        return "there are none yet; make one with `python -m sae_lib run`"
+        return "there are none yet; make one with `python -m suite run`"
     more = f" and {len(found) - 8} more" if len(found) > 8 else ""
     return f"there are: {', '.join(found[:8])}{more}; choose one with --run, and its --profile and --set"
 
@@ -349,8 +349,11 @@ def _check(run: Run) -> None:
     from sae_lib.sae.recipes import variants
 
     device_of(run.settings.device)
-    for part in (run.settings, run.last_mlp().settings):
-        variants(part)
+    for prefix, part in (("", run.settings), ("last_mlp.", run.last_mlp().settings)):
+        try:
+            variants(part)
+        except SettingsError as error:
+            raise SettingsError(f"{prefix}{error}") from None
         if part.lm.source == "train":
             find_hook(part.sae.hook_name, part.lm.architecture, part.lm.n_layer)
 

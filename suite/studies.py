@@ -115,7 +115,7 @@ def trained_on_the_way(run: Run, settings: SAESettings, known: list[dict]) -> li
         "activations": settings.activations // recipe.batch * recipe.batch,
     }
     found = [
-        plain_record(json.loads(path.read_text()))
+        plain_record(run.load_results(f"sweep/{path.stem}"))
         for path in sorted((run.results_folder / "sweep").glob("*.json"))
     ]
     taken = {(r["recipe"], r["lambda"], r["k"], r["lr"], r["precision"], r["d_sae"]) for r in known}

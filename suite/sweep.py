@@ -85,7 +85,7 @@ def sweep(profile: str, run_dir: str | Path, overrides: list[str]) -> Path:
     for settings in points.values():
         measure(run, hook, settings)
     found = [
-        json.loads(path.read_text())
+        run.load_results(f"sweep/{path.stem}")
         for path in sorted((run.results_folder / "sweep").glob("*.json"))
     ]
     found = [

@@ -19,7 +19,7 @@ def completion(text, usage=True):
 
 
 class Endpoint:
-    """`script(prompt, number)` gives a text, a (status, body[, headers]), "hang", "drip" or "close"; `requests` holds what came."""
+    """`script(prompt, number)` gives a text, a (status, body[, headers]), "hang", "drip", "drip headers" or "close"; `requests` holds what came."""
 
     def __init__(self):
         self.script, self.requests, self.headers, self.over = (
@@ -41,9 +41,13 @@ class Endpoint:
                 if answer in ("close", "hang"):
                     self.connection.close()
                     return
-                if answer == "drip":
+                if answer in ("drip", "drip headers"):
                     self.send_response(200)
-                    self.end_headers()
+                    if answer == "drip":
+                        self.end_headers()
+                    else:
+                        self.flush_headers()
+                        self.wfile.write(b"X-Slow: ")
                     while not outer.over.wait(0.05):
                         try:
                             self.wfile.write(b" ")

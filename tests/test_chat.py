@@ -110,6 +110,7 @@ def test_retry_after_is_heeded_within_bounds(endpoint, ask, monkeypatch):
 BROKEN = {
     "hang": ("hang", "no answer within 0.3 s"),
     "drip": ("drip", "no answer within 0.3 s"),
+    "drip headers": ("drip headers", "no answer within 0.3 s"),
     "closed": ("close", "connection failed"),
     "500": ((500, "boom"), "status 500: boom"),
     "HTML": ((200, "<html>"), "not a chat completion"),

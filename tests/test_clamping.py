@@ -170,7 +170,7 @@ BAD = [
     (SettingsError, "feature 256 does not exist: .* 0 to 255", dict(clamps=[Clamp(256)])),
     (SettingsError, "feature -1 ", dict(clamps=[Clamp(-1)])),
     (SettingsError, "twice", dict(clamps=[Clamp(3), Clamp(3, "ablate")])),
-    (SettingsError, "finite", dict(clamps=[Clamp(3, "pin", float("nan"))])),
+    (SettingsError, "found the value nan", dict(clamps=[Clamp(3, "pin", float("nan"))])),
     (SettingsError, "position 99", dict(clamps=[Clamp(3, positions=(99,))])),
     (SettingsError, "empty", dict(prompt="")),
     (ModelError, "context is 64", dict(prompt="word " * 200)),
@@ -457,7 +457,7 @@ def test_the_command_prints_next_tokens_kl_and_both_texts(cli, hook, sae, tokeni
 
 WRONG = {
     "unknown feature": (["--feature", "256", "--value", "1", PROMPT], "0 to 255"),
-    "empty prompt": (["--feature", "3", "--value", "1", ""], "empty"),
+    "empty prompt": (["--feature", "3", "--value", "1", ""], "the prompt has 0 characters"),
     "too long": (["--feature", "3", "--value", "1", "word " * 200], "context is 64"),
     "no value": (["--feature", "3", PROMPT], "--value"),
     "too many values": (["--feature", "3", "--value", "1", "--value", "2", PROMPT], "--value"),
@@ -465,7 +465,7 @@ WRONG = {
         ["--feature", "3", "--value", "1", "--how", "ablate", PROMPT],
         "takes no value",
     ),
-    "not finite": (["--feature", "3", "--value", "inf", PROMPT], "finite"),
+    "not finite": (["--feature", "3", "--value", "inf", PROMPT], "--value"),
     "no such way": (["--feature", "3", "--value", "1", "--how", "push", PROMPT], "pin"),
     "no such position": (
         ["--feature", "3", "--value", "1", "--position", "70", PROMPT],

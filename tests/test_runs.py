@@ -51,7 +51,7 @@ def test_damage_is_found_and_the_file_named(tmp_path, damage):
 
 
 def test_a_run_folder_of_other_settings_is_refused(tmp_path):
-    stages.open_run("smoke", tmp_path / "run", ["sae.d_sae=64"])
+    stages.open_run("smoke", tmp_path / "run", ["sae.d_sae=64"]).claim()
     with pytest.raises(ArtefactError, match="sae.d_sae: 64 in the folder, 128 now"):
         stages.open_run("smoke", tmp_path / "run", ["sae.d_sae=128"])
 
@@ -80,20 +80,25 @@ def test_results_are_plain_json_and_know_what_they_were_made_from(tmp_path):
     assert run.saved_results("x", {"seed": 1}) is None
 
 
+def is_made(run, folder, settings) -> bool:
+    with run.making(folder, settings) as missing:
+        return not missing
+
+
 def test_the_same_artefact_is_taken_over_from_a_run_beside_it(tmp_path):
     one, two = (
         stages.open_run("smoke", tmp_path / "one"),
         stages.open_run("smoke", tmp_path / "two", ["sae.d_sae=64"]),
     )
+    one.claim()
     make(one.folder / "tokens", {"a": 1})
     assert (
-        two.is_made(two.folder / "tokens", {"a": 1})
+        is_made(two, two.folder / "tokens", {"a": 1})
         and (two.folder / "tokens/data.bin").read_text() == "x" * 100
     )
-    assert not two.is_made(two.folder / "language_model", {"a": 1})
-    assert not stages.open_run("smoke", tmp_path / "three").is_made(
-        tmp_path / "three/tokens", {"a": 2}
-    )
+    assert not is_made(two, two.folder / "language_model", {"a": 1})
+    three = stages.open_run("smoke", tmp_path / "three")
+    assert not is_made(three, three.folder / "tokens", {"a": 2})
     (one.folder / "tokens/data.bin").unlink()
     assert runs.is_made(two.folder / "tokens", {"a": 1}), "each run folder stays whole by itself"
 
@@ -103,6 +108,7 @@ def test_a_damaged_artefact_is_not_taken_over(tmp_path):
         stages.open_run("smoke", tmp_path / "one"),
         stages.open_run("smoke", tmp_path / "two"),
     )
+    one.claim()
     make(one.folder / "tokens", {"a": 1})
     (one.folder / "tokens/data.bin").write_text("short")
-    assert not two.is_made(two.folder / "tokens", {"a": 1})
+    assert not is_made(two, two.folder / "tokens", {"a": 1})

@@ -4,7 +4,6 @@ At the hook an activation is x = x̂ + ε, what the autoencoder explains and wha
 With the error kept, x + (f′ − f)·W_dec goes on; with the error dropped, decode(f′).
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ from sae_lib.errors import ModelError, SettingsError
 from sae_lib.model.activations import HookPoint
 from sae_lib.sae.dictionaries import Dictionary, activations_of
 from sae_lib.text.tokenizer import token_ids
+
+LARGEST_VALUE = 10**6  # beyond, squares in the model's norms overflow
 
 
 @dataclass(frozen=True)
@@ -93,19 +94,32 @@ def clamp_activations(
 
 def check(dictionary: Dictionary, clamps: Sequence[Clamp]) -> None:
     """`SettingsError` for a feature that does not exist or is named twice, and for what cannot be done to it."""
-    seen = set()
+    check_values(clamps)
     for clamp in clamps:
         if not 0 <= clamp.feature < dictionary.d_sae:
             raise SettingsError(
                 f"feature {clamp.feature} does not exist: this autoencoder has the features 0 to {dictionary.d_sae - 1}"
             )
+
+
+def check_values(clamps: Sequence[Clamp]) -> None:
+    """What can be checked of clamps before the autoencoder is known."""
+    seen = set()
+    for clamp in clamps:
         if clamp.feature in seen:
             raise SettingsError(f"feature {clamp.feature} is clamped twice; name it once")
-        if not math.isfinite(clamp.value):
+        if not abs(clamp.value) <= LARGEST_VALUE:
             raise SettingsError(
-                f"feature {clamp.feature}: the value {clamp.value} is not a finite number"
+                f"feature {clamp.feature}: found the value {clamp.value}; expected a number"
+                f" from -{LARGEST_VALUE:,} to {LARGEST_VALUE:,}"
             )
         seen.add(clamp.feature)
+
+
+def check_temperature(temperature: float) -> None:
+    """`SettingsError` for a temperature that is not between 0 and 100."""
+    if not 0 <= temperature <= 100:
+        raise SettingsError(f"temperature: found {temperature}; expected a number from 0 to 100")
 
 
 def _positions(clamp: Clamp, n_positions: int) -> list[int]:
@@ -202,10 +216,9 @@ def side_by_side(
 
     Each ends with the end-of-text token, after `new_tokens`, or where the model's context is full. At temperature 0 the most probable token is taken.
     """
-    if new_tokens < 1 or temperature < 0:
-        raise SettingsError(
-            f"{new_tokens} new tokens at temperature {temperature}: expected at least 1, and a temperature of 0 or more"
-        )
+    check_temperature(temperature)
+    if new_tokens < 1:
+        raise SettingsError(f"new tokens: found {new_tokens}; expected at least 1")
     ids = encode(hook, tokenizer, prompt, new_tokens)
     continued = []
     for context in (nullcontext(), clamped(hook, dictionary, clamps, keep_error)):

@@ -4,10 +4,11 @@ The endpoint comes from the environment: SAE_LLM_BASE_URL, SAE_LLM_MODEL and, wh
 header of the HTTP client, whose repr hides it, and is struck out of whatever the endpoint sends back.
 """
 
+import asyncio
 import json
 import os
-import time
-from pathlib import Path
+import re
+import threading
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -16,8 +17,10 @@ import torch
 
 from sae_lib.errors import ChatError, ModelError
 from sae_lib.settings import ExplainSettings
+from sae_lib.settings_errors import shown
 
 LARGEST_ANSWER = 4 << 20  # bytes
+HOST = re.compile(r"[\w-]{1,63}(\.[\w-]{1,63})*\.?|[0-9a-f:.]+")  # a name, or an IPv6 address
 Messages = list[dict[str, str]]
 
 
@@ -49,8 +52,12 @@ def find(model: str, s: ExplainSettings, device: torch.device) -> "Endpoint | Lo
         os.environ.get(name, "").strip() for name in ("SAE_LLM_BASE_URL", "SAE_LLM_API_KEY")
     )
     named = model or os.environ.get("SAE_LLM_MODEL", "").strip()
-    if model and Path(model).expanduser().is_dir():
-        return LocalChat(str(Path(model).expanduser()), s.seed, device)
+    if not named.isprintable() or len(named) > 1000:
+        raise ChatError(
+            f"--model or SAE_LLM_MODEL: found {shown(named)}; expected a folder or a model's name"
+        )
+    if model and os.path.isdir(folder := os.path.expanduser(model)):
+        return LocalChat(folder, s.seed, device)
     if not named:
         missing = "SAE_LLM_MODEL is not set" if url else "no chat model is named"
         raise NotConfigured(
@@ -71,8 +78,9 @@ class Endpoint:
             parts = urlsplit(base_url)
             well_formed = (
                 parts.scheme in ("http", "https")
-                and parts.hostname
+                and HOST.fullmatch(parts.hostname or "")
                 and parts.port != 0
+                and base_url.isprintable()
                 and not (parts.username or parts.password or parts.query or parts.fragment)
             )
             self.where = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
@@ -88,9 +96,11 @@ class Endpoint:
             )
         self.name, self.timeout, self._limit_name = model, timeout, "max_tokens"
         self._clean = lambda text: text.replace(key, "[key]") if key else text
-        self._http = httpx2.Client(
+        self._http = httpx2.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=timeout
         )
+        self._loop = asyncio.new_event_loop()  # its own, as a notebook's is already running
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
 
     def __repr__(self) -> str:
         return f"Endpoint({self.where}, {self.name})"
@@ -103,17 +113,21 @@ class Endpoint:
             "stream": False,
             self._limit_name: answer_tokens,
         }
+        request = asyncio.run_coroutine_threadsafe(
+            self._post(body if temperature is None else body | {"temperature": temperature}),
+            self._loop,
+        )
         try:
-            status, headers, content = self._post(
-                body if temperature is None else body | {"temperature": temperature}
-            )
-        except httpx2.TimeoutException:
+            status, headers, content = request.result(self.timeout)
+        except (httpx2.TimeoutException, TimeoutError):
             raise NoReply(f"no answer within {self.timeout:g} s", again=True, billed=True) from None
-        except httpx2.HTTPError as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError) as error:
             raise NoReply(
                 self._clean(f"the connection failed ({str(error) or type(error).__name__})"),
                 again=True,
             ) from None
+        finally:
+            request.cancel()  # without effect on one that is done
         if status == 200:
             return self._reply(content)
         said = f"status {status}{self._said(content)}"
@@ -131,25 +145,25 @@ class Endpoint:
         )
         raise ChatError(f"{self.where} with model {self.name}: {said}; {hint}")
 
-    def _post(self, body: dict) -> tuple[int, httpx2.Headers, bytes]:
-        """(status, headers, content); the time-out also holds for an answer that comes in drops."""
-        deadline, content = time.monotonic() + self.timeout, bytearray()
-        with self._http.stream("POST", f"{self.where}/chat/completions", json=body) as response:
-            for part in response.iter_bytes():
+    async def _post(self, body: dict) -> tuple[int, httpx2.Headers, bytes]:
+        """(status, headers, content) of an answer that is not too large."""
+        content = bytearray()
+        url = f"{self.where}/chat/completions"
+        async with self._http.stream("POST", url, json=body) as response:
+            async for part in response.aiter_bytes():
                 content += part
                 if len(content) > LARGEST_ANSWER:
                     raise NoReply(f"an answer of more than {LARGEST_ANSWER} bytes", billed=True)
-                if time.monotonic() > deadline:
-                    raise httpx2.ReadTimeout("")
         return response.status_code, response.headers, bytes(content)
 
     def _reply(self, content: bytes) -> Reply:
         try:
             data = json.loads(content)
             text = data["choices"][0]["message"]["content"]
-            assert isinstance(text, str)
-        except (ValueError, LookupError, TypeError, AssertionError, RecursionError):
-            raise NoReply("the answer is not a chat completion", billed=True) from None
+        except (ValueError, LookupError, TypeError, RecursionError):
+            text = None
+        if not isinstance(text, str):
+            raise NoReply("the answer is not a chat completion", billed=True)
         usage = data.get("usage") if isinstance(data.get("usage"), dict) else {}
         counts = (usage.get(name) for name in ("prompt_tokens", "completion_tokens"))
         return Reply(

@@ -45,11 +45,11 @@ SCRIPTS = (
 
 def write_browser(run: Run, name: str = "") -> Path:
     """Write `browser.html` for the run's recipe, `browser_<name>.html` for another autoencoder or the "neurons"; what it needs is made first."""
-    model, tokenizer = run.get("language_model"), run.get("tokens").tokenizer
-    table = open_table(run, name)
+    table, tokenizer = open_table(run, name), run.get("tokens").tokenizer
     dictionary = (
         Neurons(table.features.shape[0]) if name == "neurons" else run.get("autoencoder", name)
     )
+    model = run.get("language_model")
     path = run.folder / (
         f"browser_{name}.html" if name not in ("", run.settings.sae.recipe) else "browser.html"
     )

@@ -12,7 +12,7 @@ from sae_lib.features.feature_table import load_features
 from sae_lib.text.display import Vocabulary, plain
 from sae_lib.text.tokenizer import load_tokenizer
 from suite.browser import query as language
-from suite.runs import RECORD, Run
+from suite.runs import RECORD, Run, verify
 
 # shown name → column; only those that the table has are offered
 SORTS = {
@@ -316,6 +316,8 @@ def open_table(run: Run, name: str = "") -> FeatureTable:
 def _opened(
     folder: Path, made: int, tokenizer: Path, kind: str, scores: Path, scored: int
 ) -> FeatureTable:
+    if scored:
+        verify(scores.parent)
     table = pd.read_parquet(scores) if scored else None
     return FeatureTable(
         *load_features(folder),

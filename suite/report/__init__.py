@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from suite import studies, study_figures
+from suite import locks, studies, study_figures
 from suite.report import pages, publish, render
 from suite.runs import Run, write_atomically
 
@@ -14,6 +14,11 @@ def write_report(run: Run) -> Path:
 
     `ArtefactError` where a result is missing that the report stands on; other missing results are said in their section.
     """
+    with locks.locked(run.root):
+        return _write(run)
+
+
+def _write(run: Run) -> Path:
     path, page = run.folder / "report.md", run.folder / "report.html"
     for name, fig in study_figures.drawn(
         {which: studies.found(run, which) for which in studies.STUDIES}
