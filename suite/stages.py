@@ -22,6 +22,7 @@ from sae_lib.sae.early_stopping import ACTIVATIONS
 from sae_lib.sae.engine import distributed
 from sae_lib.sae.recipes import resolve, variant, variants
 from sae_lib.settings import SAESettings
+from sae_lib.text import summary
 from sae_lib.text.display import Vocabulary
 from sae_lib.text.tokens import open_tokens, write_tokens
 from suite import runs
@@ -52,6 +53,7 @@ def tokens_fingerprint(run: Run, name: str = "") -> Made:
 def make_tokens(run: Run, name: str, out: Path) -> None:
     s = run.settings
     write_tokens(s.corpus, s.tokenizer, s.seed, out)
+    summary.write(s.corpus, open_tokens(out))
 
 
 # --- the language model ---

@@ -9,7 +9,7 @@ from jaxtyping import install_import_hook
 import tests.typecheck  # noqa: F401  (the import hook looks it up as an attribute)
 from suite import stages
 
-install_import_hook("sae_lib", "tests.typecheck.check")
+install_import_hook(["sae_lib", "suite"], "tests.typecheck.check")
 
 SHARED = (
     Path(__file__).resolve().parents[2] / "shared"

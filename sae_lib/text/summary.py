@@ -1,7 +1,7 @@
 """What the text of a run is, in numbers: documents, kinds, lengths, most frequent tokens; and the manifest of what was read."""
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,16 +10,14 @@ from sae_lib.files import write_atomically
 from sae_lib.settings import CorpusSettings
 from sae_lib.text.corpus import MISSING
 from sae_lib.text.installation import KIND_NAMES
-
-if TYPE_CHECKING:
-    from sae_lib.text.tokens import Tokens
+from sae_lib.text.tokens import Tokens
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 FREQUENT = 30
 CHUNK = 1 << 24
 
 
-def write(corpus: CorpusSettings, tokens: "Tokens") -> None:
+def write(corpus: CorpusSettings, tokens: Tokens) -> None:
     """Write `summary.json`, and for the installation `manifest.parquet`, beside the tokens."""
     tables = {split: tokens.table[split].to_pandas() for split in ("train", "heldout")}
     installed = corpus.source == "installation"
@@ -97,6 +95,6 @@ def _sentence(corpus: CorpusSettings, values: dict[str, Any]) -> str:
     return f"Text of the user's files; {mix}."
 
 
-def read(tokens: "Tokens") -> dict[str, Any]:
+def read(tokens: Tokens) -> dict[str, Any]:
     """Statistics of the text for the report."""
     return json.loads((tokens.folder / "summary.json").read_text())

@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 from sae_lib.errors import ArtefactError, CorpusError
 from sae_lib.progress import tqdm
 from sae_lib.settings import CorpusSettings, TokenizerSettings
-from sae_lib.text import summary
 from sae_lib.text.corpus import Document, documents
 from sae_lib.text.tokenizer import exact_encoder, load_tokenizer, separator_id, train_tokenizer
 
@@ -220,7 +219,6 @@ def write_tokens(
                 split,
                 limits[split],
             )
-    summary.write(corpus, open_tokens(folder))
 
 
 def _row(document: Document, number: int, first: int, length: int) -> dict[str, Any]:
