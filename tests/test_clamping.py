@@ -401,7 +401,7 @@ def cli(monkeypatch, capsys, small_run, small_overrides):
             sys,
             "argv",
             [
-                "sae_lib",
+                "suite",
                 "clamp",
                 "--profile",
                 "smoke",

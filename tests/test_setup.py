@@ -59,7 +59,7 @@ def third_party_imports(file: Path) -> set[str]:
     return (
         {n.split(".")[0] for n in names}
         - set(sys.stdlib_module_names)
-        - {"sae_lib", "benchmarks", "tests"}
+        - {"sae_lib", "suite", "benchmarks", "tests"}
     )
 
 
@@ -67,6 +67,7 @@ def third_party_imports(file: Path) -> set[str]:
     "folder, files",
     [
         ("sae_lib", ["requirements.txt"]),
+        ("suite", ["requirements.txt"]),
         ("benchmarks", ["requirements.txt", "requirements-dev.txt", "requirements-saelens.txt"]),
     ],
 )

@@ -36,7 +36,7 @@ def run_command(arguments: list[str], folder: Path) -> Outcome:
     before, out, err, status = snapshot(folder), io.StringIO(), io.StringIO(), 0
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(sys, "argv", ["sae_lib", *arguments])
+        patch.setattr(sys, "argv", ["suite", *arguments])
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
                 main()
