@@ -134,6 +134,8 @@ class Run:
         in_order = distributed.first_process_first if row.together else nullcontext
         with ExitStack() as stack:
             with in_order():
+                if stage != "tokens" and not self._is_there(folder, made_from):
+                    self._made("tokens", "")  # the folder is claimed once the text was found good
                 missing = stack.enter_context(self.making(folder, made_from, row.cheap))
             if missing and rank == 0:
                 with self._training(row, name, folder, made_from) as store:
