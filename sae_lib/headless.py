@@ -31,14 +31,14 @@ class NotebookError(UserError):
 
 
 def notebooks(only: str = "") -> list[Path]:
-    """The numbered notebooks, or those whose number is in the comma-separated `only`."""
+    """The numbered notebooks without 00, which stands alone, or those numbered in `only`, such as "02,03"."""
     found = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     numbers = [n.strip().zfill(2) for n in only.split(",") if n.strip()]
     if unknown := set(numbers) - {p.name[:2] for p in found}:
         raise SettingsError(
             f"--only {only}: there is no notebook {', '.join(sorted(unknown))}; there are {', '.join(p.stem for p in found)}"
         )
-    return [p for p in found if not numbers or p.name[:2] in numbers]
+    return [p for p in found if (p.name[:2] in numbers if numbers else p.name[:2] != "00")]
 
 
 def check_parameters(chosen: list[Path], parameters: dict[str, Any]) -> None:
