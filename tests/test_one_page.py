@@ -230,7 +230,7 @@ def test_it_runs_alone_and_only_on_demand(tmp_path):
     assert 0 < results["loss_recovered"] <= 1 and (tmp_path / "run/results/one_page.html").exists()
     executed = nbformat.read(tmp_path / "run/notebooks/00_in_one_page.ipynb", 4)
     shown = [o for c in executed.cells for o in c.get("outputs", []) if "data" in o]
-    html = next(o.data["text/html"] for o in shown if "Feature" in o.data.get("text/html", ""))
+    html = next(o.data["text/html"] for o in shown if "<b>Feature" in o.data.get("text/html", ""))
     text = re.sub(r'</?(?:p|b|pre|span)(?: style="background:rgba\([\d.,]+\)")?>', "", html)
     assert "<" not in text and html.count("<span") > 500
     assert not any("http" in o.data.get("text/html", "")[:2000] for o in shown)
