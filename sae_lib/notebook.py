@@ -9,14 +9,13 @@ from pathlib import Path
 import torch
 from IPython.display import Markdown, display
 
-from sae_lib import figures  # noqa: F401  (sets the plotly look and renderer)
-from sae_lib.headless import NOTEBOOKS, ROOT
+from sae_lib import ROOT, figures  # noqa: F401  (sets the plotly look and renderer)
 from sae_lib.runs import Run, open_run
 
 
 def start(profile: str, run_dir: str = "", overrides: list[str] | None = None) -> Run:
     """Open the run and show versions, device and folder. In JupyterLab, too, paths are relative to the repository."""
-    if Path.cwd() == NOTEBOOKS:
+    if Path.cwd() == ROOT / "notebooks":
         os.chdir(ROOT)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     run = open_run(profile, run_dir, overrides or [])

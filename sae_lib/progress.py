@@ -3,7 +3,8 @@
 import io
 import json
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,16 @@ class _Written(standard):
 def tqdm(*args, **how) -> standard:
     """A bar for a terminal or notebook, or one that a headless run reads from its file."""
     return (_Written if os.environ.get(FILE) else drawn)(*args, **how)
+
+
+@contextmanager
+def to(path: Path) -> Iterator[None]:
+    """Bars made in this block are written to that file."""
+    os.environ[FILE] = str(path)
+    try:
+        yield
+    finally:
+        del os.environ[FILE]
 
 
 def read_state(path: Path) -> dict[str, Any] | None:
