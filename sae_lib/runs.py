@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from sae_lib import locks
+from sae_lib import locks, plain_yaml
 from sae_lib import settings as settings_module
 from sae_lib.errors import ArtefactError, SettingsError, in_plain_words
 from sae_lib.settings import Settings
@@ -336,16 +336,14 @@ def check_same(where: Path, found: dict[str, Any], wanted: dict[str, Any]) -> No
 
 def read_yaml(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text()
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise ValueError  # a few of them can stand for more than any memory holds
-        if isinstance(data := yaml.safe_load(text), dict):
-            return data
-    except (yaml.YAMLError, ValueError, RecursionError):
-        pass
-    raise ArtefactError(
-        f"{path} is not readable as settings; delete the run folder or choose another with --run"
-    )
+        data = plain_yaml.parse(path.read_text())
+    except ValueError:  # UTF-8's errors are such
+        data = None
+    if not isinstance(data, dict):
+        raise ArtefactError(
+            f"{path} is not readable as settings; delete the run folder or choose another with --run"
+        )
+    return data
 
 
 def keep_freed_memory() -> None:
