@@ -55,7 +55,7 @@ class Watch:
 
     def where(self) -> str:
         if self.cell is None:
-            return "starts"
+            return "getting ready"
         return f"cell {self.index + 1} (`{first_line(self.cell.source)}`)"
 
     def line(self) -> str:
