@@ -59,7 +59,7 @@ class Watch:
         return f"cell {self.index + 1} (`{first_line(self.cell.source)}`)"
 
     def line(self) -> str:
-        """Notebook, what it does, for how long it has been silent, and how long the run still takes."""
+        """Notebook, how long the run still takes, what it does, and for how long it has been silent."""
         state = self.seen[-1]
         parts = [describe(state) if state else self.where()]
         if (quiet := self.clock() - self.active) >= QUIET:
@@ -67,9 +67,9 @@ class Watch:
             where = f" in {self.where()}" if state else ""
             parts.append(f"no output or progress{where} since {since}, {duration(quiet)} ago")
             parts.append(self._load())
-        if (left := self.left()) is not None:
-            parts.append(f"about {duration(left)} left in all")
-        return f"{self.name}: " + "; ".join(filter(None, parts))
+        left = self.left()
+        rest = "" if left is None else f" ({duration(left)} left in all)"
+        return f"{self.name}{rest}: {'; '.join(filter(None, parts))}"
 
     def tick(self) -> None:
         outputs = len(self.cell.outputs) if self.cell else 0

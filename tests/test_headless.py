@@ -133,7 +133,7 @@ def test_without_a_terminal_there_is_one_line_a_minute(tmp_path):
 
     minutes(watch, now, 8, progress)
     assert len(said) == 8
-    assert said[0] == "[3/6] 03: lm 6 of 60, loss=3.1, 9 min left; about 9 min left in all"
+    assert said[0] == "[3/6] 03 (9 min left in all): lm 6 of 60, 9 min left, loss=3.1"
 
 
 def test_a_silent_cell_is_named_with_since_when_and_what_its_kernel_does(tmp_path):
