@@ -17,7 +17,7 @@ from jupyter_client.manager import KernelManager
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from sae_lib import ROOT, estimate, progress
+from sae_lib import ROOT, chromium, estimate, progress
 from sae_lib.errors import Interrupted, SettingsError, UserError
 from sae_lib.progress import duration
 from sae_lib.runs import Run
@@ -91,6 +91,7 @@ def run_notebooks(
             with _followed("text", "", bars, expected, measured, say), progress.to(bars / "text"):
                 make_tokens(run)
         run.claim()
+        chromium.works()  # tried once, for all kernels
         out = run.folder / "notebooks"
         out.mkdir(parents=True, exist_ok=True)
         kernel = stack.enter_context(_kernel(bars / chosen[0].stem))
