@@ -76,7 +76,8 @@ def test_figures_come_out_in_time(hidden, monkeypatch, tmp_path, caplog, script,
     for name in ("a", "b"):
         assert_plain(figures.save(go.Figure(go.Bar(y=[1, 2])), tmp_path, name))
     assert time.monotonic() - start < 30
-    assert [why in r.message and "to fix it: apt-get" in r.message for r in caplog.records] == [True]
+    (record,) = caplog.records
+    assert why in record.message and "to fix it: apt-get" in record.message
     assert gone(str(tmp_path)) and gone(str(hidden))
 
 
