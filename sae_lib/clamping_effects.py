@@ -13,13 +13,13 @@ from torch import Tensor
 
 from sae_lib import clamping, evaluation, language_model, training
 from sae_lib.activations import HookPoint
-from sae_lib.browser.visible import Vocabulary
 from sae_lib.clamping import Clamp, NextTokens, clamped
 from sae_lib.dictionaries import Dictionary, activations_of, random_directions
 from sae_lib.features import load_features, make_features
 from sae_lib.progress import tqdm
 from sae_lib.runs import Run
 from sae_lib.tokens import open_tokens
+from sae_lib.visible import Vocabulary
 
 ROWS_AT_ONCE = 16
 NULLS = ("random directions", "other features")

@@ -11,10 +11,9 @@ from IPython.display import HTML
 from pandas.io.formats.style import Styler
 from plotly.subplots import make_subplots
 
-from sae_lib import clamping, language_model, training
+from sae_lib import clamping, language_model, markup, training
 from sae_lib.activations import HookPoint
 from sae_lib.browser.page import decimal, percent
-from sae_lib.browser.visible import SIGNS, Vocabulary, isolated, plain
 from sae_lib.clamping import Clamp, NextTokens
 from sae_lib.clamping_effects import Subject
 from sae_lib.errors import SettingsError
@@ -22,6 +21,7 @@ from sae_lib.figures import PALETTE
 from sae_lib.report.formats import small
 from sae_lib.runs import Run, verify
 from sae_lib.tokens import open_tokens
+from sae_lib.visible import SIGNS, Vocabulary, isolated, plain
 
 STYLE = "white-space:pre-wrap;overflow-wrap:anywhere;font-family:monospace;font-size:13px;line-height:1.5;margin:0"
 COLOURS = {"random directions": PALETTE[5], "other features": PALETTE[1], "feature": PALETTE[0]}
@@ -252,7 +252,7 @@ def _points(share: float) -> str:
 def label(subject: Subject, feature: int, how: str, tokens: int = 3) -> str:
     """A panel's heading, as plotly's markup: the feature and what it raises."""
     raised = "  ".join(
-        escape(isolated(subject.vocabulary.name(t))) for t in subject.raised(feature)[:tokens]
+        markup.label(subject.vocabulary.name(t)) for t in subject.raised(feature)[:tokens]
     )
     return f"feature {feature} ({how})<br><span style='font-size:12px'>raises  {raised}</span>"
 
@@ -275,7 +275,7 @@ def next_tokens_figure(
                 row=1,
                 col=column,
             )
-        names = [escape(isolated(vocabulary.name(int(t)))) for t in table["token_id"]]
+        names = [markup.label(vocabulary.name(int(t))) for t in table["token_id"]]
         fig.update_yaxes(
             autorange="reversed",
             tickvals=list(range(len(table))),

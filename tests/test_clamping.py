@@ -10,12 +10,12 @@ from sae_lib import __main__, clamping, clamping_views, language_model, training
 from sae_lib import clamping_effects as effects
 from sae_lib.activations import HookPoint
 from sae_lib.autoencoder import SparseAutoencoder
-from sae_lib.browser.visible import Vocabulary
 from sae_lib.clamping import Clamp
 from sae_lib.dictionaries import activations_of
 from sae_lib.errors import ModelError, SettingsError
 from sae_lib.settings import LanguageModelSettings
 from sae_lib.tokens import open_tokens
+from sae_lib.visible import Vocabulary
 
 PROMPT = "def __init__(self, name):\n    return "
 

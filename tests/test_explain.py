@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 
 from sae_lib import settings, training
 from sae_lib.activations import harvest
-from sae_lib.browser.visible import Vocabulary
 from sae_lib.errors import ChatError, SettingsError
 from sae_lib.interpretability import asking, explain, explain_prompts, explain_windows
 from sae_lib.interpretability.explain_windows import Firing, Text, Window
 from sae_lib.runs import Run
 from sae_lib.tokenizer import train_tokenizer
 from sae_lib.tokens import open_tokens
+from sae_lib.visible import Vocabulary
 from tests.chat_server import KEY, serving, wait_until
 from tests.conftest import SHARED
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from sae_lib import settings, studies
 from sae_lib.errors import ArtefactError
+from sae_lib.markup import plain, table
 from sae_lib.report import content, pages, publish, publish_report, render, write_report
 from sae_lib.report import formats as f
 from sae_lib.report.machine import commit, cpu_model, machine
-from sae_lib.report.markup import plain, table
 from sae_lib.runs import Run, open_run
 from sae_lib.toy import check as toy_check
 

@@ -15,7 +15,6 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from sae_lib.browser.visible import Vocabulary
 from sae_lib.interpretability.rule_text import NEVER, RuleWriter, share
 from sae_lib.interpretability.rules import (
     Encoding,
@@ -37,6 +36,7 @@ from sae_lib.interpretability.token_attributes import (
     raw_values,
 )
 from sae_lib.tokenizer import train_tokenizer
+from sae_lib.visible import Vocabulary
 
 LINES = (
     "def first(a, b):\n    return a.b(1) + \"two words\"  # add them\n\n\nclass Second:\n    x = [first(3, 4), 'five']\n"

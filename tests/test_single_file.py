@@ -18,10 +18,10 @@ from sae_lib.__main__ import app
 from sae_lib.browser import page, single_file, single_file_data, single_file_model, template_script
 from sae_lib.browser.page import ENVIRONMENT
 from sae_lib.browser.table import FeatureTable, open_table
-from sae_lib.browser.visible import Vocabulary, isolated, pieces, plain
 from sae_lib.clamping import Clamp
 from sae_lib.tokenizer import exact_encoder
 from sae_lib.tokens import open_tokens
+from sae_lib.visible import Vocabulary, isolated, pieces, plain
 from tests.test_browser import IMAGE, SCRIPT, TEXTS, make_table, tokenizer  # noqa: F401  (the crafted corpus, its tokeniser)
 
 MIXED = [

@@ -7,8 +7,8 @@ from sae_lib import features
 from sae_lib.browser.model import Model, note, said_in
 from sae_lib.browser.page import decimal, style_html, template
 from sae_lib.browser.table import FeatureTable, open_table
-from sae_lib.browser.visible import isolated
 from sae_lib.runs import Run
+from sae_lib.visible import isolated
 
 
 def whole_context(

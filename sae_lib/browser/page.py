@@ -10,8 +10,8 @@ from IPython.display import HTML
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sae_lib.browser.table import FeatureTable, open_table
-from sae_lib.browser.visible import isolated, pieces
 from sae_lib.runs import Run
+from sae_lib.visible import isolated, pieces
 
 DARKEST = 0.62  # opacity of the strongest colour: text stays readable on it, on white and on black
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from sae_lib.browser.query import FIELDS
 from sae_lib.browser.table import FeatureTable
-from sae_lib.browser.visible import SHAPELESS
+from sae_lib.visible import SHAPELESS
 
 CHUNK = 64  # features whose pages are inflated together
 TOP, DIGITS = 10, 6  # true top examples of each feature; significant digits of every number

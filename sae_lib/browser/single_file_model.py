@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sae_lib.autoencoder import SparseAutoencoder
 from sae_lib.browser.single_file_data import with_binary
-from sae_lib.browser.visible import Vocabulary
 from sae_lib.dictionaries import Dictionary
+from sae_lib.visible import Vocabulary
 
 LEVELS = 127
 

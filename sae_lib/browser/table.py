@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from sae_lib.browser import query as language
-from sae_lib.browser.visible import Vocabulary, plain
 from sae_lib.features import load_features, make_features
 from sae_lib.runs import RECORD, Run, verify
 from sae_lib.tokenizer import load_tokenizer
+from sae_lib.visible import Vocabulary, plain
 
 # shown name → column; only those that the table has are offered
 SORTS = {

@@ -12,8 +12,8 @@ from torch import Tensor
 from sae_lib.browser.model import Model, note, said_in
 from sae_lib.browser.page import decimal, style_html, template
 from sae_lib.browser.table import FeatureTable, open_table
-from sae_lib.browser.visible import isolated
 from sae_lib.runs import Run
+from sae_lib.visible import isolated
 
 PER_TOKEN = 5
 PROMPT = "import numpy as np\n"

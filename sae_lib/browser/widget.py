@@ -14,9 +14,9 @@ from sae_lib.browser.rating import ratings_file
 from sae_lib.browser.rating_panel import RatingPanel
 from sae_lib.browser.table import SORTS, FeatureTable, open_table
 from sae_lib.browser.try_text import TryText
-from sae_lib.browser.visible import isolated
 from sae_lib.features import BASELINES
 from sae_lib.runs import Run
+from sae_lib.visible import isolated
 
 SHORT = {"description_width": "50px"}
 NEAR = 10  # buttons for the nearest features

@@ -1,6 +1,5 @@
 """Which features belong together: groups by decoder direction and firing together, named by what their rules share, on a map."""
 
-import html
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,9 @@ from sklearn.manifold import TSNE
 
 from sae_lib import evaluation, figures, language_model, training
 from sae_lib.activations import HookPoint
-from sae_lib.browser.visible import isolated
 from sae_lib.dictionaries import active
 from sae_lib.interpretability.scores import load_scores
+from sae_lib.markup import label
 from sae_lib.recipes import variant
 from sae_lib.runs import Run, writing
 
@@ -229,7 +228,7 @@ def summary(table: pd.DataFrame, values: list[list[str]], seed: int) -> dict:
 def cluster_map(table: pd.DataFrame, labels: int = 14) -> go.Figure:
     """Every feature as a point with its rule on hover; colours repeat, the `labels` largest named clusters are written on the map."""
     text = [
-        f"feature {f}<br>cluster {c}: {_safe(n, 80)}<br>{_safe(r, 160)}"
+        f"feature {f}<br>cluster {c}: {label(n, 80)}<br>{label(r, 160)}"
         for f, c, n, r in table[["feature", "cluster", "name", "rule"]].itertuples(index=False)
     ]
     colours = [figures.PALETTE[c % len(figures.PALETTE)] for c in table["cluster"]]
@@ -247,7 +246,7 @@ def cluster_map(table: pd.DataFrame, labels: int = 14) -> go.Figure:
     named = table[table["name"] != UNNAMED]
     for cluster in named["cluster"].value_counts().index[:labels]:
         members = named[named["cluster"] == cluster]
-        place, name = members[["x", "y"]].median(), _safe(members["name"].iloc[0], 40)
+        place, name = members[["x", "y"]].median(), label(members["name"].iloc[0], 40)
         fig.add_annotation(
             x=place["x"],
             y=place["y"],
@@ -263,10 +262,3 @@ def cluster_map(table: pd.DataFrame, labels: int = 14) -> go.Figure:
     fig.update_xaxes(visible=False)
     fig.update_yaxes(visible=False)
     return fig
-
-
-def _safe(text: str, length: int) -> str:
-    """Text of the corpus for plotly, which reads some HTML: cut, and no markup."""
-    return html.escape(
-        isolated(text if len(text) <= length else text[: length - 1] + "…"), quote=False
-    )

@@ -14,7 +14,6 @@ from scipy import stats
 
 from sae_lib import evaluation, language_model, training
 from sae_lib.activations import HookPoint
-from sae_lib.browser.visible import Vocabulary
 from sae_lib.device import device_of
 from sae_lib.errors import ChatError
 from sae_lib.features import load_features, make_features
@@ -27,6 +26,7 @@ from sae_lib.recipes import variant
 from sae_lib.runs import Run, write_atomically
 from sae_lib.settings import ExplainSettings
 from sae_lib.tokens import open_tokens
+from sae_lib.visible import Vocabulary
 
 RESAMPLES = 2000  # of the bootstrap
 FREE = {

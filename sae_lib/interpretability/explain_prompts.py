@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sae_lib.browser.visible import Vocabulary, plain
 from sae_lib.interpretability.explain_windows import Unit, Window
+from sae_lib.visible import Vocabulary, plain
 
 LEFT, RIGHT = "⟦", "⟧"  # unlike << and >>, in hardly any text or code
 LONGEST_EXPLANATION = 400  # characters

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int
 
-from sae_lib.browser.visible import Vocabulary
 from sae_lib.errors import CorpusError
 from sae_lib.interpretability.rule_text import RuleWriter
 from sae_lib.interpretability.rules import Encoding, Text
 from sae_lib.interpretability.token_attributes import raw_values
 from sae_lib.runs import Run
 from sae_lib.tokens import open_tokens
+from sae_lib.visible import Vocabulary
 
 Array = np.ndarray
 

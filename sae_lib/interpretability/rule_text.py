@@ -1,8 +1,8 @@
 """A rule as a reader gets it: "` [` after `al.` (84 %); ` [` (3 %)": of the parts the first that applies says how often the unit fires there."""
 
-from sae_lib.browser.visible import Vocabulary
 from sae_lib.interpretability.rules import Encoding, Rule
 from sae_lib.interpretability.token_attributes import OF_THE_TOKEN, attributes, beginnings, shapes
+from sae_lib.visible import Vocabulary
 
 NEVER = "no rule found"
 Path = tuple[tuple[int, bool], ...]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from sae_lib.browser.visible import Vocabulary, plain
 from sae_lib.interpretability.syntax import AROUND, surroundings
+from sae_lib.visible import Vocabulary, plain
 
 Array = np.ndarray
 NONE = -1  # raw value of an attribute where there is nothing, as before the first token of a row

@@ -3,8 +3,8 @@
 from typing import Any
 
 from sae_lib.interpretability import scores
+from sae_lib.markup import code, plain, table
 from sae_lib.report import formats as f
-from sae_lib.report.markup import code, plain, table
 from sae_lib.report.tables import Value
 
 

@@ -16,9 +16,9 @@ from jinja2 import (
 )
 
 from sae_lib.errors import ArtefactError
+from sae_lib.markup import block, code, plain, prose, table
 from sae_lib.report import content, feature_tables, tables
 from sae_lib.report import formats as f
-from sae_lib.report.markup import block, code, plain, prose, table
 from sae_lib.runs import Run
 from sae_lib.toy import check as toy_check
 

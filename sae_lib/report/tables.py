@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from sae_lib import study_figures
+from sae_lib.markup import plain, table
 from sae_lib.report import formats as f
-from sae_lib.report.markup import plain, table
 
 Value = Callable[[float | None], str]
 
