@@ -14,7 +14,8 @@ from sae_lib import ROOT, figures  # noqa: F401  (sets the plotly look and rende
 from sae_lib.markup import code, inert_html
 from sae_lib.runs import Run, open_run
 
-pd.set_option("display.html.use_mathjax", False)  # text in tables is text
+for option in ("display.html.use_mathjax", "styler.html.mathjax"):
+    pd.set_option(option, False)  # text in tables is text
 
 
 def start(profile: str, run_dir: str = "", overrides: list[str] | None = None) -> Run:

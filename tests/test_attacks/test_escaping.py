@@ -76,6 +76,10 @@ LOOK = """() => {
 }"""
 
 
+def overrides(text: Path) -> list[str]:
+    return [*SMALL, f"corpus=files:{text}", f"prompts.prompts={json.dumps(PAYLOADS[:6])}"]
+
+
 @pytest.fixture(scope="module")
 def poisoned(tmp_path_factory) -> Path:
     """The folder of a run, with a report and a browser page."""
@@ -97,8 +101,7 @@ def poisoned(tmp_path_factory) -> Path:
             )
             lines.append(json.dumps({"text": body, "meta": {"pile_set_name": kind}}))
         (text / f"{name}.jsonl").write_text("\n".join(lines))
-    overrides = [*SMALL, f"corpus=files:{text}", f"prompts.prompts={json.dumps(PAYLOADS[:6])}"]
-    sets = [part for o in overrides for part in ("--set", o)]
+    sets = [part for o in overrides(text) for part in ("--set", o)]
     run = folder / "run <img src=x onerror=window.hit=30> $x$"
     done = subprocess.run(
         [sys.executable, "-m", "sae_lib", "run", "--profile", "smoke", "--run", run, *sets],
@@ -173,7 +176,7 @@ def test_the_widget_is_inert(poisoned, look):
     from sae_lib.browser import widget
     from sae_lib.runs import open_run
 
-    browser = widget(open_run("smoke", poisoned))
+    browser = widget(open_run("smoke", poisoned, overrides(poisoned.parent / "text")))
     pages = []
     for number in browser.matches[:40]:
         browser.choose(int(number))
@@ -185,7 +188,7 @@ def test_the_widget_is_inert(poisoned, look):
 def test_said_text_shows_itself_and_nothing_else(text, look):
     said = f"a {markup.plain(text)} b {markup.code(text)} c\n\n{markup.block(text)}\n\n{text}"
     body, _ = markup.inert_html(said, Path("/nowhere"))
-    assert not re.search(r"<(script|img src=[^d]|svg|iframe|meta|base|link|div|b>)", body)
+    assert not re.search(r"<(script|img src=[^d]|svg|iframe|meta|base|link|div on|b>)", body)
     shown = look(body)
     assert "&lt;" not in shown
 
