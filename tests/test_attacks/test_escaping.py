@@ -179,7 +179,7 @@ def test_the_widget_is_inert(poisoned, look):
     browser = widget(open_run("smoke", poisoned, overrides(poisoned.parent / "text")))
     pages = []
     for number in browser.matches[:40]:
-        browser.choose(int(number))
+        browser.show(int(number))
         pages.append(browser.page.value)
     assert "window.hit" in look("".join(pages)) and len(pages) > 20
 
