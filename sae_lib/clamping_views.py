@@ -62,11 +62,11 @@ def command(
     """What `python -m sae_lib clamp` prints: the next token before and after, KL, and both continuations."""
     dictionary = training.load_autoencoder(run)
     tokenizer = open_tokens(run).tokenizer
+    lines = [described(c) + _maximum(run, c.feature) for c in clamps]
     hook = HookPoint(language_model.load(run), run.settings.sae.hook_name)
     vocabulary = Vocabulary(tokenizer)
     found = clamping.next_tokens(hook, tokenizer, dictionary, prompt, clamps, k, keep_error)
-    lines = [
-        *(described(c) + _maximum(run, c.feature) for c in clamps),
+    lines += [
         f"at {hook.name}, the autoencoder's error {'kept' if keep_error else 'dropped'}",
         "",
     ]
