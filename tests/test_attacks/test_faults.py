@@ -24,7 +24,7 @@ MADE = {  # stage: what it makes
     "evaluate": ("results/evaluation.json",),
 }
 PANIC = type("PanicException", (BaseException,), {})
-ALLOCATOR = RuntimeError(
+ALLOCATOR = (
     "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: "
     "you tried to allocate 4000000000000 bytes. Error code 12 (Cannot allocate memory)"
 )
@@ -96,9 +96,9 @@ def test_a_folder_that_cannot_be_made_is_one_line(text_folder, tmp_path, monkeyp
 MEMORY = [
     ("corpus", tokens, "train_tokenizer", MemoryError(), "corpus.train_tokens"),
     ("corpus", tokens, "train_tokenizer", PANIC("capacity overflow"), "corpus.train_tokens"),
-    ("sae", training, "fit", ALLOCATOR, "sae.d_sae"),
+    ("sae", training, "fit", RuntimeError(ALLOCATOR), "sae.d_sae"),
     ("sae", training, "fit", torch.OutOfMemoryError("CUDA out of memory."), "sae.d_sae"),
-    ("evaluate", evaluation, "firing", ALLOCATOR, "evaluation.tokens"),
+    ("evaluate", evaluation, "firing", RuntimeError(ALLOCATOR), "evaluation.tokens"),
     ("features", features, "build", MemoryError("Unable to allocate 3 TiB"), "features.top_k"),
     ("clusters", clusters, "group", MemoryError(), "interpretability.features"),
 ]
