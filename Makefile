@@ -31,6 +31,7 @@ install: .venv/.installed
 	@touch $@
 
 run: .venv/.installed
+	@scripts/chromium.sh || true
 	$(PY) -m suite run --profile $(PROFILE) $(ARGS)
 
 test: .venv/.installed-dev

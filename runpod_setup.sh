@@ -11,7 +11,9 @@ Makes a bare GPU pod (Debian or Ubuntu) ready, from inside a clone of this repos
   2. The pinned packages, and a browser for static figures (Debian: chromium; Ubuntu: Google Chrome, for its chromium is an empty stub).
   3. Hugging Face's cache on the volume (/workspace where there is one), unless HF_HOME says otherwise.
   4. python -m suite doctor --profile runpod: what still does not work, and how to fix it.
-  5. JupyterLab in the background on 0.0.0.0, behind a fresh token that is printed here and nowhere else.
+  5. JupyterLab in the background, behind a fresh token in a file that only this user can read; the token is printed nowhere.
+     On a pod (RUNPOD_POD_ID is set here, or for the container's first process) it listens on 0.0.0.0, and the address printed is
+     the pod's https proxy. Anywhere else it listens on 127.0.0.1 alone: reach it from another machine through an ssh tunnel.
 
   --no-lab      stop after step 4
   --port N      JupyterLab's port, 8888 unless given; the pod must expose it
@@ -100,6 +102,7 @@ say "Doctor"
 say "JupyterLab"
 state=$HOME/.local/state/sae_lib
 mkdir -p "$state"
+chmod 700 "$state"
 pid=$(cat "$state/jupyter.pid" 2>/dev/null || true)
 if [ -n "$pid" ] && grep -qs jupyterlab "/proc/$pid/cmdline"; then
     kill "$pid"
@@ -110,21 +113,27 @@ if answers; then
     echo "port $port is taken, perhaps by the pod's own JupyterLab; stop that one, or use --port and expose the other port" >&2
     exit 1
 fi
-# The token goes by a file that only this user can read: not on a command line, not in the environment of kernels.
-token=$("$py" -c 'import secrets; print(secrets.token_urlsafe(32))')
-(umask 077 && printf %s "$token" >"$state/token")
-options=(--no-browser --ServerApp.ip=0.0.0.0 --ServerApp.port="$port" --ServerApp.port_retries=0 --ServerApp.root_dir="$PWD")
+# The token goes by a file that only this user can read: not on a command line, not in the environment of kernels. An old file
+# would keep its mode, and its readers.
+rm -f "$state/token"
+(umask 077 && "$py" -c 'import secrets; print(secrets.token_urlsafe(32), end="")' >"$state/token")
+pod=${RUNPOD_POD_ID:-$(tr '\0' '\n' 2>/dev/null </proc/1/environ | sed -n 's/^RUNPOD_POD_ID=//p' || true)}
+options=(--no-browser --ServerApp.port="$port" --ServerApp.port_retries=0 --ServerApp.root_dir="$PWD")
 [ "$(id -u)" != 0 ] || options+=(--allow-root)
-url=http://$(hostname):$port
-if [ -n "${RUNPOD_POD_ID:-}" ]; then
-    url=https://$RUNPOD_POD_ID-$port.proxy.runpod.net
-    options+=(--ServerApp.allow_origin="$url")
+if [ -n "$pod" ]; then
+    url=https://$pod-$port.proxy.runpod.net
+    options+=(--ServerApp.ip=0.0.0.0 --ServerApp.allow_origin="$url")
+else
+    url=http://127.0.0.1:$port
+    options+=(--ServerApp.ip=127.0.0.1)
 fi
 env -u JUPYTER_TOKEN -u JUPYTER_PASSWORD JUPYTER_TOKEN_FILE="$state/token" nohup setsid "$py" -m jupyterlab "${options[@]}" >"$state/jupyter.log" 2>&1 </dev/null &
 echo $! >"$state/jupyter.pid"
 for _ in $(seq 60); do
     if answers; then
-        echo "$url/lab?token=$token"
+        echo "$url/lab"
+        echo "the token it asks for: cat $state/token"
+        [ -n "$pod" ] || echo "from another machine: ssh -L $port:127.0.0.1:$port <this machine>, then the address above there"
         echo "(log: $state/jupyter.log; stop: kill \$(cat $state/jupyter.pid); a new run makes a new token)"
         exit 0
     fi

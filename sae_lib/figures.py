@@ -1,14 +1,13 @@
 """One look for every plotly figure, and one place that saves them."""
 
-import logging
 import re
-import warnings
 from pathlib import Path
 
-import kaleido
 import plotly.graph_objects as go
 import plotly.io as pio
 from plotly.io._base_renderers import NotebookRenderer
+
+from sae_lib import chromium
 
 PALETTE = ("#3b6fb6", "#d1603d", "#4a9c6d", "#8e5ea2", "#c9a227", "#5b6770", "#c2547d", "#2a9d9d")
 pio.templates["sae_lib"] = go.layout.Template(
@@ -58,28 +57,21 @@ class OfflineRenderer(NotebookRenderer):
 pio.renderers["offline"] = OfflineRenderer()
 pio.renderers.default = "offline"
 
-log = logging.getLogger(__name__)
-_no_chromium = False
-
 
 def save(fig: go.Figure, folder: Path, name: str, width: int = 900, height: int = 450) -> Path:
-    """Save as `<name>.png` through Chromium; where there is none, as `<name>.html` beside one plotly.js, and say so once."""
-    global _no_chromium
+    """Save as `<name>.png`: by Chromium, or else by matplotlib and as an interactive page as well."""
     folder.mkdir(parents=True, exist_ok=True)
-    if not _no_chromium:
+    path, page = folder / f"{name}.png", folder / f"{name}.html"
+    if chromium.works():
         try:
-            kaleido.start_sync_server(
-                silence_warnings=True
-            )  # one Chromium for all figures of a notebook
-            warnings.filterwarnings("ignore", message="The kopts argument")
-            fig.write_image(folder / f"{name}.png", width=width, height=height, scale=1)
-            return folder / f"{name}.png"
-        except Exception as error:  # kaleido raises many kinds; all mean: no static picture here
-            _no_chromium = True
-            log.warning(
-                "no PNG figures, interactive HTML instead: Chromium did not start (%s); to fix it: apt-get install chromium",
-                str(error).strip().splitlines()[:1],
-            )
-    (folder / f"{name}.png").unlink(missing_ok=True)
-    fig.write_html(folder / f"{name}.html", include_plotlyjs="directory")
-    return folder / f"{name}.html"
+            limit = chromium.DRAWING_SECONDS
+            path.write_bytes(chromium.draw(fig.to_json(), width, height, limit))
+            page.unlink(missing_ok=True)
+            return path
+        except chromium.ChromiumError as error:
+            chromium.give_up(error)
+    from sae_lib import static_figures  # matplotlib takes a while to import
+
+    static_figures.draw(fig, path, width, height)
+    fig.write_html(page, include_plotlyjs="directory")
+    return path

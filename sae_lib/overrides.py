@@ -37,12 +37,10 @@ def value(name: str, text: str) -> Any:
     try:
         if not text:
             raise ValueError("no value")
-        text.encode()
         return plain_yaml.parse(text)
     except ValueError as error:
-        reason = "not valid UTF-8" if isinstance(error, UnicodeError) else error
         raise SettingsError(
-            f"{name}: found {shown(text)} ({reason}); expected a number, text or list, for example 8192, 1e-3 or [ward_2024]"
+            f"{name}: found {shown(text)} ({error}); expected a number, text or list, for example 8192, 1e-3 or [ward_2024]"
         ) from None
 
 

@@ -29,7 +29,10 @@ def parse(text: str) -> Any:
     if len(text) > LONGEST:
         raise ValueError(f"{len(text):,} characters are too long; at most {LONGEST:,} are read")
     try:
+        text.encode()
         return _value(_Loader(text).get_single_node())
+    except UnicodeEncodeError:
+        raise ValueError("not valid Unicode: half a surrogate pair") from None
     except RecursionError:
         raise ValueError("brackets are nested too deeply") from None
     except yaml.YAMLError as error:
@@ -47,9 +50,10 @@ def _value(node: yaml.Node | None) -> Any:
                 raise ValueError(f"key {str(key)[:40]!r} is repeated, or is not text")
             data[key] = _value(value)
         return data
-    if node is None or node.style is not None:
-        return node and node.value
-    return _word(node.value)
+    if node is None:
+        return None
+    node.value.encode()  # "\\ud800" spells what is no character
+    return _word(node.value) if node.style is None else node.value
 
 
 def _word(word: str) -> Any:

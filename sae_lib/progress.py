@@ -3,7 +3,8 @@
 import io
 import json
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,16 @@ def tqdm(*args, **how) -> standard:
     return (_Written if os.environ.get(FILE) else drawn)(*args, **how)
 
 
+@contextmanager
+def to(path: Path) -> Iterator[None]:
+    """Bars made in this block are written to that file."""
+    os.environ[FILE] = str(path)
+    try:
+        yield
+    finally:
+        del os.environ[FILE]
+
+
 def read_state(path: Path) -> dict[str, Any] | None:
     """What the innermost running bar last wrote; None where no bar runs."""
     try:
@@ -49,13 +60,14 @@ def read_state(path: Path) -> dict[str, Any] | None:
 
 
 def describe(state: dict[str, Any]) -> str:
-    """A bar's state in words: description, step of steps, postfix (loss), time left."""
+    """A bar's state in words: description, step of steps, time left, postfix (loss)."""
     n, total, done = state["n"], state["total"], state["n"] - state["initial"]
     rate = state["rate"] or (done / state["elapsed"] if done and state["elapsed"] else None)
-    parts = [f"{n:,.0f} of {total:,.0f}" if total else f"{n:,.0f}", state["postfix"]]
+    parts = [f"{n:,.0f} of {total:,.0f}" if total else f"{n:,.0f}"]
     if rate and total and total > n:
         parts.append(f"{duration((total - n) / rate)} left")
-    return f"{state['prefix'].removesuffix(': ')} {', '.join(filter(None, parts))}".strip()
+    parts += filter(None, [state["postfix"]])
+    return f"{state['prefix'].removesuffix(': ')} {', '.join(parts)}".strip()
 
 
 def duration(seconds: float) -> str:

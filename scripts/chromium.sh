@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Makes sure that kaleido finds a browser to draw static figures with. Status 1, and one line, where it cannot.
+# Without a network it gives up within minutes.
 # Usage: scripts/chromium.sh [--download]      --download: also Google Chrome, where the system has no Chromium package
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -8,13 +9,17 @@ chrome_deb=https://dl.google.com/linux/direct/google-chrome-stable_current_amd64
 
 found() { "$python" -c 'import sys; from choreographer.browsers.chromium import Chromium; sys.exit(not Chromium.find_browser(skip_local=False))' 2>/dev/null; }
 as_root_with_apt() { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; }
-apt_install() { DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null; }
+apt_install() {  # only the download has a limit: an installation that is cut short would leave packages half installed
+    local apt=(apt-get install -y -qq --no-install-recommends "$@")
+    export DEBIAN_FRONTEND=noninteractive
+    timeout 300 "${apt[@]}" --download-only >/dev/null && "${apt[@]}" >/dev/null
+}
 
 if found; then exit 0; fi
 # Ubuntu's chromium package is an empty stub for a snap, which containers cannot run.
 if as_root_with_apt; then
     echo "chromium: installing, for static figures"
-    apt-get update -qq || true
+    timeout 60 apt-get update -qq 2>/dev/null || true
     if ! grep -q '^ID=ubuntu' /etc/os-release; then
         apt_install chromium fonts-dejavu-core || true
     elif [ "${1:-}" = --download ] && [ "$(uname -m)" = x86_64 ]; then
@@ -25,6 +30,6 @@ if as_root_with_apt; then
 fi
 if ! found && [ "${1:-}" = --download ]; then "$(dirname "$python")/kaleido_get_chrome" -y || true; fi
 if ! found; then
-    echo "chromium: none found, so figures become HTML instead of PNG; to fix it: apt-get install chromium (Debian), or $(dirname "$python")/kaleido_get_chrome" >&2
+    echo "chromium: none found, so figures are plainer ones; to fix it: apt-get install chromium (Debian), or $(dirname "$python")/kaleido_get_chrome" >&2
     exit 1
 fi

@@ -331,12 +331,18 @@ def doctor(profile: Profile = "laptop") -> None:
     raise typer.Exit(0 if doctor_module.can_run(checks) else 1)
 
 
+class Preset(StrEnum):
+    smoke = "smoke"
+    laptop = "laptop"
+    full = "full"
+
+
 @app.command("check-toy")
 def check_toy(
     out: Annotated[Path, typer.Option(help="folder for cached results, table and figures")] = Path(
         "runs/toy"
     ),
-    preset: str = "full",
+    preset: Preset = Preset.full,
     publish: Annotated[
         bool, typer.Option(help="also copy gates and figures to ./report/toy/, for the report")
     ] = False,
@@ -344,7 +350,7 @@ def check_toy(
     """Every toy-model experiment at full size, held against its known results."""
     from sae_lib.toy import check as toy_check
 
-    passed = toy_check.check_toy(out, preset)
+    passed = toy_check.check_toy(out, preset.value)
     if publish:
         typer.echo(f"published: {toy_check.publish(out)}")
     raise typer.Exit(0 if passed else 1)

@@ -16,6 +16,7 @@ from sae_lib.features import clamping
 from sae_lib.features.clamping import Clamp, NextTokens
 from sae_lib.features.clamping_effects import Subject
 from sae_lib.figures import PALETTE
+from sae_lib.text import markup
 from sae_lib.text.display import SIGNS, Vocabulary, isolated, plain
 from suite import stages
 from suite.browser.page import decimal, percent
@@ -59,15 +60,12 @@ def command(
     k: int = 10,
 ) -> str:
     """What `python -m suite clamp` prints: the next token before and after, KL, and both continuations."""
-    dictionary = run.get("autoencoder")
-    hook, tokenizer = (
-        stages.hook(run),
-        run.get("tokens").tokenizer,
-    )
+    dictionary, tokenizer = run.get("autoencoder"), run.get("tokens").tokenizer
+    lines = [described(c) + _maximum(run, c.feature) for c in clamps]
+    hook = stages.hook(run)
     vocabulary = Vocabulary(tokenizer)
     found = clamping.next_tokens(hook, tokenizer, dictionary, prompt, clamps, k, keep_error)
-    lines = [
-        *(described(c) + _maximum(run, c.feature) for c in clamps),
+    lines += [
         f"at {hook.name}, the autoencoder's error {'kept' if keep_error else 'dropped'}",
         "",
     ]
@@ -253,7 +251,7 @@ def _points(share: float) -> str:
 def label(subject: Subject, feature: int, how: str, tokens: int = 3) -> str:
     """A panel's heading, as plotly's markup: the feature and what it raises."""
     raised = "  ".join(
-        escape(isolated(subject.vocabulary.name(t))) for t in subject.raised(feature)[:tokens]
+        markup.label(subject.vocabulary.name(t)) for t in subject.raised(feature)[:tokens]
     )
     return f"feature {feature} ({how})<br><span style='font-size:12px'>raises  {raised}</span>"
 
@@ -276,7 +274,7 @@ def next_tokens_figure(
                 row=1,
                 col=column,
             )
-        names = [escape(isolated(vocabulary.name(int(t)))) for t in table["token_id"]]
+        names = [markup.label(vocabulary.name(int(t))) for t in table["token_id"]]
         fig.update_yaxes(
             autorange="reversed",
             tickvals=list(range(len(table))),

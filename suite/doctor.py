@@ -4,7 +4,6 @@ Only the standard library is imported up front, so that it can tell of any other
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import threading
 import timeit
@@ -43,7 +42,7 @@ class Check:
 
 
 def check(profile: str = "laptop") -> list[Check]:
-    """Every check, in the order of the report; `needed` follows the profile. Takes a few seconds, 20 at the very most."""
+    """Every check, in the order of the report; `needed` follows the profile. Takes a few seconds, 40 at the very most."""
     if profile not in NEEDS:
         raise SettingsError(f"--profile {profile!r} does not exist; there are: {', '.join(NEEDS)}")
     needs = NEEDS[profile]
@@ -184,24 +183,13 @@ def memory(needs: Needs, limit: Path = Path("/sys/fs/cgroup")) -> Check:
     )
 
 
-def chromium(seconds: int | float = 12) -> Check:
-    """Whether kaleido draws a tiny figure; in a process of its own, for Chromium can hang."""
-    code = "import plotly.graph_objects as go; from choreographer.browsers.chromium import Chromium as C\n"
-    code += "print(C.find_browser(skip_local=False) or 'none found', flush=True); go.Figure().to_image('png', width=64, height=64)"
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=seconds
-        )
-        ok, found = (
-            done.returncode == 0,
-            (done.stdout.strip().splitlines() or ["kaleido does not import"])[0],
-        )
-        if not ok and found != "none found":
-            found += f" draws nothing: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
-    except subprocess.TimeoutExpired:
-        ok, found = False, f"hangs: no picture within {seconds:g} s"
-    fix = "figures become HTML until: scripts/chromium.sh (or apt-get install chromium; without root: .venv/bin/kaleido_get_chrome)"
-    return Check("Chromium", ok, found, fix, needed=False)
+def chromium() -> Check:
+    """Whether Chromium draws a figure, tried as a run tries it."""
+    from sae_lib import chromium
+
+    why = chromium.probe()
+    fix = f"figures are plainer until: {chromium.FIX}"
+    return Check("Chromium", not why, why or "draws figures", fix, needed=False)
 
 
 def hub(needs: Needs, reached: str) -> Check:

@@ -1,43 +1,53 @@
-"""The notebooks without a browser: papermill runs them in order, each with its own log and executed copy."""
+"""The notebooks without a browser: papermill runs them in order, each in a kernel of its own, with its log and executed copy."""
 
 import ast
 import logging
 import os
+import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import papermill
-from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import KernelManager
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
+from sae_lib import ROOT, chromium, progress
 from sae_lib.errors import Interrupted, SettingsError, UserError
+from sae_lib.progress import duration
 from sae_lib.settings_errors import shown
+from suite import estimate
 from suite.runs import Run
+from suite.watch import Watch, first_line
 
-ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
-KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=ERROR"]
-PATIENCE = 60  # seconds for a kernel to answer
+START_LIMIT = 180  # seconds for a kernel to start and import the library
+OUTPUT_LIMIT = 120  # seconds for a finished cell's last output to arrive
+SAVE_LIMIT = 60  # seconds for a training to finish its step and save after Ctrl-C
+KERNEL_ARGUMENTS = [
+    "--IPKernelApp.log_level=ERROR",
+    "--IPKernelApp.exec_lines=import sae_lib.notebook; del sae_lib",  # while another notebook runs
+]
 
 
 class NotebookError(UserError):
-    """A notebook's cell raised: names the notebook, the cell and the error."""
+    """A notebook's cell raised, or its kernel died or did not start: names the notebook, the cell and the error."""
 
 
 def notebooks(only: str = "") -> list[Path]:
-    """The numbered notebooks, or those whose number is in the comma-separated `only`."""
+    """The numbered notebooks without 00, which stands alone, or those numbered in `only`, such as "02,03"."""
     found = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     numbers = [n.strip().zfill(2) for n in only.split(",") if n.strip()]
     if unknown := set(numbers) - {p.name[:2] for p in found}:
         raise SettingsError(
             f"--only {only}: there is no notebook {', '.join(sorted(unknown))}; there are {', '.join(p.stem for p in found)}"
         )
-    return [p for p in found if not numbers or p.name[:2] in numbers]
+    return [p for p in found if (p.name[:2] in numbers if numbers else p.name[:2] != "00")]
 
 
 def check_parameters(chosen: list[Path], parameters: dict[str, Any]) -> None:
@@ -63,83 +73,136 @@ def run_notebooks(
     run: Run, overrides: list[str], only: str, extra: dict[str, Any], say: Callable[[str], None]
 ) -> dict[str, float]:
     """Execute the notebooks in order; returns the seconds of each. The first failing cell ends it with a `NotebookError`."""
-    chosen, seconds = notebooks(only), {}
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    chosen = notebooks(only)
     parameters = {
         "profile": run.settings.profile,
         "run_dir": str(run.folder),
         "overrides": list(overrides),
     } | extra
     check_parameters(chosen, extra)
-    if any(path.name[:2] != "01" for path in chosen):
-        run.path("tokens")  # so that bad text is refused before anything else is done
-    run.claim()
-    out = run.folder / "notebooks"
-    out.mkdir(parents=True, exist_ok=True)
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
-    )
-    logging.getLogger("papermill").setLevel(logging.ERROR)
-    with (
-        _kernel() if run.settings.profile == "smoke" else nullcontext() as shared
-    ):  # to start one and import torch takes longer than a notebook's work there
+    text = ["text"] if any(n.name[:2] not in ("00", "01") for n in chosen) else []
+    expected = estimate.of_run(run, text + [n.stem for n in chosen])
+    say(expected.summary())
+    measured: dict[str, float] = {}
+    with ExitStack() as stack:
+        bars = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if text:  # before anything else is done, so that bad text is refused
+            with _followed("text", "", bars, expected, measured, say), progress.to(bars / "text"):
+                run.path("tokens")
+        run.claim()
+        chromium.works()  # tried once, for all kernels
+        out = run.folder / "notebooks"
+        out.mkdir(parents=True, exist_ok=True)
+        kernel = stack.enter_context(_kernel(bars / chosen[0].stem))
         for i, notebook in enumerate(chosen, 1):
-            say(f"[{i}/{len(chosen)}] {notebook.stem} …")
-            began = time.perf_counter()
-            with (
-                open(out / f"{notebook.stem}.log", "w", encoding="utf-8") as log,
-                nullcontext(shared) if shared else _kernel() as kernel,
-            ):
-                try:
-                    papermill.execute_notebook(
-                        notebook,
-                        out / notebook.name,
-                        parameters,
-                        kernel_name="python3",
-                        progress_bar=False,
-                        stdout_file=log,
-                        stderr_file=log,
-                        km=kernel,
-                    )
-                except PapermillExecutionError as error:
-                    raise NotebookError(_failure(notebook, error, out)) from None
-                except KeyboardInterrupt:
-                    _elsewhere(lambda kernel=kernel: _interrupt(kernel))
-                    raise Interrupted(
-                        f"{notebook.stem}: interrupted; finished stages and the last training step are saved; run the same command to continue"
-                    ) from None
-                if shared:
-                    _forget_everything(kernel)
-            seconds[notebook.stem] = time.perf_counter() - began
-            say(f"[{i}/{len(chosen)}] {notebook.stem}: {seconds[notebook.stem]:.0f} s")
-    return seconds
+            head, name, following = f"[{i}/{len(chosen)}] ", notebook.stem, None
+            takes = duration(expected.corrected(name, measured))
+            say(f"{head}{name}: about {takes}, log: {out / name}.log")
+            if i < len(chosen):  # starts while this notebook runs
+                following = stack.enter_context(_kernel(bars / chosen[i].stem))
+            with _followed(name, head, bars, expected, measured, say) as watch:
+                _execute(notebook, out, parameters, kernel, watch)
+            _elsewhere(lambda kernel=kernel: kernel.shutdown_kernel(now=True))
+            kernel = following
+    return {n.stem: measured[n.stem] for n in chosen}
 
 
 @contextmanager
-def _kernel() -> Iterator[KernelManager]:
-    kernel = KernelManager(kernel_name="python3")
-    kernel.start_kernel(extra_arguments=KERNEL_ARGUMENTS)
+def _followed(
+    name: str,
+    head: str,
+    bars: Path,
+    expected: estimate.Estimate,
+    measured: dict[str, float],
+    say: Callable[[str], None],
+) -> Iterator[Watch]:
+    """Shows what goes on, and says and keeps in `measured` how long it took."""
+    began = time.perf_counter()
+
+    def left() -> float:
+        return expected.left(measured, name, time.perf_counter() - began)
+
+    with Watch(f"{head}{name}", bars / name, say, left) as watch:
+        yield watch
+    measured[name] = time.perf_counter() - began
+    rest = f", about {duration(expected.left(measured))} left"
+    say(
+        f"{head}{name}: {measured[name]:.0f} s{rest if len(measured) < len(expected.seconds) else ''}"
+    )
+
+
+def _execute(
+    notebook: Path, out: Path, parameters: dict[str, Any], kernel: KernelManager, watch: Watch
+) -> None:
+    """One notebook in its kernel; every way in which that can fail is named."""
+    watch.pid, log = kernel.provisioner.pid, out / f"{notebook.stem}.log"
+    with open(log, "w", encoding="utf-8") as written:
+        try:
+            papermill.execute_notebook(
+                notebook,
+                out / notebook.name,
+                parameters,
+                kernel_name=kernel.kernel_name,
+                progress_bar=False,
+                stdout_file=written,
+                stderr_file=written,
+                km=kernel,
+                start_timeout=START_LIMIT,
+                iopub_timeout=OUTPUT_LIMIT,
+                on_cell_execute=watch.cell_started,
+            )
+        except PapermillExecutionError as error:
+            raise NotebookError(
+                f"{notebook.name}: cell {error.cell_index + 1} (`{first_line(error.source)}`) raised {error.ename}: {error.evalue}\n"
+                f"the executed copy with the whole traceback is {out / notebook.name}, its log {log}; the same command goes on from here"
+            ) from None
+        except KeyboardInterrupt:
+            if watch.cell is None:
+                raise
+            _elsewhere(lambda: _interrupt(kernel))
+            raise Interrupted(
+                f"{notebook.stem}: interrupted; what was finished stays, a training is saved, the same command goes on from there"
+            ) from None
+        except (CellTimeoutError, RuntimeError) as error:
+            raise NotebookError(
+                f"{notebook.name}: {_what_happened(error, kernel, watch)}; its log is {log}; the same command goes on from here"
+            ) from None
+
+
+def _what_happened(error: Exception, kernel: KernelManager, watch: Watch) -> str:
+    """A kernel that died, answered nothing, or never started, in words."""
+    process = getattr(kernel.provisioner, "process", None)
+    status = process.poll() if process else None
+    how = f"exit status {status}"
+    if status is not None and status < 0:
+        how = f"killed by {signal.Signals(-status).name}"
+        if status == -signal.SIGKILL:
+            how += ": if you did not, the system, which was out of memory"
+    if isinstance(error, DeadKernelError):
+        return f"{watch.where()}: its kernel died ({how})"
+    if isinstance(error, CellTimeoutError):
+        return f"{watch.where()}: its output did not arrive within {OUTPUT_LIMIT} s"
+    if status is not None:
+        return f"its kernel died while it started ({how})"
+    return f"its kernel did not start within {START_LIMIT} s ({error}); is the machine overloaded? `make doctor` checks the kernel"
+
+
+@contextmanager
+def _kernel(bar: Path) -> Iterator[KernelManager]:
+    """A kernel whose progress bars write to that file."""
+    kernel = KernelManager(
+        kernel_name="python3",
+        client_class="jupyter_client.asynchronous.AsyncKernelClient",  # so that nbclient notices its death
+    )
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": path, progress.FILE: str(bar)}
+    kernel.start_kernel(extra_arguments=KERNEL_ARGUMENTS, env=environment)
     try:
         yield kernel
     finally:
-        _elsewhere(lambda: kernel.shutdown_kernel(now=True))
-
-
-@contextmanager
-def _ready(kernel: KernelManager) -> Iterator[BlockingKernelClient]:
-    """A client of the kernel, once its cell is done."""
-    client = kernel.blocking_client()
-    client.start_channels()
-    try:
-        client.wait_for_ready(timeout=PATIENCE)
-        yield client
-    finally:
-        client.stop_channels()
-
-
-def _forget_everything(kernel: KernelManager) -> None:
-    """No name of one notebook reaches the next."""
-    with _ready(kernel) as client:
-        client.execute_interactive("%reset -f", silent=True, timeout=PATIENCE)
+        if kernel.has_kernel:
+            _elsewhere(lambda: kernel.shutdown_kernel(now=True))
 
 
 def _elsewhere(function: Callable[[], Any]) -> None:
@@ -152,13 +215,8 @@ def _elsewhere(function: Callable[[], Any]) -> None:
 def _interrupt(kernel: KernelManager) -> None:
     """Pass Ctrl-C on, and give a training the time to finish its step and save."""
     kernel.interrupt_kernel()
-    with suppress(RuntimeError), _ready(kernel):
-        pass
-
-
-def _failure(notebook: Path, error: PapermillExecutionError, out: Path) -> str:
-    first = error.source.strip().splitlines()[0] if error.source.strip() else ""
-    return (
-        f"{notebook.name}: cell {error.cell_index + 1} (`{first}`) raised {error.ename}: {error.evalue}\n"
-        f"the executed copy with the whole traceback is {out / notebook.name}, its log {out / (notebook.stem + '.log')}; run the same command to continue"
-    )
+    client = kernel.blocking_client()
+    client.start_channels()
+    with suppress(RuntimeError):
+        client.wait_for_ready(timeout=SAVE_LIMIT)
+    client.stop_channels()

@@ -6,18 +6,25 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
+import pandas as pd
 import torch
-from IPython.display import Markdown, display
+from IPython.display import HTML, display
 
-from sae_lib import figures  # noqa: F401  (sets the plotly look and renderer)
+from sae_lib import (
+    ROOT,  # noqa: F401  (sets the plotly look and renderer)
+    figures,  # noqa: F401  (sets the plotly look and renderer)
+)
+from sae_lib.text.markup import code, inert_html
 from suite import stages
-from suite.headless import NOTEBOOKS, ROOT
 from suite.runs import Run
+
+for option in ("display.html.use_mathjax", "styler.html.mathjax"):
+    pd.set_option(option, False)  # text in tables is text
 
 
 def start(profile: str, run_dir: str = "", overrides: list[str] | None = None) -> Run:
     """Open the run and show versions, device and folder. In JupyterLab, too, paths are relative to the repository."""
-    if Path.cwd() == NOTEBOOKS:
+    if Path.cwd() == ROOT / "notebooks":
         os.chdir(ROOT)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     run = stages.open_run(profile, run_dir, overrides or [])
@@ -29,9 +36,15 @@ def start(profile: str, run_dir: str = "", overrides: list[str] | None = None) -
         if torch.cuda.is_available()
         else f"CPU, {torch.get_num_threads()} threads"
     )
-    display(
-        Markdown(
-            f"Python {platform.python_version()}, {packages} · {where} · profile `{profile}` · run folder `{run.folder}`"
-        )
+    say(
+        f"Python {platform.python_version()}, {packages} · {where} · profile {code(profile)} · run folder {code(run.folder, False)}"
     )
     return run
+
+
+def say(text: str) -> None:
+    """Show Markdown in which nothing runs, whatever it holds, and no dollar sign begins mathematics.
+
+    So that text of others also reads as what it is, put it through `markup.code`, `plain` or `block`."""
+    body, _ = inert_html(text, ROOT)
+    display(HTML(f'<div class="tex2jax_ignore mathjax_ignore">{body}</div>'))

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from sae_lib import plain_yaml
 from sae_lib import settings as settings_module
 from sae_lib.checkpoints import CheckpointFolder, finish_the_step
 from sae_lib.device import keep_freed_memory
@@ -396,16 +397,14 @@ def writing(folder: Path, made_from: dict[str, Any]) -> Iterator[Path]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text()
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise ValueError  # a few of them can stand for more than any memory holds
-        if isinstance(data := yaml.safe_load(text), dict):
-            return data
-    except (yaml.YAMLError, ValueError, RecursionError):
-        pass
-    raise ArtefactError(
-        f"{path} is not readable as settings; delete the run folder or choose another with --run"
-    )
+        data = plain_yaml.parse(path.read_text())
+    except ValueError:  # UTF-8's errors are such
+        data = None
+    if not isinstance(data, dict):
+        raise ArtefactError(
+            f"{path} is not readable as settings; delete the run folder or choose another with --run"
+        )
+    return data
 
 
 def _link(source: str, target: str) -> None:

@@ -66,11 +66,10 @@ def hook(small_run):
 @pytest.fixture(scope="session")
 def chromium():
     """Headless Chromium. Tests that need it fail where it is absent: what a reader sees is not left untested."""
+    from choreographer.browsers.chromium import Chromium
     from playwright.sync_api import sync_playwright
 
-    from suite.report.pages import find_chromium
-
-    found = find_chromium()
+    found = Chromium.find_browser(skip_local=False)
     assert found, (
         "no Chromium found, and these tests look at pages in one; to fix it: scripts/chromium.sh --download, or apt-get install chromium"
     )

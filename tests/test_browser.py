@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models
 
 from sae_lib.errors import SettingsError
 from sae_lib.text import display as visible
+from sae_lib.text.markup import span
 from sae_lib.text.tokenizer import train_tokenizer
 from suite.browser import page, random_draw, rating
 from suite.browser import query as language
@@ -771,7 +772,7 @@ def test_corpus_text_cannot_break_the_gallery(table, render):
     for entry in (random_draw.entry(table, n) for n in range(len(TEXTS))):
         read = Reader(render(random_draw.markdown(entry)))
         assert read.tags <= {"p", "strong", "code", "ul", "li"}
-        assert read.bold == [random_draw.code(e["token"]).strip("` ") for e in entry["examples"]]
+        assert read.bold == [span(e["token"]).strip("` ") for e in entry["examples"]]
         assert len(entry["examples"]) == 2
     assert SCRIPT in "".join(
         e["before"] + e["token"] + e["after"] for e in random_draw.entry(table, 0)["examples"]
@@ -789,11 +790,7 @@ def test_corpus_text_cannot_break_the_gallery(table, render):
 def test_a_code_span_shows_exactly_its_text(text):
     text = visible.plain(text)
     for render in RENDERERS:
-        read = Reader(
-            render(
-                f"- 1: {random_draw.code('a')}**{random_draw.code(text)}**{random_draw.code(' b')}"
-            )
-        )
+        read = Reader(render(f"- 1: {span('a')}**{span(text)}**{span(' b')}"))
         assert (
             read.bold == [visible.isolated(re.sub("^ | $", "·", text))]
             and read.codes[0] == "a"

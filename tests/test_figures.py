@@ -1,29 +1,102 @@
-"""Figures: PNG through Chromium, HTML without it, and nothing that asks a network."""
+"""Figures: what matplotlib makes of them where there is no browser, and nothing that asks a network."""
 
 import plotly.express as px
+import plotly.graph_objects as go
 import plotly.io as pio
+import pytest
+from plotly.subplots import make_subplots
 
-from sae_lib import figures
+from sae_lib import figures, static_figures  # noqa: F401  (figures sets the template and the renderer)
 
 
-def test_without_chromium_the_figure_is_interactive_html_and_one_line_says_so(
-    tmp_path, monkeypatch, caplog
-):
-    def broken(*_, **__):
-        raise RuntimeError("no browser here")
+def drawn(fig: go.Figure) -> list:
+    """matplotlib's axes for this figure, subplot by subplot."""
+    fig.update_layout(template="sae_lib")
+    return list(static_figures.Picture(fig, 600, 400).axes.values())
 
-    monkeypatch.setattr(figures, "_no_chromium", False)
-    monkeypatch.setattr("plotly.graph_objects.Figure.write_image", broken)
-    for name in ("a", "b"):
-        path = figures.save(px.line(x=[1, 2], y=[1, 2]), tmp_path, name)
-        assert path == tmp_path / f"{name}.html"
-    assert len(caplog.records) == 1 and "apt-get install chromium" in caplog.text
-    html = (tmp_path / "a.html").read_text()
-    assert (
-        "cdn" not in html.lower()
-        and 'src="plotly.min.js"' in html
-        and (tmp_path / "plotly.min.js").exists()
+
+def heights(ax) -> list[float]:
+    return [round(bar.get_height(), 6) for bar in ax.patches]
+
+
+def test_a_line_has_its_data_and_its_logarithmic_axis_its_ticks():
+    fig = px.line(x=[1, 10, 100], y=[3, 1, 2], log_x=True).update_xaxes(
+        tickvals=[1, 100], ticktext=["one", "$100 <b>a</b> &amp; b"], title="x<br>y"
     )
+    (ax,) = drawn(fig.update_yaxes(range=[0, 9]))
+    assert ax.lines[0].get_xydata().tolist() == [[1, 3], [10, 1], [100, 2]]
+    assert (ax.get_xscale(), ax.get_ylim(), ax.get_xlabel()) == ("log", (0, 9), "x\ny")
+    labels = [t.get_text() for t in ax.get_xticklabels()]
+    assert labels == ["one", r"\$100 a & b"]
+
+
+def test_markers_have_their_colours_and_symbols():
+    marker = dict(color=["#ff0000", "rgba(0,255,0,0.5)"], symbol=["star", "circle"], size=10)
+    fig = go.Figure(go.Scatter(x=[1, 2], y=[3, 4], mode="markers", marker=marker))
+    star, circle = drawn(fig)[0].collections
+    assert star.get_offsets().tolist() == [[1, 3]] and circle.get_offsets().tolist() == [[2, 4]]
+    assert star.get_facecolor().tolist() == [[1, 0, 0, 1]]
+    assert circle.get_facecolor().tolist() == [[0, 1, 0, 0.5]]
+    assert len(star.get_paths()[0].vertices) != len(circle.get_paths()[0].vertices)
+
+
+def test_bars_stand_side_by_side_or_on_each_other():
+    fig = go.Figure([go.Bar(x=["a", "b"], y=[1, 2]), go.Bar(x=["a", "b"], y=[3, -4])])
+    (ax,) = drawn(fig)
+    assert heights(ax) == [1, 2, 3, -4]
+    centres = [round(bar.get_x() + bar.get_width() / 2, 6) for bar in ax.patches]
+    assert centres == [-0.2, 0.8, 0.2, 1.2]
+    (ax,) = drawn(fig.update_layout(barmode="relative"))
+    assert [bar.get_y() for bar in ax.patches] == [0, 0, 1, 0]
+    (ax,) = drawn(go.Figure(go.Bar(x=[5, 6], y=[0, 1], orientation="h")))
+    assert [bar.get_width() for bar in ax.patches] == [5, 6]
+
+
+def test_a_histogram_counts():
+    values = [0.1, 0.2, 0.3, 0.6]
+    (ax,) = drawn(go.Figure(go.Histogram(x=values, xbins=dict(start=0, end=1, size=0.5))))
+    assert heights(ax) == [3, 1]
+    (ax,) = drawn(go.Figure(go.Histogram(x=values, nbinsx=2, histnorm="percent")))
+    assert heights(ax) == [75, 25]
+
+
+def test_a_heatmap_lies_in_its_subplot_with_its_colours():
+    fig = make_subplots(1, 2, subplot_titles=["left", "right"])
+    fig.add_heatmap(z=[[0, 1], [1, 0]], colorscale=[[0, "#000000"], [1, "#ffffff"]], row=1, col=2)
+    fig.add_scatter(y=[1, 2], row=1, col=1)
+    right, left = drawn(fig.update_yaxes(autorange="reversed", row=1, col=2))
+    assert right.get_position().x0 > left.get_position().x1
+    mesh = right.collections[0]
+    mesh.update_scalarmappable()
+    assert mesh.get_facecolor()[:, 0].tolist() == [0, 1, 1, 0]
+    assert right.get_ylim() == (1.5, -0.5)
+
+
+def test_boxes_lines_and_texts_are_where_they_belong():
+    fig = go.Figure(go.Violin(x=[1, 2, 3, 4, 9], name="v", orientation="h"))
+    fig.add_vline(5, line_dash="dot", annotation_text="five")
+    picture = static_figures.Picture(fig.update_layout(template="sae_lib", title="T"), 600, 400)
+    (ax,) = picture.axes.values()
+    at = [list(line.get_xdata()) for line in ax.lines]
+    assert [5, 5] in at and [3, 3] in at  # the line and the median
+    assert {t.get_text() for t in picture.picture.texts} == {"T", "five"}
+    assert picture.picture.texts[1].get_position()[0] == 5
+
+
+def test_axes_that_match_share_their_range_and_names_make_a_legend():
+    fig = make_subplots(1, 2, shared_yaxes=True)
+    fig.add_scatter(y=[0, 1], name="one", row=1, col=1)
+    fig.add_scatter(y=[0, 8], name="two", showlegend=False, row=1, col=2)
+    fig.add_scatter(y=[0, 8], name="three", row=1, col=2)
+    picture = static_figures.Picture(fig.update_layout(template="sae_lib"), 600, 400)
+    left, right = picture.axes.values()
+    assert left.get_ylim() == right.get_ylim() and left.get_ylim()[1] > 8
+    assert [t.get_text() for t in picture.picture.legends[0].get_texts()] == ["one", "three"]
+
+
+def test_an_unknown_trace_is_an_error_and_no_empty_picture():
+    with pytest.raises(AttributeError, match="Pie"):
+        drawn(go.Figure(go.Pie(values=[1])))
 
 
 def test_a_figure_in_a_notebook_asks_no_network():

@@ -12,8 +12,8 @@ STATE = {"n": 300, "initial": 100, "elapsed": 40.0, "postfix": "error=0.2, L0=14
 @pytest.mark.parametrize(
     "state, line",
     [
-        ({"total": 1000}, "bricken_2023 300 of 1,000, error=0.2, L0=14.6, 2 min left"),
-        ({"total": 1000, "rate": 35.0}, "bricken_2023 300 of 1,000, error=0.2, L0=14.6, 20 s left"),
+        ({"total": 1000}, "bricken_2023 300 of 1,000, 2 min left, error=0.2, L0=14.6"),
+        ({"total": 1000, "rate": 35.0}, "bricken_2023 300 of 1,000, 20 s left, error=0.2, L0=14.6"),
         ({"total": 300, "postfix": None}, "bricken_2023 300 of 300"),
         ({"total": None, "postfix": None}, "bricken_2023 300"),
         ({"total": 9, "n": 0, "initial": 0, "postfix": None}, "bricken_2023 0 of 9"),

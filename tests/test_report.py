@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from sae_lib import settings
 from sae_lib.errors import ArtefactError
+from sae_lib.text.markup import plain, table
 from sae_lib.toy import check as toy_check
 from suite import stages, studies
 from suite.report import content, pages, publish, publish_report, render, write_report
 from suite.report import formats as f
 from suite.report.machine import commit, cpu_model, machine
-from suite.report.markup import plain, table
 from suite.runs import Run
 
 PNG = base64.b64decode(

@@ -2,6 +2,8 @@ import ast
 import os
 import re
 import shutil
+import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -113,6 +115,8 @@ def test_scripts_are_executable_and_parse():
     for name in ("scripts/install.sh", "scripts/chromium.sh", "runpod_setup.sh", ".ci/run"):
         assert os.access(ROOT / name, os.X_OK), name
         subprocess.run(["bash", "-n", ROOT / name], check=True)
+        if shutil.which("shellcheck"):
+            subprocess.run(["shellcheck", "--severity=warning", ROOT / name], check=True)
 
 
 def test_environment_yml_only_wraps_requirements():
@@ -248,3 +252,70 @@ def test_runpod_help_and_unknown_options():
     )
     for wrong in (["--nolab"], ["--port", "x"]):
         assert subprocess.run([script, *wrong], capture_output=True).returncode == 2
+
+
+FAKE_VENV_PYTHON = """#!/bin/sh
+case "$2" in
+  jupyterlab)
+    echo "$*" > jupyter_arguments
+    for a; do case "$a" in --ServerApp.port=*) port=${{a#*=}} ;; --ServerApp.ip=*) ip=${{a#*=}} ;; esac; done
+    exec {python} -m http.server "$port" --bind "$ip" ;;
+  ipykernel | sae_lib) ;;
+  *) exec {python} "$@" ;;
+esac
+"""
+
+
+@pytest.fixture
+def pod_script(tmp_path):
+    """runpod_setup.sh in a folder where the packages are there already; gives (output, arguments of JupyterLab, state folder)."""
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    for name in ("runpod_setup.sh", "requirements.txt"):
+        shutil.copy2(ROOT / name, tmp_path)
+    fakes = {name: "#!/bin/sh\n" for name in ("scripts/install.sh", "scripts/chromium.sh")}
+    fakes[".venv/bin/python"] = FAKE_VENV_PYTHON.format(python=sys.executable)
+    for name, text in fakes.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(stat.S_IRWXU)
+    state = tmp_path / "home" / ".local" / "state" / "sae_lib"
+
+    def run(**environment):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path / "home"), "VOLUME": "/nowhere"}
+        command = [tmp_path / "runpod_setup.sh", "--port", port]
+        done = subprocess.run(command, env=env | environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr, port, (tmp_path / "jupyter_arguments").read_text()
+
+    yield run, state
+    if (state / "jupyter.pid").exists():
+        os.kill(int((state / "jupyter.pid").read_text()), signal.SIGTERM)
+
+
+@pytest.mark.skipif("RUNPOD_POD_ID" in os.environ, reason="on a pod")
+@pytest.mark.parametrize("pod", [False, True])
+def test_jupyterlab_can_be_reached_from_elsewhere_on_a_pod_only(pod_script, pod):
+    run, state = pod_script
+    said, port, arguments = run(**({"RUNPOD_POD_ID": "abc123"} if pod else {}))
+    assert f"--ServerApp.ip={'0.0.0.0' if pod else '127.0.0.1'}" in arguments.split()
+    url = f"https://abc123-{port}.proxy.runpod.net" if pod else f"http://127.0.0.1:{port}"
+    assert f"\n{url}/lab\n" in said and f"cat {state}/token" in said
+    token = (state / "token").read_text()
+    assert len(token) > 40 and token not in said and token not in arguments
+    assert "http://" not in said or not pod
+
+
+def test_the_token_is_the_users_alone_even_where_an_old_one_was_not(pod_script):
+    run, state = pod_script
+    state.mkdir(parents=True)
+    state.chmod(0o755)
+    (state / "token").write_text("old")
+    (state / "token").chmod(0o644)
+    with open(state / "token") as held_open:
+        run()
+        assert held_open.read() == "old", "who had the old file open reads the new token"
+    assert stat.S_IMODE(state.stat().st_mode) == 0o700
+    assert stat.S_IMODE((state / "token").stat().st_mode) == 0o600

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import grimp
@@ -41,7 +41,7 @@ def test_no_import_leads_back(imports):
 
 
 def test_the_tower_of_imports_is_low(imports):
-    @lru_cache(maxsize=None)
+    @cache
     def level(module: str) -> int:
         return 1 + max((level(other) for other in imports[module]), default=0)
 

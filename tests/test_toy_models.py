@@ -124,8 +124,9 @@ def test_instances_have_their_own_probability_and_samples():
     assert torch.allclose(
         (x > 0).float().mean((1, 2)), torch.tensor([0.1, 0.2, 0.4, 0.8]), atol=0.015
     )
-    common = toy.Features(2, 0.3).sample(3, 50, torch.Generator().manual_seed(0), common=True)
-    assert torch.equal(common[0], common[2])
+    shared = toy.Features(2, 0.3).sample(4, 50, torch.Generator().manual_seed(0), streams=2)
+    assert torch.equal(shared[0], shared[2]) and torch.equal(shared[1], shared[3])
+    assert not torch.equal(shared[0], shared[1])
     own = toy.Features(2, 0.3).sample(3, 50, torch.Generator().manual_seed(0))
     assert not torch.equal(own[0], own[2])
 
@@ -195,7 +196,7 @@ def test_loss_is_the_weighted_squared_error_of_the_written_formula():
     W, b = model.W[0], model.b[0, :, 0]
     expected = (
         sum(
-            model.importance[0, i, 0] * (x[0, i, s] - torch.relu(W.T @ W @ x[0, :, s] + b)[i]) ** 2
+            model.importance[0, i] * (x[0, i, s] - torch.relu(W.T @ W @ x[0, :, s] + b)[i]) ** 2
             for i in range(3)
             for s in range(7)
         )
@@ -208,8 +209,8 @@ def test_a_batched_model_trains_like_a_single_one():
     """Two instances in one model and the first of them alone, on the same samples, end with the same weights."""
 
     class Same(toy.Features):
-        def sample(self, n_instances, batch, generator=None, common=False):
-            return super().sample(n_instances, batch, generator, common=True)
+        def sample(self, n_instances, batch, generator=None, streams=None):
+            return super().sample(n_instances, batch, generator, streams=1)
 
     both = toy.ToyModel(toy.ToyConfig(4, 2, 2, importance=[0.7**i for i in range(4)]), seed=1)
     alone = toy.ToyModel(toy.ToyConfig(4, 2, 1, importance=[0.7**i for i in range(4)]))
@@ -385,6 +386,21 @@ def test_cache_key_changes_with_the_size(monkeypatch):
         (toy_experiments.Size(2, 1, 31, 64), *toy_variants.SIZES["gelu"][1:]),
     )
     assert toy_check.cache_key("gelu", "smoke") != before
+
+
+def test_experiments_run_on_one_thread(monkeypatch):
+    """Small products on several threads wait for each other: beside other work, minutes for seconds."""
+    monkeypatch.setitem(
+        toy_check.EXPERIMENTS, "gelu", lambda preset: {"threads": torch.get_num_threads()}
+    )
+    monkeypatch.setattr(toy_check, "cache_key", lambda name, preset: "key")
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert toy_check.result("gelu", "smoke") == {"threads": 1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_every_figure_and_sentence_can_be_made(smoke):

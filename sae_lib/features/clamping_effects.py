@@ -14,6 +14,7 @@ from torch import Tensor
 from sae_lib.features import clamping, evaluation
 from sae_lib.features.clamping import Clamp, NextTokens, clamped
 from sae_lib.model.activations import HookPoint
+from sae_lib.progress import tqdm
 from sae_lib.sae.dictionaries import Dictionary, activations_of, random_directions
 from sae_lib.text.display import Vocabulary
 
@@ -153,7 +154,7 @@ def value_sweep(
     }
     norm, ids = dictionary.W_dec[feature].norm(), torch.tensor(list(token_ids))
     records = []
-    for direction, drawn in written.items():
+    for direction, drawn in tqdm(written.items(), desc=f"clamping feature {feature}"):
         for draw, towards in enumerate(drawn):
             for value in values:
                 effect = places.effect(
@@ -255,7 +256,7 @@ def ablation_losses(
         acts.view(*rows.shape, len(wanted))[:, :-1] > 0
     )  # the last token of a row predicts none of its tokens
     records = []
-    for i, feature in enumerate(features):
+    for i, feature in enumerate(tqdm(features, desc="ablation")):
         having = active[:, :, i].any(1).nonzero()[:, 0].numpy()
         if not len(having):
             continue

@@ -52,12 +52,12 @@ def find(model: str, s: ExplainSettings, device: torch.device) -> "Endpoint | Lo
         os.environ.get(name, "").strip() for name in ("SAE_LLM_BASE_URL", "SAE_LLM_API_KEY")
     )
     named = model or os.environ.get("SAE_LLM_MODEL", "").strip()
-    if not named.isprintable() or len(named) > 1000:
+    if model and os.path.isdir(folder := os.path.expanduser(model)):
+        return LocalChat(folder, s.seed, device)
+    if not named.isprintable() or len(named) > 200:
         raise ChatError(
             f"--model or SAE_LLM_MODEL: found {shown(named)}; expected a folder or a model's name"
         )
-    if model and os.path.isdir(folder := os.path.expanduser(model)):
-        return LocalChat(folder, s.seed, device)
     if not named:
         missing = "SAE_LLM_MODEL is not set" if url else "no chat model is named"
         raise NotConfigured(

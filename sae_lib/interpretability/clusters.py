@@ -1,7 +1,5 @@
 """Which features belong together: groups by decoder direction and firing together, named by what their rules share, on a map."""
 
-import html
-
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -17,7 +15,7 @@ from sae_lib.features import evaluation
 from sae_lib.model.activations import HookPoint
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.dictionaries import active
-from sae_lib.text.display import isolated
+from sae_lib.text.markup import label
 
 Array = np.ndarray
 MOST = 8192  # features at most: all pairs of them are compared
@@ -202,7 +200,7 @@ def summary(table: pd.DataFrame, values: list[list[str]], seed: int) -> dict:
 def cluster_map(table: pd.DataFrame, labels: int = 14) -> go.Figure:
     """Every feature as a point with its rule on hover; colours repeat, the `labels` largest named clusters are written on the map."""
     text = [
-        f"feature {f}<br>cluster {c}: {_safe(n, 80)}<br>{_safe(r, 160)}"
+        f"feature {f}<br>cluster {c}: {label(n, 80)}<br>{label(r, 160)}"
         for f, c, n, r in table[["feature", "cluster", "name", "rule"]].itertuples(index=False)
     ]
     colours = [figures.PALETTE[c % len(figures.PALETTE)] for c in table["cluster"]]
@@ -220,7 +218,7 @@ def cluster_map(table: pd.DataFrame, labels: int = 14) -> go.Figure:
     named = table[table["name"] != UNNAMED]
     for cluster in named["cluster"].value_counts().index[:labels]:
         members = named[named["cluster"] == cluster]
-        place, name = members[["x", "y"]].median(), _safe(members["name"].iloc[0], 40)
+        place, name = members[["x", "y"]].median(), label(members["name"].iloc[0], 40)
         fig.add_annotation(
             x=place["x"],
             y=place["y"],
@@ -236,10 +234,3 @@ def cluster_map(table: pd.DataFrame, labels: int = 14) -> go.Figure:
     fig.update_xaxes(visible=False)
     fig.update_yaxes(visible=False)
     return fig
-
-
-def _safe(text: str, length: int) -> str:
-    """Text of the corpus for plotly, which reads some HTML: cut, and no markup."""
-    return html.escape(
-        isolated(text if len(text) <= length else text[: length - 1] + "…"), quote=False
-    )

@@ -18,6 +18,7 @@ from sae_lib.features import evaluation
 from sae_lib.interpretability.halves import Halves
 from sae_lib.interpretability.rules import learn_and_score
 from sae_lib.model.activations import HookPoint, harvest
+from sae_lib.progress import tqdm
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.dictionaries import (
     Dictionary,
@@ -223,9 +224,11 @@ def score_units(units: Units, halves: Halves, s) -> pd.DataFrame:
         for batch in batches
     ]
     if len(work) > 1:
-        done = joblib.Parallel(n_jobs=-1)(joblib.delayed(learn_and_score)(*w) for w in work)
+        parallel = joblib.Parallel(n_jobs=-1, return_as="generator")
+        done = parallel(joblib.delayed(learn_and_score)(*w) for w in work)
     else:
-        done = [learn_and_score(*w) for w in work]
+        done = (learn_and_score(*w) for w in work)
+    done = list(tqdm(done, desc=f"rules for {units.kind}", total=len(work)))
     records = [
         {
             "kind": units.kind,

@@ -4,14 +4,17 @@ import hashlib
 import inspect
 import json
 import logging
+import multiprocessing
 import re
 import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 
 import plotly.graph_objects as go
+import torch
 
 from sae_lib import figures
 from sae_lib.errors import SettingsError
@@ -68,7 +71,8 @@ def result(name: str, preset: str, folder: Path | None = None) -> dict:
         if saved.get("key") == key:
             return saved["result"]
     start, cpu = time.perf_counter(), time.process_time()
-    out = EXPERIMENTS[name](preset)
+    with toy_models.one_thread():
+        out = EXPERIMENTS[name](preset)
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(".part")
@@ -90,11 +94,18 @@ def check_toy(folder: Path, preset: str = "full") -> bool:
     """Run every experiment into `folder/cache`, write `results.json`, `gates.json`, `gates.md` and figures; whether all gates passed.
 
     An interrupted run continues with the experiments that are missing. Gates are made for the full preset.
+    Each experiment runs on one thread, so as many run at once as torch has threads.
     """
     folder = Path(folder)
     start = time.perf_counter()
-    for name in tqdm(EXPERIMENTS, desc="toy experiments"):
-        result(name, preset, folder / "cache")
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(torch.get_num_threads(), spawn) as pool:
+        # The last of the table take longest, so they start first.
+        runs = [
+            pool.submit(result, name, preset, folder / "cache") for name in [*EXPERIMENTS][::-1]
+        ]
+        for run in tqdm(as_completed(runs), desc="toy experiments", total=len(runs)):
+            run.result()
     results = {name: result(name, preset, folder / "cache") for name in EXPERIMENTS}
     rows = toy_gates.all_gates(results.__getitem__)
     seconds = {

@@ -137,6 +137,7 @@ def train_grid(
         batch=size.batch,
         lr=size.lr,
         seed=seed,
+        streams=size.seeds,
         on_step=on_step,
         decay=decay,
     )

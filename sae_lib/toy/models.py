@@ -5,8 +5,10 @@ fast layout, because the long axis is the contiguous one.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,17 @@ ACTIVATIONS = {"identity": lambda x: x, "relu": torch.relu, "gelu": F.gelu}
 VALUES = ("uniform", "signed", "binary", "discrete", "upper_half")
 REPRESENTED_NORM = 0.5  # a feature is represented when ‖W_i‖ exceeds this
 ALONE_INTERFERENCE = 0.05  # a represented feature is alone when Σ_{j≠i}(Ŵ_i·W_j)² stays below this
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run small tensor products on one thread, where two would spend their time waiting for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _rows(
@@ -86,6 +99,7 @@ class Features:
                     f"toy.probability: {rows.max():g} for each of {self.set_size} exclusive features exceeds 1 in sum; lower it to {1 / self.set_size:g}"
                 )
 
+    @cached_property
     def rows(self) -> Float[Tensor, "rows features"]:
         """Probabilities as a matrix: one row, or one per instance."""
         return _rows("probability", self.probability, self.n_features, lambda p: p > 0, "positive")
@@ -95,43 +109,49 @@ class Features:
         n_instances: int,
         batch: int,
         generator: torch.Generator | None = None,
-        common: bool = False,
+        streams: int | None = None,
     ) -> Float[Tensor, "instance feature sample"]:
-        """Draw samples, inactive features 0: independent ones for every instance, or from `common` random numbers."""
-        rows = self.rows()
+        """Draw samples, inactive features 0.
+
+        Instance i reads stream i % `streams` of the random numbers; without it, each reads its own.
+        Instances that share a stream see common random numbers, so their differences are their settings'.
+        """
+        rows, streams = self.rows, streams or n_instances
         if len(rows) not in (1, n_instances):
             raise SettingsError(
-                f"toy.probability: {len(rows)} rows for {n_instances} instances; give one row, or one per instance"
+                f"toy.probability: {len(rows)} rows for {n_instances} instances; "
+                "give one row, or one per instance"
             )
         device = generator.device if generator else torch.get_default_device()
-        p = rows[:, :, None].to(device)
+        p = rows.to(device).expand(n_instances, -1).unflatten(0, (-1, streams))[..., None]
 
         def uniform(n: int) -> Tensor:
-            u = torch.rand(
-                1 if common else n_instances, n, batch, generator=generator, device=device
-            )
-            return u.repeat(n_instances, 1, 1) if common else u
+            return torch.rand(streams, n, batch, generator=generator, device=device)
 
         if self.sets == "independent":
             # One uniform number gives both: active when u < p, and then 1 − u/p is uniform on [0, 1].
-            value = uniform(self.n_features).div_(-p).add_(1).clamp_(min=0)
-            if self.values == "uniform":
-                return value
-            active = value > 0
+            value = (uniform(self.n_features) / -p).add_(1).clamp_(min=0)
+            active = None if self.values == "uniform" else value > 0
         else:
             u = uniform(self.n_features // self.set_size).repeat_interleave(self.set_size, 1)
-            member = torch.arange(self.n_features, device=p.device)[:, None] % self.set_size
-            active = (
-                u < p if self.sets == "correlated" else (u >= member * p) & (u < (member + 1) * p)
-            )
+            first = torch.zeros(()) if self.sets == "correlated" else self._place_in_set(p)
+            active = (u >= first) & (u < first + p)
             value = uniform(self.n_features)
+        return self._values(value, active).flatten(0, 1)
+
+    def _place_in_set(self, p: Tensor) -> Tensor:
+        """Where each exclusive feature's interval of length p starts."""
+        return p * (torch.arange(self.n_features, device=p.device)[:, None] % self.set_size)
+
+    def _values(self, u: Tensor, active: Tensor | None) -> Tensor:
+        """Values of the wanted kind from uniform numbers; without `active`, u is 0 where inactive."""
         if self.values == "uniform":
-            return value * active
+            return u if active is None else u * active
         if self.values == "binary":
             return active.float()
         if self.values == "discrete":
-            return (1 + (3 * value).floor().clamp(max=2)) * active
-        return (2 * value - 1 if self.values == "signed" else 0.5 + 0.5 * value) * active
+            return (1 + (3 * u).floor().clamp(max=2)) * active
+        return (2 * u - 1 if self.values == "signed" else 0.5 + 0.5 * u) * active
 
 
 @dataclass(frozen=True)
@@ -207,9 +227,7 @@ class ToyModel(nn.Module):
             if config.hidden_bias
             else None
         )
-        self.register_buffer(
-            "importance", config.importance_rows().clone()[:, :, None].to(generator.device)
-        )
+        self.register_buffer("importance", config.importance_rows().clone().to(generator.device))
 
     def encode(
         self, x: Float[Tensor, "instance feature sample"]
@@ -242,7 +260,8 @@ class ToyModel(nn.Module):
             raise SettingsError(
                 f"toy.target: shape {list(target.shape)} does not match the model's output {list(y.shape)}"
             )
-        return ((y - target).square() * self.importance).mean((1, 2))
+        errors = F.mse_loss(y, target, reduction="none").sum(2)  # the fused error is the fast one
+        return (errors * self.importance).sum(1) / y[0].numel()
 
 
 def train(
@@ -255,6 +274,7 @@ def train(
     lr: float = 1e-3,
     decay: bool = True,
     seed: int = 0,
+    streams: int | None = None,
     on_step: Callable[[int, ToyModel, Tensor], None] | None = None,
 ) -> ToyModel:
     """Adam on fresh samples at every step; with `decay` the learning rate falls to 0 along a cosine. `on_step` sees (step, model, losses).
@@ -272,7 +292,7 @@ def train(
         optimizer.param_groups[0]["lr"] = lr * (
             0.5 + 0.5 * math.cos(math.pi * step / steps) if decay else 1.0
         )
-        x = features.sample(model.config.n_instances, batch, generator)
+        x = features.sample(model.config.n_instances, batch, generator, streams)
         losses = model.loss(x, target(x))
         if on_step:
             on_step(step, model, losses.detach())
@@ -296,7 +316,7 @@ def test_loss(
     generator = torch.Generator(model.W.device).manual_seed(seed)
     was_training, _ = model.training, model.eval()
     draws = (
-        features.sample(model.config.n_instances, batch, generator, common=True)
+        features.sample(model.config.n_instances, batch, generator, streams=1)
         for _ in range(repeats)
     )
     losses = torch.stack([model.loss(x, target(x)) for x in draws]).mean(0)

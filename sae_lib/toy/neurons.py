@@ -80,7 +80,7 @@ def attack_loss(
     delta = torch.zeros_like(x) + 1e-4
 
     def excess(d: Tensor) -> Tensor:
-        return ((t.model(x + d) - x).square() * t.model.importance).sum(1)
+        return ((t.model(x + d) - x).square() * t.model.importance[..., None]).sum(1)
 
     for _ in range(steps):
         delta = delta.detach().requires_grad_()

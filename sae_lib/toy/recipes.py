@@ -12,7 +12,7 @@ from sae_lib.toy.autoencoder import DENSITY, RECOVERED, base_model, recovery
 from sae_lib.toy.experiments import Size, plain, size_of
 
 SIZES: dict[str, tuple[Size, Size, Size]] = {
-    "recipes": (Size(1, 1, 4, 1024), Size(1, 4, 300, 1024), Size(1, 8, 2000, 1024))
+    "recipes": (Size(1, 1, 4, 1024), Size(1, 2, 300, 1024), Size(1, 8, 2000, 1024))
 }
 TABLE_ROWS, POSITIONS = 1024, 64  # hidden activations drawn once: 65 536, read in shuffled order
 

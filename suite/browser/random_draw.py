@@ -1,12 +1,12 @@
 """A random draw of features for the report and for naming by eye: plain data, and its Markdown."""
 
-import re
 from typing import Any
 
 import numpy as np
 
 from sae_lib.features.evaluation import ALIVE
-from sae_lib.text.display import isolated, plain
+from sae_lib.text.display import plain
+from sae_lib.text.markup import span
 from suite.browser.page import decimal, percent, signed
 from suite.browser.table import FeatureTable, open_table
 from suite.runs import Run
@@ -42,8 +42,8 @@ def entry(table: FeatureTable, number: int) -> dict[str, Any]:
 
 def markdown(entry: dict[str, Any]) -> str:
     """A gallery entry as Markdown. Everything from the corpus stands in code spans, where neither Markdown nor HTML means anything."""
-    tokens = ", ".join(f"{code(t['token'])} {t['count']}" for t in entry["top_tokens"])
-    raised = ", ".join(f"{code(r['token'])} {signed(r['value'])}" for r in entry["raised"])
+    tokens = ", ".join(f"{span(t['token'])} {t['count']}" for t in entry["top_tokens"])
+    raised = ", ".join(f"{span(r['token'])} {signed(r['value'])}" for r in entry["raised"])
     lines = [
         f"**Feature {entry['feature']}**: density {percent(entry['density'])} ({decimal(entry['n_active'])} activations), maximum {decimal(entry['maximum'])}",
         "",
@@ -52,19 +52,9 @@ def markdown(entry: dict[str, Any]) -> str:
     ]
     for e in entry["examples"]:
         lines.append(
-            f"- {decimal(e['activation'])}: {code(e['before'])}**{code(e['token'])}**{code(e['after'])}"
+            f"- {decimal(e['activation'])}: {span(e['before'])}**{span(e['token'])}**{span(e['after'])}"
         )
     return "\n".join(lines) + "\n"
-
-
-def code(text: str) -> str:
-    """A code span that shows `text` and nothing else, whatever it contains; empty for no text. Renderers cut blanks at its ends: they become ·."""
-    if not text:
-        return ""
-    text = isolated(re.sub("^ | $", "·", text))
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    padding = " " if "`" in (text[0], text[-1]) else ""
-    return f"{fence}{padding}{text}{padding}{fence}"
 
 
 def shortened(example: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from suite import locks, studies, study_figures
-from suite.report import pages, publish, render
+from suite.report import content, pages, publish, render
 from suite.runs import Run, write_atomically
 
 __all__ = ["publish_report", "write_report"]
@@ -19,6 +19,7 @@ def write_report(run: Run) -> Path:
 
 
 def _write(run: Run) -> Path:
+    content.load(run)  # so that what is missing or damaged is said before anything is drawn
     path, page = run.folder / "report.md", run.folder / "report.html"
     for name, fig in study_figures.drawn(
         {which: studies.found(run, which) for which in studies.STUDIES}

@@ -3,8 +3,8 @@
 from typing import Any
 
 from sae_lib.interpretability import scores
+from sae_lib.text.markup import code, plain, table
 from suite.report import formats as f
-from suite.report.markup import code, plain, table
 from suite.report.tables import Value
 
 

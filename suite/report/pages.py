@@ -1,18 +1,12 @@
 """`report.html`, one file that asks for nothing, and `report.pdf`, printed from it by Chromium where there is one."""
 
-import base64
 import logging
 import os
-import re
 import subprocess
 import tempfile
-import xml.etree.ElementTree as etree
 from pathlib import Path
 
-import markdown
-from markdown.extensions import Extension
-from markdown.treeprocessors import Treeprocessor
-
+from sae_lib.text.markup import inert_html
 from suite.runs import write_atomically
 
 log = logging.getLogger(__name__)
@@ -38,68 +32,14 @@ PAGE = """<!doctype html>
 """
 
 
-class Inert(Extension):
-    """Raw HTML is shown, not obeyed; links lead to the web, to a place in the page or to a file beside it; pictures become data URIs."""
-
-    def __init__(self, folder: Path):
-        super().__init__()
-        self.folder = folder
-
-    def extendMarkdown(self, md):  # noqa: N802 (the package's own name)
-        md.preprocessors.deregister("html_block")
-        md.inlinePatterns.deregister("html")
-        md.inlinePatterns.deregister("autolink")
-        md.inlinePatterns.deregister("automail")
-        md.treeprocessors.register(_Links(md, self.folder), "links", 0)
-
-
-class _Links(Treeprocessor):
-    def __init__(self, md, folder: Path):
-        super().__init__(md)
-        self.folder = folder
-
-    def run(self, root):
-        for element in root.iter():
-            href = element.get("href")
-            if href is not None and not re.match(r"(https?://|#|figures/)", href):
-                del element.attrib["href"]
-            if element.tag == "img":
-                self.inline(element)
-        for parent in list(root.iter()):
-            for child in [c for c in parent if c.tag == "table"]:
-                self.wrap(parent, child)
-
-    def inline(self, image) -> None:
-        """The picture itself in place of its path; a path out of the figures' folder is dropped."""
-        path = self.folder / image.get("src", "")
-        inside = (self.folder / "figures").resolve() in path.resolve().parents
-        image.set(
-            "src",
-            "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-            if inside and path.is_file()
-            else "data:,",
-        )
-
-    def wrap(self, parent, table) -> None:
-        """A wide table scrolls by itself instead of widening the page."""
-        box = etree.Element("div", {"class": "table"})
-        box.tail, table.tail = table.tail, None
-        parent[list(parent).index(table)] = box
-        box.append(table)
-
-
 def html(text: str, folder: Path) -> str:
     """The report as one self-contained page; `folder` is where its `figures/` lie."""
-    md = markdown.Markdown(
-        extensions=["tables", "fenced_code", "sane_lists", "toc", Inert(folder)],
-        extension_configs={"toc": {"toc_depth": "2-2"}},
-    )
-    body = md.convert(text)
+    body, contents = inert_html(text, folder)
     title = next(
         (line[2:] for line in text.splitlines() if line.startswith("# ")), "report"
     ).replace("`", "")
     escaped = title.replace("&", "&amp;").replace("<", "&lt;")
-    return PAGE.format(title=escaped, style=STYLE, contents=md.toc, body=body)
+    return PAGE.format(title=escaped, style=STYLE, contents=contents, body=body)
 
 
 def find_chromium() -> str | None:

@@ -16,6 +16,7 @@ from sae_lib.errors import CorpusError, ModelError
 from sae_lib.settings import CorpusSettings
 from sae_lib.text import installation, text_files, tokenizer
 from sae_lib.text.corpus import documents
+from tests.test_attacks.attack import assert_refused
 
 LINE = b'{"text": "a document that is long enough to be told from the others: %d"}\n'
 LINES = b"".join(LINE % i for i in range(1200))
@@ -169,6 +170,11 @@ def test_a_file_is_refused_by_name_and_place(name, content, names, tmp_path):
     said = refused(tmp_path / name)
     assert name in said and names in said, said
     assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_the_command_line_says_it_in_one_line_and_claims_no_folder(tmp_path):
+    (tmp_path / "deep.json").write_bytes(b"[" * 200_000)
+    assert_refused(["stage", "corpus", "--set", "corpus=files:deep.json"], tmp_path, "deep.json")
 
 
 WHERE = [

@@ -1,0 +1,206 @@
+"""How long a run will take on this machine: four small computations of the kinds that dominate, timed, and scaled by the settings."""
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+from sae_lib.device import device_of, precision
+from sae_lib.progress import duration
+from sae_lib.sae.recipes import variants
+from sae_lib.settings import Settings
+from suite.runs import Run
+
+BUDGET = 0.5  # seconds for each of the four
+HUB_MODEL = {"d_model": 4096, "d_mlp": 14336, "n_layer": 32}  # what is assumed of one: Llama 3 8B
+TOY = {"smoke": 0.01, "laptop": 1.0, "full": 20.0}  # how much a preset computes
+
+
+@dataclass(frozen=True)
+class Part:
+    """Work of one notebook: `factor` × `amount` × the seconds of one unit of its kernel."""
+
+    kernel: str
+    factor: float
+    amount: Callable[[Settings], float] = lambda s: 1.0
+    folder: str = ""  # of its artefact: what is already made takes no time
+    last_mlp: bool = False
+
+
+def _trained(s: Settings) -> float:
+    return s.lm.train_tokens if s.lm.source == "train" else 0
+
+
+def _rules(s: Settings) -> float:
+    return s.interpretability.tokens * s.sae.d_sae
+
+
+def _widths(s: Settings) -> float:
+    """All autoencoders of the run, in units of the main one."""
+    return sum(sae.d_sae for sae in variants(s).values()) / s.sae.d_sae
+
+
+START = Part("python", 13_000)  # a kernel, imports and figures
+
+# To measure these factors again: on a machine with two cores and nothing else to do, run a profile into a new folder, then
+# multiply the factors of each notebook by its seconds over those estimated. The run prints both.
+PARTS = {
+    "text": [Part("python", 2.3e-3, lambda s: s.corpus.train_tokens, "tokens")],
+    "00": [START, Part("python", 30_000)],
+    "01": [START, Part("toy", 12_000, lambda s: TOY[s.toy.preset])],
+    "02": [
+        START,
+        Part("lm", 1.0, _trained, "language_model"),
+    ],
+    "03": [
+        START,
+        Part("python", 0.06, lambda s: s.evaluation.tokens),
+        Part("sae", 2.0, lambda s: s.sae.activations * _widths(s), "saes/{recipe}"),
+        Part("sae", 1.0, lambda s: s.evaluation.tokens * (_widths(s) + 1)),
+    ],
+    "04": [
+        START,
+        Part("sae", 7.0, lambda s: s.evaluation.tokens, "features/{recipe}"),
+        Part("sae", 15.0, lambda s: s.interpretability.tokens, "interpretability/{recipe}"),
+        Part("python", 6.5e-5, _rules, "interpretability/{recipe}"),
+    ],
+    "05": [
+        START,
+        Part("lm", 1.2, _trained, "language_model", True),
+        Part("lm", 0.7, lambda s: s.sae.activations, "saes/{recipe}", True),
+        Part("sae", 2.0, lambda s: s.sae.activations, "saes/{recipe}", True),
+        Part("lm", 1.8, lambda s: s.evaluation.tokens, "features/{recipe}", True),
+        Part("sae", 4.0, lambda s: s.evaluation.tokens, "features/{recipe}", True),
+    ],
+    "06": [START, Part("lm", 70, lambda s: s.clamping.rows * s.lm.context * s.clamping.draws)],
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds that each notebook, by its name, is expected to take."""
+
+    seconds: dict[str, float]
+
+    def summary(self) -> str:
+        each = ", ".join(
+            f"{name if name == 'text' else name[:2]} {duration(s)}"
+            for name, s in self.seconds.items()
+        )
+        return f"about {duration(sum(self.seconds.values()))} on this machine ({each})"
+
+    def corrected(self, name: str, measured: dict[str, float]) -> float:
+        """The estimate of one notebook, times how far off those before it were; a quarter of the run counts as exact."""
+        prior = sum(self.seconds.values()) / 4
+        expected = sum(self.seconds[n] for n in measured)
+        return self.seconds[name] * (sum(measured.values()) + prior) / (expected + prior)
+
+    def left(self, measured: dict[str, float], running: str = "", elapsed: float = 0.0) -> float:
+        """Seconds until the end of the run, after `elapsed` seconds of the notebook that runs."""
+        rest = {n: self.corrected(n, measured) for n in self.seconds if n not in measured}
+        if running:
+            rest[running] = max(rest[running] - elapsed, 0.0)
+        return sum(rest.values())
+
+
+def of_run(run: Run, names: list[str]) -> Estimate:
+    """Time the kernels that the notebooks need here, and add up what is not made yet."""
+    unit: dict[tuple[str, bool], float] = {}
+    seconds = dict.fromkeys(names, 0.0)
+    for name in names:
+        for part in PARTS.get(name.split("_")[0], [START]):
+            of = run.last_mlp() if part.last_mlp else run
+            amount = part.amount(of.settings)
+            folder = (
+                of.tokens_folder
+                if part.folder == "tokens"
+                else of.folder / part.folder.format(recipe=of.settings.sae.recipe)
+            )
+            if not amount or part.folder and folder.exists():
+                continue
+            key = (part.kernel, part.last_mlp)
+            if key not in unit:
+                unit[key] = KERNELS[part.kernel](of)
+            seconds[name] += part.factor * amount * unit[key]
+    return Estimate(seconds)
+
+
+def _timed(function: Callable[[], object]) -> float:
+    """Median seconds of a call, after one that warms up."""
+    taken: list[float] = []
+    while sum(taken) < BUDGET or len(taken) < 2:
+        began = time.perf_counter()
+        function()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - began)
+    return median(taken[1:])
+
+
+def _python(run: Run) -> float:
+    """Tokens, rules and text are plain Python, regular expressions and small arrays."""
+    text = "def __init__(self, name): return {name: [0, 1.5]}\n" * 40
+
+    def work() -> int:
+        words = re.findall(r"\w+|\S", text) * 10
+        return len({word: len(word) + i for i, word in enumerate(words)})
+
+    return _timed(work)
+
+
+def _toy(run: Run) -> float:
+    """One step of 60 small models that are trained as one batch."""
+    W = torch.randn(60, 5, 20, requires_grad=True)
+    optimiser = torch.optim.Adam([W], fused=True)
+
+    def step() -> None:
+        x = torch.rand(60, 20, 512)
+        (torch.relu(W.mT @ (W @ x)) - x).square().sum().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+
+    return _timed(step)
+
+
+def _lm(run: Run) -> float:
+    """A token's share of a language model's step: its layers' and the vocabulary's products, forward and backward."""
+    s, device = run.settings.lm, device_of(run.settings.device)
+    tokens = 512 if device.type == "cpu" else 8192
+    shape = {"d_model": s.d_model, "d_mlp": s.d_mlp, "n_layer": s.n_layer}
+    shape = shape if s.source == "train" else HUB_MODEL
+    d, h, layers = min(shape["d_model"], 1024), min(shape["d_mlp"], 4096), min(shape["n_layer"], 4)
+    vocabulary = min(run.settings.tokenizer.vocab_size, 8192)
+    sizes = [(d, h), (h, d)] * layers + [(d, vocabulary)]
+    weights = [torch.randn(n, m, device=device, requires_grad=True) for n, m in sizes]
+    x, y = torch.randn(tokens, d, device=device), torch.arange(tokens, device=device) % vocabulary
+    dtype = precision(s.precision, device)
+
+    def step() -> None:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            out = x
+            for weight in weights:
+                out = torch.nn.functional.gelu(out @ weight)
+        torch.nn.functional.cross_entropy(out.float(), y).backward()
+
+    whole = shape["d_model"] * (2 * shape["n_layer"] * shape["d_mlp"] + vocabulary)
+    return _timed(step) / tokens * whole / (d * (2 * layers * h + vocabulary))
+
+
+def _sae(run: Run) -> float:
+    """An activation's share of an encoder product, and of finding what is active."""
+    s, device = run.settings, device_of(run.settings.device)
+    n = 1024 if device.type == "cpu" else 8192
+    lm = s.lm.model_dump() if s.lm.source == "train" else HUB_MODEL
+    whole = lm["d_mlp" if "mlp.hook_p" in s.sae.hook_name else "d_model"], s.sae.d_sae
+    d_in, d_sae = min(whole[0], 4096), min(whole[1], 8192)
+    dtype = precision("auto", device)
+    x = torch.randn(n, d_in, device=device, dtype=dtype)
+    W = torch.randn(d_in, d_sae, device=device, dtype=dtype)
+    seconds = _timed(lambda: torch.relu(x @ W - 3 * d_in**0.5).nonzero())
+    return seconds / n * (whole[0] * whole[1]) / (d_in * d_sae)
+
+
+KERNELS = {"python": _python, "toy": _toy, "lm": _lm, "sae": _sae}

@@ -1,0 +1,94 @@
+"""No browser, one that dies, one that hangs: figures come out all the same, in time, and no process stays behind."""
+
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+import plotly.graph_objects as go
+import psutil
+import pytest
+
+from sae_lib import chromium, figures
+
+# Seen by every Python that is started: kaleido's search finds FAKE_BROWSER, or nothing.
+HIDE = """
+import os
+from choreographer.browsers.chromium import Chromium
+Chromium.find_browser = classmethod(lambda cls, **_: os.environ.get("FAKE_BROWSER"))
+"""
+PNG = b"\x89PNG"
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """Nothing is known yet of Chromium, in this test alone; the folder of its temporary files."""
+    monkeypatch.setenv(chromium.STATE, "")
+    monkeypatch.delenv(chromium.STATE)
+    monkeypatch.setattr(chromium, "_worker", None)
+    with tempfile.TemporaryDirectory() as scratch:  # a short path: Chromium puts a socket there
+        monkeypatch.setenv("TMPDIR", scratch)
+        yield Path(scratch)
+
+
+@pytest.fixture
+def hidden(fresh, monkeypatch, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(HIDE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.delenv("FAKE_BROWSER", raising=False)
+    return fresh
+
+
+def gone(text: str, seconds: float = 30) -> bool:
+    """Whether soon no living process has `text` in its command line."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        lines = [
+            p.info["cmdline"] or []
+            for p in psutil.process_iter(["cmdline", "status"])
+            if p.info["status"] != psutil.STATUS_ZOMBIE
+        ]
+        if not any(text in part for line in lines for part in line):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def assert_plain(path) -> None:
+    """A picture by matplotlib, and the interactive page beside it."""
+    assert path.read_bytes().startswith(PNG)
+    assert 'src="plotly.min.js"' in path.with_suffix(".html").read_text()
+    assert (path.parent / "plotly.min.js").is_file()
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [(None, "ChromeNotFoundError"), ("exit 1", "BrowserFailed"), ("sleep 999", "no picture")],
+    ids=["none", "dies", "hangs"],
+)
+def test_figures_come_out_in_time(hidden, monkeypatch, tmp_path, caplog, script, why):
+    if script:
+        (tmp_path / "browser").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "browser").chmod(0o755)
+        monkeypatch.setenv("FAKE_BROWSER", str(tmp_path / "browser"))
+    monkeypatch.setattr(chromium, "PROBE_SECONDS", 5)
+    start = time.monotonic()
+    for name in ("a", "b"):
+        assert_plain(figures.save(go.Figure(go.Bar(y=[1, 2])), tmp_path, name))
+    assert time.monotonic() - start < 30
+    (record,) = caplog.records
+    assert why in record.message and "to fix it: apt-get" in record.message
+    assert gone(str(tmp_path)) and gone(str(hidden))
+
+
+@pytest.mark.parametrize("harm", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
+def test_a_browser_that_fails_later(fresh, monkeypatch, tmp_path, caplog, harm):
+    fig = go.Figure(go.Bar(y=[1, 2]))
+    assert figures.save(fig, tmp_path, "a").exists() and not (tmp_path / "a.html").exists()
+    for process in psutil.Process(chromium._worker.pid).children(recursive=True):
+        process.send_signal(harm)
+    monkeypatch.setattr(chromium, "DRAWING_SECONDS", 3)
+    for name in ("b", "c"):
+        assert_plain(figures.save(fig, tmp_path, name))
+    assert len(caplog.records) == 1
+    assert gone(str(fresh))
