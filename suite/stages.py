@@ -310,7 +310,7 @@ def make_scores(run: Run, name: str, out: Path) -> None:
 
 
 def summarise_scores(run: Run, name: str = "") -> dict:
-    table, folder = run.get("scores", name), run.path("scores", name)
+    table, folder = run.get("scores", name), run.folder_of("scores", name)
     where = run.results_name("interpretability", name)
     run.figure(scores.against_neurons(table), where, 1000, 450)
     run.figure(scores.by_kind(table), f"{where}_kinds", 1000, 620)

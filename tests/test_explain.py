@@ -38,6 +38,7 @@ def base(small_run, tmp_path_factory) -> Run:
     """The small run in a folder of its own, with its feature table."""
     folder = tmp_path_factory.mktemp("explain") / "run"
     shutil.copytree(small_run.folder, folder, copy_function=os.link)
+    (folder / "settings.yaml").unlink()  # those of this run are others
     short = settings.FeatureSettings(
         top_k=10, context=8, after=4
     )  # the small run's features fire often; in short excerpts some are silent
@@ -55,6 +56,12 @@ def text_of(run):
 
 def with_settings(run, **values):
     return run.settings.model_copy(update={"explain": settings.ExplainSettings(**values)})
+
+
+def changed(run, **values) -> Run:
+    """The run with other settings of `explain`, which its folder is then said to be made with."""
+    (run.folder / "settings.yaml").unlink(missing_ok=True)
+    return dataclasses.replace(run, settings=with_settings(run, **values))
 
 
 @pytest.fixture
@@ -147,7 +154,7 @@ def test_right_answers_score_one_and_other_ones_explanations_chance(run, endpoin
     table = pd.read_parquet(suite_explain.explanations_file(run))
     assert {"feature", "explanation", "detection", "fuzzing", "n", "unparsed"} <= set(table.columns)
     of_features = table[table["kind"] == "feature"]
-    assert (of_features["n"] == 16).all() and (
+    assert of_features["n"].between(12, 16).all() and (
         of_features["explanation"] == [f"feature {i}" for i in of_features["feature"]]
     ).all()
     assert len(said) == 1 and "feature detection 1.00" in said[0] and "0 of" in said[0]
@@ -195,7 +202,7 @@ def test_malformed_answers_and_none_are_counted_and_the_rest_is_scored(run, endp
         return oracle(prompt)
 
     endpoint.script = script
-    run = dataclasses.replace(run, settings=with_settings(run, **OWN, attempts=2))
+    run = changed(run, **OWN, attempts=2)
     results = suite_explain.explain(run, say=quiet)
     assert len(lost) == len(broken) and results["unparsed"] == sum(
         len(excerpts(prompt)) for prompt, _ in lost
@@ -240,9 +247,7 @@ def test_a_second_run_asks_nothing(run, endpoint, oracle):
 
 def test_a_limit_ends_it_with_what_was_scored_and_a_higher_one_goes_on(run, endpoint, oracle):
     endpoint.script = oracle
-    limited = dataclasses.replace(
-        run, settings=with_settings(run, **OWN, max_requests=9 + 10)
-    )  # the explanations, and the first tests
+    limited = changed(run, **OWN, max_requests=9 + 10)  # the explanations, and the first tests
     said = []
     results = suite_explain.explain(limited, say=said.append)
     assert (
@@ -255,7 +260,7 @@ def test_a_limit_ends_it_with_what_was_scored_and_a_higher_one_goes_on(run, endp
         and results["kinds"]["feature"]["units"] == 1
     )
     assert pd.read_parquet(suite_explain.explanations_file(run))["n"].between(0, 16).all()
-    whole = suite_explain.explain(run, say=quiet)
+    whole = suite_explain.explain(changed(run, **OWN), say=quiet)
     assert (
         whole["stopped"] is None
         and whole["from_cache"] == 19
@@ -277,7 +282,7 @@ def test_replies_of_a_run_beside_are_taken_over(run, endpoint, oracle):
 
 def test_an_endpoint_that_goes_away_leaves_what_was_scored(run, endpoint, oracle):
     endpoint.script = lambda prompt, number: oracle(prompt) if number <= 20 else "close"
-    run = dataclasses.replace(run, settings=with_settings(run, **OWN, attempts=1))
+    run = changed(run, **OWN, attempts=1)
     with pytest.raises(ChatError, match="run the same command to continue"):
         suite_explain.explain(run, say=quiet)
     saved = run.load_results("explanations")
@@ -300,9 +305,7 @@ def test_an_endpoint_that_refuses_leaves_nothing(run, endpoint):
 
 def test_ratings_are_asked_for_where_wanted(run, endpoint, oracle):
     endpoint.script = lambda prompt, number: "4" if "one digit" in prompt else oracle(prompt)
-    results = suite_explain.explain(
-        dataclasses.replace(run, settings=with_settings(run, **OWN, rating=True)), say=quiet
-    )
+    results = suite_explain.explain(changed(run, **OWN, rating=True), say=quiet)
     assert (
         results["kinds"]["feature"]["rating"]["mean"]
         == results["kinds"]["neuron"]["rating"]["mean"]
@@ -359,7 +362,8 @@ def test_excerpts_fire_where_the_autoencoder_says(units, base, hook):
             if not text.in_tests(np.array([t]))[0] and t % text.rows.shape[1]
         ]
         assert u.shown[0] == text.window(int(strongest[0]), fires)
-        assert (len(u.shown), len(u.active), len(u.silent)) == (6, 8, 4)
+        assert (len(u.shown), len(u.active)) == (6, 8)
+        assert 2 <= len(u.silent) <= 4  # a unit that fires on most of the text is silent in few
 
 
 def test_excerpts_stay_in_their_document(base, units):
@@ -561,7 +565,8 @@ def test_without_a_model_it_is_skipped_with_a_sentence(base, monkeypatch, capsys
     )
 
 
-def test_the_command_line_skips_with_status_zero(tmp_path):
+def test_the_command_line_skips_with_status_zero(small_run, small_overrides):
+    sets = [part for override in small_overrides for part in ("--set", override)]
     env = {k: v for k, v in os.environ.items() if not k.startswith("SAE_LLM")}
     done = subprocess.run(
         [
@@ -574,7 +579,8 @@ def test_the_command_line_skips_with_status_zero(tmp_path):
             "--profile",
             "smoke",
             "--run",
-            tmp_path / "r",
+            small_run.folder,
+            *sets,
         ],
         env=env,
         capture_output=True,
@@ -632,7 +638,7 @@ def check_nonsense(results, run):
 
 
 def test_a_local_model_that_talks_nonsense_is_counted_out(run, stories):
-    run = dataclasses.replace(run, settings=with_settings(run, **SHORT))
+    run = changed(run, **SHORT)
     check_nonsense(suite_explain.explain(run, model=str(stories), say=quiet), run)
 
 
@@ -670,7 +676,7 @@ def test_transformers_serve(run, stories, monkeypatch, tmp_path):
             "SAE_LLM_API_KEY": KEY,
         }.items():
             monkeypatch.setenv(name, value)
-        run = dataclasses.replace(run, settings=with_settings(run, **SHORT))
+        run = changed(run, **SHORT)
         check_nonsense(suite_explain.explain(run, say=quiet), run)
     finally:
         server.terminate()

@@ -156,7 +156,7 @@ LIVE = """
 import sys, time
 from pathlib import Path
 from types import SimpleNamespace
-from sae_lib.watch import Watch
+from suite.watch import Watch
 with Watch("[1/6] 01_toy", Path("none"), print) as watch:
     for i in range(3):
         watch.cell_started(SimpleNamespace(source="long_name_" * 9, outputs=[]), i)

@@ -26,7 +26,7 @@ def scored(small_run):
     )
     run = Run(
         small_run.settings.model_copy(update={"interpretability": settings}),
-        small_run.folder,
+        small_run.folder.with_name("scored"),
         STAGES,
     )
     return run, run.path("scores")

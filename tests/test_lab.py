@@ -70,8 +70,8 @@ def lab(run):
 
     home = run.folder.parent
     code = f"""
-from sae_lib import browser
-from sae_lib.runs import open_run
+from suite import browser
+from suite.stages import open_run
 browser.widget(open_run("smoke", {str(run.folder)!r}, {[f"corpus=files:{home / 'text'}", *OVERRIDES]!r}))"""
     notebook = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(code.strip())],

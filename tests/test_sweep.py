@@ -71,5 +71,5 @@ def test_a_sweep_trains_measures_and_is_not_done_twice(small_run, small_override
         and (frame["spread"] > 0).all()
     )
     assert (small_run.folder / "figures" / "frontier.png").exists()
-    monkeypatch.setattr(training, "train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(training, "fit", lambda *_: pytest.fail("trained again"))
     assert sweep.sweep("smoke", small_run.folder, overrides) == path

@@ -122,7 +122,7 @@ def test_a_command_is_refused(arguments, names, tmp_path):
 
 LIGHT = """
 import sys
-from sae_lib.__main__ import main
+from suite.__main__ import main
 try:
     main()
 except SystemExit as ended:

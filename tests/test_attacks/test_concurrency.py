@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+from sae_lib import files
 from suite import locks
 from suite.headless import ROOT
 from tests.test_attacks.attack import assert_refused
@@ -15,9 +16,11 @@ from tests.test_attacks.conftest import arguments
 MAKER = """
 import sys, time
 from pathlib import Path
-from sae_lib import runs
+from sae_lib.settings import load
+from suite import runs
+from suite.stages import STAGES
 folder, log = Path(sys.argv[1]), Path(sys.argv[2])
-run = runs.Run(runs.settings_module.load("smoke"), folder)
+run = runs.Run(load("smoke"), folder, STAGES)
 with run.making(folder / "tokens", {"a": 1}) as missing:
     if missing:
         with runs.writing(folder / "tokens", {"a": 1}) as out:
@@ -96,7 +99,7 @@ def test_two_runs_of_other_settings_do_not_share_a_new_folder(tmp_path):
 
 def test_a_second_headless_run_ends_at_once(tmp_path, text_folder):
     code = (
-        "import sys, time; from pathlib import Path; from sae_lib import locks\n"
+        "import sys, time; from pathlib import Path; from suite import locks\n"
         "with locks.locked(Path(sys.argv[1]), locks.HEADLESS): time.sleep(600)"
     )
     run = tmp_path / "run"
@@ -117,7 +120,7 @@ def test_the_lock_is_re_entrant_and_leaves_nothing(tmp_path):
         assert held["pid"] == os.getpid()
         busy = start(
             "-c",
-            "import sys; from pathlib import Path; from sae_lib import locks\n"
+            "import sys; from pathlib import Path; from suite import locks\n"
             "with locks.locked(Path(sys.argv[1]), wait=False): pass",
             str(folder),
         )

@@ -143,7 +143,7 @@ def test_ctrl_c_outside_training_is_one_line_and_status_130(
 ):
     without(copied, stage)
     where = {
-        "corpus": (tokens, "_write"),
+        "corpus": (tokens, "documents"),
         "evaluate": (evaluation, "firing"),
         "features": (features, "build"),
         "clusters": (clusters, "group"),
