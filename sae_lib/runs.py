@@ -225,10 +225,10 @@ def check_own(folder: Path, option: str, *marks: str) -> None:
 def _check(run: Run) -> None:
     """What settings alone cannot know: device, recipes and hook names, said before anything is made or written."""
     from sae_lib.activations import find_hook
-    from sae_lib.device import device_of
+    from sae_lib.device import check_memory, device_of
     from sae_lib.recipes import variants
 
-    device_of(run)
+    device = device_of(run)
     for prefix, part in (("", run.settings), ("last_mlp.", run.last_mlp().settings)):
         try:
             variants(part)
@@ -236,6 +236,7 @@ def _check(run: Run) -> None:
             raise SettingsError(f"{prefix}{error}") from None
         if part.lm.source == "train":
             find_hook(part.sae.hook_name, part.lm.architecture, part.lm.n_layer)
+            check_memory(part, device, prefix)
 
 
 def is_made(folder: Path, made_from: dict[str, Any]) -> bool:
