@@ -85,6 +85,13 @@ def upload(array: np.ndarray, device: torch.device) -> Tensor:
     )
 
 
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x @ weight.T + bias without a gradient. On a CPU oneDNN makes it: elsewhere than on Intel's, torch's own takes 1.2 (AVX2) to 2.4 (AVX-512) times as long."""
+    if x.device.type != "cpu" or x.dtype != torch.float32 or not torch.cpu._is_avx2_supported():
+        return torch.nn.functional.linear(x, weight, bias)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
 def fast_bfloat16() -> bool:
     """Whether this processor multiplies bfloat16 several times as fast as float32, and torch was not told to use less of it."""
     return (

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sae_lib import checkpoints, distributed, language_model
 from sae_lib.activations import ActivationBuffer, HookPoint, Source, harvest
+from sae_lib.active_pairs import active_pairs
 from sae_lib.autoencoder import SparseAutoencoder
 from sae_lib.device import device_of, precision
 from sae_lib.early_stopping import ACTIVATIONS, EarlyStopping
@@ -392,7 +393,7 @@ def resample_dead(
     drawn = rng.choice(len(rows), min(len(rows), -(-wanted // rows.shape[1])), replace=False)
     x = harvest(hook, rows[np.sort(drawn)])[:wanted].float() * scale
     if r.fresh_sample:
-        dead = ~torch.stack([(sae.encode(part) > 0).any(0) for part in x.split(2048)]).any(0)
+        dead = torch.bincount(active_pairs(sae, x).column, minlength=sae.d_sae) == 0
     else:
         dead = silent >= settings.dead_window
     touched = resample(
