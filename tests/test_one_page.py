@@ -242,7 +242,10 @@ def test_it_runs_alone_and_only_on_demand(tmp_path):
     assert not any("http" in o.data.get("text/html", "")[:2000] for o in shown)
 
 
-def test_an_override_that_it_does_not_have_is_refused(tmp_path):
-    command = ["run", "--profile", "smoke", "--only", "00", "--run", tmp_path / "run"]
-    done = sae_lib(*command, "--set", "sae.l1=3")
-    assert done.returncode == 2 and "sae.l1 is none of tokenizer.vocab_size" in done.stderr
+def test_an_override_that_it_does_not_have_is_refused():
+    cell = next(c.source for c in CODE if c.source.startswith("settings"))
+    names = {"profile": "smoke", "overrides": ["sae.d_sae=300"]}
+    exec(cell, names)
+    assert names["d_sae"] == 300
+    with pytest.raises(AssertionError, match="sae.l1 is none of tokenizer.vocab_size, lm"):
+        exec(cell, {"profile": "smoke", "overrides": ["sae.l1=3"]})
