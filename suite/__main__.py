@@ -383,7 +383,8 @@ def _open(profile: str, run_dir: str, set_: list[str] | None, reading: bool = Fa
 
 def main() -> None:
     """Run the command line; what its user or the system can cause becomes one line on stderr and an exit status."""
-    signal.signal(signal.SIGTERM, _terminated)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job ignores the first
+        signal.signal(number, _stop)
     try:
         status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except BaseException as error:
@@ -404,7 +405,7 @@ def _told(error: BaseException) -> UserError | None:
     return error if isinstance(error, UserError) else plain(error)
 
 
-def _terminated(*_: object) -> None:
+def _stop(*_: object) -> None:
     """SIGTERM is handled as Ctrl-C: scratch files are removed, and one line says how to continue."""
     raise KeyboardInterrupt
 

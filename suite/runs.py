@@ -347,11 +347,11 @@ def check_own(folder: Path, option: str, *marks: str) -> None:
 
 def _check(run: Run) -> None:
     """What settings alone cannot know: device, recipes and hook names, said before anything is made or written."""
-    from sae_lib.device import device_of
+    from sae_lib.device import check_memory, device_of
     from sae_lib.model.activations import find_hook
     from sae_lib.sae.recipes import variants
 
-    device_of(run.settings.device)
+    device = device_of(run.settings.device)
     for prefix, part in (("", run.settings), ("last_mlp.", run.last_mlp().settings)):
         try:
             variants(part)
@@ -359,6 +359,7 @@ def _check(run: Run) -> None:
             raise SettingsError(f"{prefix}{error}") from None
         if part.lm.source == "train":
             find_hook(part.sae.hook_name, part.lm.architecture, part.lm.n_layer)
+            check_memory(part, device, prefix)
 
 
 def is_made(folder: Path, made_from: dict[str, Any]) -> bool:

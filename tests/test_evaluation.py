@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sae_lib.features import evaluation
-from sae_lib.sae.dictionaries import Neurons, active
+from sae_lib.sae.dictionaries import Neurons, reconstruction
 from suite import stages
 from tests.test_sparse_step import random_sae
 from tests.test_training import ROWS, SyntheticHook
@@ -57,7 +57,7 @@ def test_fvu_does_not_depend_on_a_constant_added_to_the_data():
 def test_sparse_decoding_is_decoding():
     sae = random_sae(16, 64, 0, bias=-4.0)
     x = torch.randn(50, 16)
-    torch.testing.assert_close(evaluation._decode(sae, x, active(sae, x)), sae(x))
+    torch.testing.assert_close(reconstruction(sae, x), sae(x))
 
 
 def test_neurons_recover_everything_and_zero_recovers_nothing(small_run, hook):

@@ -154,9 +154,10 @@ def test_right_answers_score_one_and_other_ones_explanations_chance(run, endpoin
     table = pd.read_parquet(suite_explain.explanations_file(run))
     assert {"feature", "explanation", "detection", "fuzzing", "n", "unparsed"} <= set(table.columns)
     of_features = table[table["kind"] == "feature"]
-    assert of_features["n"].between(12, 16).all() and (
-        of_features["explanation"] == [f"feature {i}" for i in of_features["feature"]]
-    ).all()
+    assert (
+        of_features["n"].between(12, 16).all()
+        and (of_features["explanation"] == [f"feature {i}" for i in of_features["feature"]]).all()
+    )
     assert len(said) == 1 and "feature detection 1.00" in said[0] and "0 of" in said[0]
 
 

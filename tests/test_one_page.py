@@ -38,7 +38,7 @@ class Page:
 
 
 def close(found, expected, tolerance=1e-4):
-    """Equal up to `tolerance` of the largest expected value."""
+    """Equal up to `tolerance` times the largest expected value."""
     found, expected = (torch.as_tensor(t).detach().float() for t in (found, expected))
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * expected.abs().max())
 
@@ -100,13 +100,21 @@ def test_logits_loss_and_activations(page, model, hook, rows):
     close(page.harvest(model, tokens), activations.harvest(hook, rows[:, :-1]))
 
 
-def test_the_loss_of_the_autoencoder_and_its_gradients(page, small_run):
-    theirs, x = random_sae(16, 64, 0, bias=-0.5), torch.randn(200, 16)
+def unit_features():
+    """One of the library's autoencoders whose penalty weighs as much as its error, and inputs for it."""
+    sae, x = random_sae(16, 64, 0, bias=-0.5), torch.randn(200, 16)
+    with torch.no_grad():
+        sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
+    return sae, x
+
+
+def test_the_loss_of_the_autoencoder_and_its_gradients(page):
+    theirs, x = unit_features()
     sae = twin(page, theirs)
-    loss, f = page.sae_loss(sae, x, 0.7)
+    loss, f = page.sae_loss(sae, x, 4.0)
     loss.backward()
-    measured = gradients(theirs, x, Objective(1.0, 0.7, "l1"))
-    close(loss, measured.squared_error + 0.7 * measured.l1)
+    measured = gradients(theirs, x, Objective(1.0, 4.0, "l1"))
+    close(loss, measured.squared_error + 4.0 * measured.l1)
     close((f > 0).sum(1).float().mean(), measured.l0)
     for name in ("b_enc", "W_dec", "b_dec"):
         close(getattr(sae, name).grad, getattr(theirs, name).grad)
@@ -114,12 +122,10 @@ def test_the_loss_of_the_autoencoder_and_its_gradients(page, small_run):
 
 
 def test_an_update_keeps_features_at_unit_length(page):
-    theirs, x = random_sae(16, 64, 0, bias=-0.5), torch.randn(200, 16)
-    with torch.no_grad():
-        theirs.W_dec /= theirs.W_dec.norm(dim=1, keepdim=True)
+    theirs, x = unit_features()
     sae = twin(page, theirs)
-    page.sae_loss(sae, x, 0.7)[0].backward()
-    gradients(theirs, x, Objective(1.0, 0.7, "l1"))
+    page.sae_loss(sae, x, 4.0)[0].backward()
+    gradients(theirs, x, Objective(1.0, 4.0, "l1"))
     page.sae_update(sae, torch.optim.SGD(sae.parameters(), 0.1))
     training.update(theirs, torch.optim.SGD(theirs.parameters(), 0.1), BRICKEN_2023)
     for name in WEIGHTS:
@@ -239,7 +245,10 @@ def test_it_runs_alone_and_only_on_demand(tmp_path):
     assert not any("http" in o.data.get("text/html", "")[:2000] for o in shown)
 
 
-def test_an_override_that_it_does_not_have_is_refused(tmp_path):
-    command = ["run", "--profile", "smoke", "--only", "00", "--run", tmp_path / "run"]
-    done = sae_lib(*command, "--set", "sae.l1=3")
-    assert done.returncode == 2 and "sae.l1 is none of tokenizer.vocab_size" in done.stderr
+def test_an_override_that_it_does_not_have_is_refused():
+    cell = next(c.source for c in CODE if c.source.startswith("settings"))
+    names = {"profile": "smoke", "overrides": ["sae.d_sae=300"]}
+    exec(cell, names)
+    assert names["d_sae"] == 300
+    with pytest.raises(AssertionError, match="sae.l1 is none of tokenizer.vocab_size, lm"):
+        exec(cell, {"profile": "smoke", "overrides": ["sae.l1=3"]})

@@ -11,9 +11,7 @@ from torch import Tensor
 
 from sae_lib.model.activations import HookPoint, Source, harvest
 from sae_lib.progress import tqdm
-from sae_lib.sae.autoencoder import SparseAutoencoder
-from sae_lib.sae.dictionaries import Dictionary, active
-from sae_lib.sae.engine.active_pairs import ActivePairs
+from sae_lib.sae.dictionaries import Dictionary, active, reconstruction
 from sae_lib.settings import EvaluationSettings
 
 ROWS_AT_ONCE = 64
@@ -50,7 +48,7 @@ def firing(
             pairs = active(dictionary, x)
             counts[name] += torch.bincount(pairs.column, minlength=dictionary.d_sae).cpu()
             l0[name].append(torch.bincount(pairs.row, minlength=len(x)).cpu())
-            error[name] += (x - _decode(dictionary, x, pairs)).pow(2).sum().item()
+            error[name] += (x - reconstruction(dictionary, x, pairs)).pow(2).sum().item()
         total, squares, n, d_in = (
             total + x.sum(0, dtype=torch.float64),
             squares + x.double().pow(2).sum().item(),
@@ -74,16 +72,6 @@ def firing(
     return results, mean.float()
 
 
-def _decode(
-    dictionary: Dictionary, x: Float[Tensor, "n d_in"], pairs: ActivePairs
-) -> Float[Tensor, "n d_in"]:
-    if isinstance(dictionary, SparseAutoencoder):
-        return torch.addmm(
-            dictionary.b_dec, pairs.csr((len(x), dictionary.d_sae)), dictionary.W_dec
-        )
-    return dictionary.decode(dictionary.encode(x))
-
-
 @torch.no_grad()
 def loss_recovered(
     hook: HookPoint,
@@ -97,7 +85,7 @@ def loss_recovered(
     """
     ablations = {"zero": torch.zeros_like, "mean": lambda x: mean.to(x.dtype).expand_as(x)}
     spliced = {
-        name: lambda x, d=d: d.decode(d.encode(x.float())).to(x.dtype)
+        name: lambda x, d=d: reconstruction(d, x.float().flatten(0, 1)).view_as(x).to(x.dtype)
         for name, d in dictionaries.items()
     }
     shared, ce, kl, n = (

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lib import checkpoints
-from sae_lib.device import keep_freed_memory, precision
+from sae_lib.device import keep_freed_memory, precision, product
 from sae_lib.errors import CorpusError, Interrupted, ModelError
 from sae_lib.model.activations import HookPoint
 from sae_lib.progress import tqdm
@@ -26,7 +26,10 @@ from sae_lib.text.tokens import Tokens
 if TYPE_CHECKING:  # seconds of imports, left to `bridge`; of `transformers` the same holds for everything taken by attribute
     import transformer_lens
 
-EXPLODED = 10  # times the loss of a guess among all tokens alike
+EXPLODED = 7  # times the loss of a guess among all tokens alike
+TINY = (
+    1e-38  # a smaller probability of the token that came counts as this: 87 nats are an explosion
+)
 LOSS_CHUNK = 512  # tokens whose logits exist at once: small enough for a core's cache
 
 
@@ -130,19 +133,18 @@ class LinearCrossEntropy(torch.autograd.Function):
         n = len(hidden)
         total = torch.zeros((), device=hidden.device)
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros(weight.shape, device=weight.device)
+        grad_weight = torch.zeros(weight.T.shape, device=weight.device)
         weight = weight.to(hidden.dtype)
         for start in range(0, n, chunk):
             h, t = hidden[start : start + chunk], targets[start : start + chunk, None]
-            log_p = F.log_softmax((h @ weight.T).float(), dim=-1)
-            total -= log_p.gather(1, t).sum()
+            grad = F.softmax(product(h, weight), dim=-1, dtype=torch.float32)
+            total -= grad.gather(1, t).clamp_min(TINY).log().sum()
             if not ctx.needs_input_grad[0]:  # an evaluation: the loss alone
                 continue
-            grad = log_p.exp_()  # softmax − one-hot, in place
-            grad.scatter_add_(1, t, torch.full_like(t, -1, dtype=grad.dtype))
+            grad.scatter_add_(1, t, torch.full_like(t, -1, dtype=grad.dtype))  # softmax − one-hot
             grad = grad.to(h.dtype)
-            grad_hidden[start : start + chunk] = grad @ weight
-            grad_weight += grad.T @ h
+            grad_hidden[start : start + chunk] = product(grad, weight.T)
+            grad_weight += product(h.T, grad.T)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.n = n
         return total / n
@@ -152,7 +154,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_weight = ctx.saved_tensors
         return (
             grad_hidden * (grad_output / ctx.n).to(grad_hidden.dtype),
-            grad_weight * (grad_output / ctx.n),
+            grad_weight.T * (grad_output / ctx.n),
             None,
             None,
         )
@@ -193,10 +195,10 @@ def train(
         )
     torch.manual_seed(seed)
     model = build(s, len(tokens.tokenizer), tokens.tokenizer.eos_token_id).to(device)
-    if (
-        device.type == "cpu"
-    ):  # the backward pass of torch's fused attention takes longer than the rest of the layer there
-        model.set_attn_implementation("eager")
+    if device.type == "cpu" and dtype == torch.bfloat16:
+        model.set_attn_implementation(
+            "eager"
+        )  # whose backward pass takes a third of the fused one's
     optimiser = torch.optim.AdamW(
         model.parameters(),
         lr=s.lr,

@@ -82,6 +82,16 @@ def active(dictionary: Dictionary, x: Float[Tensor, "n d_in"]) -> ActivePairs:
     )
 
 
+def reconstruction(
+    dictionary: Dictionary, x: Float[Tensor, "n d_in"], pairs: ActivePairs | None = None
+) -> Float[Tensor, "n d_in"]:
+    """decode(encode(x)); of an autoencoder at the cost of its active pairs."""
+    if not isinstance(dictionary, SparseAutoencoder):
+        return dictionary.decode(dictionary.encode(x))
+    pairs = pairs or active(dictionary, x)
+    return torch.addmm(dictionary.b_dec, pairs.csr((len(x), dictionary.d_sae)), dictionary.W_dec)
+
+
 def activations_of(
     dictionary: Dictionary, x: Float[Tensor, "n d_in"], features
 ) -> Float[Tensor, "n k"]:

@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_lib.sae.autoencoder import SparseAutoencoder
+from sae_lib.sae.dictionaries import reconstruction
 
 
 def sampling_probabilities(loss: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -30,7 +31,7 @@ def resample(
     the same direction at `encoder_scale` times the alive features' mean encoder norm; encoder bias and jumprelu threshold are zero. Adam's
     moments of exactly these slices are zeroed. With more dead features than inputs, the rest stay dead.
     """
-    loss = torch.cat([((part - sae(part)) ** 2).sum(-1) for part in x.split(4096)])
+    loss = torch.cat([((part - reconstruction(sae, part)) ** 2).sum(-1) for part in x.split(4096)])
     indices = dead.nonzero().squeeze(-1)[: int((loss > 0).sum())]
     if len(indices) == 0:
         return 0

@@ -19,6 +19,7 @@ from sae_lib.progress import tqdm
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.early_stopping import EarlyStopping
 from sae_lib.sae.engine import distributed
+from sae_lib.sae.engine.active_pairs import active_pairs
 from sae_lib.sae.engine.sparse_step import StepResult, gradients
 from sae_lib.sae.initialise import initialise, statistics
 from sae_lib.sae.recipes import Recipe, is_resampling_step, rate, resolve
@@ -268,7 +269,7 @@ def resample_dead(
     drawn = rng.choice(len(rows), min(len(rows), -(-wanted // rows.shape[1])), replace=False)
     x = harvest(hook, rows[np.sort(drawn)])[:wanted].float() * scale
     if r.fresh_sample:
-        dead = ~torch.stack([(sae.encode(part) > 0).any(0) for part in x.split(2048)]).any(0)
+        dead = torch.bincount(active_pairs(sae, x).column, minlength=sae.d_sae) == 0
     else:
         dead = state.silent >= settings.dead_window
     generator = torch.Generator().manual_seed(seed + step)

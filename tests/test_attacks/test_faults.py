@@ -36,10 +36,12 @@ ALLOCATOR = (
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """`main` hears SIGTERM; afterwards pytest's own handler is back."""
-    before = signal.getsignal(signal.SIGTERM)
+    """As in a shell's background job, where SIGINT is ignored; afterwards pytest's own handlers are back."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 def without(run_folder, stage: str) -> None:

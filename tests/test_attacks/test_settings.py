@@ -189,7 +189,19 @@ WITHOUT_EFFECT = [
     (["sae.dead_window=10000000"], "sae.dead_window"),
 ]
 
-ALL = [([o], names) for o, names in NAMES + VALUES + NOT_FINITE + SEEDS + HUGE] + WITHOUT_EFFECT
+FOR_NO_MEMORY = [
+    (["sae.d_sae=16777216", "lm.d_mlp=1048576"], "sae.d_sae, sae.widths or lm.d_mlp: "),
+    (["last_mlp.sae.d_sae=16777216", "last_mlp.lm.d_mlp=1048576"], "last_mlp.sae.d_sae, "),
+    (["sae.widths=[16777216]", "lm.d_mlp=1048576"], "GiB of memory are needed"),
+    (["lm.d_model=16777216"], "lm.d_model, lm.d_mlp or lm.n_layer: "),
+    (["sae.d_sae=16000000", "features.top_k=10000"], "GiB of memory are needed"),
+]
+
+ALL = (
+    [([o], names) for o, names in NAMES + VALUES + NOT_FINITE + SEEDS + HUGE]
+    + WITHOUT_EFFECT
+    + FOR_NO_MEMORY
+)
 
 
 @pytest.mark.parametrize(

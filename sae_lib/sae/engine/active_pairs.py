@@ -11,12 +11,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_lib.device import fast_bfloat16
+from sae_lib.device import fast_bfloat16, product
 from sae_lib.sae.autoencoder import SparseAutoencoder
 
 ROUNDING = (
     2**-7 * 1.1
 )  # of a bfloat16 product with float32 sums, relative to ‖x‖‖w‖: twice bfloat16's 2⁻⁸, and a tenth for the sums
+AT_ONCE = 1024  # activations whose product with all features exists at a time
 MANY = 0.1  # share of candidates from which the float32 product is the cheaper way to decide
 
 
@@ -56,7 +57,7 @@ def active_pairs(
 
 
 def pairs_of(feature_acts: Float[Tensor, "n d_sae"]) -> ActivePairs:
-    row, column = _where_positive(feature_acts)
+    row, column = _where_above(feature_acts)
     return ActivePairs(row, column, feature_acts[row, column])
 
 
@@ -66,7 +67,11 @@ def _above(
     threshold: Float[Tensor, " d_sae"] | float,
     dtype: torch.dtype,
 ) -> ActivePairs:
-    """The pairs whose pre-activation is above the feature's threshold."""
+    """The pairs whose pre-activation is above the feature's threshold; what is found stays in the processor's cache."""
+    if len(x) > AT_ONCE:
+        parts = [_above(sae, part, threshold, dtype) for part in x.split(AT_ONCE)]
+        parts = [(row + i * AT_ONCE, *rest) for i, (row, *rest) in enumerate(parts)]
+        return ActivePairs(*map(torch.cat, zip(*parts, strict=True)))
     centred, bias = x - sae.b_dec, sae.b_enc - threshold
     at = (
         (lambda column: threshold[column])
@@ -74,12 +79,12 @@ def _above(
         else (lambda column: threshold)
     )
     if dtype == torch.bfloat16:
-        product = _bfloat16_product(sae, centred, bias)
-        row, column = _where_positive(product)
-        return ActivePairs(row, column, product[row, column].float() + at(column))
+        z = _bfloat16_product(sae, centred, bias)
+        row, column = _where_above(z)
+        return ActivePairs(row, column, z[row, column].float() + at(column))
     if fast_bfloat16():
         margin = (centred.norm(dim=1) * 1.01, sae.W_enc_T.norm(dim=1) * (1.01 * ROUNDING))
-        row, column = _where_positive(
+        row, column = _where_above(
             _bfloat16_product(sae, centred, bias + 2**-7 * bias.abs(), margin)
         )  # every pair that float32 could find above
         if len(row) < MANY * len(x) * sae.d_sae:
@@ -91,8 +96,8 @@ def _above(
             )
             above = z > at(column)
             return ActivePairs(row[above], column[above], z[above])
-    z = sae.pre_activations(x)
-    row, column = _where_positive(z - threshold)
+    z = product(centred, sae.W_enc_T, sae.b_enc)
+    row, column = _where_above(z, threshold)
     return ActivePairs(row, column, z[row, column])
 
 
@@ -160,12 +165,12 @@ def _bfloat16_product(
     return x @ w.T
 
 
-def _where_positive(
-    product: Float[Tensor, "n d_sae"],
+def _where_above(
+    z: Float[Tensor, "n d_sae"], threshold: Float[Tensor, " d_sae"] | float = 0.0
 ) -> tuple[Int[Tensor, " pair"], Int[Tensor, " pair"]]:
-    """Like `nonzero` of `product > 0`; on the CPU several times as fast (a positive bfloat16 is a positive int16)."""
-    if product.device.type != "cpu":
-        return (product > 0).nonzero(as_tuple=True)
-    bits = product.view(torch.int16) if product.dtype == torch.bfloat16 else product
-    row, column = np.divmod(np.flatnonzero(bits.numpy() > 0), product.shape[1])
+    """Like `nonzero` of `z > threshold`; on the CPU several times as fast (a positive bfloat16 is a positive int16)."""
+    if z.device.type != "cpu":
+        return (z > threshold).nonzero(as_tuple=True)
+    bits = z.view(torch.int16) if z.dtype == torch.bfloat16 else z
+    row, column = np.divmod(np.flatnonzero(bits.numpy() > np.asarray(threshold)), z.shape[1])
     return torch.from_numpy(row), torch.from_numpy(column)

@@ -43,7 +43,7 @@ def gradients(
 
     `encoder_dtype` is the precision of the features' activations alone; with float32 the gradient is exact.
     """
-    if x.device.type == "cpu" and _density(sae, x[:: max(1, len(x) // 32)]) < 1.5 * DENSE_ABOVE:
+    if x.device.type == "cpu" and _density(sae, x[:: max(1, len(x) // 8)]) < 1.5 * DENSE_ABOVE:
         pairs = active_pairs(sae, x, encoder_dtype, objective.bandwidth / 2)
         if len(pairs.row) < DENSE_ABOVE * len(x) * sae.d_sae:
             return _sparse(sae, x, pairs, objective)
