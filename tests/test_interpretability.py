@@ -187,7 +187,7 @@ def test_units_that_hardly_fire_are_left_out_and_counted(scored):
 
 def test_a_scored_run_is_not_scored_again(scored, monkeypatch):
     run, folder = scored
-    monkeypatch.setattr(interpretability, "split", lambda run: pytest.fail("scored again"))
+    monkeypatch.setattr(stages, "split_heldout", lambda run: pytest.fail("scored again"))
     assert run.path("scores") == folder
     assert list(run.results_folder.glob("interpretability.json")) and list(
         (run.folder / "figures").glob("interpretability_kinds.*")
