@@ -157,7 +157,7 @@ def _execute(
             raise NotebookError(
                 f"{notebook.name}: {cell} raised {error.ename}: {error.evalue}\n"
                 f"the executed copy with the whole traceback is {out / notebook.name}, its log {log}; "
-                "the same command goes on from here"
+                "run the same command to continue"
             ) from None
         except KeyboardInterrupt:
             if watch.cell is None:
@@ -170,7 +170,7 @@ def _execute(
         except (CellTimeoutError, RuntimeError) as error:
             raise NotebookError(
                 f"{notebook.name}: {_what_happened(error, kernel, watch)}; its log is {log}; "
-                "the same command goes on from here"
+                "run the same command to continue"
             ) from None
 
 

@@ -47,7 +47,9 @@ def execute(tmp_path, monkeypatch):
 
     said: list[str] = []
     yield run
-    left = [p for p in psutil.Process().children(recursive=True) if "ipykernel" in str(p.cmdline())]
+    children = psutil.Process().children(recursive=True)
+    alive = [p for p in children if p.status() != psutil.STATUS_ZOMBIE]
+    left = [p for p in alive if "ipykernel" in str(p.cmdline())]
     assert not left, f"kernels left behind: {left}"
 
 
