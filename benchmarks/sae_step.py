@@ -6,6 +6,7 @@ from benchmarks import saelens
 from benchmarks.timing import rates, ratio
 from sae_lib import training
 from sae_lib.autoencoder import SparseAutoencoder
+from sae_lib.device import product
 from sae_lib.objective import loss
 from sae_lib.recipes import BRICKEN_2023, WARD_2024, Recipe
 from sae_lib.runs import keep_freed_memory
@@ -71,6 +72,7 @@ def run() -> dict:
                 autoencoder_with_l0(target, x), x, torch.bfloat16
             ),
             "float32 encoder product alone": lambda w=weight, b=bias: torch.addmm(b, x, w),
+            "the same through oneDNN": lambda w=weight, b=bias: product(x, w.T, b),
             "bfloat16 encoder product alone": lambda w=transposed, y=x16: y @ w.T,
         }
         worker = (
