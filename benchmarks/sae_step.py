@@ -4,6 +4,7 @@ import torch
 
 from benchmarks import saelens
 from benchmarks.timing import rates, ratio
+from sae_lib.device import product
 from sae_lib.sae import training
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.engine.sparse_step import gradients
@@ -71,6 +72,7 @@ def run() -> dict:
                 autoencoder_with_l0(target, x), x, torch.bfloat16
             ),
             "float32 encoder product alone": lambda w=weight, b=bias: torch.addmm(b, x, w),
+            "the same through oneDNN": lambda w=weight, b=bias: product(x, w.T, b),
             "bfloat16 encoder product alone": lambda w=transposed, y=x16: y @ w.T,
         }
         worker = (

@@ -1,4 +1,4 @@
-"""One progress bar for every loop of the library: tqdm's own, or a small file where a headless run asks for one."""
+"""One progress bar for every loop: tqdm's own, or a small file where a headless run asks for it."""
 
 import io
 import json
@@ -15,7 +15,7 @@ FILE = "SAE_LIB_PROGRESS"  # environment variable: the file that bars write inst
 
 
 class _Written(standard):
-    """A bar whose state is in a file, replaced whole at most twice a second, and gone when the bar is closed."""
+    """A bar whose state is in a file, replaced whole at most twice a second, gone when it is closed."""
 
     def __init__(self, *args, **how):
         self.path = Path(os.environ[FILE])

@@ -37,7 +37,7 @@ SYMBOLS = {"square": "s", "diamond": "D", "x": "x", "star": "*"}
 def draw(fig: go.Figure, path: Path, width: int, height: int) -> None:
     """Write `fig` as a PNG of about this size; what lies outside the margins makes it larger."""
     with mpl.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # text of the corpus can be in any script
+        warnings.simplefilter("ignore")  # of scripts without glyphs, and of axes with one value
         Picture(fig, width, height).picture.savefig(path, dpi=DPI, bbox_inches="tight")
 
 
@@ -145,9 +145,6 @@ class Picture:
             return
         if "lines" in mode:
             ax.plot(x, y, label=ax.get_label(), **stroke)
-        if (up := trace.error_y.array) is not None:
-            down = up if trace.error_y.arrayminus is None else trace.error_y.arrayminus
-            ax.errorbar(x, y, np.array([down, up], float), fmt="none", ecolor=stroke["color"])
         if "markers" in mode:
             shades = np.resize([rgba(c, marker.opacity) for c in colours], (n, 4))
             for symbol in dict.fromkeys(symbols):
@@ -155,6 +152,9 @@ class Picture:
                 size = ((marker.size or 6) * POINT) ** 2
                 dots = ax.scatter(x[at], y[at], size, shades[at], marker=SYMBOLS.get(symbol, "o"))
                 dots.set(label="_" if "lines" in mode else ax.get_label(), zorder=3)
+        if (up := trace.error_y.array) is not None:
+            down = up if trace.error_y.arrayminus is None else trace.error_y.arrayminus
+            ax.errorbar(x, y, np.array([down, up], float), fmt="none", ecolor=stroke["color"])
 
     def bar(self, ax: Axes, trace, default: str) -> None:
         at, length = points(ax, trace)

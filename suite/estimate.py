@@ -1,4 +1,4 @@
-"""How long a run will take on this machine: four small computations of the kinds that dominate, timed, and scaled by the settings."""
+"""How long a run takes on this machine: four small computations, timed, scaled by the settings."""
 
 import re
 import time
@@ -45,8 +45,9 @@ def _widths(s: Settings) -> float:
 
 START = Part("python", 13_000)  # a kernel, imports and figures
 
-# To measure these factors again: on a machine with two cores and nothing else to do, run a profile into a new folder, then
-# multiply the factors of each notebook by its seconds over those estimated. The run prints both.
+# To measure these factors again: on a machine with two cores and nothing else to do, run a profile
+# into a new folder, then multiply each notebook's factors by its seconds over those estimated; the
+# run prints both. (Last: laptop in 11.6 min with fast bfloat16, 27 min without, before issue 11.)
 PARTS = {
     "text": [Part("python", 2.3e-3, lambda s: s.corpus.train_tokens, "tokens")],
     "00": [START, Part("python", 30_000)],
@@ -93,17 +94,17 @@ class Estimate:
         return f"about {duration(sum(self.seconds.values()))} on this machine ({each})"
 
     def corrected(self, name: str, measured: dict[str, float]) -> float:
-        """The estimate of one notebook, times how far off those before it were; a quarter of the run counts as exact."""
+        """One notebook's estimate times how far off those before it were; a quarter of the run counts as exact."""
         prior = sum(self.seconds.values()) / 4
         expected = sum(self.seconds[n] for n in measured)
         return self.seconds[name] * (sum(measured.values()) + prior) / (expected + prior)
 
     def left(self, measured: dict[str, float], running: str = "", elapsed: float = 0.0) -> float:
         """Seconds until the end of the run, after `elapsed` seconds of the notebook that runs."""
-        rest = {n: self.corrected(n, measured) for n in self.seconds if n not in measured}
-        if running:
-            rest[running] = max(rest[running] - elapsed, 0.0)
-        return sum(rest.values())
+        if running and elapsed > self.corrected(running, measured):
+            measured, running = measured | {running: elapsed}, ""
+        rest = sum(self.corrected(n, measured) for n in self.seconds if n not in measured)
+        return rest - elapsed if running else rest
 
 
 def of_run(run: Run, names: list[str]) -> Estimate:
@@ -166,7 +167,7 @@ def _toy(run: Run) -> float:
 
 
 def _lm(run: Run) -> float:
-    """A token's share of a language model's step: its layers' and the vocabulary's products, forward and backward."""
+    """A token's share of a language model's step: its products, forward and backward."""
     s, device = run.settings.lm, device_of(run.settings.device)
     tokens = 512 if device.type == "cpu" else 8192
     shape = {"d_model": s.d_model, "d_mlp": s.d_mlp, "n_layer": s.n_layer}

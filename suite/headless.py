@@ -1,4 +1,4 @@
-"""The notebooks without a browser: papermill runs them in order, each in a kernel of its own, with its log and executed copy."""
+"""The notebooks without a browser: papermill runs them in order, each in a kernel of its own."""
 
 import ast
 import logging
@@ -29,14 +29,12 @@ NOTEBOOKS = ROOT / "notebooks"
 START_LIMIT = 180  # seconds for a kernel to start and import the library
 OUTPUT_LIMIT = 120  # seconds for a finished cell's last output to arrive
 SAVE_LIMIT = 60  # seconds for a training to finish its step and save after Ctrl-C
-KERNEL_ARGUMENTS = [
-    "--IPKernelApp.log_level=ERROR",
-    "--IPKernelApp.exec_lines=import sae_lib.notebook; del sae_lib",  # while another notebook runs
-]
+IMPORTS = "import sae_lib.notebook, sae_lib.language_model; del sae_lib"  # while another one runs
+KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=ERROR", f"--IPKernelApp.exec_lines={IMPORTS}"]
 
 
 class NotebookError(UserError):
-    """A notebook's cell raised, or its kernel died or did not start: names the notebook, the cell and the error."""
+    """A cell raised, or a kernel died or did not start: names notebook, cell and error."""
 
 
 def notebooks(only: str = "") -> list[Path]:
@@ -72,7 +70,10 @@ def check_parameters(chosen: list[Path], parameters: dict[str, Any]) -> None:
 def run_notebooks(
     run: Run, overrides: list[str], only: str, extra: dict[str, Any], say: Callable[[str], None]
 ) -> dict[str, float]:
-    """Execute the notebooks in order; returns the seconds of each. The first failing cell ends it with a `NotebookError`."""
+    """Execute the notebooks in order; returns the seconds of each. The first failing cell ends it.
+
+    `say` gets the lines that stay: the estimate, a notebook's log, how long it took.
+    """
     logging.getLogger("papermill").setLevel(logging.ERROR)
     chosen = notebooks(only)
     parameters = {
@@ -126,10 +127,9 @@ def _followed(
     with Watch(f"{head}{name}", bars / name, say, left) as watch:
         yield watch
     measured[name] = time.perf_counter() - began
-    rest = f", about {duration(expected.left(measured))} left"
-    say(
-        f"{head}{name}: {measured[name]:.0f} s{rest if len(measured) < len(expected.seconds) else ''}"
-    )
+    last = len(measured) == len(expected.seconds)
+    rest = "" if last else f", about {duration(expected.left(measured))} left"
+    say(f"{head}{name}: {measured[name]:.0f} s{rest}")
 
 
 def _execute(
@@ -153,20 +153,24 @@ def _execute(
                 on_cell_execute=watch.cell_started,
             )
         except PapermillExecutionError as error:
+            cell = f"cell {error.cell_index + 1} (`{first_line(error.source)}`)"
             raise NotebookError(
-                f"{notebook.name}: cell {error.cell_index + 1} (`{first_line(error.source)}`) raised {error.ename}: {error.evalue}\n"
-                f"the executed copy with the whole traceback is {out / notebook.name}, its log {log}; the same command goes on from here"
+                f"{notebook.name}: {cell} raised {error.ename}: {error.evalue}\n"
+                f"the executed copy with the whole traceback is {out / notebook.name}, its log {log}; "
+                "run the same command to continue"
             ) from None
         except KeyboardInterrupt:
             if watch.cell is None:
                 raise
             _elsewhere(lambda: _interrupt(kernel))
             raise Interrupted(
-                f"{notebook.stem}: interrupted; what was finished stays, a training is saved, the same command goes on from there"
+                f"{notebook.stem}: interrupted; finished stages and the last training step are saved; "
+                "run the same command to continue"
             ) from None
         except (CellTimeoutError, RuntimeError) as error:
             raise NotebookError(
-                f"{notebook.name}: {_what_happened(error, kernel, watch)}; its log is {log}; the same command goes on from here"
+                f"{notebook.name}: {_what_happened(error, kernel, watch)}; its log is {log}; "
+                "run the same command to continue"
             ) from None
 
 
@@ -185,16 +189,16 @@ def _what_happened(error: Exception, kernel: KernelManager, watch: Watch) -> str
         return f"{watch.where()}: its output did not arrive within {OUTPUT_LIMIT} s"
     if status is not None:
         return f"its kernel died while it started ({how})"
-    return f"its kernel did not start within {START_LIMIT} s ({error}); is the machine overloaded? `make doctor` checks the kernel"
+    return f"its kernel did not start within {START_LIMIT} s; `make doctor` checks the kernel"
 
 
 @contextmanager
 def _kernel(bar: Path) -> Iterator[KernelManager]:
     """A kernel whose progress bars write to that file."""
-    kernel = KernelManager(
-        kernel_name="python3",
-        client_class="jupyter_client.asynchronous.AsyncKernelClient",  # so that nbclient notices its death
+    client = (
+        "jupyter_client.asynchronous.AsyncKernelClient"  # nbclient notices a death with this one
     )
+    kernel = KernelManager(kernel_name="python3", client_class=client)
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": path, progress.FILE: str(bar)}
     kernel.start_kernel(extra_arguments=KERNEL_ARGUMENTS, env=environment)
@@ -206,7 +210,7 @@ def _kernel(bar: Path) -> Iterator[KernelManager]:
 
 
 def _elsewhere(function: Callable[[], Any]) -> None:
-    """In a thread with an event loop of its own: after Ctrl-C this one's still waits for the cell."""
+    """In a thread with its own event loop: after Ctrl-C this one's still waits for the cell."""
     thread = threading.Thread(target=function)
     thread.start()
     thread.join()

@@ -22,7 +22,7 @@ def first_line(source: str) -> str:
 
 
 class Watch:
-    """Follows one notebook from a thread while its cells run; `left` gives the seconds of the run still to go."""
+    """Follows one notebook from a thread while it runs; `left` gives the seconds the run still takes."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Watch:
         return f"cell {self.index + 1} (`{first_line(self.cell.source)}`)"
 
     def line(self) -> str:
-        """Notebook, how long the run still takes, what it does, and for how long it has been silent."""
+        """Notebook, time left in all, what it does, and for how long it has been silent."""
         state = self.seen[-1]
         parts = [describe(state) if state else self.where()]
         if (quiet := self.clock() - self.active) >= QUIET:

@@ -51,6 +51,14 @@ def test_every_notebook_ran_and_left_a_log(smoke_run):
         assert (folder / "notebooks" / f"{notebook.stem}.log").exists()
 
 
+def test_every_notebook_with_figures_carries_plotly(smoke_run):
+    """Each has a kernel of its own, so that none relies on the plotly.js that an earlier one showed."""
+    folder, _ = smoke_run
+    for path in sorted((folder / "notebooks").glob("*.ipynb")):
+        text = path.read_text()
+        assert "Plotly.newPlot" in text and "plotly.js v" in text, path.name
+
+
 def test_each_resampling_is_recorded_and_off_where_it_is_off(smoke_run):
     folder, _ = smoke_run
     events = {

@@ -73,10 +73,13 @@ def table(header: Sequence[object], rows: Sequence[Sequence[object]], left: int 
     )
 
 
-def inert_html(text: str, folder: Path) -> tuple[str, str]:
-    """(body, contents) of Markdown as HTML in which nothing can run, whatever the text; pictures come from `folder`/figures."""
+def inert_html(text: str, folder: Path, inline: bool = True) -> tuple[str, str]:
+    """(body, contents) of Markdown as HTML in which nothing can run, whatever the text.
+
+    Pictures come from `folder`/figures: `inline` they are data URIs, else paths.
+    """
     md = markdown.Markdown(
-        extensions=["tables", "fenced_code", "sane_lists", "toc", Inert(folder)],
+        extensions=["tables", "fenced_code", "sane_lists", "toc", Inert(folder, inline)],
         extension_configs={"toc": {"toc_depth": "2-2"}},
     )
     return md.convert(text), md.toc
@@ -85,22 +88,22 @@ def inert_html(text: str, folder: Path) -> tuple[str, str]:
 class Inert(Extension):
     """Raw HTML is shown, not obeyed; links lead to the web, to a place in the page or to a file beside it; pictures become data URIs."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, inline: bool):
         super().__init__()
-        self.folder = folder
+        self.folder, self.inline = folder, inline
 
     def extendMarkdown(self, md):  # noqa: N802 (the package's own name)
         md.preprocessors.deregister("html_block")
         md.inlinePatterns.deregister("html")
         md.inlinePatterns.deregister("autolink")
         md.inlinePatterns.deregister("automail")
-        md.treeprocessors.register(_Links(md, self.folder), "links", 0)
+        md.treeprocessors.register(_Links(md, self.folder, self.inline), "links", 0)
 
 
 class _Links(Treeprocessor):
-    def __init__(self, md, folder: Path):
+    def __init__(self, md, folder: Path, inline: bool):
         super().__init__(md)
-        self.folder = folder
+        self.folder, self.inline = folder, inline
 
     def run(self, root):
         for element in root.iter():
@@ -108,21 +111,19 @@ class _Links(Treeprocessor):
             if href is not None and not re.match(r"(https?://|#|figures/)", href):
                 del element.attrib["href"]
             if element.tag == "img":
-                self.inline(element)
+                self.picture(element)
         for parent in list(root.iter()):
             for child in [c for c in parent if c.tag == "table"]:
                 self.wrap(parent, child)
 
-    def inline(self, image) -> None:
-        """The picture itself in place of its path; a path out of the figures' folder is dropped."""
+    def picture(self, image) -> None:
+        """The picture, or its path; a path out of the figures' folder is dropped."""
         path = self.folder / image.get("src", "")
-        inside = (self.folder / "figures").resolve() in path.resolve().parents
-        image.set(
-            "src",
-            "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-            if inside and path.is_file()
-            else "data:,",
-        )
+        if not path.is_file() or (self.folder / "figures").resolve() not in path.resolve().parents:
+            image.set("src", "data:,")
+        elif self.inline:
+            data = base64.b64encode(path.read_bytes()).decode()
+            image.set("src", f"data:image/png;base64,{data}")
 
     def wrap(self, parent, table) -> None:
         """A wide table scrolls by itself instead of widening the page."""

@@ -1,16 +1,20 @@
 """The report of a run: Markdown, HTML and PDF from `results/*.json`, and its copy in the repository."""
 
+import logging
 from pathlib import Path
+
+import typst
 
 from suite import locks, studies, study_figures
 from suite.report import content, pages, publish, render
 from suite.runs import Run, write_atomically
 
+log = logging.getLogger(__name__)
 __all__ = ["publish_report", "write_report"]
 
 
 def write_report(run: Run) -> Path:
-    """Write `report.md`, `report.html` and, where Chromium is there, `report.pdf` into the run folder; returns the Markdown's path.
+    """Write `report.md`, `report.html` and `report.pdf` into the run folder; returns the Markdown's path.
 
     `ArtefactError` where a result is missing that the report stands on; other missing results are said in their section.
     """
@@ -20,15 +24,19 @@ def write_report(run: Run) -> Path:
 
 def _write(run: Run) -> Path:
     content.load(run)  # so that what is missing or damaged is said before anything is drawn
-    path, page = run.folder / "report.md", run.folder / "report.html"
+    path = run.folder / "report.md"
     for name, fig in study_figures.drawn(
         {which: studies.found(run, which) for which in studies.STUDIES}
     ).items():
         run.figure(fig, name)
     text = render.markdown(run)
     write_atomically(path, text)
-    write_atomically(page, pages.html(text, run.folder))
-    pages.pdf(page, run.folder / "report.pdf")
+    write_atomically(path.with_suffix(".html"), pages.html(text, run.folder))
+    try:
+        write_atomically(path.with_suffix(".pdf"), pages.pdf(text, run.folder))
+    except typst.TypstError as error:
+        path.with_suffix(".pdf").unlink(missing_ok=True)
+        log.warning("no report.pdf: %s", error.message)
     return path
 
 

@@ -1,17 +1,18 @@
-"""`report.html`, one file that asks for nothing, and `report.pdf`, printed from it by Chromium where there is one."""
+"""`report.html`, one file that asks for nothing, and `report.pdf`, the same elements set by typst."""
 
-import logging
-import os
-import subprocess
-import tempfile
+import re
+from html import escape
 from pathlib import Path
 
-from sae_lib.text.markup import inert_html
-from suite.runs import write_atomically
+import matplotlib
+import typst
 
-log = logging.getLogger(__name__)
-PDF_SECONDS = 120
+from sae_lib.text.markup import inert_html
+
 STYLE = (Path(__file__).parent / "style.css").read_text()
+PAPER = (Path(__file__).parent / "paper.typ").read_bytes()
+FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"  # DejaVu; the others come with typst
+NOT_XML = "[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -35,56 +36,17 @@ PAGE = """<!doctype html>
 def html(text: str, folder: Path) -> str:
     """The report as one self-contained page; `folder` is where its `figures/` lie."""
     body, contents = inert_html(text, folder)
-    title = next(
-        (line[2:] for line in text.splitlines() if line.startswith("# ")), "report"
-    ).replace("`", "")
-    escaped = title.replace("&", "&amp;").replace("<", "&lt;")
-    return PAGE.format(title=escaped, style=STYLE, contents=contents, body=body)
+    return PAGE.format(title=escape(title(text)), style=STYLE, contents=contents, body=body)
 
 
-def find_chromium() -> str | None:
-    """The browser that the figures are drawn with."""
-    try:
-        from choreographer.browsers.chromium import Chromium
-
-        found = Chromium.find_browser(skip_local=False)
-    except Exception:  # not installed, or another version's interface: as good as no browser
-        return None
-    return str(found) if found else None
+def pdf(text: str, folder: Path) -> bytes:
+    """The report typeset. Its elements are handed over as data, and typst reads only below `folder`."""
+    body, _ = inert_html(text, folder, inline=False)
+    tree = re.sub(NOT_XML, "\N{REPLACEMENT CHARACTER}", f"<report>{body}</report>")
+    inputs = {"report": tree, "title": title(text)}
+    return typst.compile(PAPER, root=folder, font_paths=[FONTS], sys_inputs=inputs)
 
 
-def pdf(page: Path, out: Path) -> bool:
-    """Print `page` to `out`; where that cannot be done, one line that says why and how to fix it, and False."""
-    fix = "to fix it: apt-get install chromium (or .venv/bin/kaleido_get_chrome), then `python -m suite report`; or print report.html from a browser"
-    browser = find_chromium()
-    if browser is None:
-        out.unlink(missing_ok=True)
-        log.warning("no report.pdf: no Chromium found; %s", fix)
-        return False
-    with tempfile.TemporaryDirectory() as scratch:
-        made = Path(scratch) / "report.pdf"
-        command = [
-            browser,
-            "--headless",
-            "--disable-gpu",
-            "--disable-dev-shm-usage",
-            "--no-first-run",
-            f"--user-data-dir={scratch}/profile",
-        ]
-        command += ["--no-sandbox"] if getattr(os, "geteuid", lambda: 1)() == 0 else []
-        command += ["--no-pdf-header-footer", f"--print-to-pdf={made}", page.resolve().as_uri()]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=PDF_SECONDS)
-            why = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        except (OSError, subprocess.TimeoutExpired) as error:
-            why = (
-                f"no page within {PDF_SECONDS} s"
-                if isinstance(error, subprocess.TimeoutExpired)
-                else str(error)
-            )
-        if not made.is_file() or not made.read_bytes().startswith(b"%PDF"):
-            out.unlink(missing_ok=True)
-            log.warning("no report.pdf: Chromium did not print (%s); %s", why, fix)
-            return False
-        write_atomically(out, made.read_bytes())
-    return True
+def title(text: str) -> str:
+    lines = (line[2:] for line in text.splitlines() if line.startswith("# "))
+    return next(lines, "report").replace("`", "")

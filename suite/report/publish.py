@@ -30,11 +30,6 @@ def publish(run: Run, root: Path) -> Path:
             raise ArtefactError(
                 f"{source} has a broken link, {link}: nothing was published; write the report again, or run the notebook that makes that figure"
             )
-    if (
-        any(link.endswith(".html") for link in figures)
-        and (library := run.folder / "figures" / "plotly.min.js").is_file()
-    ):
-        figures.append(str(library.relative_to(run.folder)))
     results = sorted(run.results_folder.glob("*.json"))
     published = re.sub(r"\]\(figures/", "](report/figures/", text)
     files = (

@@ -77,19 +77,13 @@ class Registry:
         self.folder, self.figures, self.tables = figures, [], []
 
     def figure(self, name: str, caption: str, results: str) -> str:
-        """The picture with its caption, a link where only the interactive page exists, nothing where neither does."""
-        suffix = next((s for s in ("png", "html") if (self.folder / f"{name}.{s}").exists()), None)
-        if suffix is None:
+        """The picture with its caption, nothing where it was not made."""
+        if not (self.folder / f"{name}.png").exists():
             return ""
-        self.figures.append(
-            (f"Figure {len(self.figures) + 1}", f"`figures/{name}.{suffix}`", results)
-        )
-        label = f"Figure {len(self.figures)}. {plain(caption)}"
-        return (
-            f"![{label}](figures/{name}.png)\n\n*{label}*"
-            if suffix == "png"
-            else f"[{label} (interactive page)](figures/{name}.html)"
-        )
+        number = len(self.figures) + 1
+        self.figures.append((f"Figure {number}", f"`figures/{name}.png`", results))
+        label = f"Figure {number}. {plain(caption)}"
+        return f"![{label}](figures/{name}.png)\n\n*{label}*"
 
     def table(self, caption: str, results: str, numbered: Any = None) -> str:
         self.tables.append(

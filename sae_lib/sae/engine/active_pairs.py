@@ -17,7 +17,6 @@ from sae_lib.sae.autoencoder import SparseAutoencoder
 ROUNDING = (
     2**-7 * 1.1
 )  # of a bfloat16 product with float32 sums, relative to ‖x‖‖w‖: twice bfloat16's 2⁻⁸, and a tenth for the sums
-AT_ONCE = 1024  # activations whose product with all features exists at a time
 MANY = 0.1  # share of candidates from which the float32 product is the cheaper way to decide
 
 
@@ -67,11 +66,7 @@ def _above(
     threshold: Float[Tensor, " d_sae"] | float,
     dtype: torch.dtype,
 ) -> ActivePairs:
-    """The pairs whose pre-activation is above the feature's threshold; what is found stays in the processor's cache."""
-    if len(x) > AT_ONCE:
-        parts = [_above(sae, part, threshold, dtype) for part in x.split(AT_ONCE)]
-        parts = [(row + i * AT_ONCE, *rest) for i, (row, *rest) in enumerate(parts)]
-        return ActivePairs(*map(torch.cat, zip(*parts, strict=True)))
+    """The pairs whose pre-activation is above the feature's threshold."""
     centred, bias = x - sae.b_dec, sae.b_enc - threshold
     at = (
         (lambda column: threshold[column])
