@@ -38,6 +38,9 @@ pio.templates["sae_lib"] = go.layout.Template(
 pio.templates.default = "sae_lib"
 
 
+NO_MATHEMATICS = "tex2jax_ignore mathjax_ignore"  # MathJax leaves elements of these classes alone
+
+
 class OfflineRenderer(NotebookRenderer):
     """plotly's notebook renderer, which carries plotly.js along, without its link to a MathJax on the web.
 
@@ -49,9 +52,8 @@ class OfflineRenderer(NotebookRenderer):
         width = layout.pop("width", None)
         bundle = super().to_mimebundle(fig_dict | {"layout": layout | {"autosize": True}})
         html = re.sub(r'<script src="https?://[^"]*"[^>]*></script>', "", bundle["text/html"])
-        return bundle | {
-            "text/html": f'<div style="max-width:{width}px">{html}</div>' if width else html
-        }
+        most = f' style="max-width:{width}px"' if width else ""
+        return bundle | {"text/html": f'<div class="{NO_MATHEMATICS}"{most}>{html}</div>'}
 
 
 pio.renderers["offline"] = OfflineRenderer()

@@ -10,10 +10,7 @@ import pandas as pd
 import torch
 from IPython.display import HTML, display
 
-from sae_lib import (
-    ROOT,  # noqa: F401  (sets the plotly look and renderer)
-    figures,  # noqa: F401  (sets the plotly look and renderer)
-)
+from sae_lib import ROOT, figures  # the latter sets the plotly look and renderer
 from sae_lib.text.markup import code, inert_html
 from suite import stages
 from suite.runs import Run
@@ -47,4 +44,4 @@ def say(text: str) -> None:
 
     So that text of others also reads as what it is, put it through `markup.code`, `plain` or `block`."""
     body, _ = inert_html(text, ROOT)
-    display(HTML(f'<div class="tex2jax_ignore mathjax_ignore">{body}</div>'))
+    display(HTML(f'<div class="{figures.NO_MATHEMATICS}">{body}</div>'))

@@ -110,6 +110,6 @@ def test_a_wide_figure_shrinks_with_the_notebook():
     html = pio.renderers[pio.renderers.default].to_mimebundle(
         px.line(x=[1, 2], y=[1, 2], width=1100).to_dict()
     )["text/html"]
-    assert html.startswith('<div style="max-width:1100px">') and '"width":1100' not in html.replace(
-        " ", ""
-    )
+    assert html.startswith(
+        '<div class="tex2jax_ignore mathjax_ignore" style="max-width:1100px">'
+    ) and '"width":1100' not in html.replace(" ", "")

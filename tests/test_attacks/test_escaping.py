@@ -110,7 +110,7 @@ def poisoned(tmp_path_factory) -> Path:
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1200,  # a minute where nothing else runs
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return run
