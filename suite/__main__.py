@@ -395,7 +395,7 @@ def main() -> None:
         sys.exit(told.status)
     if status == Interrupted.status:  # what typer makes of Ctrl-C
         print(f"error: interrupted; {GOES_ON}", file=sys.stderr)
-    sys.exit(status)
+    sys.exit(status or 0)
 
 
 def _told(error: BaseException) -> UserError | None:

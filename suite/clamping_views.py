@@ -61,10 +61,11 @@ def command(
 ) -> str:
     """What `python -m suite clamp` prints: the next token before and after, KL, and both continuations."""
     dictionary, tokenizer = run.get("autoencoder"), run.get("tokens").tokenizer
+    clamping.check(dictionary, clamps)
+    lines = [described(c) + _maximum(run, c.feature) for c in clamps]
     hook = stages.hook(run)
     vocabulary = Vocabulary(tokenizer)
     found = clamping.next_tokens(hook, tokenizer, dictionary, prompt, clamps, k, keep_error)
-    lines = [described(c) + _maximum(run, c.feature) for c in clamps]
     lines += [
         f"at {hook.name}, the autoencoder's error {'kept' if keep_error else 'dropped'}",
         "",

@@ -45,6 +45,7 @@ class Stage:
     """
 
     folder: str = ""  # in the run folder; {name} stands for the name
+    inputs: Callable[["Run", str], list[tuple[str, str]]] = lambda run, name: []  # (stage, name)
     fingerprint: Callable[["Run", str], dict[str, Any]] | None = None  # settings it depends on
     make: Callable[..., None] | None = None
     load: Callable[["Run", str, Path | None], Any] | None = None
@@ -92,10 +93,17 @@ class Run:
         """A stage's results, measured and saved where they are not there."""
         row, name = self.stages[stage], name or self.settings.sae.recipe
         where, made_from = self.results_name(row.results, name), row.fingerprint(self, name)
+        if not row.folder:
+            self._make_inputs(row, name)  # and verify them: the results stand for these
         with self.making(where, made_from) as missing:
             if missing:
                 self.save_results(where, row.measure(self, name), made_from)
         return self.saved_results(where, made_from)
+
+    def _make_inputs(self, row: Stage, name: str) -> None:
+        """What the stage needs, in order: so the folder is claimed once the text was found good."""
+        for stage, of in row.inputs(self, name):
+            self.path(stage, of)
 
     @contextmanager
     def _training(
@@ -135,8 +143,8 @@ class Run:
         in_order = distributed.first_process_first if row.together else nullcontext
         with ExitStack() as stack:
             with in_order():
-                if stage != "tokens" and not self._is_there(folder, made_from):
-                    self._made("tokens", "")  # the folder is claimed once the text was found good
+                if not self._is_there(folder, made_from):
+                    self._make_inputs(row, name)
                 missing = stack.enter_context(self.making(folder, made_from, row.cheap))
             if missing and rank == 0:
                 with self._training(row, name, folder, made_from) as store:

@@ -120,8 +120,6 @@ def fingerprint_of(run: Run, sae: SAESettings) -> Made:
 
 def make_autoencoder(run: Run, name: str, out: Path, store: CheckpointFolder) -> None:
     """Train one of `recipes.variants(settings)`; where resampling found nothing dead, the run without it is the same and is copied."""
-    with distributed.first_process_first():
-        model_source(run)
     if name == f"{run.settings.sae.recipe}-no_resampling":
         main = run.path("autoencoder")
         if not any(e["resampled"] for e in run.summary("autoencoder")["resampling"]):
@@ -222,8 +220,6 @@ def evaluation_fingerprint(run: Run, name: str = "") -> Made:
 def measure_evaluation(run: Run, name: str = "") -> dict[str, dict]:
     """Every autoencoder of the run and the raw neurons; copies of the same weights are measured once."""
     names = list(variants(run.settings))
-    for name in names:
-        run.path("autoencoder", name)
     same = {name: run.summary("autoencoder", name).get("same_as") for name in names}
     dictionaries: dict[str, Dictionary] = {
         name: run.get("autoencoder", name) for name in names if not same[name]
@@ -404,65 +400,96 @@ def _trains_a_model(run: Run) -> bool:
     return run.settings.lm.source == "train"
 
 
+def _text(run: Run, name: str) -> list[tuple[str, str]]:
+    return [("tokens", "")]
+
+
+def _model(run: Run, name: str) -> list[tuple[str, str]]:
+    return [("tokens", ""), ("language_model", "")]
+
+
+def _autoencoder(run: Run, name: str) -> list[tuple[str, str]]:
+    """The autoencoder of that name, or the run's own where a baseline is meant."""
+    return [("autoencoder", "" if name in BASELINES else name)]
+
+
+def _every_autoencoder(run: Run, name: str) -> list[tuple[str, str]]:
+    return [("autoencoder", other) for other in variants(run.settings)]
+
+
 STAGES = {
     "tokens": Stage(
-        "tokens", tokens_fingerprint, make_tokens, lambda run, _, f: open_tokens(f), keep=True
+        "tokens",
+        fingerprint=tokens_fingerprint,
+        make=make_tokens,
+        load=lambda run, _, folder: open_tokens(folder),
+        keep=True,
     ),
     "language_model": Stage(
         "language_model",
-        model_fingerprint,
-        make_language_model,
-        load_language_model,
+        inputs=_text,
+        fingerprint=model_fingerprint,
+        make=make_language_model,
+        load=load_language_model,
         needed=_trains_a_model,
         keep=True,
         trains=True,
     ),
     "prompts": Stage(
         "prompts",
-        prompts_fingerprint,
-        make_prompts,
-        lambda run, _, f: generation.load_prompt_corpus(f),
+        inputs=_model,
+        fingerprint=prompts_fingerprint,
+        make=make_prompts,
+        load=lambda run, _, folder: generation.load_prompt_corpus(folder),
     ),
     "autoencoder": Stage(
         "saes/{name}",
-        sae_fingerprint,
-        make_autoencoder,
-        load_autoencoder,
+        inputs=_model,
+        fingerprint=sae_fingerprint,
+        make=make_autoencoder,
+        load=load_autoencoder,
         keep=True,
         trains=True,
         together=True,
     ),
     "evaluation": Stage(
-        fingerprint=evaluation_fingerprint, measure=measure_evaluation, results="evaluation"
+        inputs=_every_autoencoder,
+        fingerprint=evaluation_fingerprint,
+        measure=measure_evaluation,
+        results="evaluation",
     ),
     "features": Stage(
         "features/{name}",
-        features_fingerprint,
-        make_features,
-        lambda run, _, f: feature_table.load_features(f),
+        inputs=_autoencoder,
+        fingerprint=features_fingerprint,
+        make=make_features,
+        load=lambda run, _, folder: feature_table.load_features(folder),
         cheap=True,
     ),
     "dictionary": Stage(load=load_dictionary, keep=True),
     "scores": Stage(
         "interpretability/{name}",
-        scores_fingerprint,
-        make_scores,
-        lambda run, _, f: pd.read_parquet(f / "scores.parquet"),
+        inputs=_autoencoder,
+        fingerprint=scores_fingerprint,
+        make=make_scores,
+        load=lambda run, _, folder: pd.read_parquet(folder / "scores.parquet"),
         measure=summarise_scores,
         results="interpretability",
     ),
     "untrained": Stage(
         "interpretability/untrained-{name}",
-        untrained_fingerprint,
-        make_untrained,
-        load_autoencoder,
+        inputs=_text,
+        fingerprint=untrained_fingerprint,
+        make=make_untrained,
+        load=load_autoencoder,
         trains=True,
     ),
     "clusters": Stage(
         "clusters/{name}",
-        clusters_fingerprint,
-        make_clusters,
-        lambda run, _, f: pd.read_parquet(f / "clusters.parquet"),
+        inputs=lambda run, name: [("scores", name)],
+        fingerprint=clusters_fingerprint,
+        make=make_clusters,
+        load=lambda run, _, folder: pd.read_parquet(folder / "clusters.parquet"),
         measure=summarise_clusters,
         results="clusters",
     ),

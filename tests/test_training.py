@@ -369,7 +369,7 @@ def test_the_run_without_resampling_is_trained_only_where_it_differs(
 
     monkeypatch.setattr(Run, "summary", lambda *_: dict(summary))
     monkeypatch.setattr(stages, "fit", fit)
-    monkeypatch.setattr(stages, "model_source", lambda run: "")
+    monkeypatch.setattr(Run, "_make_inputs", lambda *_: None)
     monkeypatch.setattr(stages, "hook", lambda run, name: None)
     folder = run.path("autoencoder", "bricken_2023-no_resampling")
     assert trained == ([False] if resampled else []) and folder.exists()
@@ -400,9 +400,9 @@ def test_a_window_that_training_cannot_outlast_is_refused():
 def test_a_loss_that_explodes_or_is_no_number_ends_training_with_its_causes(tmp_path, changes):
     with pytest.raises(
         TrainingError,
-        match=r"the loss is .* at step 10 .*likely causes: sae.lr .*there is no checkpoint yet",
+        match=r"the loss is .* at step \d+ .*likely causes: sae.lr .*there is no checkpoint yet",
     ):
-        fit(tmp_path, checkpoint_every=10, **changes)
+        fit(tmp_path, checkpoint_every=10**6, **changes)
     assert not list(tmp_path.glob("step-*"))
 
 

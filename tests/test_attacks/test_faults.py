@@ -102,10 +102,10 @@ def test_a_folder_that_cannot_be_made_is_one_line(text_folder, tmp_path, monkeyp
 MEMORY = [
     ("corpus", tokens, "train_tokenizer", MemoryError(), "corpus.train_tokens"),
     ("corpus", tokens, "train_tokenizer", PANIC("capacity overflow"), "corpus.train_tokens"),
-    ("sae", training, "fit", RuntimeError(ALLOCATOR), "sae.d_sae"),
-    ("sae", training, "fit", torch.OutOfMemoryError("CUDA out of memory."), "sae.d_sae"),
+    ("sae", training, "prepare", RuntimeError(ALLOCATOR), "sae.d_sae"),
+    ("sae", training, "prepare", torch.OutOfMemoryError("CUDA out of memory."), "sae.d_sae"),
     ("evaluate", evaluation, "firing", RuntimeError(ALLOCATOR), "evaluation.tokens"),
-    ("features", features, "build", MemoryError("Unable to allocate 3 TiB"), "features.top_k"),
+    ("features", features, "FirstPass", MemoryError("Unable to allocate 3 TiB"), "features.top_k"),
     ("clusters", clusters, "group", MemoryError(), "interpretability.features"),
 ]
 
