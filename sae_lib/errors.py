@@ -94,7 +94,7 @@ LARGE = {  # by module, the settings that decide how much memory it takes
 
 @contextmanager
 def in_plain_words(where: Path) -> Iterator[None]:
-    """What the system refuses in the block becomes a `UserError`; `where`, for errors that name no file."""
+    """What the system refuses becomes a `UserError`; `where` is for errors that name no file."""
     try:
         yield
     except BaseException as error:

@@ -1,4 +1,4 @@
-"""One writer at a time in a run folder: a lock that the system releases when the process that holds it dies."""
+"""One writer at a time in a run folder: a lock that the system releases when its process dies."""
 
 import fcntl
 import json
@@ -27,8 +27,8 @@ _without_locks: set[Path] = set()
 def locked(folder: Path, name: str = WRITER, wait: bool = True) -> Iterator[None]:
     """Hold the lock `name` of `folder`; re-entrant in this process.
 
-    Where another process holds it, one line says who, and this one waits, or raises `BusyError` with `wait` off. The lock file,
-    and folders made for it, are gone afterwards.
+    Where another process holds it, one line says who, and this one waits, or raises `BusyError`
+    with `wait` off. The lock file, and folders made for it, are gone afterwards.
     """
     path = folder.resolve() / name
     if int(os.environ.get("RANK", 0)) > 0:  # of torchrun's processes the first writes

@@ -1,4 +1,4 @@
-"""30 kills and 20 concurrent pairs over all stages end with the artefacts of a run that was left alone. Minutes.
+"""30 kills and 20 concurrent pairs over all stages end with the artefacts of an undisturbed run.
 
 python -m tests.attack_by_hand [FOLDER] [SEED]
 """
@@ -54,7 +54,7 @@ def finish(process: subprocess.Popen, what: str) -> str:
 
 
 def without_volatile(value):
-    """What a repeated computation has to give again: everything but times, and hashes of files that hold times."""
+    """What a repeated computation has to give again: everything but times and hashes of them."""
     if isinstance(value, dict):
         return {k: without_volatile(v) for k, v in value.items() if not k.endswith(VOLATILE)}
     return [without_volatile(v) for v in value] if isinstance(value, list) else value

@@ -23,8 +23,10 @@ def test_a_line_has_its_data_and_its_logarithmic_axis_its_ticks():
     fig = px.line(x=[1, 10, 100], y=[3, 1, 2], log_x=True).update_xaxes(
         tickvals=[1, 100], ticktext=["one", "$100 <b>a</b> &amp; b"], title="x<br>y"
     )
+    fig.add_annotation(x=2, y=2, text="t", showarrow=False)
     (ax,) = drawn(fig.update_yaxes(range=[0, 9]))
     assert ax.lines[0].get_xydata().tolist() == [[1, 3], [10, 1], [100, 2]]
+    assert ax.figure.texts[-1].get_position() == (100, 2)  # plotly gives the exponent
     assert (ax.get_xscale(), ax.get_ylim(), ax.get_xlabel()) == ("log", (0, 9), "x\ny")
     labels = [t.get_text() for t in ax.get_xticklabels()]
     assert labels == ["one", r"\$100 a & b"]

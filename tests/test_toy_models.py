@@ -13,12 +13,10 @@ from sae_lib.errors import SettingsError
 from sae_lib.toy import autoencoder as toy_autoencoder
 from sae_lib.toy import check as toy_check
 from sae_lib.toy import experiments as toy_experiments
-from sae_lib.toy import findings as toy_findings
+from sae_lib.toy import figures as toy_figures
 from sae_lib.toy import gates as toy_gates
+from sae_lib.toy import metrics
 from sae_lib.toy import models as toy
-from sae_lib.toy import neurons as toy_neurons
-from sae_lib.toy import recipes as toy_recipes
-from sae_lib.toy import variants as toy_variants
 
 
 def circle(n: int) -> torch.Tensor:
@@ -51,7 +49,7 @@ POLYTOPES = {
 @pytest.mark.parametrize("name", POLYTOPES)
 def test_polytopes_have_their_dimensionality(name):
     W, expected = POLYTOPES[name]
-    D = toy.dimensionality(W / W.norm(dim=0))
+    D = metrics.dimensionality(W / W.norm(dim=0))
     assert torch.allclose(D, torch.full_like(D, expected), atol=1e-6, rtol=0)
 
 
@@ -65,7 +63,7 @@ def test_dimensionalities_sum_to_at_most_the_rank(m, n, rank, seed):
     W = torch.randn(m, rank, generator=generator, dtype=torch.float64) @ torch.randn(
         rank, n, generator=generator, dtype=torch.float64
     )
-    D = toy.dimensionality(W)
+    D = metrics.dimensionality(W)
     assert D.sum() <= rank + 1e-9
     assert (D >= 0).all() and (D <= 1 + 1e-9).all()
 
@@ -86,16 +84,16 @@ def test_dense_loss_is_the_variance_of_what_is_left_out():
 
 def test_metrics_on_a_pair_and_a_lone_feature():
     W = torch.tensor([[1.0, -0.8, 0.0, 0.1], [0.0, 0.0, 0.7, 0.0]])
-    assert toy.represented(W).tolist() == [True, True, True, False]
-    assert toy.alone(W).tolist() == [False, False, True, False]
-    assert toy.interference(W)[:3].tolist() == pytest.approx([0.65, 1.01, 0.0], abs=1e-6)
-    assert toy.dimensions_per_feature(W).item() == pytest.approx(2 / (1 + 0.64 + 0.49 + 0.01))
-    assert toy.dimensionality(torch.zeros(2, 3)).tolist() == [0, 0, 0]
+    assert metrics.represented(W).tolist() == [True, True, True, False]
+    assert metrics.alone(W).tolist() == [False, False, True, False]
+    assert metrics.interference(W)[:3].tolist() == pytest.approx([0.65, 1.01, 0.0], abs=1e-6)
+    assert metrics.dimensions_per_feature(W).item() == pytest.approx(2 / (1 + 0.64 + 0.49 + 0.01))
+    assert metrics.dimensionality(torch.zeros(2, 3)).tolist() == [0, 0, 0]
 
 
 def test_monosemantic_neurons():
     W = torch.tensor([[1.0, 0.1, 0.0], [1.0, 0.9, 0.0], [0.01, 0.0, 0.0]])
-    assert toy_neurons.monosemantic(W).tolist() == [True, False, False]
+    assert metrics.monosemantic(W).tolist() == [True, False, False]
 
 
 def sample(**kwargs) -> torch.Tensor:
@@ -226,7 +224,7 @@ def test_training_finds_the_two_most_important_dense_features():
     toy.train(model, toy.Features(5, 1.0), steps=500, batch=256, lr=2e-2)
     losses = toy.test_loss(model, toy.Features(5, 1.0))
     best = model.W[losses.argmin()].detach()
-    assert toy.represented(best).tolist() == [True, True, False, False, False]
+    assert metrics.represented(best).tolist() == [True, True, False, False, False]
     assert losses.min().item() == pytest.approx(0.036585, rel=0.03)
 
 
@@ -279,7 +277,7 @@ BAD = {
         torch.zeros(1, 3, 4), torch.zeros(1, 2, 4)
     ),
     "no steps": lambda: toy.train(toy.ToyModel(toy.ToyConfig(3, 1)), toy.Features(3), steps=0),
-    "an unknown preset": lambda: toy_experiments.introduction("huge"),
+    "an unknown preset": lambda: toy_check.result("introduction", "huge"),
     "an unknown experiment": lambda: toy_check.result("no_such", "smoke"),
 }
 
@@ -291,19 +289,19 @@ def test_bad_settings_are_named(what):
 
 
 def test_wilson_interval():
-    assert toy.wilson(0, 10) == pytest.approx((0, 0.2775), abs=1e-3)
-    assert toy.wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-3)
-    assert toy.wilson(0, 0) == (0, 1)
+    assert metrics.wilson(0, 10) == pytest.approx((0, 0.2775), abs=1e-3)
+    assert metrics.wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-3)
+    assert metrics.wilson(0, 0) == (0, 1)
 
 
 def test_gaps_of_a_pentagon_sum_to_a_circle():
-    gaps = toy_experiments.angles(circle(5).float())
+    gaps = metrics.angles(circle(5).float())
     assert gaps.tolist() == pytest.approx([72] * 5, abs=1e-3)
 
 
 def test_case_probabilities_follow_their_case():
     first, second, fifth = (
-        toy_variants.case_probabilities(list(toy_variants.CASES)[i], 0.01, 0.5, 4)
+        toy_experiments.case_probabilities(toy_experiments.CASES[i], 0.01, 0.5, 4)
         for i in (0, 1, 4)
     )
     assert (first.diff(dim=1) < 0).all() and (second.diff(dim=1) > 0).all()
@@ -313,20 +311,57 @@ def test_case_probabilities_follow_their_case():
     )
 
 
-def test_random_rotations_are_orthogonal_and_lower_alignment_of_an_axis_basis():
-    Q = toy_variants.random_rotations(50, 5)
-    assert torch.allclose(Q @ Q.mT, torch.eye(5).expand(50, 5, 5), atol=1e-5)
-    assert toy_variants.alignment(torch.eye(5)).item() == 1
-    assert toy_variants.alignment(Q @ torch.eye(5)).mean() < 0.8
+def test_rotated_weights_keep_their_geometry_and_lose_their_alignment():
+    W = torch.eye(5).expand(50, 5, 5)
+    turned = metrics.randomly_rotated(W)
+    assert torch.allclose(turned.mT @ turned, W, atol=1e-5)
+    assert not torch.allclose(turned[0], turned[1]), "every instance has its own rotation"
+    assert metrics.alignment(W).tolist() == [1] * 50
+    assert metrics.alignment(turned).mean() < 0.8
+
+
+def test_cosines_within_sets_and_across():
+    W = torch.tensor([[1.0, 0.0, -2.0, 0.0], [0.0, 3.0, 0.0, 1.0]])
+    within, across = metrics.set_cosines(W, 2)
+    assert within.tolist() == [0, 0]
+    assert across.tolist() == [-1, 0, 0, 1]
+
+
+def test_the_last_features_phase():
+    ignored = [[1.0, 0.1]]
+    antipodal = [[1.0, -1.0]]
+    dedicated = [[0.1, 1.0]]
+    assert metrics.phase(torch.tensor([ignored, antipodal, dedicated])).tolist() == [0, 1, 2]
+
+
+def test_the_absolute_value_needs_a_positive_and_a_negative_neuron_for_each_feature():
+    W = torch.tensor([[2.0, 0], [-0.5, 0], [0, 1], [0, -1]])
+    out = torch.tensor([[0.5, 2, 0, 0], [0, 0, 1, 1]])
+    assert metrics.solves_absolute_value(W, out)
+    assert not metrics.solves_absolute_value(W.abs(), out), "no neuron sees a negative value"
+    assert not metrics.solves_absolute_value(W, 1.1 * out), "the output would be a tenth too large"
+    assert not metrics.solves_absolute_value(W[:3], out[:, :3]), "a neuron is missing"
+
+
+def test_participation_counts_equal_inputs():
+    weight = torch.tensor([[1.0, 1, 1, 0], [2.0, 0, 0, 0]])
+    assert metrics.participation(weight).tolist() == [3, 1]
+
+
+def test_targets_of_pairs_and_sums():
+    x = torch.arange(-5.0, 15).view(1, 20, 1)
+    assert toy_experiments.pair_max(x)[0, :, 0].tolist() == list(range(-4, 15, 2))
+    assert toy_experiments.pair_min(x)[0, :, 0].tolist() == list(range(-5, 14, 2))
+    assert toy_experiments.sums_of_ten(x)[0, :, 0].tolist() == [25, 95]
 
 
 def test_largest_names_the_class_or_none():
     x = torch.tensor([[[0.2, 0.0, 0.9], [0.5, 0.0, 0.1]]])
-    assert toy_variants.largest(x).tolist() == [[1, 2, 0]]
+    assert toy_experiments.largest(x).tolist() == [[1, 2, 0]]
 
 
 def test_resampling_revives_dead_latents_alone_and_clears_their_moments():
-    sae = toy_autoencoder.ToyAutoencoder(2, 2, 3, torch.tensor([False, False]))
+    sae = toy_autoencoder.ToyAutoencoder(2, 3, torch.tensor([False, False]))
     optimizer = torch.optim.Adam(sae.parameters(), lr=1e-3)
     h = torch.randn(2, 2, 200, generator=torch.Generator().manual_seed(0))
     ((sae.decode(sae.encode(h)) - h).square().sum() + sae.b_enc.sum()).backward()
@@ -357,111 +392,133 @@ def test_recovery_needs_the_direction_itself():
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toy")
-    return folder, {name: toy_check.result(name, "smoke", folder) for name in toy_check.EXPERIMENTS}
+    return folder, {name: toy_check.result(name, "smoke", folder) for name in toy_check.RUNS}
 
 
-@pytest.mark.parametrize("name", toy_check.EXPERIMENTS)
-def test_every_experiment_runs_and_is_plain(smoke, name):
-    result = smoke[1][name]
-    assert json.loads(json.dumps(result, allow_nan=False)) == result
+@pytest.mark.parametrize("name", toy_experiments.EXPERIMENTS)
+def test_every_experiment_keeps_weights_and_losses_of_every_setting_and_seed(smoke, name):
+    row = toy_experiments.EXPERIMENTS[name]
+    found = smoke[1].get(name) or toy_experiments.run(name, "smoke")
+    for variant, r in (found if isinstance(found, dict) else {"": found}).items():
+        e = row.variant(variant) if variant else row
+        seeds = toy_experiments.SMOKE.seeds
+        assert r.W.shape == (len(r.p), seeds, e.d_hidden, e.n_features)
+        assert r.losses.shape == (len(r.p), seeds) and r.losses.isfinite().all()
+        assert (r.W_out is None) == ("n_outputs" not in e.model)
+        assert torch.equal(r.best_W[0], r.W[0, r.losses[0].argmin()])
 
 
-def test_results_are_cached_by_their_settings(smoke, monkeypatch):
+def test_a_variant_changes_its_row():
+    row = toy_experiments.EXPERIMENTS["correlated_sets"]
+    ten = row.variant("2x10")
+    assert (ten.n_features, ten.features["set_size"], ten.sizes) == (20, 10, row.sizes)
+    sums = toy_experiments.EXPERIMENTS["many_hidden"].variant("sums")
+    assert sums.model == {"hidden": "relu", "n_outputs": 6}, "arguments of the model are added"
+
+
+def test_slow_training_keeps_snapshots_of_four_times_the_steps(smoke):
+    r = smoke[1]["learning_dynamics"]
+    steps = r.measured["step"]
+    assert steps.tolist() == list(range(4 * toy_experiments.SMOKE.steps))
+    assert r.measured["W_by_step"].shape == (len(steps), 4, 10, 100)
+    assert r.measured["loss_by_step"].shape == (len(steps), 4)
+
+
+def test_results_are_cached_by_their_source(smoke, monkeypatch):
     folder, results = smoke
-    monkeypatch.setitem(
-        toy_check.EXPERIMENTS, "gelu", lambda preset: pytest.fail("the cached result was not used")
-    )
-    monkeypatch.setattr(toy_check.inspect, "getmodule", lambda fn: toy_variants)
-    assert toy_check.result("gelu", "smoke", folder) == results["gelu"]
-    (folder / "gelu.smoke.json").write_text('{"key": "cut sho')
-    monkeypatch.setitem(toy_check.EXPERIMENTS, "gelu", lambda preset: {"ran": "again"})
-    assert toy_check.result("gelu", "smoke", folder) == {"ran": "again"}
+    monkeypatch.setitem(toy_check.RUNS, "recipes", lambda preset: {"ran": "again"})
+    assert toy_check.result("recipes", "smoke", folder) == results["recipes"]
+    path = folder / "recipes.smoke.pt"
+    path.write_bytes(path.read_bytes()[:100])
+    assert toy_check.result("recipes", "smoke", folder) == {"ran": "again"}
+    monkeypatch.setitem(toy_check.RUNS, "recipes", lambda preset: {"ran": "a third time"})
+    assert toy_check.result("recipes", "smoke", folder) == {"ran": "again"}
+    monkeypatch.setattr(toy_check, "SOURCES", b"changed")
+    assert toy_check.result("recipes", "smoke", folder) == {"ran": "a third time"}
 
 
-def test_cache_key_changes_with_the_size(monkeypatch):
-    before = toy_check.cache_key("gelu", "smoke")
-    monkeypatch.setitem(
-        toy_variants.SIZES,
-        "gelu",
-        (toy_experiments.Size(2, 1, 31, 64), *toy_variants.SIZES["gelu"][1:]),
-    )
-    assert toy_check.cache_key("gelu", "smoke") != before
+def test_a_cached_result_equals_the_one_made(smoke):
+    folder, results = smoke
+    made, again = results["adversarial"], toy_check.result("adversarial", "smoke", folder)
+    assert torch.equal(made.W, again.W) and made.W_out is again.W_out is None
+    assert torch.equal(made.measured["same_inputs"], again.measured["same_inputs"])
 
 
 def test_experiments_run_on_one_thread(monkeypatch):
     """Small products on several threads wait for each other: beside other work, minutes for seconds."""
     monkeypatch.setitem(
-        toy_check.EXPERIMENTS, "gelu", lambda preset: {"threads": torch.get_num_threads()}
+        toy_check.RUNS, "recipes", lambda preset: {"threads": torch.get_num_threads()}
     )
-    monkeypatch.setattr(toy_check, "cache_key", lambda name, preset: "key")
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        assert toy_check.result("gelu", "smoke") == {"threads": 1}
+        assert toy_check.result("recipes", "smoke") == {"threads": 1}
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
 
 
-def test_every_figure_and_sentence_can_be_made(smoke):
-    r = smoke[1]
-    for name, fig in toy_check.all_figures(r).items():
-        assert fig.data and fig.to_plotly_json(), name
-    said = [
-        toy_findings.introduction(r["introduction"]),
-        toy_findings.dropout(r["dropout"]),
-        toy_findings.autoencoder(r["autoencoder"]),
-    ]
-    assert all(len(s) > 50 for s in said)
-    assert len(toy_findings.five_cases(r["five_cases"])) == 3
+def pentagon_weights(cells: int, shape: list[list[float]]) -> torch.Tensor:
+    """Ten seeds of every cell with these five columns."""
+    return torch.tensor(shape).expand(cells, 10, 2, 5).clone()
 
 
-def test_observations_count_what_they_say():
-    def row(case, counts, kept, alone):
-        return {
-            "case": case,
-            "low": 0.1,
-            "high": 1.0,
-            "seeds": sum(counts),
-            "represented_counts": counts,
-            "represented_features": kept,
-            "alone_features": alone,
-        }
-
-    rows = [
-        row("1 important = dense", [0, 0, 0, 6, 4, 0], 34, 10),
-        row("2 important = sparse", [0, 0, 0, 5, 5, 0], 35, 1),
-        row("5 equal importance", [0, 0, 0, 10, 0, 0], 30, 9),
-    ]
-    never_five, all_shared, almost = toy_variants.observations(rows)
-    assert never_five["holds"] and never_five["share"][0] == 0
-    assert all_shared["holds"] and all_shared["share"][0] == pytest.approx(34 / 35)
-    assert not almost["holds"] and almost["share"][0] == pytest.approx(0.7)
-    rows[0]["represented_counts"][5] = 1
-    assert not toy_variants.observations(rows)[0]["holds"]
+def test_the_talks_claims_count_what_they_say():
+    cells = toy_experiments.case_cells(1)
+    square = [[1.0, -1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, -1.0, 0.0]]
+    W = pentagon_weights(len(cells), square)
+    never_five, every, almost = metrics.talk_claims(W, cells)
+    assert never_five["holds"].startswith("p 0.01–0.1: 0%")
+    assert every["holds"].startswith("p 0.01–0.1: 100%") and almost["does not hold"] == "nowhere"
+    W[4, :3, :, 1] = 0  # equal importance: in three of ten seeds one feature stands alone
+    _, every, almost = metrics.talk_claims(W, cells)
+    assert every["does not hold"] == "nowhere" and almost["holds"].startswith("p 0.01–0.1: 92%")
+    W[4, :, :, 1] = 0
+    assert metrics.talk_claims(W, cells)[2]["does not hold"].startswith("p 0.01–0.1: 67%")
+    W[0, 0] = circle(5).float()
+    assert metrics.talk_claims(W, cells)[0]["does not hold"].startswith("p 0.01–0.1: 2%")
 
 
 def test_gates_fail_on_untrained_models(smoke):
-    full_like = dict(smoke[1])
-    rows = toy_gates.autoencoder(full_like.__getitem__) + toy_gates.phases(full_like.__getitem__)
-    assert rows and not all(row["passed"] for row in rows)
+    rows = toy_gates.all_gates(smoke[1].__getitem__)
+    assert len(rows) == 38 and sum(row["passed"] for row in rows) < 20
+    json.dumps(rows, allow_nan=False)
     assert toy_check.gates_table(rows).count("\n") == len(rows) + 2
 
 
-def test_the_librarys_recipes_train_on_the_toy_model():
-    found = toy_recipes.recipes("smoke")
+def test_the_introductions_gates_pass_on_pentagons_alone():
+    dense = torch.eye(2, 5)[None, None]
+    pentagon = 1.15 * circle(5).float()[None, None]
+    result = toy_experiments.Result(
+        torch.tensor([1.0, 0.02]),
+        torch.tensor([[0.036585], [4e-4]]),
+        torch.cat([dense, pentagon]),
+        None,
+        {},
+    )
+    assert all(row["passed"] for row in toy_gates.introduction(result))
+    result.W[1, 0, :, 4] = 0
+    failed = [row["what"] for row in toy_gates.introduction(result) if not row["passed"]]
+    assert len(failed) == 4 and all("p ≤ 0.035" in what for what in failed)
+
+
+def test_the_librarys_recipes_train_on_the_toy_model(smoke):
+    found = smoke[1]["recipes"]
     assert set(found) == {
         f"{name}, {w} resampling"
         for name in ("bricken_2023", "ward_2024")
         for w in ("with", "without")
     }
-    for r in found.values():
-        assert (
-            r["all_five"][1] == 1
-            and 0 <= r["directions"] <= 1
-            and r["dead_latents"][1] == 5
-            and r["norm_ratio"] > 0
-        )
-    assert list(toy_recipes.table(found)["dead latents"]) == [
-        f"{r['dead_latents'][0]} of 5" for r in found.values()
-    ]
+    for row in found.values():
+        assert row["all five found"].endswith(" of 1") and row["dead latents"].endswith(" of 5")
+        assert float(row["output / input norm"]) > 0 and row["directions found"].endswith("%")
+
+
+def test_figures_of_every_kind(smoke):
+    r = smoke[1]
+    panels = {"norms": {"best": r["introduction"].losses}}
+    assert len(toy_figures.curves(r["introduction"].p, panels, "t").data) == 1
+    fig = toy_figures.polygons(r["introduction"].best_W, ["a", "b"], "t", 2)
+    assert sum(trace.mode == "lines+markers" for trace in fig.data) == 10
+    assert len(toy_figures.neurons({"in": r["absolute_value"].best_W[0]}, "t").data) == 3
+    assert len(toy_figures.weights_and_norms(r["weights_and_norms"], "t").data) == 4

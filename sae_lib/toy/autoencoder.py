@@ -1,54 +1,51 @@
-"""A sparse autoencoder on the toy model, where the truth is known: does it find the five directions, and how short are its outputs?"""
+"""Sparse autoencoders on the toy model, where the truth is known: do they find the five
+directions, and how short are the outputs?
+"""
 
 import math
+import tempfile
+from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from sae_lib.model.activations import ActivationTable
 from sae_lib.progress import tqdm
+from sae_lib.sae import training
+from sae_lib.sae.recipes import RECIPES
+from sae_lib.settings import SAESettings
 from sae_lib.toy import models as toy
-from sae_lib.toy.experiments import Size, plain, size_of, train_grid
+from sae_lib.toy.experiments import PRESETS, SMOKE, Size, run
+from sae_lib.toy.metrics import represented, wilson
 
-SIZES: dict[str, tuple[Size, Size, Size]] = {
-    "autoencoder": (
-        Size(1, 2, 60, 128, 1e-3),
-        Size(1, 16, 3000, 256, 3e-3),
-        Size(1, 16, 20000, 1024, 1e-3),
-    ),
-}
 DENSITY, L1, RECOVERED = 0.025, 0.2, 0.95
+SIZES = (SMOKE, Size(1, 16, 2000, 256, 4e-3), Size(1, 16, 20000, 1024, 1e-3))
+# Whether silent latents are resampled, and whether the encoder starts as the decoder's transpose.
+VARIANTS = {"without": (False, False), "with": (True, False), "transposed": (False, True)}
+RECIPE_SIZES = (Size(1, 1, 4), Size(1, 2, 300), Size(1, 8, 2000))
+TABLE_ROWS, POSITIONS = 1024, 64  # hidden activations drawn once: 65 536, read in shuffled order
 
 
 class ToyAutoencoder(nn.Module):
-    """Independent autoencoders side by side: `f = ReLU(W_enc (h − b_dec) + b_enc)`, `ĥ = W_dec f + b_dec`, samples as columns.
+    """Independent autoencoders side by side: `f = ReLU(W_enc (h − b_dec) + b_enc)`, `ĥ = W_dec f +
+    b_dec`, samples as columns.
 
-    The encoder starts as the decoder's transpose where `transposed`, elsewhere on its own (Xavier-normal).
+    The encoder starts as the decoder's transpose where `transposed`, elsewhere on its own (Xavier-
+    normal).
     """
 
-    def __init__(
-        self,
-        n_instances: int,
-        d_in: int,
-        d_sae: int,
-        transposed: Bool[Tensor, " instance"],
-        seed: int = 0,
-    ):
+    def __init__(self, d_in: int, d_sae: int, transposed: Bool[Tensor, " instance"], seed: int = 0):
         super().__init__()
-        generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
-        decoder, encoder = (
-            torch.randn(n_instances, d_in, d_sae, generator=generator, device=generator.device)
-            for _ in range(2)
-        )
-        decoder = decoder / decoder.norm(dim=1, keepdim=True)
-        encoder = torch.where(
-            transposed.to(decoder.device)[:, None, None],
-            decoder,
-            encoder * math.sqrt(2 / (d_in + d_sae)),
-        )
+        generator, n = torch.Generator().manual_seed(seed), len(transposed)
+        decoder, encoder = (torch.randn(n, d_in, d_sae, generator=generator) for _ in range(2))
+        decoder = F.normalize(decoder, dim=1)
+        own = encoder * math.sqrt(2 / (d_in + d_sae))
+        encoder = torch.where(transposed[:, None, None], decoder, own)
         self.W_dec, self.W_enc = nn.Parameter(decoder), nn.Parameter(encoder.mT.contiguous())
-        self.b_enc = nn.Parameter(torch.zeros(n_instances, d_sae, 1))
-        self.b_dec = nn.Parameter(torch.zeros(n_instances, d_in, 1))
+        self.b_enc = nn.Parameter(torch.zeros(n, d_sae, 1))
+        self.b_dec = nn.Parameter(torch.zeros(n, d_in, 1))
 
     def encode(
         self, h: Float[Tensor, "instance d_in sample"]
@@ -71,7 +68,8 @@ def resample(
     optimizer: torch.optim.Adam,
     generator: torch.Generator,
 ) -> None:
-    """Point each dead latent at an input drawn with probability ∝ squared error², encoder at 0.2 of the live norm (Bricken et al. 2023).
+    """Point each dead latent at an input drawn with probability ∝ squared error², encoder at 0.2
+    of the live norm (Bricken et al. 2023).
 
     Adam's memory of the replaced weights is cleared.
     """
@@ -80,11 +78,10 @@ def resample(
     error = (sae.decode(sae.encode(h)) - h).square().sum(1)
     drawn = torch.multinomial(error.square() + 1e-20, dead.shape[1], generator=generator)
     direction = (h - sae.b_dec).gather(2, drawn[:, None, :].expand(-1, h.shape[1], -1))
-    direction = direction / direction.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    direction = F.normalize(direction, dim=1)
     norms, live = sae.W_enc.norm(dim=2), ~dead
-    live_norm = torch.where(
-        live.any(1), (norms * live).sum(1) / live.sum(1).clamp(min=1), torch.ones_like(norms[:, 0])
-    )
+    live_norm = (norms * live).sum(1) / live.sum(1).clamp(min=1)
+    live_norm = torch.where(live.any(1), live_norm, torch.ones_like(live_norm))
     new = {
         "W_dec": (direction, dead[:, None, :]),
         "W_enc": (0.2 * live_norm[:, None, None] * direction.mT, dead[:, :, None]),
@@ -97,18 +94,17 @@ def resample(
             optimizer.state[parameter][moment].masked_fill_(mask, 0)
 
 
-def base_model(size: Size, want: int) -> tuple[Float[Tensor, "instance 2 5"], int, int]:
-    """Weights of `want` toy models (5 → 2, p = 0.025, equal importance) with all five features represented; how many of how many did.
+def pentagons(preset: str, n: int) -> tuple[Float[Tensor, "instance 2 5"], int, int]:
+    """Weights of n toy models with all five features represented; how many of how many had them.
 
-    Where fewer do, they are repeated; where none does (a run too short), the lowest losses stand in.
+    Where fewer have, they are repeated; where none has (a run too short), the lowest losses stand
+    in.
     """
-    trained = train_grid(
-        Size(1, 2 * want, min(size.steps, 2000), size.batch, 1e-2), torch.tensor([DENSITY]), 5, 2
-    )
+    trained = run("pentagons", preset)[""]
     W = trained.W[0][trained.losses[0].argsort()]
-    full = toy.represented(W).all(-1)
+    full = represented(W).all(-1)
     pool = W[full] if bool(full.any()) else W
-    return pool[torch.arange(want) % len(pool)], int(full.sum()), len(W)
+    return pool[torch.arange(n) % len(pool)], int(full.sum()), len(W)
 
 
 def train_autoencoders(
@@ -119,62 +115,68 @@ def train_autoencoders(
     d_sae: int = 5,
     seed: int = 0,
 ) -> ToyAutoencoder:
-    """Train one autoencoder on each toy model's hidden layer; those with `resampling` revive silent latents.
+    """Train one autoencoder on each toy model's hidden layer; those with `resampling` revive
+    silent latents.
 
-    L = mean (h − ĥ)² + 0.2 Σ f, unit decoder. Resampled every eighth of the run: latents silent in the fiftieth before it.
+    L = mean (h − ĥ)² + 0.2 Σ f, unit decoder. Resampled every eighth of the run: latents silent in
+    the fiftieth before it.
     """
-    generator = torch.Generator(W.device).manual_seed(seed + 1)
+    generator = torch.Generator().manual_seed(seed + 1)
     features = toy.Features(W.shape[-1], DENSITY)
-    sae = ToyAutoencoder(len(W), W.shape[1], d_sae, transposed, seed)
+    sae = ToyAutoencoder(W.shape[1], d_sae, transposed, seed)
     optimizer = torch.optim.Adam(sae.parameters(), lr=size.lr, fused=True)
     every, window = max(size.steps // 8, 2), max(size.steps // 40, 1)
-    fired = torch.zeros(len(W), d_sae, dtype=torch.bool, device=W.device)
-    for step in tqdm(
-        range(size.steps), desc="toy autoencoders", leave=False, mininterval=1.0, disable=None
-    ):
-        h = W @ features.sample(len(W), size.batch, generator)
+    fired = torch.zeros(len(W), d_sae, dtype=torch.bool)
+    steps = range(size.steps)
+    for step in tqdm(steps, desc="toy autoencoders", leave=False, mininterval=1.0, disable=None):
+        h = W @ features.sample(len(W), size.batch, generator, streams=size.seeds)
         if step % every == 0 and step:
             resample(sae, ~fired & resampling[:, None], h, optimizer, generator)
         if step % every == every - window:
             fired.zero_()
         f = sae.encode(h)
-        fired |= (f > 0).any(2)
-        loss = (sae.decode(f) - h).square().mean((1, 2)) + L1 * f.sum(1).mean(1)
+        if step % every >= every - window:
+            fired |= (f > 0).any(2)
+        errors = F.mse_loss(sae.decode(f), h, reduction="none")
+        loss = errors.sum() / h[0].numel() + L1 * f.sum() / size.batch
         optimizer.zero_grad()
-        loss.sum().backward()
+        loss.backward()
         optimizer.step()
         with torch.no_grad():
-            sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True).clamp(min=1e-12)
+            sae.W_dec.copy_(F.normalize(sae.W_dec, dim=1))
     return sae
 
 
-@torch.no_grad()
 def recovery(
     decoder: Float[Tensor, "instance d_in latent"], W: Float[Tensor, "instance d_in feature"]
 ) -> Float[Tensor, "instance feature"]:
     """For each true direction the largest cosine with a decoder direction."""
-    unit = lambda x: x / x.norm(dim=1, keepdim=True).clamp(min=1e-12)  # noqa: E731
-    return (unit(W).mT @ unit(decoder)).amax(-1)
+    return (F.normalize(W, dim=1).mT @ F.normalize(decoder, dim=1)).amax(-1)
+
+
+def share(recovered: Bool[Tensor, "instance feature"]) -> list[float]:
+    """In how many of how many instances all directions are recovered, and the 95 % interval of
+    the share.
+    """
+    k, n = int(recovered.all(1).sum()), len(recovered)
+    return [k, n, *wilson(k, n)]
 
 
 @torch.no_grad()
-def measure(sae: ToyAutoencoder, W: Float[Tensor, "instance d_in feature"]) -> dict:
-    """Dead latents, firing rate of the live ones, output/input norm, and output norm for one feature of rising strength."""
-    generator = torch.Generator(W.device).manual_seed(99)
-    h = W @ toy.Features(W.shape[-1], DENSITY).sample(len(W), 20000, generator)
+def measure(sae: ToyAutoencoder, W: Float[Tensor, "instance d_in feature"]) -> dict[str, Tensor]:
+    """Firing rates, output/input norm, recovered directions, and output norm for one feature of
+    rising strength.
+    """
+    h = W @ toy.Features(W.shape[-1], DENSITY).sample(
+        len(W), 20000, torch.Generator().manual_seed(99), streams=1
+    )
     f = sae.encode(h)
-    rate = (f > 0).float().mean(2)
-    active = h.norm(dim=1) > 0
-    output = (sae.W_dec @ f).norm(dim=1)
-    strength = torch.linspace(0, 1, 21)
-    single = W[:, :, :, None] * strength  # one feature alone at each strength
+    output, active = (sae.W_dec @ f).norm(dim=1), h.norm(dim=1) > 0
+    single = W[..., None] * torch.linspace(0, 1, 21)  # one feature alone at each strength
     alone = sae.W_dec @ sae.encode(single.flatten(2))
-    cosine = recovery(sae.W_dec, W)
     return {
-        "cosine": cosine,
-        "recovered": (cosine > RECOVERED).sum(1),
-        "dead": (rate == 0).sum(1),
-        "rate": rate,
+        "cosine": recovery(sae.W_dec, W),
+        "rate": (f > 0).float().mean(2),
         "norm_ratio": (output * active).sum(1) / (h.norm(dim=1) * active).sum(1),
         "decoder": sae.W_dec,
         "single_input": single.norm(dim=1),
@@ -182,36 +184,67 @@ def measure(sae: ToyAutoencoder, W: Float[Tensor, "instance d_in feature"]) -> d
     }
 
 
-VARIANTS = {
-    "without": (False, False),
-    "with": (True, False),
-    "transposed": (False, True),
-}  # (resampling, encoder starts as decoder's transpose)
-
-
 def autoencoder(preset: str) -> dict:
-    """Five latents on the 5 → 2 pentagon: without resampling, with it, and started with the encoder as the decoder's transpose."""
-    size = size_of("autoencoder", preset, SIZES)
-    W, n_full, n_base = base_model(size, n := size.seeds)
+    """Five latents on the 5 → 2 pentagon: without resampling, with it, and started with the
+    encoder as the decoder's transpose.
+    """
+    size = SIZES[PRESETS.index(preset)]
+    W, n_full, n_trained = pentagons(preset, size.seeds)
     every = W.repeat(len(VARIANTS), 1, 1)
-    resampling, transposed = (
-        torch.tensor([v[i] for v in VARIANTS.values()]).repeat_interleave(n) for i in range(2)
-    )
+    resampling, transposed = torch.tensor(list(VARIANTS.values())).repeat_interleave(len(W), 0).T
     result = measure(train_autoencoders(every, resampling, transposed, size), every)
-    out = {"W": W, "base_five": [n_full, n_base], "p": DENSITY, "l1": L1, "instances": n}
-    for i, name in enumerate(VARIANTS):
-        mine = {k: v[i * n : (i + 1) * n] for k, v in result.items()}
-        all_five = int((mine["recovered"] == W.shape[-1]).sum())
-        live = mine["rate"][mine["rate"] > 0]
-        best = int(mine["cosine"].amin(1).argmax())
-        out[name] = {
-            k: mine[k] for k in ("cosine", "recovered", "dead", "norm_ratio", "decoder")
-        } | {
-            "all_five": [all_five, n, *toy.wilson(all_five, n)],
-            "dead_latents": [int(mine["dead"].sum()), mine["rate"].numel()],
-            "median_rate": live.median() if len(live) else 0.0,
-            "best": best,
-            "single_input": mine["single_input"][best],
-            "single_output": mine["single_output"][best],
-        }
-    return plain(out)
+    out = {"W": W, "pentagons": [n_full, n_trained], "instances": len(W)}
+    for name, part in zip(VARIANTS, torch.arange(len(every)).split(len(W)), strict=True):
+        out[name] = {key: value[part] for key, value in result.items()}
+        out[name]["recovered"] = out[name]["cosine"] > RECOVERED
+        out[name]["all_five"] = share(out[name]["recovered"])
+        out[name]["dead"] = int((out[name]["rate"] == 0).sum())
+    return out
+
+
+def recipes(preset: str) -> dict[str, dict]:
+    """Five latents on the 5 → 2 pentagon by the training loop of notebook 03, each recipe with and
+    without resampling.
+
+    λ is the recipe's own; dead are latents silent on all of the hidden activations. Keys are the
+    table's columns.
+    """
+    size, out = RECIPE_SIZES[PRESETS.index(preset)], {}
+    W, _, _ = pentagons(preset, size.seeds)
+    features, generator = toy.Features(W.shape[-1], DENSITY), torch.Generator().manual_seed(7)
+    hidden = (W @ features.sample(len(W), TABLE_ROWS * POSITIONS, generator)).mT.contiguous()
+    norms = hidden.norm(dim=-1)
+    for name in RECIPES if preset == "full" else ("bricken_2023", "ward_2024"):
+        for resampling in (False, True) if RECIPES[name].resampling else (False,):
+            trained = [_train(h, name, resampling, size, seed) for seed, h in enumerate(hidden)]
+            acts = torch.stack([sae.encode(h) for sae, h in zip(trained, hidden, strict=True)])
+            W_dec = torch.stack([sae.W_dec for sae in trained])
+            recovered = recovery(W_dec.mT, W) > RECOVERED
+            outputs = (acts @ W_dec).norm(dim=-1)[norms > 0]
+            all_five = share(recovered)
+            out[f"{name}, {'with' if resampling else 'without'} resampling"] = {
+                "all five found": f"{all_five[0]} of {all_five[1]}",
+                "directions found": f"{recovered.float().mean():.0%}",
+                "dead latents": f"{int((acts.amax(1) == 0).sum())} of {recovered.numel()}",
+                "output / input norm": f"{outputs.sum() / norms.sum():.2f}",
+            }
+    return out
+
+
+def _train(hidden: Float[Tensor, "n d_in"], name: str, resampling: bool, size: Size, seed: int):
+    activations = size.steps * size.batch
+    settings = SAESettings(
+        recipe=name,
+        d_sae=5,
+        activations=activations,
+        resampling=resampling,
+        dead_window=max(1, activations // 10),
+        resampling_inputs=8192,
+        buffer_rows=TABLE_ROWS,
+        log_every=10**9,
+        checkpoint_every=10**9,
+        k=1 if RECIPES[name].k else None,
+    )
+    rows = torch.arange(TABLE_ROWS * POSITIONS).reshape(TABLE_ROWS, POSITIONS).numpy()
+    with tempfile.TemporaryDirectory() as scratch:
+        return training.fit(ActivationTable(hidden), rows, settings, seed, Path(scratch), {})[0]

@@ -1,25 +1,37 @@
-"""The experiments of "Toy models of superposition" (Elhage et al. 2022): each a function of a preset that returns plain results.
+"""The experiments on toy models as one table: shape, features, importance, sizes and variants of
+each, and what trains them.
 
-Learning rate 1e-2 with cosine decay reaches the losses of the paper's 1e-3 in a fifth of its steps (`introduction` shows it).
+They follow "Toy Models of Superposition" (Elhage et al. 2022), the talk "Experiments with
+Mechanistic Interpretability" and
+"200 concrete open problems in mechanistic interpretability" (Nanda 2022). A result is the trained
+weights and losses of
+every setting and seed; `metrics` measures them. Learning rate 1e-2 with cosine decay reaches the
+losses of the paper's 1e-3
+in a fifth of its steps (`introduction` shows it).
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lib.errors import SettingsError
 from sae_lib.toy import models as toy
 
-DENSITIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 PRESETS = ("smoke", "laptop", "full")
+DENSITIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+SNAPSHOTS = 60  # of the weights while they train, where an experiment keeps them
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much of an experiment to run: `points` settings × `seeds` instances, `steps` of `batch` samples."""
+    """How much of an experiment to run: `points` settings × `seeds` instances, `steps` of
+    `batch` samples.
+    """
 
     points: int
     seeds: int
@@ -28,121 +40,61 @@ class Size:
     lr: float = 1e-2
 
 
-SIZES: dict[str, tuple[Size, Size, Size]] = {
-    "introduction": (Size(3, 2, 60, 128, 3e-2), Size(8, 6, 600, 512, 2e-2), Size(13, 16, 2000)),
-    "weights_and_norms": (Size(2, 1, 40, 128), Size(7, 2, 300, 512, 2e-2), Size(7, 8, 2000)),
-    "weights_and_norms_large": (
-        Size(2, 1, 30, 64),
-        Size(7, 1, 200, 256, 2e-2),
-        Size(7, 2, 2000, 512),
-    ),
-    "linear_control": (Size(2, 1, 40, 128), Size(7, 2, 300, 512, 2e-2), Size(7, 4, 2000)),
-    "phase_diagram": (
-        Size(3, 2, 40, 64, 3e-2),
-        Size(9, 10, 250, 256, 3e-2),
-        Size(13, 12, 1000, 512, 2e-2),
-    ),
-    "phase_diagram_three": (
-        Size(3, 2, 40, 64, 3e-2),
-        Size(7, 6, 200, 256, 3e-2),
-        Size(9, 8, 800, 256, 2e-2),
-    ),
-    "uniform_superposition": (
-        Size(3, 1, 30, 64),
-        Size(10, 1, 250, 256, 2e-2),
-        Size(16, 1, 1200, 512),
-    ),
-    "varied_density": (
-        Size(3, 2, 40, 128, 3e-2),
-        Size(9, 4, 400, 512, 2e-2),
-        Size(17, 12, 800, 512),
-    ),
-    "correlated_pairs": (Size(2, 2, 60, 128, 3e-2), Size(5, 4, 400, 512, 2e-2), Size(5, 12, 2000)),
-    "anticorrelated_pairs": (
-        Size(2, 2, 60, 128, 3e-2),
-        Size(5, 4, 400, 512, 2e-2),
-        Size(5, 12, 2000),
-    ),
-    "correlated_sets": (Size(2, 1, 40, 128, 3e-2), Size(2, 4, 400, 512, 2e-2), Size(2, 8, 1500)),
-}
+SMOKE = Size(2, 2, 20, 64, 2e-2)  # of every experiment: too short to show anything but that it runs
 
 
-def size_of(name: str, preset: str, sizes: dict[str, tuple[Size, Size, Size]] = SIZES) -> Size:
-    """The size of an experiment under a preset; raises `SettingsError` for a preset that does not exist."""
-    if preset not in PRESETS:
-        raise SettingsError(f"toy.preset: {preset!r} is unknown; there are: {', '.join(PRESETS)}")
-    return sizes[name][PRESETS.index(preset)]
+@dataclass(frozen=True)
+class Experiment:
+    """One row of the table; sizes are those of the presets laptop and full.
 
+    `probability` is a tuple of densities, or a function of the size that returns them as
+    `[setting]`,
+    `[setting, feature]` or `[setting, seed, feature]`. `importance` is the base of base^i, or a
+    function of the size.
+    `variants` change fields of the row; `slow` trains at a tenth of the learning rate for four
+    times
+    the steps, without decay. `measure` sees the trained model and the row.
+    """
 
-def plain(value, digits: int = 4):
-    """Tensors, tuples and nested dicts as JSON-ready lists and numbers with `digits` significant digits."""
-    if isinstance(value, Tensor):
-        value = value.detach().cpu().tolist()
-    if isinstance(value, dict):
-        return {str(k): plain(v, digits) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v, digits) for v in value]
-    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
+    n_features: int
+    d_hidden: int
+    sizes: tuple[Size, Size]
+    probability: tuple[float, ...] | Callable[[Size], Tensor] = DENSITIES
+    importance: float | Callable[[Size], Tensor] = 1.0
+    features: dict = field(default_factory=dict)  # other arguments of `toy.Features`
+    model: dict = field(default_factory=dict)  # other arguments of `toy.ToyConfig`
+    target: Callable[[Tensor], Tensor] = toy.itself
+    slow: bool = False
+    snapshots: bool = False
+    measure: Callable[[toy.ToyModel, toy.Features, "Experiment"], dict[str, Tensor]] | None = None
+    variants: dict[str, dict] = field(default_factory=dict)
+
+    def variant(self, name: str) -> "Experiment":
+        """The row with a variant's changes; arguments of the model are added to the row's."""
+        changes = dict(self.variants[name])
+        changes["model"] = self.model | changes.get("model", {})
+        return replace(self, variants={}, **changes)
 
 
 @dataclass
-class Trained:
-    """Trained instances, unflattened to `[setting, seed, …]`."""
+class Result:
+    """Weights and losses of all instances, as `[setting, seed, …]`, and what was measured on
+    them.
+    """
 
-    model: toy.ToyModel
-    features: toy.Features
+    p: Float[Tensor, "setting ..."]
     losses: Float[Tensor, "setting seed"]
+    W: Float[Tensor, "setting seed hidden feature"]
+    W_out: Float[Tensor, "setting seed output hidden"] | None
+    measured: dict[str, Tensor]
 
-    def by_setting(self, tensor: Tensor) -> Tensor:
-        """`[instance, …]` as `[setting, seed, …]`."""
-        return tensor.detach().unflatten(0, tuple(self.losses.shape))
+    def best(self, values: Tensor) -> Tensor:
+        """From `[setting, seed, …]` the seed with the lowest loss of each setting."""
+        return values[torch.arange(len(values)), self.losses.argmin(1)]
 
     @property
-    def W(self) -> Float[Tensor, "setting seed hidden feature"]:
-        return self.by_setting(self.model.W)
-
-    def best(self, tensor: Tensor) -> Tensor:
-        """From `[setting, seed, …]` the seed with the lowest loss of each setting."""
-        return tensor[torch.arange(len(tensor)), self.losses.argmin(1).cpu()]
-
-
-def train_grid(
-    size: Size,
-    probability: Tensor,
-    n_features: int,
-    d_hidden: int,
-    *,
-    target=lambda x: x,
-    values="uniform",
-    sets="independent",
-    set_size=1,
-    importance=1.0,
-    seed=0,
-    on_step=None,
-    decay=True,
-    **config,
-) -> Trained:
-    """Train `settings × seeds` instances at once; rows of `probability [setting]` or `[setting, feature]` are the settings."""
-    rows = probability if probability.ndim == 2 else probability[:, None]
-    rows = rows.expand(-1, n_features).repeat_interleave(size.seeds, 0)
-    if isinstance(importance, Tensor) and importance.ndim == 2:
-        importance = importance.repeat_interleave(size.seeds, 0)
-    features = toy.Features(n_features, rows, values, sets, set_size)
-    model = toy.ToyModel(toy.ToyConfig(n_features, d_hidden, len(rows), importance, **config), seed)
-    toy.train(
-        model,
-        features,
-        target,
-        steps=size.steps,
-        batch=size.batch,
-        lr=size.lr,
-        seed=seed,
-        streams=size.seeds,
-        on_step=on_step,
-        decay=decay,
-    )
-    losses = toy.test_loss(model, features, target).unflatten(0, (-1, size.seeds))
-    return Trained(model, features, losses)
+    def best_W(self) -> Float[Tensor, "setting hidden feature"]:
+        return self.best(self.W)
 
 
 def powers(base: float, n: int) -> list[float]:
@@ -157,232 +109,487 @@ def spread(values: tuple[float, ...], points: int) -> Tensor:
     )
 
 
-def angles(W: Float[Tensor, "2 feature"]) -> Float[Tensor, " gap"]:
-    """Angular gaps in degrees between neighbouring represented features in the plane, summing to 360."""
-    kept = W[:, toy.represented(W)]
-    turn = torch.rad2deg(torch.atan2(kept[1], kept[0])).sort().values
-    return torch.diff(turn, append=turn[:1] + 360)
+def train(e: Experiment, size: Size, seed: int = 0) -> Result:
+    """Train settings × seeds as one batched model; seed k of every setting sees the same
+    numbers.
+    """
+    if e.slow:
+        size = replace(size, steps=4 * size.steps, lr=size.lr / 10)
+    p, features, importance = instances(e, size)
+    n = len(features.rows)
+    config = toy.ToyConfig(e.n_features, e.d_hidden, n, importance=importance, **e.model)
+    model, history = toy.ToyModel(config, seed), []
 
+    def keep(step: int, model: toy.ToyModel, losses: Tensor) -> None:
+        if step % max(size.steps // SNAPSHOTS, 1) == 0:
+            history.append((torch.tensor(step), model.W.detach().clone(), losses))
 
-def introduction(preset: str) -> dict:
-    """5 features in 2 dimensions, importance 0.9^i: two directions at p = 1, a pentagon when features are rare."""
-    size = size_of("introduction", preset)
-    p = spread((*(20 ** -torch.linspace(0, 1, 10)).tolist(), 0.035, 0.02, 0.01), size.points)
-    t = train_grid(size, p, 5, 2, importance=powers(0.9, 5))
-    n_kept = toy.represented(t.W).sum(-1)
-    kept = toy.represented(t.W)
-    best = t.best(t.W)
-    return plain(
-        {
-            "p": p,
-            "importance": powers(0.9, 5),
-            "losses": t.losses,
-            "n_represented": n_kept,
-            "dense_loss_closed_form": sum(powers(0.9, 5)[2:]) / 60,
-            "W": best,
-            "b": t.best(t.by_setting(t.model.b))[..., 0],
-            "norms": best.norm(dim=-2),
-            "dimensionality": toy.dimensionality(best),
-            "gaps": [angles(w) for w in best],
-            "kept_sets": kept.int(),
-            "share_of_five": [
-                (k := int((row == 5).sum()), len(row), *toy.wilson(k, len(row))) for row in n_kept
-            ],
-        },
-        5,
+    toy.train(
+        model,
+        features,
+        e.target,
+        steps=size.steps,
+        batch=size.batch,
+        lr=size.lr,
+        decay=not e.slow,
+        seed=seed,
+        streams=size.seeds,
+        on_step=keep if e.snapshots else None,
     )
+    measured = e.measure(model, features, e) if e.measure else {}
+    values = {
+        "losses": toy.test_loss(model, features, e.target),
+        "W": model.W,
+        "W_out": model.W_out,
+    }
+    shape = (len(p), size.seeds)
+    for part in (measured, values):
+        for name, value in part.items():
+            part[name] = None if value is None else value.detach().unflatten(0, shape)
+    for i, name in enumerate(("step", "W_by_step", "loss_by_step") if history else ()):
+        measured[name] = torch.stack([snapshot[i] for snapshot in history])
+    return Result(p, **values, measured=measured)
 
 
-def _weights_and_norms(name: str, preset: str, n: int, m: int, base: float, **config) -> dict:
-    size = size_of(name, preset)
-    p = spread(DENSITIES, size.points)
-    t = train_grid(size, p, n, m, importance=powers(base, n), **config)
-    W, kept = t.best(t.W), toy.represented(t.W).sum(-1)
-    return plain(
-        {
-            "p": p,
-            "n": n,
-            "m": m,
-            "importance_base": base,
-            "W": W,
-            "norms": W.norm(dim=-2),
-            "interference": toy.interference(W),
-            "dimensionality": toy.dimensionality(W),
-            "n_represented": toy.represented(W).sum(-1),
-            "n_represented_all_seeds": kept,
-            "loss": t.losses.amin(1),
-            "sum_dimensionality": toy.dimensionality(t.W).sum(-1),
-        },
-        3 if n > 40 else 4,
+def instances(e: Experiment, size: Size) -> tuple[Tensor, toy.Features, Tensor | list[float]]:
+    """The densities of the settings; features and importances of all instances, setting by
+    setting.
+    """
+    p = (
+        spread(e.probability, size.points)
+        if isinstance(e.probability, tuple)
+        else e.probability(size)
     )
+    rows = p[:, None] if p.ndim == 1 else p
+    rows = rows[:, None].expand(-1, size.seeds, -1) if rows.ndim == 2 else rows
+    features = toy.Features(e.n_features, rows.flatten(0, 1).expand(-1, e.n_features), **e.features)
+    if callable(e.importance):
+        return p, features, e.importance(size).repeat_interleave(size.seeds, 0)
+    return p, features, powers(e.importance, e.model.get("n_outputs") or e.n_features)
 
 
-def weights_and_norms(preset: str) -> dict:
-    """20 features in 5 dimensions, importance 0.7^i, seven densities."""
-    return _weights_and_norms("weights_and_norms", preset, 20, 5, 0.7)
-
-
-def weights_and_norms_large(preset: str) -> dict:
-    """80 features in 20 dimensions, importance 0.9^i, seven densities."""
-    return _weights_and_norms("weights_and_norms_large", preset, 80, 20, 0.9)
-
-
-def linear_control(preset: str) -> dict:
-    """The same 20 features in 5 dimensions without the ReLU: the most important five, orthogonal, at every density."""
-    return _weights_and_norms("linear_control", preset, 20, 5, 0.7, output="identity")
-
-
-def _phase_diagram(name: str, preset: str, n: int) -> dict:
-    size = size_of(name, preset)
-    importance, density = torch.logspace(-1, 1, size.points), torch.logspace(-2, 0, size.points)
-    cells = torch.cartesian_prod(density, importance)
-    rows = torch.cat([torch.ones(len(cells), n - 1), cells[:, 1:]], 1)
-    t = train_grid(size, cells[:, 0], n, n - 1, importance=rows)
-    W = t.best(t.W)
-    kept = toy.represented(W)
-    shared = toy.interference(W)[:, -1] > toy.ALONE_INTERFERENCE
-    phase = torch.where(
-        ~kept[:, -1], 0, torch.where(kept.all(1) & shared, 1, 2)
-    )  # ignored, in superposition, dedicated
-    cosine = torch.nn.functional.cosine_similarity(W[:, :, 0], W[:, :, -1], dim=1)
-    grid = lambda x: x.unflatten(0, (size.points, size.points))  # noqa: E731
-    return plain(
-        {
-            "density": density,
-            "importance": importance,
-            "phase": grid(phase),
-            "norm": grid(W[:, :, -1].norm(dim=1)),
-            "interference": grid(toy.interference(W)[:, -1]),
-            "cosine": grid(cosine),
-            "loss": grid(t.losses.amin(1)),
-            "seeds": size.seeds,
-        }
-    )
-
-
-def phase_diagram(preset: str) -> dict:
-    """2 features in 1 dimension: is the extra feature (the last) ignored, stored in superposition, or given the dimension?"""
-    return _phase_diagram("phase_diagram", preset, 2)
-
-
-def phase_diagram_three(preset: str) -> dict:
-    """3 features in 2 dimensions; harder to replicate, shown without a gate."""
-    return _phase_diagram("phase_diagram_three", preset, 3)
-
-
-def uniform_superposition(preset: str) -> dict:
-    """200 equal features in 20 dimensions: dimensions per feature sticks at 1 and at 1/2."""
-    size = size_of("uniform_superposition", preset)
-    inverse = torch.logspace(0, math.log10(20), size.points)
-    n, m = (200, 20) if preset == "full" else (100, 10)
-    t = train_grid(size, 1 / inverse, n, m)
-    W = t.W[:, 0]
-    D = toy.dimensionality(W)
-    return plain(
-        {
-            "n": n,
-            "m": m,
-            "inverse_density": inverse,
-            "dimensions_per_feature": toy.dimensions_per_feature(W),
-            "dimensionality": [d[k] for d, k in zip(D, toy.represented(W), strict=True)],
-            "sum_dimensionality": D.sum(1),
-            "loss": t.losses[:, 0],
-        },
-        3,
-    )
-
-
-def varied_density(preset: str) -> dict:
-    """5 equal features in 2 dimensions at p = 0.05, one of them ×10^−3 … ×10: square, then pentagon."""
-    size = size_of("varied_density", preset)
-    factor = torch.logspace(-3, 1, size.points)
-    rows = torch.full((size.points, 5), 0.05)
-    rows[:, 0] *= factor
-    t = train_grid(size, rows, 5, 2)
-    best, kept = t.best(t.W), toy.represented(t.W)
-    return plain(
-        {
-            "factor": factor,
-            "W": best,
-            "norm_varied": best[:, :, 0].norm(dim=1),
-            "n_represented": kept.sum(-1),
-            "varied_represented": kept[..., 0].float().mean(1),
-            "losses": t.losses,
-            "dimensionality": toy.dimensionality(best),
-        }
-    )
-
-
-def cosines(
-    W: Float[Tensor, "*instance hidden feature"],
-) -> Float[Tensor, "*instance feature other"]:
-    """Cosine between every two feature directions."""
-    unit = W / W.norm(dim=-2, keepdim=True).clamp(min=1e-12)
-    return unit.mT @ unit
-
-
-def _pairs(name: str, preset: str, sets: str, p: Tensor, init_scale: float = 1.0) -> dict:
-    t = train_grid(size_of(name, preset), p, 4, 2, sets=sets, set_size=2, init_scale=init_scale)
-    C = cosines(t.W)
+def run(name: str, preset: str) -> dict[str, Result]:
+    """An experiment's results by variant; the one result of an experiment without variants is
+    named "".
+    """
+    if preset not in PRESETS:
+        raise SettingsError(f"toy.preset: {preset!r} is unknown; there are: {', '.join(PRESETS)}")
+    e = EXPERIMENTS[name]
+    variants = {v: e.variant(v) for v in e.variants} or {"": e}
     return {
-        "p": p,
-        "within_cosine": torch.stack([C[..., 0, 1], C[..., 2, 3]], -1),
-        "across_cosine": C[..., :2, 2:].flatten(-2),
-        "kept": toy.represented(t.W).sum(-1),
-        "losses": t.losses,
-        "W": t.best(t.W),
+        v: train(row, (SMOKE, *row.sizes)[PRESETS.index(preset)]) for v, row in variants.items()
     }
 
 
-def correlated_pairs(preset: str) -> dict:
-    """Two correlated pairs in 2 dimensions: the features of a pair become orthogonal."""
-    return plain(
-        _pairs(
-            "correlated_pairs",
-            preset,
-            "correlated",
-            400 ** -torch.linspace(0.5, 1, size_of("correlated_pairs", preset).points),
-        )
+# --- densities and importances
+
+
+def phase_cells(size: Size) -> Float[Tensor, "cell density_importance"]:
+    """Every density from 0.01 to 1 with every importance of the extra feature from 0.1 to 10."""
+    return torch.cartesian_prod(
+        torch.logspace(-2, 0, size.points), torch.logspace(-1, 1, size.points)
     )
 
 
-def anticorrelated_pairs(preset: str) -> dict:
-    """Two anti-correlated pairs in 2 dimensions: antipodal within a pair; more runs find it from small weights."""
-    p = 10 ** -torch.linspace(0.5, 1, size_of("anticorrelated_pairs", preset).points)
-    return plain(
-        {
-            name: _pairs("anticorrelated_pairs", preset, "anticorrelated", p, scale)
-            for name, scale in (("xavier", 1.0), ("small", 0.25))
-        }
+def phase_density(size: Size) -> Float[Tensor, " cell"]:
+    return phase_cells(size)[:, 0]
+
+
+def phase_importance(size: Size) -> Float[Tensor, "cell 2"]:
+    cells = phase_cells(size)
+    return torch.stack([torch.ones(len(cells)), cells[:, 1]], 1)
+
+
+def phase_importance_three(size: Size) -> Float[Tensor, "cell 3"]:
+    return phase_importance(size)[:, [0, 0, 1]]
+
+
+def one_to_twentieth(size: Size) -> Float[Tensor, " setting"]:
+    """Densities whose inverse, the paper's 1/(1−S), is 1 … 20."""
+    return 1 / torch.logspace(0, math.log10(20), size.points)
+
+
+def one_varied(size: Size) -> Float[Tensor, "setting 5"]:
+    """Density 0.05, the first feature's times 0.001 … 10."""
+    rows = torch.full((size.points, 5), 0.05)
+    rows[:, 0] *= torch.logspace(-3, 1, size.points)
+    return rows
+
+
+def correlated_density(size: Size) -> Float[Tensor, " setting"]:
+    return 400 ** -torch.linspace(0.5, 1, size.points)
+
+
+def anticorrelated_density(size: Size) -> Float[Tensor, " setting"]:
+    return 10 ** -torch.linspace(0.5, 1, size.points)
+
+
+def two_decades(size: Size) -> Float[Tensor, " setting"]:
+    return torch.logspace(0, -2, size.points)
+
+
+# The talk's five cases of features with unequal densities, each with several lowest and highest densities.
+RANGES = ((0.01, 0.1), (0.001, 0.1), (0.05, 0.5), (0.1, 1.0), (0.001, 1.0))
+CASES = (
+    "1 important = dense",
+    "2 important = sparse",
+    "3 random, one draw",
+    "4 random, another draw",
+    "5 equal importance",
+    "3–4 with a draw per seed",
+)
+
+
+def case_probabilities(
+    case: str, low: float, high: float, seeds: int
+) -> Float[Tensor, "seed feature"]:
+    """Densities of the five features: even steps in log space for the ordered cases, log-uniform
+    draws for the others.
+
+    Cases 3 and 4 are one draw each for all seeds; in the last two, every seed has a draw of its
+    own.
+    """
+    ladder = torch.logspace(math.log10(high), math.log10(low), 5)
+    number = CASES.index(case)
+    if number < 2:
+        return (ladder if number == 0 else ladder.flip(0)).expand(seeds, 5)
+    u = torch.rand(
+        1 if number < 4 else seeds, 5, generator=torch.Generator().manual_seed(100 + number)
     )
+    return low * (high / low) ** u.expand(seeds, 5)
 
 
-def correlated_sets(preset: str) -> dict:
-    """Correlated sets, 3 × 2 → 2 and 2 × 10 → 10: sets lie side by side; within a set nearly orthogonal."""
-    size, out = size_of("correlated_sets", preset), {}
-    for n_sets, of, m in ((3, 2, 2), (2, 10, 10)):
-        n = n_sets * of
-        t = train_grid(size, torch.tensor([0.05, 0.01]), n, m, sets="correlated", set_size=of)
-        C, G = cosines(t.W), t.W.mT @ t.W
-        group = torch.arange(n) // of
-        same, other = (
-            (group[:, None] == group) & ~torch.eye(n, dtype=torch.bool),
-            group[:, None] != group,
-        )
-        both = toy.represented(t.W)[..., :, None] & toy.represented(t.W)[..., None, :]
-        mean = lambda x, mask: (  # noqa: E731
-            (x * (mask & both)).sum((-2, -1)) / (mask & both).sum((-2, -1)).clamp(min=1)  # noqa: B023
-        )  # noqa: B023, E731
-        out[f"{n_sets}x{of}"] = {
-            "p": [0.05, 0.01],
-            "W": t.best(t.W),
-            "within_cosine": mean(C, same),
-            "across_cosine": mean(C, other),
-            "within_abs_cosine": mean(C.abs(), same),
-            "across_abs_cosine": mean(C.abs(), other),
-            "within_weight": (G.square() * same).sum((-2, -1)),
-            "across_weight": (G.square() * other).sum((-2, -1)),
-            "n_represented": toy.represented(t.W).sum(-1),
-            "losses": t.losses,
-        }
-    return plain(out)
+def case_cells(points: int) -> list[tuple[str, float, float]]:
+    """Every case with each of the first `points` ranges."""
+    return [(case, *span) for case in CASES for span in RANGES[:points]]
+
+
+def cases_probability(size: Size) -> Float[Tensor, "cell seed 5"]:
+    return torch.stack([case_probabilities(*c, size.seeds) for c in case_cells(size.points)])
+
+
+def cases_importance(size: Size) -> Float[Tensor, "cell 5"]:
+    """0.9^i, and 1 in the case of equal importance."""
+    cells = case_cells(size.points)
+    return torch.tensor([powers(1.0 if c[0].startswith("5") else 0.9, 5) for c in cells])
+
+
+# --- targets
+
+
+def pair_min(x: Tensor) -> Tensor:
+    """The smaller of each two neighbours; AND of binary features."""
+    return x.unflatten(1, (-1, 2)).amin(2)
+
+
+def pair_max(x: Tensor) -> Tensor:
+    """The larger of each two neighbours; OR of binary features."""
+    return x.unflatten(1, (-1, 2)).amax(2)
+
+
+def sums_of_ten(x: Tensor) -> Tensor:
+    """Σ|x| over each ten neighbours."""
+    return x.abs().unflatten(1, (-1, 10)).sum(2)
+
+
+def largest(x: Float[Tensor, "instance feature sample"]) -> Int[Tensor, "instance sample"]:
+    """The class of each sample: the largest feature, or one class more ("none") when none is
+    active.
+    """
+    top, where = x.max(1)
+    return torch.where(top > 0, where, x.shape[1])
+
+
+# --- measurements on the trained model
+
+
+@torch.no_grad()
+def unexplained(model: toy.ToyModel, features: toy.Features, e: Experiment) -> dict[str, Tensor]:
+    """Σ(y − ŷ)² / Σ(y − mean y)² over fresh samples and all outputs."""
+    x = features.sample(model.config.n_instances, 8192, torch.Generator().manual_seed(11))
+    y = e.target(x)
+    total = (y - y.mean(2, keepdim=True)).square().sum((1, 2))
+    return {"unexplained": (model(x) - y).square().sum((1, 2)) / total}
+
+
+def class_recall(model: toy.ToyModel, features: toy.Features, e: Experiment) -> dict[str, Tensor]:
+    """Share of each class's samples whose largest output is that class; classes are those of
+    `largest`.
+    """
+    x = features.sample(model.config.n_instances, 8192, torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        right = model(x).argmax(1) == largest(x)
+    truth = F.one_hot(largest(x), features.n_features + 1)
+    return {"recall": (truth * right[..., None]).sum(1) / truth.sum(1).clamp(min=1)}
+
+
+def attack_loss(
+    model: toy.ToyModel,
+    x: Float[Tensor, "instance feature sample"],
+    epsilon: float = 0.1,
+    steps: int = 10,
+) -> Float[Tensor, " instance"]:
+    """Mean added loss under the worst L2 step of length `epsilon` on each input, by projected
+    gradient ascent.
+    """
+
+    def excess(d: Tensor) -> Tensor:
+        return ((model(x + d) - x).square() * model.importance[..., None]).sum(1)
+
+    delta = torch.zeros_like(x) + 1e-4
+    for _ in range(steps):
+        delta = delta.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(excess(delta).sum(), delta)
+        delta = delta.detach() + epsilon * F.normalize(gradient, dim=1)
+        delta = delta * (epsilon / delta.norm(dim=1, keepdim=True).clamp(min=epsilon))
+    with torch.no_grad():
+        return (excess(delta) - excess(torch.zeros_like(x))).mean(1)
+
+
+def attacked(model: toy.ToyModel, features: toy.Features, e: Experiment) -> dict[str, Tensor]:
+    """Loss that an attack adds, on the same inputs for all models (p = 0.3) and at each model's
+    own density.
+
+    At a small density most inputs are empty, and the negative biases absorb the attack.
+    """
+    inputs = {"same_inputs": toy.Features(e.n_features, 0.3), "own_density": features}
+    n = model.config.n_instances
+    return {
+        name: attack_loss(model, of.sample(n, 2048, torch.Generator().manual_seed(7)))
+        for name, of in inputs.items()
+    }
+
+
+# --- the table
+
+COMPUTES = {"hidden": "relu"}  # neurons with untied weights, y = out(W_out ReLU(Wx) + b)
+SIGNED = {"values": "signed"}
+BIG = (Size(7, 2, 300, 512, 2e-2), Size(7, 8, 2000))
+PAIRS = (Size(5, 4, 400, 512, 2e-2), Size(5, 12, 2000))
+THREE = (Size(7, 6, 200, 256, 3e-2), Size(9, 8, 800, 256, 2e-2))
+
+
+def _pair_functions() -> dict[str, dict]:
+    tasks = {"AND": ("binary", pair_min), "OR": ("binary", pair_max), "max": ("uniform", pair_max)}
+    return {
+        f"{task} {m}": {"features": {"values": values}, "target": target, "d_hidden": m}
+        for task, (values, target) in tasks.items()
+        for m in (20, 10, 5)
+    }
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "introduction": Experiment(
+        5,
+        2,
+        (Size(8, 6, 600, 512, 2e-2), Size(13, 16, 2000)),
+        (*(20 ** -torch.linspace(0, 1, 10)).tolist(), 0.035, 0.02, 0.01),
+        importance=0.9,
+    ),
+    # Which choices decide how many seeds find the pentagon.
+    "starting_points": Experiment(
+        5,
+        2,
+        (Size(2, 8, 125, 256, 2e-2), Size(2, 24, 1000, 512)),
+        (0.05, 0.035),
+        importance=0.9,
+        variants={
+            "fast": {},
+            "fast, small start": {"model": {"init_scale": 0.2}},
+            "slow": {"slow": True},
+            "slow, small start": {"slow": True, "model": {"init_scale": 0.2}},
+        },
+    ),
+    "weights_and_norms": Experiment(20, 5, BIG, importance=0.7),
+    "weights_and_norms_large": Experiment(
+        80,
+        20,
+        (Size(7, 1, 200, 256, 2e-2), Size(7, 2, 2000, 512)),
+        importance=0.9,
+    ),
+    "linear_control": Experiment(20, 5, BIG, importance=0.7, model={"output": "identity"}),
+    "phase_diagram": Experiment(
+        2,
+        1,
+        (Size(9, 10, 250, 256, 3e-2), Size(13, 12, 1000, 512, 2e-2)),
+        phase_density,
+        phase_importance,
+    ),
+    "phase_diagram_three": Experiment(3, 2, THREE, phase_density, phase_importance_three),
+    "uniform_superposition": Experiment(
+        100,
+        10,
+        (Size(10, 1, 250, 256, 2e-2), Size(16, 1, 1200, 512)),
+        one_to_twentieth,
+    ),
+    "varied_density": Experiment(
+        5,
+        2,
+        (Size(9, 4, 400, 512, 2e-2), Size(17, 12, 800, 512)),
+        one_varied,
+    ),
+    "correlated_pairs": Experiment(
+        4, 2, PAIRS, correlated_density, features={"sets": "correlated", "set_size": 2}
+    ),
+    "anticorrelated_pairs": Experiment(
+        4,
+        2,
+        PAIRS,
+        anticorrelated_density,
+        features={"sets": "anticorrelated", "set_size": 2},
+        variants={"xavier": {}, "small": {"model": {"init_scale": 0.25}}},
+    ),
+    "correlated_sets": Experiment(
+        6,
+        2,
+        (Size(2, 4, 400, 512, 2e-2), Size(2, 8, 1500)),
+        (0.05, 0.01),
+        features={"sets": "correlated", "set_size": 2},
+        variants={
+            "3x2": {},
+            "2x10": {
+                "n_features": 20,
+                "d_hidden": 10,
+                "features": {"sets": "correlated", "set_size": 10},
+            },
+        },
+    ),
+    "learning_dynamics": Experiment(
+        100,
+        10,
+        (Size(1, 1, 300, 512, 3e-2), Size(1, 1, 1000)),
+        (0.45,),
+        model={"init_scale": 0.1},
+        slow=True,
+        snapshots=True,
+    ),
+    "adversarial": Experiment(
+        20,
+        5,
+        (Size(7, 2, 300, 512, 2e-2), Size(10, 3, 1000, 512)),
+        two_decades,
+        importance=0.9,
+        measure=attacked,
+    ),
+    "privileged_basis": Experiment(
+        10,
+        5,
+        (Size(7, 4, 400, 512, 2e-2), Size(7, 8, 2000, 512)),
+        (0.75, 0.35, 0.15, 0.1, 0.06, 0.02, 0.01),
+        importance=0.75,
+        model=COMPUTES,
+    ),
+    "absolute_value": Experiment(
+        3,
+        6,
+        (Size(1, 8, 1500, 256, 2e-2), Size(1, 16, 4000, 256)),
+        importance=0.7,
+        features=SIGNED,
+        model=COMPUTES | {"n_outputs": 3},
+        target=torch.abs,
+    ),
+    "absolute_value_large": Experiment(
+        100,
+        40,
+        (Size(5, 1, 200, 256, 2e-2), Size(5, 1, 2000, 512, 5e-3)),
+        DENSITIES[:5],
+        importance=0.8,
+        features=SIGNED,
+        model=COMPUTES | {"n_outputs": 100},
+        target=torch.abs,
+    ),
+    "asymmetric_motif": Experiment(
+        6,
+        10,
+        (Size(1, 6, 800, 256, 2e-2), Size(1, 16, 3000, 256)),
+        (0.2,),
+        importance=0.7,
+        features=SIGNED,
+        model=COMPUTES | {"n_outputs": 6},
+        target=torch.abs,
+    ),
+    "five_cases": Experiment(
+        5,
+        2,
+        (Size(3, 24, 300, 256, 2e-2), Size(5, 100, 800, 256, 2e-2)),
+        cases_probability,
+        cases_importance,
+    ),
+    # Open problems 4.1, 4.3, 4.5 and 4.6, 4.7 to 4.9, 4.10, 4.12 and 4.13, in this order.
+    "dropout": Experiment(
+        10,
+        5,
+        (Size(3, 6, 250, 256, 2e-2), Size(4, 16, 1500, 256)),
+        (1.0, 0.1, 0.03, 0.01),
+        importance=0.75,
+        variants={str(rate): {"model": {"dropout": rate}} for rate in (0.0, 0.1, 0.3, 0.5)},
+    ),
+    "square": Experiment(
+        10,
+        20,
+        (Size(4, 2, 250, 256, 2e-2), Size(5, 4, 1500, 512)),
+        DENSITIES[:5],
+        importance=0.8,
+        features=SIGNED,
+        model=COMPUTES | {"n_outputs": 10, "hidden_bias": True},
+        measure=unexplained,
+        variants={"|x|": {"target": torch.abs}, "x²": {"target": torch.square}},
+    ),
+    # The output is linear, so that the neurons must compute.
+    "pair_functions": Experiment(
+        20,
+        10,
+        (Size(3, 2, 200, 256, 2e-2), Size(5, 3, 1500, 512)),
+        (0.5, 0.3, 0.1, 0.03, 0.01),
+        model=COMPUTES | {"n_outputs": 10, "output": "identity", "hidden_bias": True},
+        measure=unexplained,
+        variants=_pair_functions(),
+    ),
+    "value_types": Experiment(
+        5,
+        2,
+        (Size(5, 8, 300, 256, 2e-2), Size(7, 24, 1000, 512)),
+        (1.0, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02),
+        importance=0.9,
+        variants={
+            values: {"features": {"values": values}}
+            for values in ("uniform", "upper_half", "discrete", "binary")
+        },
+    ),
+    "gelu": Experiment(
+        20,
+        5,
+        (Size(5, 3, 300, 256, 2e-2), Size(7, 4, 1500, 512)),
+        importance=0.7,
+        variants={name: {"model": {"output": name.lower()}} for name in ("ReLU", "GELU")},
+    ),
+    "classification": Experiment(
+        10,
+        2,
+        (Size(4, 3, 300, 256, 2e-2), Size(7, 6, 1500, 512)),
+        (1.0, 0.5, 0.3, 0.1, 0.05, 0.03, 0.01),
+        variants={
+            "cross-entropy": {
+                "target": largest,
+                "model": {"n_outputs": 11, "output": "identity"},
+                "measure": class_recall,
+            },
+            "squared error": {},
+        },
+    ),
+    "many_hidden": Experiment(
+        60,
+        24,
+        (Size(3, 1, 200, 256, 2e-2), Size(5, 3, 1200, 512)),
+        (0.3, 0.1, 0.03, 0.01, 0.003),
+        features=SIGNED,
+        model=COMPUTES,
+        measure=unexplained,
+        variants={
+            "sums": {"target": sums_of_ten, "model": {"n_outputs": 6}},
+            "separate": {"target": torch.abs, "model": {"n_outputs": 60}},
+        },
+    ),
+    # Toy models for `autoencoder` and `recipes`.
+    "pentagons": Experiment(5, 2, (Size(1, 32, 500, 256, 2e-2), Size(1, 32, 2000)), (0.025,)),
+}

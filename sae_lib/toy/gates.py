@@ -1,417 +1,260 @@
-"""What the full toy experiments must show: best of k seeds, shares with tolerance, bounds. Each gate is one row of a table."""
+"""What the full toy experiments must show: best of k seeds, shares with tolerance, bounds. Each
+gate is one row of a table.
+"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-Results = Callable[[str], dict]  # experiment name → its result
+import torch
+from torch import Tensor
+
+from sae_lib.toy import metrics
+from sae_lib.toy.experiments import DENSITIES, Result
+
+Results = Callable[[str], Result | dict]  # experiment name → its result, or its variants' results
 
 
-def gate(experiment: str, what: str, measured, expected: str, passed: bool) -> dict:
+def gate(what: str, measured, expected: str, passed) -> dict:
     """One row of the table; numbers shortened to four significant digits."""
-    short = (
-        [float(f"{x:.4g}") for x in measured]
-        if isinstance(measured, list | tuple)
-        else float(f"{measured:.4g}")
-    )
-    return {
-        "experiment": experiment,
-        "what": what,
-        "measured": short,
-        "expected": expected,
-        "passed": bool(passed),
-    }
+    short = [float(f"{x:.4g}") for x in torch.as_tensor(measured).flatten().tolist()]
+    measured = short if len(short) > 1 else short[0]
+    return {"what": what, "measured": measured, "expected": expected, "passed": bool(passed)}
 
 
-def between(values: list[float], low: float, high: float) -> bool:
-    """Whether all values lie in [low, high]; an empty list does not."""
-    return bool(values) and min(values) >= low and max(values) <= high
+def within(what: str, values: Tensor, low: float, high: float, expected: str) -> dict:
+    """Whether all values lie in [low, high]; no values do not."""
+    if not len(values):
+        return gate(what, 0.0, f"{expected}; there are none", False)
+    ends = values.min().item(), values.max().item()
+    return gate(what, ends, expected, ends[0] >= low and ends[1] <= high)
 
 
-def ends(values: list[float]) -> list[float]:
-    """Smallest and largest."""
-    return [min(values), max(values)]
+def share(holds: Tensor) -> float:
+    """The share of cases that hold; 0 without cases."""
+    return holds.float().mean().item() if holds.numel() else 0.0
 
 
-def introduction(r: Results) -> list[dict]:
+def at_least(what: str, holds: Tensor, least: float) -> dict:
+    """Whether at least that share of the cases holds."""
+    found = share(holds)
+    return gate(what, found, f"≥ {least}", found >= least)
+
+
+def introduction(r: Result) -> Iterator[dict]:
     """Two features at p = 1, the pentagon for rare ones."""
-    x, name = r("introduction"), "introduction"
-    losses, closed = x["losses"][0], x["dense_loss_closed_form"]
-    top_two = [kept == [1, 1, 0, 0, 0] for kept in x["kept_sets"][0]]
-    rare = [i for i, p in enumerate(x["p"]) if p <= 0.0351]
-    gaps, norms, D = (
-        [v for i in rare for v in x[key][i]] for key in ("gaps", "norms", "dimensionality")
+    losses, closed = r.losses[0], sum(0.9**i for i in (2, 3, 4)) / 60
+    two = (metrics.represented(r.W[0]) == torch.tensor([1, 1, 0, 0, 0]).bool()).all(-1)
+    rare = r.p <= 0.0351
+    best = r.best_W[rare]
+    gaps = torch.cat([metrics.angles(w) for w in best])
+    fives = metrics.represented(r.W[rare]).all(-1).float().mean(1)
+    off = abs(losses.min().item() / closed - 1)
+    yield gate("p = 1: lowest loss", losses.min(), f"{closed:.6f} ± 1 %", off < 0.01)
+    yield gate(
+        "p = 1: share of seeds that keep the two most important features alone",
+        two.float().mean(),
+        "≥ 0.25, the lowest loss among them",
+        two.float().mean() >= 0.25 and two[losses.argmin()],
     )
-    fives = [share[0] / share[1] for i, share in enumerate(x["share_of_five"]) if i in rare]
-    return [
-        gate(
-            name,
-            "p = 1: lowest loss",
-            min(losses),
-            f"{closed:.6f} ± 1 %",
-            abs(min(losses) / closed - 1) < 0.01,
-        ),
-        gate(
-            name,
-            "p = 1: share of seeds that keep the two most important features alone",
-            sum(top_two) / len(top_two),
-            "≥ 0.25, the lowest loss among them",
-            sum(top_two) >= len(top_two) / 4 and top_two[losses.index(min(losses))],
-        ),
-        gate(
-            name,
-            "p ≤ 0.035, best seed: angles between neighbours",
-            ends(gaps),
-            "70 … 74 degrees, five features",
-            between(gaps, 70, 74) and len(gaps) == 5 * len(rare),
-        ),
-        gate(
-            name,
-            "p ≤ 0.035, best seed: norms",
-            ends(norms),
-            "1.13 … 1.17",
-            between(norms, 1.13, 1.17),
-        ),
-        gate(name, "p ≤ 0.035, best seed: D", ends(D), "0.39 … 0.41", between(D, 0.39, 0.41)),
-        gate(
-            name, "p ≤ 0.035: share of seeds with all five", ends(fives), "≥ 0.4", min(fives) >= 0.4
-        ),
+    yield within(
+        "p ≤ 0.035, best seed: angles between neighbours",
+        gaps if len(gaps) == 5 * len(best) else gaps[:0],
+        70,
+        74,
+        "70 … 74 degrees, five features",
+    )
+    what = "p ≤ 0.035, best seed: "
+    yield within(what + "norms", best.norm(dim=-2), 1.13, 1.17, "1.13 … 1.17")
+    yield within(what + "D", metrics.dimensionality(best), 0.39, 0.41, "0.39 … 0.41")
+    yield within("p ≤ 0.035: share of seeds with all five", fives, 0.4, 1, "≥ 0.4")
+
+
+def dimensions_filled(r: Result, what: str) -> dict:
+    """The bound ΣD ≤ m, and how close training comes to it."""
+    sums = metrics.dimensionality(r.W[r.p >= 0.01]).sum(-1) / r.W.shape[-2]
+    return within(what, sums, 0.99, 1.0005, "0.99 … 1")
+
+
+def _represented_by_density(r: Result, reference: tuple[int, ...]) -> Iterator[dict]:
+    counts = metrics.represented(r.best_W).sum(-1)
+    expected = torch.tensor(reference)[
+        torch.tensor([DENSITIES.index(round(p, 4)) for p in r.p.tolist()])
     ]
-
-
-def weights(r: Results) -> list[dict]:
-    """Features represented by density; the bound ΣD ≤ m and how close training comes; no superposition without ReLU."""
-    rows = []
-    for name, reference in (
-        ("weights_and_norms", (5, 7, 9, 10, 11, 14, 15)),
-        ("weights_and_norms_large", (20, 27, 33, 41, 50, 57, 62)),
-    ):
-        x = r(name)
-        m, counts = x["m"], x["n_represented"]
-        close = all(abs(c / k - 1) <= 0.2 for c, k in zip(counts, reference, strict=True))
-        sums = [
-            s / m
-            for p, row in zip(x["p"], x["sum_dimensionality"], strict=True)
-            if p >= 0.01
-            for s in row
-        ]
-        rows += [
-            gate(
-                name,
-                "features represented, best seed, by density",
-                counts,
-                f"{list(reference)} ± 20 %, no step down by more than one",
-                close and all(b >= a - 1 for a, b in zip(counts, counts[1:], strict=False)),
-            ),
-            gate(
-                name,
-                "p ≥ 0.01: ΣD / m, all seeds",
-                ends(sums),
-                "0.99 … 1",
-                between(sums, 0.99, 1.0005),
-            ),
-        ]
-    x = r("weights_and_norms")
-    rows.append(
-        gate(
-            "weights_and_norms",
-            "p = 1: D of the first five",
-            ends(x["dimensionality"][0][:5]),
-            "0.99 … 1.01",
-            between(x["dimensionality"][0][:5], 0.99, 1.01),
-        )
+    close = ((counts / expected - 1).abs() <= 0.2).all()
+    yield gate(
+        "features represented, best seed, by density",
+        counts,
+        f"{expected.tolist()} ± 20 %, no step down by more than one",
+        close and (counts.diff() >= -1).all(),
     )
-    x = r("linear_control")
-    crowd = [
-        i
-        for row, norms in zip(x["interference"], x["norms"], strict=True)
-        for i, n in zip(row, norms, strict=True)
-        if n > 0.5
-    ]
-    rows.append(
-        gate(
-            "linear_control",
-            "features represented, by density",
-            x["n_represented"],
-            "5 at every density",
-            set(x["n_represented"]) == {5},
-        )
-    )
-    rows.append(
-        gate(
-            "linear_control",
-            "largest interference of a represented feature",
-            max(crowd),
-            "< 0.05",
-            max(crowd) < 0.05,
-        )
-    )
-    return rows
+    yield dimensions_filled(r, "p ≥ 0.01: ΣD / m, all seeds")
 
 
-def phases(r: Results) -> list[dict]:
+def weights_and_norms(r: Result) -> Iterator[dict]:
+    """Features represented by density, 20 → 5."""
+    yield from _represented_by_density(r, (5, 7, 9, 10, 11, 14, 15))
+    D = metrics.dimensionality(r.best_W)[0, :5]
+    yield within("p = 1: D of the first five", D, 0.99, 1.01, "0.99 … 1.01")
+
+
+def weights_and_norms_large(r: Result) -> Iterator[dict]:
+    """Features represented by density, 80 → 20."""
+    yield from _represented_by_density(r, (20, 27, 33, 41, 50, 57, 62))
+
+
+def linear_control(r: Result) -> Iterator[dict]:
+    """No superposition without ReLU."""
+    kept = metrics.represented(r.best_W)
+    counts, crowd = kept.sum(-1), metrics.interference(r.best_W)[kept]
+    what = "features represented, by density"
+    yield gate(what, counts, "5 at every density", (counts == 5).all())
+    what = "largest interference of a represented feature"
+    yield gate(what, crowd.max() if len(crowd) else 1.0, "< 0.05", (crowd < 0.05).all())
+
+
+def phase_diagram(r: Result) -> Iterator[dict]:
     """Ignored or dedicated when dense, antipodal when sparse."""
-    x, name = r("phase_diagram"), "phase_diagram"
-    cells = [
-        (d, i, x["phase"][a][b], x["cosine"][a][b])
-        for a, d in enumerate(x["density"])
-        for b, i in enumerate(x["importance"])
-    ]
-    dense = [
-        phase == (0 if i < 1 else 2) for d, i, phase, _ in cells if d >= 0.56 and abs(i - 1) > 0.01
-    ]
-    sparse = [phase == 1 and cosine < -0.99 for d, _, phase, cosine in cells if d <= 0.18]
-    return [
-        gate(
-            name,
-            "density ≥ 0.56: share of cells ignored (I < 1) or dedicated (I > 1)",
-            sum(dense) / len(dense),
-            "≥ 0.9",
-            sum(dense) >= 0.9 * len(dense),
-        ),
-        gate(
-            name,
-            "density ≤ 0.18: share of cells with both features, antipodal",
-            sum(sparse) / len(sparse),
-            "≥ 0.95",
-            sum(sparse) >= 0.95 * len(sparse),
-        ),
-    ]
+    importance = torch.logspace(-1, 1, round(len(r.p) ** 0.5)).repeat(round(len(r.p) ** 0.5))
+    phase, cosine = metrics.phase(r.best_W), metrics.cosines(r.best_W)[:, 0, -1]
+    dense = (r.p >= 0.56) & ((importance - 1).abs() > 0.01)
+    right = phase == torch.where(importance < 1, 0, 2)
+    what = "density ≥ 0.56: share of cells ignored (I < 1) or dedicated (I > 1)"
+    yield at_least(what, right[dense], 0.9)
+    what = "density ≤ 0.18: share of cells with both features, antipodal"
+    yield at_least(what, ((phase == 1) & (cosine < -0.99))[r.p <= 0.18], 0.95)
 
 
-def uniform(r: Results) -> list[dict]:
+def uniform_superposition(r: Result) -> Iterator[dict]:
     """The plateaus at one and at one half dimension per feature."""
-    x, name = r("uniform_superposition"), "uniform_superposition"
-    points = list(
-        zip(x["inverse_density"], x["dimensions_per_feature"], x["dimensionality"], strict=True)
+    W, inverse = r.best_W, 1 / r.p
+    ratio, half = metrics.dimensions_per_feature(W), (inverse >= 2.2) & (inverse <= 3.4)
+    what = "1/(1−S) ≤ 1.25: dimensions per feature"
+    yield within(what, ratio[inverse <= 1.25], 0.95, 1.05, "0.95 … 1.05")
+    what = "1/(1−S) from 2.2 to 3.4: dimensions per feature"
+    yield within(what, ratio[half], 0.48, 0.55, "0.48 … 0.55")
+    D = metrics.dimensionality(W[half])[metrics.represented(W[half])]
+    what = "the same: share of features with D within 0.02 of ½"
+    yield at_least(what, (D - 0.5).abs() <= 0.02, 0.7)
+    yield dimensions_filled(r, "ΣD / m")
+
+
+def varied_density(r: Result) -> Iterator[dict]:
+    """A square becomes a pentagon where the varied feature is as dense as the others."""
+    factor, kept = r.p[:, 0] / r.p[:, 1], metrics.represented(r.W)
+    usual, rare = (factor >= 0.9) & (factor <= 3), factor <= 0.1
+    counts = r.best(kept.sum(-1))[usual]
+    what = "factor 1 … 3, best seed: features represented"
+    yield within(what, counts, 5, 5, "5: a pentagon")
+    low, high = (share(kept[at][..., 0]) for at in (rare, usual))
+    yield gate(
+        "share of seeds that represent the varied feature, factor ≤ 0.1 and 1 … 3",
+        [low, high],
+        "≤ 0.25; ≥ 0.6",
+        low <= 0.25 and high >= 0.6,
     )
-    one = [y for s, y, _ in points if s <= 1.25]
-    half = [y for s, y, _ in points if 2.2 <= s <= 3.4]
-    D = [d for s, _, kept in points if 2.2 <= s <= 3.4 for d in kept]
-    near = sum(abs(d - 0.5) <= 0.02 for d in D) / len(D)
-    sums = [s / x["m"] for s in x["sum_dimensionality"]]
-    return [
-        gate(
-            name,
-            "1/(1−S) ≤ 1.25: dimensions per feature",
-            ends(one),
-            "0.95 … 1.05",
-            between(one, 0.95, 1.05),
-        ),
-        gate(
-            name,
-            "1/(1−S) from 2.2 to 3.4: dimensions per feature",
-            ends(half),
-            "0.48 … 0.55",
-            between(half, 0.48, 0.55),
-        ),
-        gate(
-            name, "the same: share of features with D within 0.02 of ½", near, "≥ 0.7", near >= 0.7
-        ),
-        gate(name, "ΣD / m", ends(sums), "0.99 … 1", between(sums, 0.99, 1.0005)),
-    ]
 
 
-def sets(r: Results) -> list[dict]:
-    """One density varied; correlated and anti-correlated features."""
-    x = r("varied_density")
-    best = [
-        row[losses.index(min(losses))]
-        for row, losses in zip(x["n_represented"], x["losses"], strict=True)
-    ]
-    usual = [b for f, b in zip(x["factor"], best, strict=True) if 0.9 <= f <= 3]
-    kept = lambda low, high: [  # noqa: E731
-        share
-        for f, share in zip(x["factor"], x["varied_represented"], strict=True)
-        if low <= f <= high
-    ]  # noqa: E731
-    rare, common = kept(0, 0.1), kept(0.9, 3)
-    rows = [
-        gate(
-            "varied_density",
-            "factor 1 … 3, best seed: features represented",
-            ends(usual),
-            "5: a pentagon",
-            between(usual, 5, 5),
-        ),
-        gate(
-            "varied_density",
-            "share of seeds that represent the varied feature, factor ≤ 0.1 and 1 … 3",
-            [sum(rare) / len(rare), sum(common) / len(common)],
-            "≤ 0.25; ≥ 0.6",
-            sum(rare) <= 0.25 * len(rare) and sum(common) >= 0.6 * len(common),
-        ),
-    ]
-    x = r("correlated_pairs")
-    bests = [
-        abs(c)
-        for row, losses in zip(x["within_cosine"], x["losses"], strict=True)
-        for c in row[losses.index(min(losses))]
-    ]
-    orthogonal = [abs(c) < 0.02 for row in x["within_cosine"] for pair in row for c in pair]
-    rows += [
-        gate(
-            "correlated_pairs",
-            "best seeds: largest within-pair |cosine|",
-            max(bests),
-            "< 0.02",
-            max(bests) < 0.02,
-        ),
-        gate(
-            "correlated_pairs",
-            "all seeds: share of pairs with |cosine| < 0.02",
-            sum(orthogonal) / len(orthogonal),
-            "≥ 0.8",
-            sum(orthogonal) >= 0.8 * len(orthogonal),
-        ),
-    ]
+def correlated_pairs(r: Result) -> Iterator[dict]:
+    """Orthogonal within a pair."""
+    cosine = metrics.set_cosines(r.W, 2)[0].abs()
+    largest = r.best(cosine).max()
+    yield gate("best seeds: largest within-pair |cosine|", largest, "< 0.02", largest < 0.02)
+    yield at_least("all seeds: share of pairs with |cosine| < 0.02", cosine < 0.02, 0.8)
+
+
+def anticorrelated_pairs(variants: dict[str, Result]) -> Iterator[dict]:
+    """Antipodal within a pair."""
     for start, least in (("xavier", 0.4), ("small", 0.6)):
-        x = r("anticorrelated_pairs")[start]
-        bests = [
-            c
-            for row, losses in zip(x["within_cosine"], x["losses"], strict=True)
-            for c in row[losses.index(min(losses))]
-        ]
-        antipodal = [max(pairs) < -0.98 for row in x["within_cosine"] for pairs in row]
-        rows += [
-            gate(
-                "anticorrelated_pairs",
-                f"{start} start, best seeds: within-pair cosine",
-                ends(bests),
-                "−1 … −0.98",
-                between(bests, -1.001, -0.98),
-            ),
-            gate(
-                "anticorrelated_pairs",
-                f"{start} start: share of runs with both pairs antipodal",
-                sum(antipodal) / len(antipodal),
-                f"≥ {least}",
-                sum(antipodal) >= least * len(antipodal),
-            ),
-        ]
-    x = r("correlated_sets")
-    side = [
-        w > a
-        for wr, ar in zip(x["3x2"]["within_cosine"], x["3x2"]["across_cosine"], strict=True)
-        for w, a in zip(wr, ar, strict=True)
-    ]
-    ratio = [
-        w / a
-        for wr, ar in zip(
-            x["2x10"]["within_abs_cosine"], x["2x10"]["across_abs_cosine"], strict=True
-        )
-        for w, a in zip(wr, ar, strict=True)
-    ]
-    rows += [
-        gate(
-            "correlated_sets",
-            "3 × 2 → 2: share of runs with features of a set closer than features of different sets",
-            sum(side) / len(side),
-            "≥ 0.9",
-            sum(side) >= 0.9 * len(side),
-        ),
-        gate(
-            "correlated_sets",
-            "2 × 10 → 10: mean |cosine| within a set / across sets",
-            ends(ratio),
-            "≤ 0.25 (each set its own orthogonal basis)",
-            max(ratio) <= 0.25,
-        ),
-    ]
-    return rows
+        r = variants[start]
+        cosine = metrics.set_cosines(r.W, 2)[0]
+        what = f"{start} start, best seeds: within-pair cosine"
+        yield within(what, r.best(cosine), -1.001, -0.98, "−1 … −0.98")
+        what = f"{start} start: share of runs with both pairs antipodal"
+        yield at_least(what, (cosine < -0.98).all(-1), least)
 
 
-def neurons(r: Results) -> list[dict]:
-    """Dynamics, adversarial examples, privileged basis and the absolute-value model."""
-    x = r("learning_dynamics")
-    D = [[d for d in row if d > 0] for row in x["dimensionality"]]
-    final = sum(abs(d - 0.5) <= 0.03 for d in D[-1]) / max(len(D[-1]), 1)
-    a = r("adversarial")["same_inputs"]["correlation"]
-    p, w, big = r("privileged_basis"), r("absolute_value"), r("absolute_value_large")
-    best = [max(row) for row in p["monosemantic"]]
-    share = big["monosemantic_share"]
-    return [
-        gate(
-            "learning_dynamics",
-            "loss at the end / at the start; share of features with D within 0.03 of ½ at the end",
-            [x["loss"][-1] / x["loss"][0], final],
-            "< 0.8; ≥ 0.5",
-            x["loss"][-1] < 0.8 * x["loss"][0] and final >= 0.5,
-        ),
-        gate(
-            "adversarial",
-            "correlation of vulnerability with features per dimension",
-            a,
-            "≥ 0.8",
-            a >= 0.8,
-        ),
-        gate(
-            "privileged_basis",
-            "monosemantic neurons, best of the seeds, by density",
-            best,
-            "5 at the densest, 0 at the sparsest, no step up by more than one",
-            best[0] == 5
-            and best[-1] == 0
-            and all(b <= a + 1 for a, b in zip(best, best[1:], strict=False)),
-        ),
-        gate(
-            "absolute_value",
-            "seeds with one positive and one negative neuron for each feature, |w1·w2| = 1 ± 0.02, loss < 1e-6",
-            w["solved"][0],
-            f"at least one of {w['solved'][1]}",
-            w["solved"][0] >= 1,
-        ),
-        gate(
-            "absolute_value_large",
-            "share of monosemantic neurons by density",
-            share,
-            "≥ 0.8 at p = 1, ≤ 0.1 at p ≤ 0.01, falling",
-            share[0] >= 0.8
-            and max(share[4:]) <= 0.1
-            and all(b <= a + 0.02 for a, b in zip(share, share[1:], strict=False)),
-        ),
-    ]
+def correlated_sets(variants: dict[str, Result]) -> Iterator[dict]:
+    """Sets lie side by side, each with an orthogonal basis of its own."""
+    inside, across = (c.mean(-1) for c in metrics.set_cosines(variants["3x2"].W, 2))
+    what = "3 × 2 → 2: share of runs with features of a set closer than features of different sets"
+    yield at_least(what, inside > across, 0.9)
+    inside, across = (c.abs().mean(-1) for c in metrics.set_cosines(variants["2x10"].W, 10))
+    what = "2 × 10 → 10: mean |cosine| within a set / across sets"
+    yield within(what, inside / across, 0, 0.25, "≤ 0.25 (each set its own orthogonal basis)")
 
 
-def autoencoder(r: Results) -> list[dict]:
+def learning_dynamics(r: Result) -> Iterator[dict]:
+    """Features settle in antipodal pairs while the loss falls."""
+    loss, W = r.measured["loss_by_step"][:, 0], r.W[0, 0]
+    D = metrics.dimensionality(W)[metrics.represented(W)]
+    fall, half = loss[-1] / loss[0], share((D - 0.5).abs() <= 0.03)
+    yield gate(
+        "loss at the end / at the start; share of features with D within 0.03 of ½ at the end",
+        [fall, half],
+        "< 0.8; ≥ 0.5",
+        fall < 0.8 and half >= 0.5,
+    )
+
+
+def adversarial(r: Result) -> Iterator[dict]:
+    """Vulnerability rises with features per dimension."""
+    found = metrics.correlation(r.measured["same_inputs"], 1 / metrics.dimensions_per_feature(r.W))
+    what = "correlation of vulnerability with features per dimension"
+    yield gate(what, found, "≥ 0.8", found >= 0.8)
+
+
+def privileged_basis(r: Result) -> Iterator[dict]:
+    """Monosemantic neurons where features are dense."""
+    best = metrics.monosemantic(r.W).sum(-1).amax(1)
+    yield gate(
+        "monosemantic neurons, best of the seeds, by density",
+        best,
+        "5 at the densest, 0 at the sparsest, no step up by more than one",
+        best[0] == 5 and best[-1] == 0 and (best.diff() <= 1).all(),
+    )
+
+
+def absolute_value(r: Result) -> Iterator[dict]:
+    """Two neurons for each feature."""
+    solved = metrics.solves_absolute_value(r.W, r.W_out) & (r.losses < 1e-6)
+    what = "seeds with one positive and one negative neuron for each feature"
+    what += ", |w1·w2| = 1 ± 0.02, loss < 1e-6"
+    yield gate(what, solved.sum(), f"at least one of {solved.numel()}", solved.any())
+
+
+def absolute_value_large(r: Result) -> Iterator[dict]:
+    """Monosemantic neurons give way to shared ones."""
+    found = metrics.monosemantic(r.W).float().mean((1, 2))
+    yield gate(
+        "share of monosemantic neurons by density",
+        found,
+        "≥ 0.8 at p = 1, ≤ 0.1 at p ≤ 0.01, falling",
+        found[0] >= 0.8 and (found[r.p <= 0.011] <= 0.1).all() and (found.diff() <= 0.02).all(),
+    )
+
+
+def autoencoder(r: dict) -> Iterator[dict]:
     """Ground truth: resampling decides."""
-    x, name = r("autoencoder"), "autoencoder"
-    n = x["instances"]
-    ratio = x["with"]["norm_ratio"]
-    return [
-        gate(
-            name,
-            f"instances of {n} with all five directions, with resampling",
-            x["with"]["all_five"][0],
-            "≥ 10 of 16",
-            x["with"]["all_five"][0] >= 10 / 16 * n,
-        ),
-        gate(
-            name,
-            f"instances of {n} with all five directions, without",
-            x["without"]["all_five"][0],
-            "≤ 4 of 16",
-            x["without"]["all_five"][0] <= 4 / 16 * n,
-        ),
-        gate(
-            name,
-            "dead latents with resampling, without",
-            [x["with"]["dead_latents"][0], x["without"]["dead_latents"][0]],
-            "≤ 2; ≥ 10 of 80",
-            x["with"]["dead_latents"][0] <= 2 and x["without"]["dead_latents"][0] >= 10,
-        ),
-        gate(
-            name,
-            "output norm / input norm with resampling",
-            ends(ratio),
-            "< 0.75: L1 shrinks",
-            max(ratio) < 0.75,
-        ),
-    ]
+    n, found, without = r["instances"], r["with"], r["without"]
+    for name, word, bound in (("with", "≥ 10", 10), ("without", "≤ 4", 4)):
+        k = r[name]["all_five"][0]
+        what = f"instances of {n} with all five directions, {name} resampling"
+        passed = k >= bound * n / 16 if name == "with" else k <= bound * n / 16
+        yield gate(what, k, f"{word} of 16", passed)
+    dead = found["dead"], without["dead"]
+    what = "dead latents with resampling, without"
+    yield gate(what, dead, "≤ 2; ≥ 10 of 80", dead[0] <= 2 and dead[1] >= 10)
+    what = "output norm / input norm with resampling"
+    yield within(what, found["norm_ratio"], 0, 0.75, "< 0.75: L1 shrinks")
 
 
-def all_gates(r: Results) -> list[dict]:
+GATES = (
+    *(introduction, weights_and_norms, weights_and_norms_large, linear_control, phase_diagram),
+    *(uniform_superposition, varied_density, correlated_pairs, anticorrelated_pairs),
+    *(correlated_sets, learning_dynamics, adversarial, privileged_basis, absolute_value),
+    *(absolute_value_large, autoencoder),
+)
+
+
+def all_gates(results: Results) -> list[dict]:
     """The whole table."""
-    return [
-        row
-        for part in (introduction, weights, phases, uniform, sets, neurons, autoencoder)
-        for row in part(r)
-    ]
+    return [{"experiment": g.__name__, **row} for g in GATES for row in g(results(g.__name__))]

@@ -1,6 +1,8 @@
-"""Toy models of superposition (Elhage et al. 2022): many instances (settings × seeds) trained as one batched model.
+"""Toy models of superposition (Elhage et al. 2022): many instances (settings × seeds) trained as
+one batched model.
 
-Samples are columns, as in the paper's `x' = ReLU(WᵀWx + b)`: `x [instance, feature, sample]`. On a CPU this is also the
+Samples are columns, as in the paper's `x' = ReLU(WᵀWx + b)`: `x [instance, feature, sample]`. On a
+CPU this is also the
 fast layout, because the long axis is the contiguous one.
 """
 
@@ -12,7 +14,7 @@ from functools import cached_property
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from sae_lib.errors import SettingsError
@@ -20,13 +22,18 @@ from sae_lib.progress import tqdm
 
 ACTIVATIONS = {"identity": lambda x: x, "relu": torch.relu, "gelu": F.gelu}
 VALUES = ("uniform", "signed", "binary", "discrete", "upper_half")
-REPRESENTED_NORM = 0.5  # a feature is represented when ‖W_i‖ exceeds this
-ALONE_INTERFERENCE = 0.05  # a represented feature is alone when Σ_{j≠i}(Ŵ_i·W_j)² stays below this
+
+
+def itself(x: Tensor) -> Tensor:
+    """The target of a toy model that reconstructs its features."""
+    return x
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Run small tensor products on one thread, where two would spend their time waiting for each other."""
+    """Run small tensor products on one thread, where two would spend their time waiting for each
+    other.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -51,10 +58,13 @@ def _rows(
 
 @dataclass(frozen=True)
 class Features:
-    """A distribution of sparse features: how likely each is, what values it takes, and which ones come together.
+    """A distribution of sparse features: how likely each is, what values it takes, and which ones
+    come together.
 
-    `probability` is one number, one per feature or `[instances, features]`. `sets` is "independent", "correlated" (the
-    features of a set are active together) or "anticorrelated" (at most one of a set is); sets are consecutive features.
+    `probability` is one number, one per feature or `[instances, features]`. `sets` is
+    "independent", "correlated" (the
+    features of a set are active together) or "anticorrelated" (at most one of a set is); sets are
+    consecutive features.
     """
 
     n_features: int
@@ -114,7 +124,8 @@ class Features:
         """Draw samples, inactive features 0.
 
         Instance i reads stream i % `streams` of the random numbers; without it, each reads its own.
-        Instances that share a stream see common random numbers, so their differences are their settings'.
+        Instances that share a stream see common random numbers, so their differences are their
+        settings'.
         """
         rows, streams = self.rows, streams or n_instances
         if len(rows) not in (1, n_instances):
@@ -144,7 +155,9 @@ class Features:
         return p * (torch.arange(self.n_features, device=p.device)[:, None] % self.set_size)
 
     def _values(self, u: Tensor, active: Tensor | None) -> Tensor:
-        """Values of the wanted kind from uniform numbers; without `active`, u is 0 where inactive."""
+        """Values of the wanted kind from uniform numbers; without `active`, u is 0 where
+        inactive.
+        """
         if self.values == "uniform":
             return u if active is None else u * active
         if self.values == "binary":
@@ -156,7 +169,9 @@ class Features:
 
 @dataclass(frozen=True)
 class ToyConfig:
-    """Shape of the toy model. Without `n_outputs` it is tied, `out(Wᵀ hidden(Wx) + b)`; with it, `out(W_out hidden(Wx + b_h) + b)`."""
+    """Shape of the toy model. Without `n_outputs` it is tied, `out(Wᵀ hidden(Wx) + b)`; with it,
+    `out(W_out hidden(Wx + b_h) + b)`.
+    """
 
     n_features: int
     d_hidden: int
@@ -202,7 +217,9 @@ class ToyConfig:
 
 
 class ToyModel(nn.Module):
-    """`n_instances` independent toy models side by side: `W [instance, hidden, feature]`, column i is feature i's direction."""
+    """`n_instances` independent toy models side by side: `W [instance, hidden, feature]`, column
+    i is feature i's direction.
+    """
 
     def __init__(self, config: ToyConfig, seed: int = 0):
         super().__init__()
@@ -252,7 +269,9 @@ class ToyModel(nn.Module):
     def loss(
         self, x: Float[Tensor, "instance feature sample"], target: Tensor
     ) -> Float[Tensor, " instance"]:
-        """Mean over samples and outputs of importance × squared error; cross-entropy (nats) where `target` holds class numbers."""
+        """Mean over samples and outputs of importance × squared error; cross-entropy (nats)
+        where `target` holds class numbers.
+        """
         y = self(x)
         if not target.is_floating_point():
             return F.cross_entropy(y, target, reduction="none").mean(1)
@@ -267,7 +286,7 @@ class ToyModel(nn.Module):
 def train(
     model: ToyModel,
     features: Features,
-    target: Callable[[Tensor], Tensor] = lambda x: x,
+    target: Callable[[Tensor], Tensor] = itself,
     *,
     steps: int,
     batch: int = 1024,
@@ -277,9 +296,11 @@ def train(
     streams: int | None = None,
     on_step: Callable[[int, ToyModel, Tensor], None] | None = None,
 ) -> ToyModel:
-    """Adam on fresh samples at every step; with `decay` the learning rate falls to 0 along a cosine. `on_step` sees (step, model, losses).
+    """Adam on fresh samples at every step; with `decay` the learning rate falls to 0 along a
+    cosine. `on_step` sees (step, model, losses).
 
-    Instances do not touch each other: Adam scales each weight by its own history, and the summed loss separates.
+    Instances do not touch each other: Adam scales each weight by its own history, and the summed
+    loss separates.
     """
     if steps < 1 or batch < 1 or lr <= 0:
         raise SettingsError(
@@ -306,13 +327,15 @@ def train(
 def test_loss(
     model: ToyModel,
     features: Features,
-    target: Callable[[Tensor], Tensor] = lambda x: x,
+    target: Callable[[Tensor], Tensor] = itself,
     *,
     batch: int = 4096,
     repeats: int = 8,
     seed: int = 12345,
 ) -> Float[Tensor, " instance"]:
-    """Loss per instance without dropout, on fresh samples from random numbers common to all, so that seeds compare fairly."""
+    """Loss per instance without dropout, on fresh samples from random numbers common to all, so
+    that seeds compare fairly.
+    """
     generator = torch.Generator(model.W.device).manual_seed(seed)
     was_training, _ = model.training, model.eval()
     draws = (
@@ -322,51 +345,3 @@ def test_loss(
     losses = torch.stack([model.loss(x, target(x)) for x in draws]).mean(0)
     model.train(was_training)
     return losses
-
-
-def squared_overlaps(
-    W: Float[Tensor, "*instance hidden feature"],
-) -> Float[Tensor, "*instance feature other"]:
-    """`(Ŵ_i·W_j)²`: how much of W_j lies along feature i's unit direction; a zero W_i gives zeros."""
-    unit = W / W.norm(dim=-2, keepdim=True).clamp(min=1e-12)
-    return (unit.mT @ W).square()
-
-
-def dimensionality(
-    W: Float[Tensor, "*instance hidden feature"],
-) -> Float[Tensor, "*instance feature"]:
-    """D_i = ‖W_i‖² / Σ_j (Ŵ_i·W_j)² (Elhage et al. 2022, "The geometry of superposition"); 0 for a feature that is not there."""
-    return W.square().sum(-2) / squared_overlaps(W).sum(-1).clamp(min=1e-12)
-
-
-def interference(
-    W: Float[Tensor, "*instance hidden feature"],
-) -> Float[Tensor, "*instance feature"]:
-    """Σ_{j≠i} (Ŵ_i·W_j)²: what the other features write along feature i's direction."""
-    overlaps = squared_overlaps(W)
-    return overlaps.sum(-1) - overlaps.diagonal(dim1=-2, dim2=-1)
-
-
-def represented(W: Float[Tensor, "*instance hidden feature"]) -> Bool[Tensor, "*instance feature"]:
-    """Whether ‖W_i‖ > 0.5."""
-    return W.norm(dim=-2) > REPRESENTED_NORM
-
-
-def alone(W: Float[Tensor, "*instance hidden feature"]) -> Bool[Tensor, "*instance feature"]:
-    """Whether a represented feature has its direction for itself: interference < 0.05."""
-    return represented(W) & (interference(W) < ALONE_INTERFERENCE)
-
-
-def dimensions_per_feature(
-    W: Float[Tensor, "*instance hidden feature"],
-) -> Float[Tensor, "*instance"]:
-    """m / ‖W‖²_F: hidden dimensions for each represented feature (Elhage et al. 2022)."""
-    return W.shape[-2] / W.square().sum((-2, -1)).clamp(min=1e-12)
-
-
-def wilson(k: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % Wilson score interval of a share k/n."""
-    if n == 0:
-        return 0.0, 1.0
-    centre, half = k + z * z / 2, z * math.sqrt(k * (n - k) / n + z * z / 4)
-    return max(0.0, (centre - half) / (n + z * z)), min(1.0, (centre + half) / (n + z * z))

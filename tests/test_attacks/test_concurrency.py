@@ -1,4 +1,4 @@
-"""Two processes on one run folder: one writes, the other waits and then finds what was made, or is refused."""
+"""Two processes on one run folder: one writes, the other waits and finds what was made, or is refused."""
 
 import json
 import os
@@ -52,7 +52,11 @@ def wait_for(path) -> None:
 
 def test_four_processes_make_one_artefact(tmp_path):
     log = tmp_path / "log"
-    four = [start("-c", MAKER, str(tmp_path / "run"), str(log)) for _ in range(4)]
+    given = ("-c", MAKER, str(tmp_path / "run"), str(log), str(tmp_path / "go"))
+    four = [start(*given) for _ in range(4)]
+    wait_for(log)
+    time.sleep(2)  # for the others to come
+    (tmp_path / "go").touch()
     said = [p.communicate(timeout=60)[1] for p in four]
     assert [p.returncode for p in four] == [0] * 4, said
     assert log.read_text() == "made\n", "only one of them made it"

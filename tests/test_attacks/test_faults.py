@@ -1,4 +1,4 @@
-"""A disk that is full, a file system that is read-only, too little memory, and Ctrl-C: one line, and the same command goes on."""
+"""A full disk, a read-only file system, too little memory, Ctrl-C: one line, then the same command."""
 
 import errno
 import os
@@ -36,7 +36,7 @@ ALLOCATOR = (
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """As in a shell's background job, where SIGINT is ignored; afterwards pytest's own handlers are back."""
+    """SIGINT is ignored, as in a shell's background job; afterwards pytest's handlers are back."""
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
     yield
