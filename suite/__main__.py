@@ -348,7 +348,7 @@ def check_toy(
     ] = False,
 ) -> None:
     """Every toy-model experiment at full size, held against its known results."""
-    from sae_lib.toy import check as toy_check
+    from suite import toy_check
 
     passed = toy_check.check_toy(out, preset.value)
     if publish:

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from sae_lib import chromium, settings
 from sae_lib.errors import ArtefactError
 from sae_lib.text.markup import block, code, plain, table
-from sae_lib.toy import check as toy_check
-from suite import stages, studies
+from suite import stages, studies, toy_check
 from suite.report import content, pages, publish, publish_report, render, write_report
 from suite.report import formats as f
 from suite.report.machine import commit, cpu_model, machine

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from sae_lib.errors import SettingsError
 from sae_lib.toy import autoencoder as toy_autoencoder
-from sae_lib.toy import check as toy_check
 from sae_lib.toy import experiments as toy_experiments
 from sae_lib.toy import figures as toy_figures
 from sae_lib.toy import gates as toy_gates
 from sae_lib.toy import metrics
 from sae_lib.toy import models as toy
+from sae_lib.toy import results as results_module
+from suite import toy_check
 
 
 def circle(n: int) -> torch.Tensor:
@@ -277,8 +278,8 @@ BAD = {
         torch.zeros(1, 3, 4), torch.zeros(1, 2, 4)
     ),
     "no steps": lambda: toy.train(toy.ToyModel(toy.ToyConfig(3, 1)), toy.Features(3), steps=0),
-    "an unknown preset": lambda: toy_check.result("introduction", "huge"),
-    "an unknown experiment": lambda: toy_check.result("no_such", "smoke"),
+    "an unknown preset": lambda: results_module.result("introduction", "huge"),
+    "an unknown experiment": lambda: results_module.result("no_such", "smoke"),
 }
 
 
@@ -392,7 +393,9 @@ def test_recovery_needs_the_direction_itself():
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toy")
-    return folder, {name: toy_check.result(name, "smoke", folder) for name in toy_check.RUNS}
+    return folder, {
+        name: results_module.result(name, "smoke", folder) for name in results_module.RUNS
+    }
 
 
 @pytest.mark.parametrize("name", toy_experiments.EXPERIMENTS)
@@ -426,20 +429,20 @@ def test_slow_training_keeps_snapshots_of_four_times_the_steps(smoke):
 
 def test_results_are_cached_by_their_source(smoke, monkeypatch):
     folder, results = smoke
-    monkeypatch.setitem(toy_check.RUNS, "recipes", lambda preset: {"ran": "again"})
-    assert toy_check.result("recipes", "smoke", folder) == results["recipes"]
+    monkeypatch.setitem(results_module.RUNS, "recipes", lambda preset: {"ran": "again"})
+    assert results_module.result("recipes", "smoke", folder) == results["recipes"]
     path = folder / "recipes.smoke.pt"
     path.write_bytes(path.read_bytes()[:100])
-    assert toy_check.result("recipes", "smoke", folder) == {"ran": "again"}
-    monkeypatch.setitem(toy_check.RUNS, "recipes", lambda preset: {"ran": "a third time"})
-    assert toy_check.result("recipes", "smoke", folder) == {"ran": "again"}
+    assert results_module.result("recipes", "smoke", folder) == {"ran": "again"}
+    monkeypatch.setitem(results_module.RUNS, "recipes", lambda preset: {"ran": "a third time"})
+    assert results_module.result("recipes", "smoke", folder) == {"ran": "again"}
     monkeypatch.setattr(toy_check, "SOURCES", b"changed")
-    assert toy_check.result("recipes", "smoke", folder) == {"ran": "a third time"}
+    assert results_module.result("recipes", "smoke", folder) == {"ran": "a third time"}
 
 
 def test_a_cached_result_equals_the_one_made(smoke):
     folder, results = smoke
-    made, again = results["adversarial"], toy_check.result("adversarial", "smoke", folder)
+    made, again = results["adversarial"], results_module.result("adversarial", "smoke", folder)
     assert torch.equal(made.W, again.W) and made.W_out is again.W_out is None
     assert torch.equal(made.measured["same_inputs"], again.measured["same_inputs"])
 
@@ -447,12 +450,12 @@ def test_a_cached_result_equals_the_one_made(smoke):
 def test_experiments_run_on_one_thread(monkeypatch):
     """Small products on several threads wait for each other: beside other work, minutes for seconds."""
     monkeypatch.setitem(
-        toy_check.RUNS, "recipes", lambda preset: {"threads": torch.get_num_threads()}
+        results_module.RUNS, "recipes", lambda preset: {"threads": torch.get_num_threads()}
     )
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        assert toy_check.result("recipes", "smoke") == {"threads": 1}
+        assert results_module.result("recipes", "smoke") == {"threads": 1}
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)

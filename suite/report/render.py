@@ -17,7 +17,7 @@ from jinja2 import (
 
 from sae_lib.errors import ArtefactError
 from sae_lib.text.markup import block, code, plain, prose, table
-from sae_lib.toy import check as toy_check
+from suite import toy_check
 from suite.report import content, feature_tables, tables
 from suite.report import formats as f
 from suite.runs import Run
