@@ -436,7 +436,7 @@ def test_results_are_cached_by_their_source(smoke, monkeypatch):
     assert results_module.result("recipes", "smoke", folder) == {"ran": "again"}
     monkeypatch.setitem(results_module.RUNS, "recipes", lambda preset: {"ran": "a third time"})
     assert results_module.result("recipes", "smoke", folder) == {"ran": "again"}
-    monkeypatch.setattr(toy_check, "SOURCES", b"changed")
+    monkeypatch.setattr(results_module, "SOURCES", b"changed")
     assert results_module.result("recipes", "smoke", folder) == {"ran": "a third time"}
 
 
