@@ -58,8 +58,8 @@ class Run:
     ) -> Iterator[bool]:
         """Whether an artefact (its folder) or results (their name) have yet to be made.
 
-        If so, this process alone writes in the run folder until the block ends; what is there is read without a lock.
-        `cheap` things are made for a command that only reads as well.
+        If so, this process alone writes in the run folder until the block ends; what is there is
+        read without a lock. `cheap` things are made for a command that only reads as well.
         """
         if self._is_there(what, made_from):
             yield False
@@ -83,7 +83,7 @@ class Run:
         return self.saved_results(what, made_from) is not None
 
     def _take_over(self, folder: Path, made_from: dict[str, Any]) -> bool:
-        """Whether a run folder beside this one holds the same artefact, which then is this one's too (by hard links)."""
+        """Whether a run folder beside this one holds the same artefact; it is then hard-linked."""
         if not folder.is_relative_to(self.root):
             return False
         for other in sorted(self.root.parent.glob(f"*/{SETTINGS}")):
@@ -96,7 +96,7 @@ class Run:
         return False
 
     def check_folder(self) -> None:
-        """`ArtefactError` where the folder holds a run of other settings, `SettingsError` where it holds something else."""
+        """`ArtefactError` where it holds a run of other settings, `SettingsError` for other things."""
         record = self.root / SETTINGS
         if record.exists():
             check_same(self.root, read_yaml(record), self._recorded())
@@ -183,7 +183,8 @@ def open_run(
 ) -> Run:
     """The run of a profile with overrides. Without `run_dir`: `runs/<profile>`, with overrides `runs/<profile>-<hash of them>`.
 
-    Nothing is written before something is made. `reading`: the run has to be there, and nothing is trained for it.
+    Nothing is written before something is made. `reading`: the run has to exist, and nothing is
+    trained for it.
     """
     settings = settings_module.load(profile, overrides)
     if run_dir:
@@ -205,11 +206,12 @@ def _existing(beside: Path) -> str:
     if not found:
         return "there are none yet; make one with `python -m sae_lib run`"
     more = f" and {len(found) - 8} more" if len(found) > 8 else ""
-    return f"there are: {', '.join(found[:8])}{more}; choose one with --run, and its --profile and --set"
+    named = ", ".join(found[:8])
+    return f"there are: {named}{more}; choose one with --run, and its --profile and --set"
 
 
 def check_own(folder: Path, option: str, *marks: str) -> None:
-    """`SettingsError` where `folder` is not new or empty and holds none of `marks` (globs): it is somebody else's."""
+    """`SettingsError` where `folder` is not new or empty and holds none of `marks` (globs)."""
     expected = "expected a folder that is new, empty, or of such a run"
     if folder.exists() and not folder.is_dir():
         raise SettingsError(f"{option} {folder} is a file; {expected}")
@@ -261,7 +263,7 @@ def _record(folder: Path) -> dict[str, Any]:
 
 
 def verify(folder: Path) -> None:
-    """`ArtefactError` that names the file where an artefact's files are not those that were written."""
+    """`ArtefactError` that names the first file of an artefact that is not as it was written."""
     for name, (size, digest) in _record(folder)["files"].items():
         path = folder / name
         if not path.exists() or path.stat().st_size != size:
@@ -282,7 +284,10 @@ def checkpoints_of(folder: Path) -> Path:
 
 @contextmanager
 def writing(folder: Path, made_from: dict[str, Any]) -> Iterator[Path]:
-    """A scratch folder that becomes `folder`, with its record, when the block ends without an error; its checkpoints then go."""
+    """A scratch folder that becomes `folder`, with its record, when the block ends without an error.
+
+    Checkpoints of its training are then removed.
+    """
     scratch = locks.scratch_name(folder)
     try:
         with in_plain_words(folder):
