@@ -1,4 +1,4 @@
-"""Two processes on one run folder: one writes, the other waits and finds what was made, or is refused."""
+"""Two processes on one run folder: one writes, the other waits, or is refused."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A full disk, a read-only file system, too little memory, Ctrl-C: one line, then the same command."""
+"""A full disk, a read-only file system, too little memory, Ctrl-C: one line each."""
 
 import errno
 import os
