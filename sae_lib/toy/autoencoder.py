@@ -3,8 +3,6 @@ directions, and how short are the outputs?
 """
 
 import math
-import tempfile
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -246,5 +244,4 @@ def _train(hidden: Float[Tensor, "n d_in"], name: str, resampling: bool, size: S
         k=1 if RECIPES[name].k else None,
     )
     rows = torch.arange(TABLE_ROWS * POSITIONS).reshape(TABLE_ROWS, POSITIONS).numpy()
-    with tempfile.TemporaryDirectory() as scratch:
-        return training.fit(ActivationTable(hidden), rows, settings, seed, Path(scratch), {})[0]
+    return training.fit(ActivationTable(hidden), rows, settings, seed)[0]
