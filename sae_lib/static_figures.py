@@ -68,6 +68,14 @@ def points(ax: Axes, trace) -> tuple[np.ndarray, np.ndarray]:
     return numbers(ax.xaxis, x), numbers(ax.yaxis, y)
 
 
+def edges(centres, log: bool) -> np.ndarray:
+    """Where cells around these centres, two or more, meet: halfway as it is seen on the axis."""
+    at = np.log10(centres) if log else np.array(centres, float)
+    middle = (at[1:] + at[:-1]) / 2
+    ends = np.array([2 * at[0] - middle[0], *middle, 2 * at[-1] - middle[-1]])
+    return 10**ends if log else ends
+
+
 class Picture:
     """One figure on its way: `picture` is matplotlib's, `axes` its axes by plotly's two names."""
 
@@ -99,7 +107,7 @@ class Picture:
             trace.showlegend for trace in fig.data if trace.showlegend is not False and trace.name
         ]
         if len(shown) > 1 or any(shown):
-            self.picture.legend(loc="upper left", bbox_to_anchor=(0.97, top), edgecolor="none")
+            self.picture.legend(loc="upper left", bbox_to_anchor=(1.02, top), edgecolor="none")
 
     def spec(self, name: str):
         """plotly's axis of this name: x, y, x2 …"""
@@ -191,11 +199,11 @@ class Picture:
         ax.hist(x, edges, weights=weights, color=colour, label=ax.get_label())
 
     def heatmap(self, ax: Axes, trace, default: str) -> None:
-        x, y = ([] if v is None else [np.array(v, float)] for v in (trace.x, trace.y))
-        shades = self.shades(ax, trace, trace.zmin, trace.zmax, trace.showscale is not False)
         z = np.array(trace.z, float)
-        x, y = x or [range(z.shape[1])], y or [range(z.shape[0])]
-        ax.pcolormesh(*x, *y, z, cmap=shades.cmap, norm=shades.norm, edgecolor="face")
+        x = edges(range(z.shape[1]) if trace.x is None else trace.x, ax.get_xscale() == "log")
+        y = edges(range(z.shape[0]) if trace.y is None else trace.y, ax.get_yscale() == "log")
+        shades = self.shades(ax, trace, trace.zmin, trace.zmax, trace.showscale is not False)
+        ax.pcolormesh(x, y, z, cmap=shades.cmap, norm=shades.norm, edgecolor="face")
 
     def shades(
         self, ax: Axes, spec, low: float | None, high: float | None, bar: bool
@@ -265,6 +273,7 @@ class Picture:
         text.set(
             ha=note.xanchor or "center", va=(note.yanchor or "center").replace("middle", "center")
         )
+        text.set_rotation(-(note.textangle or 0))
         text.set(size=(note.font.size or 14) * POINT, color=note.font.color or "#222222")
         if note.bgcolor:
             text.set_bbox(dict(facecolor=rgba(note.bgcolor), linewidth=0, pad=1))

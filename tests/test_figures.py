@@ -72,6 +72,10 @@ def test_a_heatmap_lies_in_its_subplot_with_its_colours():
     mesh.update_scalarmappable()
     assert mesh.get_facecolor()[:, 0].tolist() == [0, 1, 1, 0]
     assert right.get_ylim() == (1.5, -0.5)
+    fig = go.Figure(go.Heatmap(x=[1, 100], z=[[0, 1], [1, 0]], colorscale=fig.data[0].colorscale))
+    fig.update_xaxes(type="log")
+    cells = drawn(fig)[0].collections[0].get_coordinates()
+    assert cells[0, :, 0].round(6).tolist() == [0.1, 10, 1000]  # as they are seen
 
 
 def test_boxes_lines_and_texts_are_where_they_belong():

@@ -1,6 +1,8 @@
 """No browser, one that dies, one that hangs: figures come out all the same, in time, and no process stays behind."""
 
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -9,7 +11,8 @@ import plotly.graph_objects as go
 import psutil
 import pytest
 
-from sae_lib import chromium, figures
+from sae_lib import ROOT, chromium, figures
+from sae_lib.report import publish
 
 # Seen by every Python that is started: kaleido's search finds FAKE_BROWSER, or nothing.
 HIDE = """
@@ -92,3 +95,21 @@ def test_a_browser_that_fails_later(fresh, monkeypatch, tmp_path, caplog, harm):
         assert_plain(figures.save(fig, tmp_path, name))
     assert len(caplog.records) == 1
     assert gone(str(fresh))
+
+
+def test_the_smoke_run_without_a_browser(hidden, tmp_path):
+    """The whole run, as on a machine without any: its report has figures on every page that has one."""
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "sae_lib", "run", "--profile", "smoke", "--run", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stderr.count("Chromium draws no figures") == 1
+    links = publish.links((folder / "report.md").read_text())
+    drawn = sorted(link for link in links if link.endswith(".png"))
+    assert len(drawn) > 20
+    for link in drawn:
+        assert (folder / link).read_bytes().startswith(PNG)
+    assert_plain(folder / "figures" / "density.png")
+    assert (folder / "report.html").read_text().count('src="data:image/png') == len(drawn)
+    paper = (folder / "report.pdf").read_bytes()
+    assert paper.startswith(b"%PDF") and paper.count(b"/Subtype/Image") >= len(drawn)
