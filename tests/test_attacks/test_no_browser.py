@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from sae_lib import ROOT, chromium, figures
-from sae_lib.report import publish
+from suite.report import publish
 
 # Seen by every Python that is started: kaleido's search finds FAKE_BROWSER, or nothing.
 HIDE = """
@@ -100,7 +100,7 @@ def test_a_browser_that_fails_later(fresh, monkeypatch, tmp_path, caplog, harm):
 def test_the_smoke_run_without_a_browser(hidden, tmp_path):
     """The whole run, as on a machine without any: its report has figures on every page that has one."""
     folder = tmp_path / "run"
-    command = [sys.executable, "-m", "sae_lib", "run", "--profile", "smoke", "--run", str(folder)]
+    command = [sys.executable, "-m", "suite", "run", "--profile", "smoke", "--run", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stderr.count("Chromium draws no figures") == 1
