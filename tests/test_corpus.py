@@ -187,7 +187,7 @@ def test_parquet_without_a_text_column(tmp_path):
 
 @pytest.mark.parametrize("source", ["", "internet", "files:", "hub:", "http://x"])
 def test_an_unknown_source_lists_the_three(source):
-    with pytest.raises(CorpusError, match="installation, files:PATH_OR_GLOB, hub:DATASET"):
+    with pytest.raises(CorpusError, match="installation, files:PATH_OR_GLOB or hub:DATASET"):
         list(documents(CorpusSettings(source=source), 0))
 
 
@@ -257,7 +257,7 @@ def test_hub_problems_say_what_to_do(monkeypatch, error, expected):
 def test_a_hub_out_of_reach_is_said_at_once(monkeypatch):
     monkeypatch.setattr(hub, "reached", lambda: False)
     monkeypatch.setattr("datasets.load_dataset", lambda **_: pytest.fail("asked all the same"))
-    with pytest.raises(CorpusError, match="hub:x/y: the hub cannot be reached; offline there are"):
+    with pytest.raises(CorpusError, match="hub:x/y: the hub cannot be reached; offline, use"):
         list(documents(CorpusSettings(source="hub:x/y"), 0))
 
 

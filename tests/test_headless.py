@@ -42,7 +42,7 @@ def execute(tmp_path, monkeypatch):
         monkeypatch.setattr(
             estimate, "of_run", lambda run, names: estimate.Estimate(dict.fromkeys(names, 60.0))
         )
-        monkeypatch.setattr(headless, "make_tokens", lambda run: None)
+        monkeypatch.setattr(Run, "path", lambda run, stage, name="": None)
         headless.run_notebooks(stages.open_run("smoke", tmp_path / "run"), [], "", {}, said.append)
         return said
 
@@ -215,7 +215,7 @@ def unit_kernels(monkeypatch):
 
 
 def of(*overrides, profile="laptop", folder="nowhere"):
-    run = Run(settings.load(profile, overrides), Path(folder))
+    run = Run(settings.load(profile, overrides), Path(folder), stages.STAGES)
     return estimate.of_run(run, NAMES)
 
 

@@ -13,6 +13,7 @@ from sae_lib.features import evaluation
 from sae_lib.features import feature_table as features
 from sae_lib.model import activations, language_model
 from sae_lib.sae import training
+from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.engine.sparse_step import gradients
 from sae_lib.sae.objective import Objective
 from sae_lib.sae.recipes import BRICKEN_2023
@@ -88,7 +89,7 @@ def twin(page, theirs):
 
 @pytest.fixture(scope="module")
 def pair(page, small_run):
-    theirs = small_run.get("autoencoder")
+    theirs = SparseAutoencoder.load(small_run.path("autoencoder"))  # resampled below
     return twin(page, theirs).requires_grad_(False), theirs
 
 

@@ -9,7 +9,7 @@ import grimp
 import pytest
 
 ROOT = Path(__file__).parents[1]
-DEEPEST = 16
+DEEPEST = 17
 
 
 @pytest.fixture(scope="module")

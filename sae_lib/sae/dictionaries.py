@@ -55,7 +55,8 @@ class Directions:
             self.W_dec.split(DIRECTIONS_AT_ONCE), nth.split(DIRECTIONS_AT_ONCE), strict=True
         ):
             z = _sorted(some @ x.T)
-            thresholds.append(z.gather(1, n[:, None])[:, 0].clamp_min(0))
+            below, above = z.gather(1, torch.stack([n, (n + 1).clamp_max(len(x) - 1)], 1)).unbind(1)
+            thresholds.append(((below + above) / 2).clamp_min(0))  # rounding flips neither of them
         return Directions(self.W_dec, self.centre, torch.cat(thresholds))
 
 
