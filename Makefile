@@ -11,7 +11,7 @@ help:
 	@echo "make run        set up, then the whole job at the laptop profile: runs/laptop/report.md (other settings: ARGS=\"--set ...\")"
 	@echo "make test       set up, then the tests"
 	@echo "make lab        JupyterLab on the notebooks"
-	@echo "make install    the set-up alone    make doctor  what is off on this machine    make lint  ruff"
+	@echo "make install    the set-up alone    make doctor  what is off on this machine    make lint  ruff, direction of imports"
 	@echo "make bench      benchmarks          make check-toy  the toy models against their known results"
 	@echo "make interop    our folders opened by SAELens, in an environment of its own"
 	@echo "make clean      remove .venv and caches (runs/ stays)"
@@ -57,6 +57,7 @@ doctor: .venv/.installed
 
 lint: .venv/.installed-dev
 	$(PY) -m ruff check . $(ARGS)
+	.venv/bin/lint-imports --no-cache
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

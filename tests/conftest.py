@@ -15,6 +15,8 @@ SHARED = (
     Path(__file__).resolve().parents[2] / "shared"
 )  # development data; tests that need it are skipped where it is absent
 
+SMALL_RUN = pytest.StashKey()
+
 
 @pytest.fixture(scope="session")
 def text_folder(tmp_path_factory) -> Path:
@@ -49,15 +51,25 @@ def small_overrides(text_folder) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def small_run(small_overrides, tmp_path_factory):
+def small_run(small_overrides, tmp_path_factory, request):
     """A `smoke` run on those files with everything trained once: tokens, language model, autoencoder."""
 
     run = stages.open_run("smoke", tmp_path_factory.mktemp("runs") / "small", small_overrides)
     run.path("autoencoder")
+    request.session.stash[SMALL_RUN] = run
     return run
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module", autouse=True)
+def _fresh_objects(request):
+    """What one module's tests did to a loaded model or autoencoder does not reach the next module."""
+    yield
+    run = request.session.stash.get(SMALL_RUN, None)
+    if run is not None:
+        run._loaded.clear()
+
+
+@pytest.fixture(scope="module")
 def hook(small_run):
 
     return stages.hook(small_run)
