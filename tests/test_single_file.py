@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from sae_lib.features import clamping
 from sae_lib.features.clamping import Clamp
 from sae_lib.model import language_model
+from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.text.display import Vocabulary, isolated, pieces, plain
 from sae_lib.text.tokenizer import exact_encoder
 from suite import stages
@@ -514,7 +515,7 @@ def inside(small_run):
     """(model, autoencoder) with the weights that the page holds: int8 times the scale of the row."""
     model, sae = (
         language_model.open_model(str(small_run.folder / "language_model")),
-        small_run.get("autoencoder"),
+        SparseAutoencoder.load(small_run.path("autoencoder")),
     )
     with torch.no_grad():
         for weight in single_file_model.matrices(model, sae).values():
