@@ -12,14 +12,14 @@ as_root_with_apt() { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; }
 apt_install() {  # only the download has a limit: an installation that is cut short would leave packages half installed
     local apt=(apt-get install -y -qq --no-install-recommends "$@")
     export DEBIAN_FRONTEND=noninteractive
-    timeout 300 "${apt[@]}" --download-only >/dev/null && "${apt[@]}" >/dev/null
+    timeout 300 "${apt[@]}" --download-only &>/dev/null && "${apt[@]}" >/dev/null
 }
 
 if found; then exit 0; fi
 # Ubuntu's chromium package is an empty stub for a snap, which containers cannot run.
 if as_root_with_apt; then
     echo "chromium: installing, for static figures"
-    timeout 60 apt-get update -qq 2>/dev/null || true
+    timeout 60 apt-get update -qq &>/dev/null || true
     if ! grep -q '^ID=ubuntu' /etc/os-release; then
         apt_install chromium fonts-dejavu-core || true
     elif [ "${1:-}" = --download ] && [ "$(uname -m)" = x86_64 ]; then

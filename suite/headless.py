@@ -29,7 +29,7 @@ NOTEBOOKS = ROOT / "notebooks"
 START_LIMIT = 180  # seconds for a kernel to start and import the library
 OUTPUT_LIMIT = 120  # seconds for a finished cell's last output to arrive
 SAVE_LIMIT = 60  # seconds for a training to finish its step and save after Ctrl-C
-IMPORTS = "import sae_lib.notebook, sae_lib.language_model; del sae_lib"  # while another one runs
+IMPORTS = "import suite.notebook; del suite"  # while another one runs
 KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=ERROR", f"--IPKernelApp.exec_lines={IMPORTS}"]
 
 

@@ -64,9 +64,8 @@ def kernelspec(folder, code: str) -> str:
 
 def test_every_notebook_has_a_kernel_of_its_own_and_its_log_is_named(execute, tmp_path):
     write = f"import os; open({str(tmp_path / 'pids')!r}, 'a').write(f'{{os.getpid()}} ')"
-    said = execute(
-        f"x = 1; {write}", f"assert 'x' not in dir() and 'sae_lib' not in dir(); {write}"
-    )
+    imported = "import sys; assert 'suite.notebook' in sys.modules and 'suite' not in dir()"
+    said = execute(f"x = 1; {write}", f"assert 'x' not in dir(); {imported}; {write}")
     assert len(set((tmp_path / "pids").read_text().split())) == 2
     assert said[0] == "about 3 min on this machine (text 1 min, 01 1 min, 02 1 min)"
     assert re.fullmatch(r"text: 0 s, about \d+ s left", said[1])
