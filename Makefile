@@ -18,7 +18,7 @@ help:
 
 install: .venv/.installed
 
-.venv/.installed: requirements.txt constraints.txt scripts/install.sh
+.venv/.installed: requirements.txt constraints.txt pyproject.toml scripts/install.sh
 	@scripts/install.sh requirements.txt
 	@touch $@
 

@@ -1,10 +1,6 @@
 """Monosemanticity at Home: from text to readable features of a language model's MLP."""
 
 import sys
-from pathlib import Path
-
-__version__ = "0.1.0"
-ROOT = Path(__file__).resolve().parent.parent
 
 # jsonschema, which plotly and papermill bring, would compile a grammar of web addresses in over a
 # second at import, for a check that nothing here makes; None stands for "not installed".

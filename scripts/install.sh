@@ -57,5 +57,5 @@ make_venv
 install_torch
 say "packages of $requirements"
 pip install --quiet -r "$requirements" -c "${CONSTRAINTS:-constraints.txt}"
-# Any kernel of this environment finds sae_lib, whatever folder its notebook lies in.
-pwd >"$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/sae_lib.pth"
+# Any kernel of this environment finds sae_lib and suite, whatever folder its notebook lies in.
+if [ "$requirements" != requirements-saelens.txt ]; then pip install --quiet --no-deps --no-build-isolation -e .; fi

@@ -11,6 +11,7 @@ import typer
 from typer.exceptions import TyperException
 
 from sae_lib.errors import GOES_ON, Interrupted, SettingsError, UserError, plain
+from suite import project
 
 app = typer.Typer(
     help="Monosemanticity at Home: from text to readable features.",
@@ -314,11 +315,9 @@ def browser(
 @app.command()
 def lab() -> None:
     """Open the notebooks in JupyterLab."""
-    from suite.headless import ROOT
-
-    raise typer.Exit(
-        subprocess.call([sys.executable, "-m", "jupyter", "lab", str(ROOT / "notebooks")], cwd=ROOT)
-    )
+    root = project.root()
+    lab = [sys.executable, "-m", "jupyter", "lab", str(root / "notebooks")]
+    raise typer.Exit(subprocess.call(lab, cwd=root))
 
 
 @app.command()

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from sae_lib.errors import SettingsError
 from sae_lib.text.hub import reach_hub
+from suite import project
 
-REQUIREMENTS = Path(__file__).parent.parent / "requirements.txt"
 INSTALL = "make install"
 GIB = 2**30
 
@@ -53,7 +53,7 @@ def check(profile: str = "laptop") -> list[Check]:
     thread.start()
     checks = [
         python(),
-        *packages(),
+        *packages(project.root() / "requirements.txt"),
         kernel(),
         device(needs),
         disk(needs),
@@ -94,7 +94,7 @@ def python() -> Check:
     )
 
 
-def packages(requirements: Path = REQUIREMENTS) -> list[Check]:
+def packages(requirements: Path) -> list[Check]:
     """One check per pin; a local part such as +cpu does not count as a difference."""
     checks = []
     for line in requirements.read_text().splitlines():

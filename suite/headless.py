@@ -17,15 +17,14 @@ from jupyter_client.manager import KernelManager
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from sae_lib import ROOT, chromium, progress
+from sae_lib import chromium, progress
 from sae_lib.errors import Interrupted, SettingsError, UserError
 from sae_lib.progress import duration
 from sae_lib.settings_errors import shown
-from suite import estimate
+from suite import estimate, project
 from suite.runs import Run
 from suite.watch import Watch, first_line
 
-NOTEBOOKS = ROOT / "notebooks"
 START_LIMIT = 180  # seconds for a kernel to start and import the library
 OUTPUT_LIMIT = 120  # seconds for a finished cell's last output to arrive
 SAVE_LIMIT = 60  # seconds for a training to finish its step and save after Ctrl-C
@@ -39,7 +38,7 @@ class NotebookError(UserError):
 
 def notebooks(only: str = "") -> list[Path]:
     """The numbered notebooks without 00, which stands alone, or those numbered in `only`, such as "02,03"."""
-    found = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    found = sorted((project.root() / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     numbers = [n.strip().zfill(2) for n in only.split(",") if n.strip()]
     if unknown := set(numbers) - {p.name[:2] for p in found}:
         raise SettingsError(
@@ -199,8 +198,7 @@ def _kernel(bar: Path) -> Iterator[KernelManager]:
         "jupyter_client.asynchronous.AsyncKernelClient"  # nbclient notices a death with this one
     )
     kernel = KernelManager(kernel_name="python3", client_class=client)
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"PYTHONPATH": path, progress.FILE: str(bar)}
+    environment = os.environ | {progress.FILE: str(bar)}
     kernel.start_kernel(extra_arguments=KERNEL_ARGUMENTS, env=environment)
     try:
         yield kernel

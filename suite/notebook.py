@@ -10,9 +10,9 @@ import pandas as pd
 import torch
 from IPython.display import HTML, display
 
-from sae_lib import ROOT, figures  # the latter sets the plotly look and renderer
+from sae_lib import figures  # sets the plotly look and renderer
 from sae_lib.text.markup import code, inert_html
-from suite import stages
+from suite import project, stages
 from suite.runs import Run
 
 for option in ("display.html.use_mathjax", "styler.html.mathjax"):
@@ -21,8 +21,8 @@ for option in ("display.html.use_mathjax", "styler.html.mathjax"):
 
 def start(profile: str, run_dir: str = "", overrides: list[str] | None = None) -> Run:
     """Open the run and show versions, device and folder. In JupyterLab, too, paths are relative to the repository."""
-    if Path.cwd() == ROOT / "notebooks":
-        os.chdir(ROOT)
+    if (root := project.find()) and Path.cwd() == root / "notebooks":
+        os.chdir(root)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     run = stages.open_run(profile, run_dir, overrides or [])
     packages = ", ".join(
@@ -43,5 +43,5 @@ def say(text: str) -> None:
     """Show Markdown in which nothing runs, whatever it holds, and no dollar sign begins mathematics.
 
     So that text of others also reads as what it is, put it through `markup.code`, `plain` or `block`."""
-    body, _ = inert_html(text, ROOT)
+    body, _ = inert_html(text, Path.cwd())
     display(HTML(f'<div class="{figures.NO_MATHEMATICS}">{body}</div>'))

@@ -30,10 +30,9 @@ from sae_lib.files import (
 )
 from sae_lib.sae.engine import distributed
 from sae_lib.settings import Settings
-from suite import locks
+from suite import locks, project
 
 SETTINGS = "settings.yaml"
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -342,9 +341,9 @@ def check_own(folder: Path, option: str, *marks: str) -> None:
     expected = "expected a folder that is new, empty, or of such a run"
     if folder.exists() and not folder.is_dir():
         raise SettingsError(f"{option} {folder} is a file; {expected}")
-    here = folder.resolve()
-    if here in (Path("/"), Path.home(), Path.cwd(), ROOT) or any(
-        here.is_relative_to(ROOT / package) for package in ("sae_lib", "suite")
+    here, checkout = folder.resolve(), project.find() or Path.cwd()
+    if here in (Path("/"), Path.home(), Path.cwd(), checkout) or any(
+        here.is_relative_to(checkout / package) for package in ("sae_lib", "suite")
     ):
         raise SettingsError(f"{option} {folder} is no place for results; {expected}")
     if folder.exists() and not any(any(folder.glob(mark)) for mark in marks):

@@ -18,7 +18,7 @@ from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.dictionaries import active
 from sae_lib.sae.recipes import RECIPES, of_recipe, resolve
 from sae_lib.settings import SAESettings
-from suite import stages, sweep
+from suite import project, stages, sweep
 from suite.runs import Run, write_atomically
 
 SEEDS = (0, 1, 2)
@@ -327,14 +327,17 @@ def hook_width(hook: HookPoint) -> int:
     return hook.activations(torch.zeros(1, 1, dtype=torch.long, device=hook.device)).shape[-1]
 
 
-PUBLISHED = (
-    Path(__file__).parent.parent / "report" / "studies"
-)  # the last studies that the repository keeps
 STUDIES = ("recipes", "widths", "classical", "saelens")
 
 
-def publish(run: Run, to: Path = PUBLISHED) -> Path:
-    """Keep the run's studies in the repository, for reports of runs that have made none."""
+def published() -> Path:
+    """Where the checkout keeps its last studies, for reports of runs that have made none."""
+    return (project.find() or Path()) / "report" / "studies"
+
+
+def publish(run: Run, to: Path | None = None) -> Path:
+    """Keep the run's studies in `to`, by default where the checkout has them."""
+    to = to or project.root() / "report" / "studies"
     for which in STUDIES:
         if (run.results_folder / f"study_{which}.json").exists():
             write_atomically(
@@ -347,7 +350,7 @@ def found(run: Run, which: str) -> dict | None:
     """The run's own study (with `own` true), else the published one, else None."""
     for folder, name, own in (
         (run.results_folder, f"study_{which}", True),
-        (PUBLISHED, which, False),
+        (published(), which, False),
     ):
         if (path := folder / f"{name}.json").is_file():
             return json.loads(path.read_text()) | {"own": own}

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from suite.headless import ROOT
+from tests import ROOT
 from tests.test_attacks.conftest import STAGES, arguments
 
 KILLS, PAIRS = 30, 20

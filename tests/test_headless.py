@@ -18,10 +18,11 @@ import nbformat
 import psutil
 import pytest
 
-from sae_lib import ROOT, settings
-from suite import estimate, headless, stages
+from sae_lib import settings
+from suite import estimate, headless, project, stages
 from suite.runs import Run
 from suite.watch import Watch
+from tests import ROOT
 
 PARAMETERS = 'profile: str = "smoke"\nrun_dir: str = ""\noverrides: list = []'
 
@@ -38,7 +39,7 @@ def execute(tmp_path, monkeypatch):
             spec = {"name": "python3", "display_name": "Python 3", "language": "python"}
             book.metadata["kernelspec"] = spec
             nbformat.write(book, tmp_path / "notebooks" / f"{i:02d}_fake.ipynb")
-        monkeypatch.setattr(headless, "NOTEBOOKS", tmp_path / "notebooks")
+        monkeypatch.setattr(project, "find", lambda: tmp_path)
         monkeypatch.setattr(
             estimate, "of_run", lambda run, names: estimate.Estimate(dict.fromkeys(names, 60.0))
         )
@@ -158,6 +159,7 @@ import sys, time
 from pathlib import Path
 from types import SimpleNamespace
 from suite.watch import Watch
+from tests import ROOT
 with Watch("[1/6] 01_toy", Path("none"), print) as watch:
     for i in range(3):
         watch.cell_started(SimpleNamespace(source="long_name_" * 9, outputs=[]), i)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 
-from suite.headless import ROOT
+from tests import ROOT
 
 FILES = ("language_model/model.safetensors", "saes/bricken_2023/sae_weights.safetensors")
 

@@ -20,10 +20,11 @@ from sae_lib.sae.recipes import BRICKEN_2023
 from sae_lib.sae.resampling import resample
 from sae_lib.settings import FeatureSettings
 from suite import headless
+from tests import ROOT
 from tests.test_pipeline import sae_lib
 from tests.test_sparse_step import random_sae
 
-NOTEBOOK = headless.NOTEBOOKS / "00_in_one_page.ipynb"
+NOTEBOOK = ROOT / "notebooks" / "00_in_one_page.ipynb"
 DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
 CODE = [c for c in nbformat.read(NOTEBOOK, 4).cells if c.cell_type == "code"]
 WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")

@@ -9,8 +9,8 @@ import nbformat
 import pytest
 
 from sae_lib.errors import SettingsError
-from suite import headless, stages
-from suite.headless import ROOT
+from suite import headless, project, stages
+from tests import ROOT
 
 
 def sae_lib(*arguments, **environment):
@@ -180,7 +180,7 @@ def test_a_failing_cell_stops_the_run_with_its_notebook_cell_and_error(tmp_path,
             "language": "python",
         }
         nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
-    monkeypatch.setattr(headless, "NOTEBOOKS", tmp_path / "notebooks")
+    monkeypatch.setattr(project, "find", lambda: tmp_path)
     run, said = stages.open_run("smoke", tmp_path / "run"), []
     with pytest.raises(
         headless.NotebookError, match=r"02_broken.ipynb: cell \d+ .*y = 1.*ZeroDivisionError"

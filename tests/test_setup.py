@@ -183,13 +183,14 @@ def torch_pin() -> str:
 def test_install_takes_a_wheel_that_pip_is_configured_with(install):
     done, asked = install(wheel="yes")
     assert done.returncode == 0
-    assert len(asked) == 2 and "--no-index" in asked[0] and asked[0].endswith(torch_pin())
+    assert len(asked) == 3 and "--no-index" in asked[0] and asked[0].endswith(torch_pin())
     assert asked[1].endswith("-r requirements.txt -c constraints.txt")
+    assert asked[2].endswith("--no-deps --no-build-isolation -e .")
 
 
 def test_install_takes_the_cpu_index_where_there_is_no_wheel(install):
     done, asked = install(cpu_index="yes")
-    assert done.returncode == 0 and len(asked) == 3
+    assert done.returncode == 0 and len(asked) == 4
     assert "--index-url https://download.pytorch.org/whl/cpu" in asked[1] and asked[1].endswith(
         torch_pin()
     )
@@ -197,18 +198,18 @@ def test_install_takes_the_cpu_index_where_there_is_no_wheel(install):
 
 def test_install_falls_back_to_the_default_build_and_says_so(install):
     done, asked = install()
-    assert done.returncode == 0 and len(asked) == 3 and "several GB" in done.stdout
+    assert done.returncode == 0 and len(asked) == 4 and "several GB" in done.stdout
 
 
 @pytest.mark.parametrize("machine", [dict(gpu=True), dict(system="Darwin")])
 def test_install_takes_the_default_build_with_a_gpu_or_on_macos(install, machine):
     done, asked = install(wheel="yes", cpu_index="yes", **machine)
-    assert done.returncode == 0 and len(asked) == 1 and "default build" in done.stdout
+    assert done.returncode == 0 and len(asked) == 2 and "default build" in done.stdout
 
 
 def test_install_leaves_a_torch_that_fits_the_pin(install):
-    assert len(install(has=f"{torch_pin()[7:]}+cu126", wheel="yes")[1]) == 1
-    assert len(install(has=f"{torch_pin()[7:]}1", wheel="yes")[1]) == 2
+    assert len(install(has=f"{torch_pin()[7:]}+cu126", wheel="yes")[1]) == 2
+    assert len(install(has=f"{torch_pin()[7:]}1", wheel="yes")[1]) == 3
 
 
 @pytest.mark.parametrize(
@@ -225,7 +226,7 @@ def test_make_installs_once_and_again_when_requirements_change(tmp_path):
     shutil.copy2(ROOT / "Makefile", tmp_path)
     for folder in (".venv", "scripts"):
         (tmp_path / folder).mkdir()
-    for name in ("requirements.txt", "constraints.txt"):
+    for name in ("requirements.txt", "constraints.txt", "pyproject.toml"):
         (tmp_path / name).touch()
     script = tmp_path / "scripts" / "install.sh"
     script.write_text("#!/bin/sh\necho installing $1\n")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import typst
 
-from suite import locks, studies, study_figures
+from suite import locks, project, studies, study_figures
 from suite.report import content, pages, publish, render
 from suite.runs import Run, write_atomically
 
@@ -40,10 +40,11 @@ def _write(run: Run) -> Path:
     return path
 
 
-def publish_report(run: Run, root: Path = publish.ROOT) -> Path:
-    """Write the report and copy it to `report.md`, `report/figures` and `report/results` of the repository.
+def publish_report(run: Run, root: Path | None = None) -> Path:
+    """Write the report and copy it to `report.md`, `report/figures` and `report/results` of the checkout, or of `root`.
 
     `ArtefactError`, with nothing changed, where that would be over 3 MB, has a broken link, or holds a path of this machine.
     """
+    root = root or project.root()
     write_report(run)
     return publish.publish(run, root)

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from suite import project
 
 
 def machine() -> dict[str, Any]:
@@ -38,8 +38,8 @@ def machine() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": versions(),
-        "commit": commit(),
+        "versions": versions(project.find()),
+        "commit": commit(project.find()),
     }
 
 
@@ -66,10 +66,10 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def versions(requirements: Path = ROOT / "requirements.txt") -> dict[str, str | None]:
+def versions(root: Path | None) -> dict[str, str | None]:
     """The installed version of every pinned package; None for one that is not installed."""
     found: dict[str, str | None] = {}
-    for line in requirements.read_text().splitlines() if requirements.exists() else []:
+    for line in (root / "requirements.txt").read_text().splitlines() if root else []:
         name, pinned, _ = line.partition("#")[0].strip().partition("==")
         if pinned:
             try:
@@ -79,7 +79,7 @@ def versions(requirements: Path = ROOT / "requirements.txt") -> dict[str, str | 
     return found
 
 
-def commit(folder: Path = ROOT) -> str | None:
+def commit(folder: Path | None) -> str | None:
     """The commit that the code is at, marked where tracked files differ from it; None without git."""
     try:
         head = subprocess.run(

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from suite.headless import ROOT
+from tests import ROOT
 from tests.test_attacks.attack import assert_refused
 
 USAGE = [

@@ -9,7 +9,7 @@ import time
 
 from sae_lib import files
 from suite import locks
-from suite.headless import ROOT
+from tests import ROOT
 from tests.test_attacks.attack import assert_refused
 from tests.test_attacks.conftest import arguments
 

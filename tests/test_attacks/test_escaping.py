@@ -18,7 +18,7 @@ from nbconvert import HTMLExporter
 
 from sae_lib.text import markup
 from suite import headless, stages
-from suite.headless import ROOT
+from tests import ROOT
 
 SCRIPT = "<script>window.hit=1</script>"
 PAYLOADS = [

@@ -6,7 +6,7 @@ import pytest
 
 from sae_lib.model import language_model
 from sae_lib.sae import autoencoder
-from suite.headless import ROOT
+from tests import ROOT
 from tests.test_attacks.attack import assert_refused, run_command
 from tests.test_attacks.conftest import STAGES, arguments
 

@@ -11,8 +11,9 @@ import plotly.graph_objects as go
 import psutil
 import pytest
 
-from sae_lib import ROOT, chromium, figures
+from sae_lib import chromium, figures
 from suite.report import publish
+from tests import ROOT
 
 # Seen by every Python that is started: kaleido's search finds FAKE_BROWSER, or nothing.
 HIDE = """
