@@ -19,7 +19,7 @@ if found; then exit 0; fi
 # Ubuntu's chromium package is an empty stub for a snap, which containers cannot run.
 if as_root_with_apt; then
     echo "chromium: installing, for static figures"
-    timeout 60 apt-get update -qq &>/dev/null || true
+    timeout 60 apt-get -o Acquire::Retries=0 -o Acquire::http::Timeout=10 update -qq &>/dev/null || true
     if ! grep -q '^ID=ubuntu' /etc/os-release; then
         apt_install chromium fonts-dejavu-core || true
     elif [ "${1:-}" = --download ] && [ "$(uname -m)" = x86_64 ]; then

@@ -1,10 +1,9 @@
-"""How long a run takes on this machine: four small computations, timed, scaled by the settings."""
+"""How long a run takes on this machine: five small computations, timed, scaled by the settings."""
 
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
 
 import torch
 
@@ -15,7 +14,8 @@ from sae_lib.settings import Settings
 from sae_lib.toy.models import one_thread
 from suite.runs import Run
 
-BUDGET = 0.5  # seconds for each of the four
+BUDGET = 0.5  # seconds for each of the five
+SPEEDUP = 0.8  # n threads are n ** SPEEDUP times as fast as one
 HUB_MODEL = {"d_model": 4096, "d_mlp": 14336, "n_layer": 32}  # what is assumed of one: Llama 3 8B
 TOY = {"smoke": 0.01, "laptop": 1.0, "full": 20.0}  # how much a preset computes
 ONE_PAGE = {"smoke": 1, "laptop": 15, "runpod": 200}  # and notebook 00, which has its own sizes
@@ -45,40 +45,56 @@ def _widths(s: Settings) -> float:
     return sum(sae.d_sae for sae in variants(s).values()) / s.sae.d_sae
 
 
+def _evaluated(s: Settings) -> float:
+    """Held-out tokens times the dictionaries that are evaluated on them: those of the run, and neurons."""
+    return s.evaluation.tokens * (_widths(s) + 1)
+
+
 START = Part("python", 13_000)  # a kernel, imports and figures
 
-# To measure these factors again: on a machine with two cores and nothing else to do, run a profile
-# into a new folder, then multiply each notebook's factors by its seconds over those estimated; the
-# run prints both. (Last: laptop in 11.6 min with fast bfloat16, 27 min without, before issue 11.)
+# To measure these factors again: run a profile into a new folder on a machine that does nothing
+# else, then multiply each notebook's factors by its seconds over those estimated; the run prints
+# both. (Last, on two cores, in s: 02 140, 03 297, 04 171, 05 125, 06 24 with fast bfloat16 and
+# 264, 416, 212, 149, 26 without; 01 37 on both.)
 PARTS = {
     "text": [Part("python", 2.3e-3, lambda s: s.corpus.train_tokens, "tokens")],
     "00": [START, Part("python", 30_000, lambda s: ONE_PAGE[s.profile])],
-    "01": [START, Part("toy", 3_500, lambda s: TOY[s.toy.preset])],
+    "01": [START, Part("toy", 7_800, lambda s: TOY[s.toy.preset])],
     "02": [
         START,
-        Part("lm", 1.0, _trained, "language_model"),
+        Part("lm", 0.77, _trained, "language_model"),
+        Part("pass", 96, _trained, "language_model"),
     ],
     "03": [
         START,
-        Part("python", 0.06, lambda s: s.evaluation.tokens),
-        Part("sae", 2.0, lambda s: s.sae.activations * _widths(s), "saes/{recipe}"),
-        Part("sae", 1.0, lambda s: s.evaluation.tokens * (_widths(s) + 1)),
+        Part("sae", 0.9, lambda s: s.sae.activations * _widths(s), "saes/{recipe}"),
+        Part("pass", 310, lambda s: s.sae.activations * _widths(s), "saes/{recipe}"),
+        Part("sae", 0.44, _evaluated),
+        Part("pass", 310, _evaluated),
     ],
     "04": [
         START,
-        Part("sae", 7.0, lambda s: s.evaluation.tokens, "features/{recipe}"),
-        Part("sae", 15.0, lambda s: s.interpretability.tokens, "interpretability/{recipe}"),
+        Part("sae", 1.4, lambda s: s.evaluation.tokens, "features/{recipe}"),
+        Part("pass", 1030, lambda s: s.evaluation.tokens, "features/{recipe}"),
+        Part("sae", 3.0, lambda s: s.interpretability.tokens, "interpretability/{recipe}"),
+        Part("pass", 2700, lambda s: s.interpretability.tokens, "interpretability/{recipe}"),
         Part("python", 6.5e-5, _rules, "interpretability/{recipe}"),
     ],
     "05": [
         START,
-        Part("lm", 1.2, _trained, "language_model", True),
-        Part("lm", 0.7, lambda s: s.sae.activations, "saes/{recipe}", True),
-        Part("sae", 2.0, lambda s: s.sae.activations, "saes/{recipe}", True),
-        Part("lm", 1.8, lambda s: s.evaluation.tokens, "features/{recipe}", True),
-        Part("sae", 4.0, lambda s: s.evaluation.tokens, "features/{recipe}", True),
+        Part("lm", 0.4, _trained, "language_model", True),
+        Part("lm", 0.2, lambda s: s.sae.activations, "saes/{recipe}", True),
+        Part("sae", 0.6, lambda s: s.sae.activations, "saes/{recipe}", True),
+        Part("pass", 690, lambda s: s.sae.activations, "saes/{recipe}", True),
+        Part("lm", 0.5, lambda s: s.evaluation.tokens, "features/{recipe}", True),
+        Part("sae", 1.2, lambda s: s.evaluation.tokens, "features/{recipe}", True),
+        Part("pass", 690, lambda s: s.evaluation.tokens, "features/{recipe}", True),
     ],
-    "06": [START, Part("lm", 70, lambda s: s.clamping.rows * s.lm.context * s.clamping.draws)],
+    "06": [
+        START,
+        Part("python", 400, lambda s: s.clamping.rows * s.clamping.draws),
+        Part("lm", 9, lambda s: s.clamping.rows * s.lm.context * s.clamping.draws),
+    ],
 }
 
 
@@ -132,15 +148,21 @@ def of_run(run: Run, names: list[str]) -> Estimate:
 
 
 def _timed(function: Callable[[], object]) -> float:
-    """Median seconds of a call, after one that warms up."""
+    """The least seconds of several calls on one thread: two would wait for each other, where something else runs too."""
     taken: list[float] = []
-    while sum(taken) < BUDGET or len(taken) < 2:
-        began = time.perf_counter()
-        function()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        taken.append(time.perf_counter() - began)
-    return median(taken[1:])
+    with one_thread():
+        while sum(taken) < BUDGET or len(taken) < 2:
+            began = time.perf_counter()
+            function()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            taken.append(time.perf_counter() - began)
+    return min(taken)
+
+
+def _threaded(seconds: float, device: torch.device) -> float:
+    """What took that long on one thread, on all that torch uses."""
+    return seconds / torch.get_num_threads() ** SPEEDUP if device.type == "cpu" else seconds
 
 
 def _python(run: Run) -> float:
@@ -165,8 +187,7 @@ def _toy(run: Run) -> float:
         optimiser.step()
         optimiser.zero_grad()
 
-    with one_thread():
-        return _timed(step)
+    return _timed(step)
 
 
 def _lm(run: Run) -> float:
@@ -190,7 +211,16 @@ def _lm(run: Run) -> float:
         torch.nn.functional.cross_entropy(out.float(), y).backward()
 
     whole = shape["d_model"] * (2 * shape["n_layer"] * shape["d_mlp"] + vocabulary)
-    return _timed(step) / tokens * whole / (d * (2 * layers * h + vocabulary))
+    seconds = _threaded(_timed(step), device)
+    return seconds / tokens * whole / (d * (2 * layers * h + vocabulary))
+
+
+def _pass(run: Run) -> float:
+    """A thousand numbers read and written once: sorting out what is active costs many such passes."""
+    device = device_of(run.settings.device)
+    n = 4_000 if device.type == "cpu" else 100_000
+    x = torch.randn(n, 1000, device=device)
+    return _threaded(_timed(lambda: torch.relu(x)), device) / n
 
 
 def _sae(run: Run) -> float:
@@ -203,8 +233,8 @@ def _sae(run: Run) -> float:
     dtype = precision("auto", device)
     x = torch.randn(n, d_in, device=device, dtype=dtype)
     W = torch.randn(d_in, d_sae, device=device, dtype=dtype)
-    seconds = _timed(lambda: torch.relu(x @ W - 3 * d_in**0.5).nonzero())
+    seconds = _threaded(_timed(lambda: torch.relu(x @ W - 3 * d_in**0.5).nonzero()), device)
     return seconds / n * (whole[0] * whole[1]) / (d_in * d_sae)
 
 
-KERNELS = {"python": _python, "toy": _toy, "lm": _lm, "sae": _sae}
+KERNELS = {"python": _python, "toy": _toy, "lm": _lm, "sae": _sae, "pass": _pass}

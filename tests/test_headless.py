@@ -211,6 +211,7 @@ def unit_kernels(monkeypatch):
             "toy": lambda r: 3e-3,
             "lm": lambda r: 2e-5,
             "sae": lambda r: 1e-5,
+            "pass": lambda r: 7e-8,
         },
     )
 
