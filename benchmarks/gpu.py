@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from benchmarks.sae_step import autoencoder_with_l0, dense_step
-from benchmarks.timing import rates, ratio
+from benchmarks.timing import case, rates
 from sae_lib.checkpoints import CheckpointFolder
 from sae_lib.model import language_model
 from sae_lib.model.activations import HookPoint
@@ -21,6 +21,7 @@ from sae_lib.settings import load
 FULL = 89_600_000  # activations: the original's 100 000 steps of 896
 STEPS = 50  # per timed call
 WIDE = (14_336, 57_344, 4096)  # Stheno's MLP, four times as many features, batch
+OURS = "ours, bfloat16"
 PRODUCTS = 5  # dense ones of a step: encoder, decoder, and three gradients
 
 
@@ -54,7 +55,7 @@ def steps_at(batch: int, d_in: int, d_sae: int, device: torch.device) -> dict:
     plain, own = fresh(), fresh()
     found = {
         "plain dense step, float32": lambda: dense_step(*plain, x, BRICKEN_2023),
-        "ours, bfloat16": lambda: ours(*own),
+        OURS: lambda: ours(*own),
     }
     if device.type == "cuda":
         (sae, optimiser), compiled = fresh(), torch.compile(loss)
@@ -78,6 +79,50 @@ def steps_at(batch: int, d_in: int, d_sae: int, device: torch.device) -> dict:
     return found
 
 
+def at_full_scale(batch: int, on: torch.device) -> dict:
+    """The 1-layer model's size: every contender, and what the original's scale would take."""
+    steps = {name: waited(step, on) for name, step in steps_at(batch, 512, 4096, on).items()}
+    measured = rates(steps, batch * STEPS, repeats=1)
+    seconds = {name: FULL / m["median"] for name, m in measured.items()}
+    return case(measured, "plain dense step, float32") | {"seconds for the full scale": seconds}
+
+
+def at_width(wide: tuple[int, int, int], matrix: int, on: torch.device) -> dict:
+    """Our step at an 8-billion-parameter model's width, as a share of what the device multiplies."""
+    d_in, d_sae, batch = wide
+    a, b = (torch.randn(matrix, matrix, device=on, dtype=torch.bfloat16) for _ in range(2))
+    product = {"bfloat16 product": waited(lambda: a @ b, on)}
+    most = rates(product, 2 * matrix**3 * STEPS, repeats=1)["bfloat16 product"]["median"]
+    step = {OURS: waited(steps_at(batch, d_in, d_sae, on)[OURS], on, 5)}
+    measured = rates(step, batch * 5, rounds=5, repeats=1)
+    flop = PRODUCTS * 2 * d_in * d_sae * measured[OURS]["median"]
+    shares = {"FLOP/s": flop, "matrix FLOP/s": most, "share of the matrix rate": flop / most}
+    return case(measured, OURS) | shares
+
+
+def from_tokens(batch: int, activations: int, on: torch.device) -> dict:
+    """The whole training loop, with harvesting and a checkpoint folder."""
+    s = load("laptop")
+    torch.manual_seed(0)
+    model = language_model.build(s.lm, s.tokenizer.vocab_size, 0).eval().requires_grad_(False)
+    rows = np.random.default_rng(0).integers(0, s.tokenizer.vocab_size, (65_536, s.lm.context))
+    chosen = {
+        "activations": activations,
+        "precision": "bfloat16",
+        "batch": batch,
+        "buffer_rows": min(8192, len(rows)),
+        "resampling": False,
+        "checkpoint_every": 10**9,
+    }
+    hook = HookPoint(model.to(on), s.sae.hook_name)
+    with tempfile.TemporaryDirectory() as scratch:
+        began, store = time.perf_counter(), CheckpointFolder(Path(scratch))
+        _, summary = training.fit(hook, rows, s.sae.model_copy(update=chosen), 0, store)
+        seconds = time.perf_counter() - began
+    rate = {"median": summary["activations_per_second"], "seconds": seconds}
+    return case({OURS: rate | {"activations": summary["activations"]}}, OURS)
+
+
 def run(
     device: str = "cuda",
     batches: tuple[int, ...] = (896, 8192),
@@ -85,68 +130,10 @@ def run(
     activations: int = FULL,
     matrix: int = 8192,
 ) -> dict:
-    on, s, cases = torch.device(device), load("laptop"), {}
-    for batch in batches:
-        measured = rates(
-            {name: waited(step, on) for name, step in steps_at(batch, 512, 4096, on).items()},
-            batch * STEPS,
-            repeats=1,
-        )
-        cases[f"512 -> 4096, batch {batch}"] = {
-            "rates": measured,
-            "ratios": {n: ratio(measured, n, "plain dense step, float32") for n in measured},
-            "seconds for the full scale": {n: FULL / m["median"] for n, m in measured.items()},
-        }
-
-    d_in, d_sae, batch = wide
-    a, b = (torch.randn(matrix, matrix, device=on, dtype=torch.bfloat16) for _ in range(2))
-    products = rates(
-        {"bfloat16 product": waited(lambda: a @ b, on)}, 2 * matrix**3 * STEPS, repeats=1
-    )["bfloat16 product"]["median"]
-    step = steps_at(batch, d_in, d_sae, on)["ours, bfloat16"]
-    measured = rates({"ours, bfloat16": waited(step, on, 5)}, batch * 5, rounds=5, repeats=1)
-    flop = PRODUCTS * 2 * d_in * d_sae * measured["ours, bfloat16"]["median"]
-    cases[f"{d_in} -> {d_sae}, batch {batch}"] = {
-        "rates": measured,
-        "ratios": {"ours, bfloat16": 1.0},
-        "FLOP/s": flop,
-        "matrix FLOP/s": products,
-        "share of the matrix rate": flop / products,
-    }
-
-    torch.manual_seed(0)
-    model = (
-        language_model.build(s.lm, s.tokenizer.vocab_size, 0).eval().requires_grad_(False).to(on)
-    )
-    rows = np.random.default_rng(0).integers(0, s.tokenizer.vocab_size, (65_536, s.lm.context))
-    sae = s.sae.model_copy(
-        update={
-            "activations": activations,
-            "precision": "bfloat16",
-            "batch": batches[-1],
-            "buffer_rows": min(8192, len(rows)),
-            "resampling": False,
-            "checkpoint_every": 10**9,
-        }
-    )
-    with tempfile.TemporaryDirectory() as scratch:
-        began = time.perf_counter()
-        store = CheckpointFolder(Path(scratch))
-        _, summary = training.fit(HookPoint(model, s.sae.hook_name), rows, sae, 0, store)
-        seconds = time.perf_counter() - began
-    found = {
-        "median": summary["activations_per_second"],
-        "seconds": seconds,
-        "activations": summary["activations"],
-    }
-    cases[f"from tokens, batch {batches[-1]}"] = {
-        "rates": {"ours, bfloat16": found},
-        "ratios": {"ours, bfloat16": 1.0},
-    }
-    return {
-        "what": torch.cuda.get_device_name(on)
-        if on.type == "cuda"
-        else "a tiny trial without a GPU",
-        "unit": "activations/s",
-        "cases": cases,
-    }
+    on = torch.device(device)
+    cases = {f"512 -> 4096, batch {batch}": at_full_scale(batch, on) for batch in batches}
+    cases[f"{wide[0]} -> {wide[1]}, batch {wide[2]}"] = at_width(wide, matrix, on)
+    cases[f"from tokens, batch {batches[-1]}"] = from_tokens(batches[-1], activations, on)
+    there = on.type == "cuda"
+    what = torch.cuda.get_device_name(on) if there else "a tiny trial without a GPU"
+    return {"what": what, "unit": "activations/s", "cases": cases}

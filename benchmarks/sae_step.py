@@ -3,7 +3,7 @@
 import torch
 
 from benchmarks import saelens
-from benchmarks.timing import rates, ratio
+from benchmarks.timing import case, rates
 from sae_lib.device import product
 from sae_lib.sae import training
 from sae_lib.sae.autoencoder import SparseAutoencoder
@@ -46,6 +46,31 @@ def our_step(sae: SparseAutoencoder, x: torch.Tensor, dtype: torch.dtype = torch
     return step
 
 
+def contenders(target: int, x: torch.Tensor) -> dict:
+    """One step each way at that L0, beside the bare encoder product."""
+    sae = autoencoder_with_l0(target, x)
+    dense = autoencoder_with_l0(target, x)
+    optimiser = torch.optim.Adam(dense.parameters(), lr=0.0, fused=True)
+    weight, bias = sae.W_enc.detach(), sae.b_enc.detach()
+    transposed, x16 = sae.W_enc_T.detach().bfloat16(), x.bfloat16()
+    exact, rounded = autoencoder_with_l0(target, x), autoencoder_with_l0(target, x)
+    return {
+        "plain dense step": lambda: dense_step(dense, optimiser, x, BRICKEN_2023),
+        "ours, float32, exact": our_step(exact, x),
+        "ours, bfloat16 activations": our_step(rounded, x, torch.bfloat16),
+        "float32 encoder product alone": lambda: torch.addmm(bias, x, weight),
+        "the same through oneDNN": lambda: product(x, weight.T, bias),
+        "bfloat16 encoder product alone": lambda: x16 @ transposed.T,
+    }
+
+
+def original_step(x: torch.Tensor):
+    """The original's dense step at its batch size."""
+    sae, small = autoencoder_with_l0(20, x), x[:ORIGINAL_BATCH]
+    optimiser = torch.optim.Adam(sae.parameters(), lr=0.0)
+    return lambda: dense_step(sae, optimiser, small, WARD_2024)
+
+
 def run() -> dict:
     keep_freed_memory()
     x = torch.randn(BATCH, D_IN, generator=torch.Generator().manual_seed(0)).relu()
@@ -53,52 +78,16 @@ def run() -> dict:
     for target in (20, 80, 320):
         sae = autoencoder_with_l0(target, x)
         l0 = (sae.encode(x) > 0).sum(1).float().mean().item()
-        dense, original = autoencoder_with_l0(target, x), autoencoder_with_l0(target, x)
-        optimisers = [
-            torch.optim.Adam(s.parameters(), lr=0.0, fused=fused)
-            for s, fused in ((dense, True), (original, False))
-        ]
-        with torch.no_grad():
-            weight, bias, transposed, x16 = (
-                sae.W_enc.clone(),
-                sae.b_enc.clone(),
-                sae.W_enc_T.bfloat16(),
-                x.bfloat16(),
-            )
-        contenders = {
-            "plain dense step": lambda s=dense, o=optimisers[0]: dense_step(s, o, x, BRICKEN_2023),
-            "ours, float32, exact": our_step(autoencoder_with_l0(target, x), x),
-            "ours, bfloat16 activations": our_step(
-                autoencoder_with_l0(target, x), x, torch.bfloat16
-            ),
-            "float32 encoder product alone": lambda w=weight, b=bias: torch.addmm(b, x, w),
-            "the same through oneDNN": lambda w=weight, b=bias: product(x, w.T, b),
-            "bfloat16 encoder product alone": lambda w=transposed, y=x16: y @ w.T,
-        }
-        worker = (
-            saelens.SAELensStep(sae, x, BRICKEN_2023.l1)
-            if target == 20 and saelens.available()
-            else None
-        )
-        if worker:
-            contenders["SAELens 6.54 standard"] = worker
-        measured = rates(contenders, BATCH)
+        steps, theirs = contenders(target, x), None
+        if target == 20 and saelens.available():
+            theirs = saelens.SAELensStep(sae, x, BRICKEN_2023.l1)
+            steps["SAELens 6.54 standard"] = theirs
+        measured = rates(steps, BATCH)
+        if theirs:
+            theirs.close()
         if target == 20:
-            small = x[:ORIGINAL_BATCH]
-            measured |= rates(
-                {
-                    "the original's step": lambda s=original, o=optimisers[1], y=small: dense_step(
-                        s, o, y, WARD_2024
-                    )
-                },
-                ORIGINAL_BATCH,
-            )
-        if worker:
-            worker.close()
-        results[f"L0 {l0:.0f}"] = {
-            "rates": measured,
-            "ratios": {name: ratio(measured, name, "plain dense step") for name in measured},
-        }
+            measured |= rates({"the original's step": original_step(x)}, ORIGINAL_BATCH)
+        results[f"L0 {l0:.0f}"] = case(measured, "plain dense step")
     return {
         "what": f"autoencoder step, {D_IN} -> {D_SAE}, batch {BATCH}",
         "unit": "activations/s",

@@ -30,5 +30,11 @@ def rates(
     }
 
 
+def case(measured: dict[str, dict[str, float]], baseline: str) -> dict:
+    """Rates, and their medians in units of the baseline's."""
+    ratios = {name: ratio(measured, name, baseline) for name in measured}
+    return {"rates": measured, "ratios": ratios}
+
+
 def ratio(contenders: dict[str, dict[str, float]], name: str, baseline: str) -> float:
     return contenders[name]["median"] / contenders[baseline]["median"]

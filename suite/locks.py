@@ -104,7 +104,7 @@ def _sign(descriptor: int) -> None:
     record = {
         "pid": os.getpid(),
         "host": socket.gethostname(),
-        "command": "a notebook" if notebook else f"sae_lib {' '.join(sys.argv[1:])}"[:300],
+        "command": "a notebook" if notebook else f"suite {' '.join(sys.argv[1:])}"[:300],
         "since": datetime.now().isoformat(" ", "seconds"),
     }
     with suppress(OSError):  # a full disk: the lock holds, only its message is missing

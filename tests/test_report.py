@@ -556,7 +556,8 @@ def make(folder, values: dict, figures=FIGURES, overrides=("corpus.train_tokens=
 def no_published_check(monkeypatch, tmp_path_factory):
     """Reports of made-up results, without the toy check and the studies that the repository keeps."""
     monkeypatch.setattr(toy_check, "PUBLISHED", tmp_path_factory.mktemp("published"))
-    monkeypatch.setattr(studies, "PUBLISHED", tmp_path_factory.mktemp("studies"))
+    folder = tmp_path_factory.mktemp("studies")
+    monkeypatch.setattr(studies, "published", lambda: folder)
 
 
 @pytest.fixture

@@ -155,7 +155,7 @@ def test_the_classical_study_keeps_the_best_score(study_run):
 
 
 def test_studies_are_drawn_published_and_found(study_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(studies, "PUBLISHED", tmp_path)
+    monkeypatch.setattr(studies, "published", lambda: tmp_path)
     own = {which: studies.found(study_run, which) for which in studies.STUDIES}
     assert own["recipes"]["own"] and own["saelens"] is None
     assert set(study_figures.drawn(own)) == {"study_recipes", "study_widths", "study_classical"}
