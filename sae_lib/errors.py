@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 class UserError(Exception):
@@ -90,6 +91,12 @@ LARGE = {  # by module, the settings that decide how much memory it takes
     "clamping_effects": "clamping.rows or clamping.draws",
     "experiments": "toy.preset",
 }
+
+
+def shown(found: Any) -> str:
+    """A value in at most 60 characters of one line, so that no message is long and no secret is shown whole."""
+    text = repr(found)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 @contextmanager

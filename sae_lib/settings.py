@@ -1,8 +1,11 @@
-"""One validated settings object; profiles are YAML files, overrides (`overrides.py`) are `section.key=value`."""
+"""One validated settings object; profiles are YAML files, overrides are `section.key=value`."""
 
+import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
+import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -12,10 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from sae_lib import plain_yaml
-from sae_lib.errors import SettingsError
-from sae_lib.overrides import apply
-from sae_lib.settings_errors import first_problem, shown
+from sae_lib.errors import SettingsError, shown
 
 PROFILES_FOLDER = Path(__file__).parent / "profiles"
 PROFILES = ("smoke", "laptop", "runpod")
@@ -297,6 +297,21 @@ class Settings(Section):
     explain: ExplainSettings = ExplainSettings()
     toy: ToySettings = ToySettings()
 
+    def memory_needed(self, prefix: str = "") -> dict[str, int]:
+        """Bytes that the models and the feature table take at the least, by the settings that
+        decide: of weights, gradients and Adam's moments, and 12 for each example.
+        """
+        lm, sae, shown = self.lm, self.sae, self.features
+        d_in = lm.d_mlp if "mlp.hook_post" in sae.hook_name else lm.d_model
+        width = max(sae.d_sae, *sae.widths, 0)
+        layer = lm.d_model * (4 * lm.d_model + 2 * lm.d_mlp)
+        examples = width * (shown.top_k + 10 * shown.samples)
+        return {
+            f"{prefix}sae.d_sae, sae.widths or lm.d_mlp": 16 * 2 * width * d_in,
+            f"{prefix}lm.d_model, lm.d_mlp or lm.n_layer": 16 * lm.n_layer * layer,
+            f"{prefix}features.top_k, features.samples or sae.d_sae": 12 * examples,
+        }
+
     @model_validator(mode="after")
     def _tokeniser_fits(self):
         for name, lm, tokenizer in (
@@ -316,7 +331,7 @@ def load(profile: str = "laptop", overrides: list[str] | tuple[str, ...] = ()) -
         raise SettingsError(
             f"profile {shown(profile)} does not exist; there are: {', '.join(PROFILES)}"
         )
-    data = plain_yaml.parse((PROFILES_FOLDER / f"{profile}.yaml").read_text())
+    data = parse_yaml((PROFILES_FOLDER / f"{profile}.yaml").read_text())
     data["profile"] = profile
     for section, prefix in ((data, ""), (data["last_mlp"], "last_mlp.")):
         others = [
@@ -330,7 +345,7 @@ def load(profile: str = "laptop", overrides: list[str] | tuple[str, ...] = ()) -
                 name: value for name, value in section["sae"].items() if name not in RECIPE_VALUES
             }
     for override in overrides:
-        apply(data, override, Settings)
+        apply(data, override)
     return validate(data)
 
 
@@ -339,4 +354,215 @@ def validate(data: dict[str, Any]) -> Settings:
     try:
         return Settings.model_validate(data)
     except ValidationError as error:
-        raise SettingsError(first_problem(error, Settings)) from None
+        raise SettingsError(first_problem(error)) from None
+
+
+# --- overrides
+
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def apply(data: dict[str, Any], override: str) -> None:
+    """Write one `section.key=value` into plain `data` for `settings`; `SettingsError` that names what does not exist, and what does."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise SettingsError(
+            f"--set {shown(override)}: expected section.key=value, for example sae.d_sae=8192"
+        )
+    if key == "profile":
+        raise SettingsError(
+            f"--set profile={shown(text)}: choose a profile with --profile, for example --profile smoke"
+        )
+    path, kind = _find(key)
+    target = data
+    for part in path[:-1]:
+        target[part] = dict(target.get(part) or {})
+        target = target[part]
+    is_text = kind is str or kind == str | None and text != "null"
+    target[path[-1]] = _text(key, text) if is_text else value(key, text)
+
+
+def value(name: str, text: str) -> Any:
+    """The plain value of a `name=text` of the command line; `SettingsError` that names it."""
+    try:
+        if not text:
+            raise ValueError("no value")
+        return parse_yaml(text)
+    except ValueError as error:
+        raise SettingsError(
+            f"{name}: found {shown(text)} ({error}); expected a number, text or list, for example 8192, 1e-3 or [ward_2024]"
+        ) from None
+
+
+def _text(name: str, text: str) -> str:
+    """Text as it was given; a control character or a lone surrogate in it is refused, since no file, model or device has one."""
+    if not text or CONTROL.search(text) or any("\ud800" <= c <= "\udfff" for c in text):
+        raise SettingsError(
+            f"{name}: found {shown(text)}; expected text without control characters, in UTF-8"
+        )
+    return text
+
+
+def _find(key: str) -> tuple[list[str], Any]:
+    """The path to the setting that a key names, and the type of that setting."""
+    model, path = Settings, key.split(".")
+    for depth, part in enumerate(path):
+        parent = ".".join(path[:depth])
+        if model is None:
+            raise SettingsError(
+                f"{shown(key)}: {parent} is a single value, it has no setting {shown(part)}"
+            )
+        if part not in model.model_fields:
+            full = ".".join(path[: depth + 1])
+            raise SettingsError(unknown(full, parent, list(model.model_fields)))
+        kind = model.model_fields[part].annotation
+        model = _section(kind)
+    if model is None:
+        return path, kind
+    if "source" not in model.model_fields:
+        raise SettingsError(
+            f"{key} is a section; set one of its values: {', '.join(f'{key}.{f}' for f in model.model_fields)}"
+        )
+    return [*path, "source"], str
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    options = get_args(annotation) or (annotation,)
+    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+
+
+# --- what is wrong with a setting
+
+KINDS = {
+    "integer": "a whole number",
+    "number": "a number",
+    "string": "text",
+    "boolean": "true or false",
+    "array": "a list",
+    "object": "a section (name: value)",
+    "null": "null",
+}
+LIMITS = {
+    "minimum": "of at least",
+    "exclusiveMinimum": "above",
+    "maximum": "at most",
+    "exclusiveMaximum": "below",
+}
+
+
+def unknown(full: str, parent: str, exist: list[str]) -> str:
+    """That a setting does not exist, with a similar name and all that do."""
+    near = difflib.get_close_matches(full.rpartition(".")[2][:100], exist, 1)
+    hint = f"; did you mean {near[0]}?" if near else ";"
+    has = f"{parent} has" if parent else "the settings have"
+    return f"setting {shown(full)} does not exist{hint} {has}: {', '.join(exist)}"
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first thing that pydantic found wrong with the data."""
+    found = error.errors(include_url=False)[0]
+    *parents, last = found["loc"] or ("",)
+    parent, name = ".".join(map(str, parents)), ".".join(map(str, found["loc"]))[:100]
+    if found["type"] == "value_error":
+        return f"{name}: {found['ctx']['error']}" if name else str(found["ctx"]["error"])
+    schema = Settings.model_json_schema()
+    if found["type"] == "extra_forbidden":
+        return unknown(name, parent, list(_at(schema, schema, parents)["properties"]))
+    return f"{name}: found {shown(found['input'])}; expected {_expected(_at(schema, schema, found['loc']))}"
+
+
+def _at(node: dict, root: dict, path: Any) -> dict:
+    """The part of a JSON schema that describes the value at `path`."""
+    for option in (node, *node.get("anyOf", ())):
+        if reference := option.get("$ref"):
+            return _at(root["$defs"][reference.rpartition("/")[2]], root, path)
+    if not path:
+        return node
+    options = [node, *node.get("anyOf", ())]
+    for inner in options:
+        below = inner.get("properties", {}).get(path[0]) or inner.get("items")
+        below = below or inner.get("additionalProperties")
+        if isinstance(below, dict):
+            return _at(below, root, path[1:])
+    return node
+
+
+def _expected(schema: dict) -> str:
+    if options := schema.get("anyOf"):
+        return ", or ".join(_expected(option) for option in options)
+    if "enum" in schema or "const" in schema:
+        return f"one of {', '.join(map(str, schema.get('enum') or [schema['const']]))}"
+    text = KINDS[schema["type"]]
+    if "maxLength" in schema:
+        text += f" of at most {schema['maxLength']:,} characters"
+    if "items" in schema:
+        text += (
+            f" of {schema.get('minItems', 0)} to {schema['maxItems']:,}"
+            if "maxItems" in schema
+            else ""
+        )
+        return f"{text}, each {_expected(schema['items'])}"
+    limits = [f"{words} {schema[key]:,}" for key, words in LIMITS.items() if key in schema]
+    return " ".join([text, " and ".join(limits)]).strip()
+
+
+# --- YAML as plain data: null, true, false, numbers, text, lists and mappings; no aliases, tags,
+# dates or repeated keys. Unquoted words mean what they mean in YAML 1.2: 1e-4 is a number, 010 is
+# ten, and 2024-01-01, 1:30 and yes are text.
+
+LONGEST = 200_000  # characters
+WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
+WHOLE = re.compile(r"[-+]?[0-9]+(_[0-9]+)*")
+NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+\.?[0-9]*)([eE][-+]?[0-9]+)?")
+
+
+class _Loader(yaml.BaseLoader):
+    def compose_node(self, parent, index):
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
+            raise ValueError("anchors (&name) and aliases (*name) are not supported")
+        if event.tag is not None:
+            raise ValueError("tags (!name) are not supported")
+        return super().compose_node(parent, index)
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text; `ValueError` that says in one line what is wrong with it."""
+    if len(text) > LONGEST:
+        raise ValueError(f"{len(text):,} characters are too long; at most {LONGEST:,} are read")
+    try:
+        text.encode()
+        return _plain(_Loader(text).get_single_node())
+    except UnicodeEncodeError:
+        raise ValueError("not valid Unicode: half a surrogate pair") from None
+    except RecursionError:
+        raise ValueError("brackets are nested too deeply") from None
+    except yaml.YAMLError as error:
+        parts = [getattr(error, name, None) for name in ("context", "problem", "reason")]
+        raise ValueError(f"not valid YAML ({' '.join(filter(None, parts))})") from None
+
+
+def _plain(node: yaml.Node | None) -> Any:
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(item) for item in node.value]
+    if isinstance(node, yaml.MappingNode):
+        data = {}
+        for key, value in ((_plain(k), v) for k, v in node.value):
+            if not isinstance(key, str) or key in data:
+                raise ValueError(f"key {str(key)[:40]!r} is repeated, or is not text")
+            data[key] = _plain(value)
+        return data
+    if node is None:
+        return None
+    node.value.encode()  # "\\ud800" spells what is no character
+    return _word(node.value) if node.style is None else node.value
+
+
+def _word(word: str) -> Any:
+    if word.lower() in WORDS:
+        return WORDS[word.lower()]
+    if WHOLE.fullmatch(word):
+        if len(word) > 100:
+            raise ValueError(f"a whole number of {len(word):,} digits is too long")
+        return int(word)
+    return float(word) if NUMBER.fullmatch(word) else word

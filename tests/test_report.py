@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sae_lib import chromium, settings
+from sae_lib import formats as f
 from sae_lib.errors import ArtefactError
 from sae_lib.text.markup import block, code, plain, table
 from suite import stages, studies, toy_check
 from suite.report import content, pages, publish, publish_report, render, write_report
-from suite.report import formats as f
 from suite.report.machine import commit, cpu_model, machine
 from suite.runs import Run
 

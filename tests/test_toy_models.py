@@ -9,15 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import toy_gates
 from sae_lib.errors import SettingsError
 from sae_lib.toy import autoencoder as toy_autoencoder
 from sae_lib.toy import experiments as toy_experiments
 from sae_lib.toy import figures as toy_figures
-from sae_lib.toy import gates as toy_gates
 from sae_lib.toy import metrics
 from sae_lib.toy import models as toy
 from sae_lib.toy import results as results_module
-from suite import toy_check
 
 
 def circle(n: int) -> torch.Tensor:
@@ -486,7 +485,7 @@ def test_gates_fail_on_untrained_models(smoke):
     rows = toy_gates.all_gates(smoke[1].__getitem__)
     assert len(rows) == 38 and sum(row["passed"] for row in rows) < 20
     json.dumps(rows, allow_nan=False)
-    assert toy_check.gates_table(rows).count("\n") == len(rows) + 2
+    assert toy_gates.gates_table(rows).count("\n") == len(rows) + 2
 
 
 def test_the_introductions_gates_pass_on_pentagons_alone():
@@ -523,5 +522,3 @@ def test_figures_of_every_kind(smoke):
     assert len(toy_figures.curves(r["introduction"].p, panels, "t").data) == 1
     fig = toy_figures.polygons(r["introduction"].best_W, ["a", "b"], "t", 2)
     assert sum(trace.mode == "lines+markers" for trace in fig.data) == 10
-    assert len(toy_figures.neurons({"in": r["absolute_value"].best_W[0]}, "t").data) == 3
-    assert len(toy_figures.weights_and_norms(r["weights_and_norms"], "t").data) == 4

@@ -7,11 +7,12 @@ Sources: Elhage et al. 2022, "Toy Models of Superposition"; the thresholds are t
 import math
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 REPRESENTED_NORM = 0.5  # a feature is represented when ‖W_i‖ exceeds this
-ALONE_INTERFERENCE = 0.05  # a represented feature is alone when Σ_{j≠i}(Ŵ_i·W_j)² stays below this
+ALONE_INTERFERENCE = 0.05  # a represented feature is alone when its interference is below this
 
 
 def squared_overlaps(
@@ -20,8 +21,7 @@ def squared_overlaps(
     """`(Ŵ_i·W_j)²`: how much of W_j lies along feature i's unit direction; a zero W_i gives
     zeros.
     """
-    unit = W / W.norm(dim=-2, keepdim=True).clamp(min=1e-12)
-    return (unit.mT @ W).square()
+    return (F.normalize(W, dim=-2).mT @ W).square()
 
 
 def dimensionality(
@@ -70,7 +70,7 @@ def cosines(
     W: Float[Tensor, "*instance hidden feature"],
 ) -> Float[Tensor, "*instance feature other"]:
     """Cosine between every two feature directions."""
-    unit = W / W.norm(dim=-2, keepdim=True).clamp(min=1e-12)
+    unit = F.normalize(W, dim=-2)
     return unit.mT @ unit
 
 
@@ -123,8 +123,9 @@ def solves_absolute_value(
     role = (2 * top[..., 0] + (w_in < 0)).sort(-1).values
     exact = ((w_in * w_out).abs() - 1).abs() < 0.02
     expected = torch.arange(2 * W.shape[-1], device=W.device)
-    one_each = (role == expected).all(-1) if W.shape[-2] == len(expected) else torch.tensor(False)
-    return one_each & exact.all(-1) & monosemantic(W, 0.99).all(-1)
+    if role.shape[-1] != len(expected):
+        return torch.zeros(W.shape[:-2], dtype=torch.bool)
+    return (exact & (role == expected) & monosemantic(W, 0.99)).all(-1)
 
 
 def alignment(W: Float[Tensor, "*n hidden feature"]) -> Float[Tensor, "*n"]:
@@ -143,9 +144,8 @@ def randomly_rotated(
     a Gaussian, sign fixed).
     """
     generator, m = torch.Generator(W.device).manual_seed(seed), W.shape[-2]
-    Q, R = torch.linalg.qr(
-        torch.randn(*W.shape[:-2], m, m, generator=generator, device=generator.device)
-    )
+    shape = (*W.shape[:-2], m, m)
+    Q, R = torch.linalg.qr(torch.randn(shape, generator=generator, device=W.device))
     return (Q * R.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]) @ W
 
 
@@ -155,11 +155,6 @@ def phase(W: Float[Tensor, "*n hidden feature"]) -> Int[Tensor, "*n"]:
     """
     kept, shared = represented(W), interference(W)[..., -1] > ALONE_INTERFERENCE
     return torch.where(~kept[..., -1], 0, torch.where(kept.all(-1) & shared, 1, 2))
-
-
-def correlation(x: Tensor, y: Tensor) -> float:
-    """Pearson's correlation over all elements."""
-    return torch.corrcoef(torch.stack([x.flatten(), y.flatten()]))[0, 1].item()
 
 
 def talk_claims(
@@ -173,9 +168,9 @@ def talk_claims(
     """
     kept = represented(W)
     shared, five = kept & ~alone(W), kept.all(-1)
-    features, seeds = "represented features in superposition", "seeds with five"
+    features = "represented features in superposition"
     claims = (
-        ("no case represents all five", seeds, "", five, torch.ones_like(five), 0, 0),
+        ("no case represents all five", "seeds with five", "", five, five | True, 0, 0),
         ("most important = least dense: every feature in superposition", features)
         + ("2", shared, kept, 0.95, 1),
         ("equal importance: almost every feature in superposition", features)
@@ -183,15 +178,13 @@ def talk_claims(
     )
     table = []
     for claim, measured, case, hits, among, least, most in claims:
-        where: dict[bool, list[str]] = {True: [], False: []}
+        row = {"the talk says": claim, "measured": f"share of {measured}"}
+        where = {"holds": [], "does not hold": []}
         for span in dict.fromkeys(cell[1:] for cell in cells):
             here = [c[1:] == span and c[0].startswith(case) for c in cells]
             k, n = int(hits[here].sum()), int(among[here].sum())
-            low, high = wilson(k, n)
-            holds = n > 0 and least <= k / n <= most
-            text = f"p {span[0]:g}–{span[1]:g}: {k / max(n, 1):.0%} ({low:.0%} to {high:.0%})"
-            where[holds].append(text)
-        yes, no = ("; ".join(where[holds]) or "nowhere" for holds in (True, False))
-        row = {"the talk says": claim, "measured": f"share of {measured}"}
-        table.append(row | {"holds": yes, "does not hold": no})
+            (low, high), part = wilson(k, n), k / max(n, 1)
+            text = f"p {span[0]:g}–{span[1]:g}: {part:.0%} ({low:.0%} to {high:.0%})"
+            where["holds" if n and least <= part <= most else "does not hold"].append(text)
+        table.append(row | {name: "; ".join(texts) or "nowhere" for name, texts in where.items()})
     return table
