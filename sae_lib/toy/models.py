@@ -254,6 +254,7 @@ class ToyModel(nn.Module):
         return (errors * self.importance).sum(1) / y[0].numel()
 
 
+@torch.random.fork_rng(devices=())
 def train(
     model: ToyModel,
     features: Features,
@@ -281,7 +282,7 @@ def train(
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
     kept = {"step": [], "W_by_step": [], "loss_by_step": []}
     model.train()
-    torch.manual_seed(seed)  # of dropout
+    torch.manual_seed(seed)  # which dropout draws from
     for step in tqdm(range(steps), desc="toy models", leave=False, mininterval=1.0, disable=None):
         if decay:
             optimizer.param_groups[0]["lr"] = lr * (0.5 + 0.5 * math.cos(math.pi * step / steps))
