@@ -17,7 +17,9 @@ FILE = "SAE_LIB_PROGRESS"  # environment variable: the file that bars write inst
 
 
 class _Written(standard):
-    """A bar whose state is in a file, replaced whole at most twice a second, gone when it is closed."""
+    """A bar whose state is in a file, replaced whole at most twice a second, gone when it is
+    closed.
+    """
 
     def __init__(self, *args, **how):
         self.path = Path(os.environ[FILE])

@@ -2,7 +2,8 @@
 and texts.
 
 It knows what this project's figures consist of: scatter, bar, histogram, heatmap and violin traces,
-straight lines, texts. A trace of any other type raises AttributeError: nothing is left out silently.
+straight lines, texts. A trace of any other type raises AttributeError: nothing is left out
+silently.
 """
 
 import re
@@ -58,7 +59,7 @@ def rgba(colour: str, opacity: float | None = None) -> tuple[float, ...]:
     return (*rgb, alpha * (1 if opacity is None else opacity))
 
 
-def points(ax: Axes, trace, *default: object) -> list[np.ndarray]:
+def points(ax: Axes, trace) -> list[np.ndarray]:
     """Where a trace is on either axis; words become categories. Where one is missing, the other
     counts.
     """
@@ -70,9 +71,10 @@ def points(ax: Axes, trace, *default: object) -> list[np.ndarray]:
     return places
 
 
-def edges(centres: np.ndarray, log: bool) -> np.ndarray:
+def edges(centres, log: bool) -> np.ndarray:
     """Where cells around these centres, two or more, meet: halfway as it is seen on the axis."""
-    at = np.pad(np.log10(centres) if log else centres, 1, "reflect", reflect_type="odd")
+    at = np.array(np.log10(centres) if log else centres, float)
+    at = np.pad(at, 1, "reflect", reflect_type="odd")
     middle = (at[1:] + at[:-1]) / 2
     return 10**middle if log else middle
 
@@ -121,12 +123,8 @@ class Picture:
             sharex, sharey = map(self.shared.get, roots)
             ax = self.axes[names] = self.picture.add_axes(place, sharex=sharex, sharey=sharey)
             self.shared = dict.fromkeys(roots, ax) | self.shared
-            ax.set(
-                **{
-                    f"{n[0]}scale": s.type if s.type == "log" else "linear"
-                    for n, s in zip(names, specs, strict=True)
-                }
-            )
+            for name, spec in zip(names, specs, strict=True):
+                ax.set(**{f"{name[0]}scale": "log" if spec.type == "log" else "linear"})
         return self.axes[names]
 
     def scatter(self, ax: Axes, trace, colour: str, label: str) -> None:
@@ -152,9 +150,7 @@ class Picture:
             for symbol in dict.fromkeys(symbols):
                 at, how = symbols == symbol, dict(marker=SYMBOLS.get(symbol, "o"), label=label)
                 ax.scatter(x[at], y[at], size, shades[at], zorder=3, **how)
-        if (up := trace.error_y.array) is not None:
-            down = up if trace.error_y.arrayminus is None else trace.error_y.arrayminus
-            ax.errorbar(x, y, np.array([down, up], float), fmt="none", ecolor=stroke["color"])
+        self.errors(ax, trace, x, y, stroke["color"])
 
     def bar(self, ax: Axes, trace, colour: str, label: str) -> None:
         flat, marker = trace.orientation == "h", trace.marker
@@ -175,6 +171,13 @@ class Picture:
             shades = self.shades(ax, marker, marker.cmin, marker.cmax, marker.showscale)
             colour = shades.to_rgba(np.array(marker.color))
         (ax.barh if flat else ax.bar)(at, length, width, below, color=colour, label=label)
+        self.errors(ax, trace, at, below + length, "#444444")
+
+    def errors(self, ax: Axes, trace, x: np.ndarray, y: np.ndarray, colour) -> None:
+        """Vertical error bars, where a trace has them."""
+        if (up := trace.error_y.array) is not None:
+            down = up if trace.error_y.arrayminus is None else trace.error_y.arrayminus
+            ax.errorbar(x, y, np.array([down, up], float), fmt="none", ecolor=colour)
 
     def histogram(self, ax: Axes, trace, colour: str, label: str) -> None:
         x, bins = np.array(trace.x, float), trace.xbins
@@ -185,13 +188,9 @@ class Picture:
         ax.hist(x, edges, weights=weights, color=colour, label=label)
 
     def heatmap(self, ax: Axes, trace, colour: str, label: str) -> None:
-        z, (_, *_) = np.array(trace.z, float), self.axes
-        x, y = (
-            edges(np.arange(n) if at is None else np.array(at, float), scale == "log")
-            for n, at, scale in zip(
-                z.T.shape, (trace.x, trace.y), (ax.get_xscale(), ax.get_yscale()), strict=True
-            )
-        )
+        z = np.array(trace.z, float)
+        x = edges(range(z.shape[1]) if trace.x is None else trace.x, ax.get_xscale() == "log")
+        y = edges(range(z.shape[0]) if trace.y is None else trace.y, ax.get_yscale() == "log")
         shades = self.shades(ax, trace, trace.zmin, trace.zmax, trace.showscale is not False)
         ax.pcolormesh(x, y, z, cmap=shades.cmap, norm=shades.norm, edgecolor="face")
 
@@ -206,7 +205,7 @@ class Picture:
         return shades
 
     def violin(self, ax: Axes, trace, colour: str, label: str) -> None:
-        """A box for the middle half of the values, their median, and whiskers to the most distant."""
+        """A box for the middle half of the values, their median, and whiskers to the farthest."""
         ax.yaxis.update_units([trace.name])
         x, line = np.array(trace.x, float), dict(color=rgba(trace.line.color or colour))
         ax.boxplot(

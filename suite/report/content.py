@@ -9,6 +9,7 @@ from typing import Any
 from sae_lib import settings as settings_module
 from sae_lib.errors import ArtefactError
 from sae_lib.settings import Section
+from suite.original import ORIGINAL
 from suite.runs import Run
 
 NOTEBOOK_OF = {
@@ -40,7 +41,6 @@ OPTIONAL = (
     "last_mlp",
     "clamping",
 )
-ORIGINAL = json.loads((Path(__file__).parent / "original.json").read_text())
 LABELS = {"ward_2024": "ours, faithful", "bricken_2023": "ours, as published"}
 
 
