@@ -212,7 +212,10 @@ def error_named(name: str, message: str, base: type = Exception) -> Exception:
     return type(name, (base,), {})(message)
 
 
-PRIVATE = "401 Client Error. If you are trying to access a private or gated repo, make sure you are authenticated."
+PRIVATE = (
+    "401 Client Error. If you are trying to access a private or gated repo, make sure you are "
+    "authenticated."
+)
 
 
 @pytest.mark.parametrize(

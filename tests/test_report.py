@@ -1,4 +1,6 @@
-"""The report: every number from the results, nothing undefined, hostile text inert, missing parts said, publishing bounded."""
+"""The report: every number from the results, nothing undefined, hostile text inert, missing parts
+said, publishing bounded.
+"""
 
 import base64
 import copy
@@ -554,7 +556,8 @@ def make(folder, values: dict, figures=FIGURES, overrides=("corpus.train_tokens=
 
 @pytest.fixture(autouse=True)
 def no_published_check(monkeypatch, tmp_path_factory):
-    """Reports of made-up results, without the toy check and the studies that the repository keeps."""
+    """Reports of made-up results, without the toy check and the studies that the repository keeps.
+    """
     monkeypatch.setattr(toy_check, "PUBLISHED", tmp_path_factory.mktemp("published"))
     monkeypatch.setattr(studies, "PUBLISHED", tmp_path_factory.mktemp("studies"))
 
@@ -1030,6 +1033,14 @@ def test_plain_text_shows_itself(text):
         (f.millions(3_000_000), "3.00 million"),
         (f.millions(76192), "76,192"),
         (f.gib(2**34), "16.0 GiB"),
+        (f.short(0.0130001), "0.013"),
+        (f.short(1.0), "1"),
+        (f.short(1234.5), "1234"),
+        (f.about(47), "50 s"),
+        (f.about(7000), "1.9 h"),
+        (f.signed(-0.0213), "−0.0213"),
+        (f.interval(0.61234, None), "0.612 to not defined"),
+        (f.interval(-0.5, 0.25, f.signed), "−0.500 to +0.250"),
     ],
 )
 def test_formats(made, shown):

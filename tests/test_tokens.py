@@ -1,4 +1,6 @@
-"""Tokens: every text round-trips, every token knows its characters, and nothing half-written stays behind."""
+"""Tokens: every text round-trips, every token knows its characters, and nothing half-written stays
+behind.
+"""
 
 import json
 from pathlib import Path
@@ -38,7 +40,8 @@ HARD = [
 
 def texts(n: int = 60) -> list[str]:
     return [
-        f"document {i}: the cat {i * i} sat on the mat\nwhile {i} naïve 🙂 dogs sang 日本語 {i * 7}\n"
+        f"document {i}: the cat {i * i} sat on the mat\n"
+        f"while {i} naïve 🙂 dogs sang 日本語 {i * 7}\n"
         * (3 + i % 4)
         for i in range(n)
     ]

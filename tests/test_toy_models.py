@@ -1,4 +1,6 @@
-"""Toy models: closed forms, feature distributions, gradients, bad settings, gates, and every experiment at its smallest."""
+"""Toy models: closed forms, feature distributions, gradients, bad settings, gates, and every
+experiment at its smallest.
+"""
 
 import itertools
 import json
@@ -25,7 +27,9 @@ def circle(n: int) -> torch.Tensor:
 
 
 def antiprism() -> torch.Tensor:
-    """Eight vectors: a square above and one turned by 45° below, at the height (tight frame, z² = 1/3 of the norm) where D is 3/8."""
+    """Eight vectors: a square above and one turned by 45° below, at the height (tight frame, z² =
+    1/3 of the norm) where D is 3/8.
+    """
     corners = [
         (z, turn + k * math.pi / 2) for z, turn in ((1, 0), (-1, math.pi / 4)) for k in range(4)
     ]
@@ -204,7 +208,9 @@ def test_loss_is_the_weighted_squared_error_of_the_written_formula():
 
 
 def test_a_batched_model_trains_like_a_single_one():
-    """Two instances in one model and the first of them alone, on the same samples, end with the same weights."""
+    """Two instances in one model and the first of them alone, on the same samples, end with the
+    same weights.
+    """
 
     class Same(toy.Features):
         def sample(self, n_instances, batch, generator=None, streams=None):
@@ -233,6 +239,16 @@ def test_dropout_acts_in_training_alone():
     x = toy.Features(6, 1.0).sample(1, 32)
     assert not torch.equal(model.train()(x), model(x))
     assert torch.equal(model.eval()(x), model(x))
+
+
+def test_dropout_is_drawn_from_the_seed():
+    trained = []
+    for _ in range(2):
+        model = toy.ToyModel(toy.ToyConfig(6, 4, dropout=0.5))
+        toy.train(model, toy.Features(6, 0.5), steps=20, batch=16, lr=1e-2)
+        trained.append(model.W.detach().clone())
+        torch.rand(1)  # other work between them
+    assert torch.equal(*trained)
 
 
 def test_untied_model_computes_what_its_weights_say():
@@ -447,7 +463,9 @@ def test_a_cached_result_equals_the_one_made(smoke):
 
 
 def test_experiments_run_on_one_thread(monkeypatch):
-    """Small products on several threads wait for each other: beside other work, minutes for seconds."""
+    """Small products on several threads wait for each other: beside other work, minutes for
+    seconds.
+    """
     monkeypatch.setitem(
         results_module.RUNS, "recipes", lambda preset: {"threads": torch.get_num_threads()}
     )

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shlex
-from pathlib import Path
 from typing import Any
 
 from sae_lib import settings as settings_module
