@@ -79,8 +79,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def fast_bfloat16() -> bool:
     """Whether this processor multiplies bfloat16 several times as fast as float32, and torch was
-    not
-    told to use less of it.
+    not told to use less of it.
     """
     return (
         torch.backends.mkldnn.is_available()

@@ -105,6 +105,13 @@ def shown(found: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def printable(text: str) -> str:
+    """One line that any page, table or terminal can show: what has no shape becomes U+FFFD, so half
+    of a surrogate pair too.
+    """
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
 @contextmanager
 def in_plain_words(where: Path) -> Iterator[None]:
     """What the system refuses becomes a `UserError`; `where` is for errors that name no file."""

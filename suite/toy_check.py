@@ -33,8 +33,8 @@ def published_summary() -> dict:
 
 
 def copy_published_figures(folder: Path) -> dict[str, str]:
-    """Put the published check's figures into `folder`, as `full_<name>.png`; returns their
-    captions by name.
+    """Put the published check's figures into `folder`, as `full_<name>.png`; returns their captions
+    by name.
     """
     captions = {}
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,5 @@
-"""Tokens as a reader can see them: bytes that are no character, blanks, control and direction
-marks all get a sign.
+"""Tokens as a reader can see them: bytes that are no character, blanks, control and direction marks
+all get a sign.
 
 Text is data: nothing here is markup. A piece is (quiet, text); quiet pieces stand for something
 that has no shape of its own.

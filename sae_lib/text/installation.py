@@ -225,8 +225,7 @@ def read_installation(
     budget: dict[str, int], heldout_share: float, limit: int, seed: int
 ) -> list[tuple[File, str, str]]:
     """(file, text, split), shuffled. Held-out files are judged last, so none of them has half of
-    its
-    lines in training text.
+    its lines in training text.
     """
     files = list(installed_files())
     heldout_budget = {kind: int(1.2 * heldout_share * size) for kind, size in budget.items()}

@@ -54,8 +54,7 @@ def span(text: str) -> str:
 
 def label(text: str, length: int = 1000) -> str:
     """Text for a label of plotly, which reads some HTML and, between dollar signs, mathematics:
-    cut,
-    and neither of them.
+    cut, and neither of them.
     """
     cut = text if len(text) <= length else text[: length - 1] + "…"
     return escape(isolated(visible(cut)), quote=False).replace("$", "&#36;")

@@ -17,7 +17,7 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 
-from sae_lib.errors import CorpusError
+from sae_lib.errors import CorpusError, printable
 
 TEXT = (".txt", ".md", ".rst", ".py")
 JSON = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".json.zst", ".jsonl.zst")
@@ -57,13 +57,6 @@ def read_files(where: str) -> Iterator[tuple[str, str, str]]:
                 f"{name} cannot be read as {suffix} ({printable(reason)}); check that it is whole "
                 "and of that kind"
             ) from None
-
-
-def printable(text: str) -> str:
-    """One line that any page, table or terminal can show: what has no shape becomes U+FFFD, so half
-    of a surrogate pair too.
-    """
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def _find(where: str) -> tuple[list[Path], Path]:

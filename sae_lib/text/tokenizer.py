@@ -8,17 +8,15 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from sae_lib.errors import ModelError, SettingsError
+from sae_lib.errors import ModelError, SettingsError, printable
 from sae_lib.text import hub
-from sae_lib.text.text_files import printable
 
 END = "<|endoftext|>"
 
 
 def load_tokenizer(source: str | Path):
     """A fast tokeniser from a local folder or the hub; `ModelError` that says what to do where it
-    is
-    missing or out of reach.
+    is missing or out of reach.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 

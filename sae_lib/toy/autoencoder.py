@@ -1,5 +1,5 @@
-"""Sparse autoencoders on the toy model, where the truth is known: do they find the five
-directions, and how short are the outputs?
+"""Sparse autoencoders on the toy model, where the truth is known: do they find the five directions,
+and how short are the outputs?
 """
 
 import math
@@ -70,8 +70,8 @@ def resample(
     optimizer: torch.optim.Adam,
     generator: torch.Generator,
 ) -> None:
-    """Point each dead latent at an input drawn with probability ∝ squared error², encoder at 0.2
-    of the live norm (Bricken et al. 2023).
+    """Point each dead latent at an input drawn with probability ∝ squared error², encoder at 0.2 of
+    the live norm (Bricken et al. 2023).
 
     Adam's memory of the replaced weights is cleared.
     """
@@ -114,8 +114,8 @@ def train_autoencoders(
     d_sae: int = 5,
     seed: int = 0,
 ) -> ToyAutoencoder:
-    """Train one autoencoder on each toy model's hidden layer; those with `resampling` revive
-    silent latents.
+    """Train one autoencoder on each toy model's hidden layer; those with `resampling` revive silent
+    latents.
 
     L = mean (h − ĥ)² + 0.2 Σ f, unit decoder. Resampled every eighth of the run: latents silent in
     the fiftieth before it.
@@ -175,8 +175,8 @@ def measure(sae: ToyAutoencoder, W: Float[Tensor, "instance d_in feature"]) -> d
 
 
 def autoencoder(preset: str) -> dict:
-    """Five latents on the 5 → 2 pentagon: without resampling, with it, and started with the
-    encoder as the decoder's transpose.
+    """Five latents on the 5 → 2 pentagon: without resampling, with it, and started with the encoder
+    as the decoder's transpose.
     """
     size = SIZES[preset]
     W, n_full, n_trained = pentagons(preset, size.seeds)

@@ -26,8 +26,8 @@ SNAPSHOTS = 60  # of the weights while they train, where an experiment keeps the
 
 @dataclass(frozen=True)
 class Size:
-    """How much of an experiment to run: `points` settings × `seeds` instances, `steps` of
-    `batch` samples.
+    """How much of an experiment to run: `points` settings × `seeds` instances, `steps` of `batch`
+    samples.
     """
 
     points: int
@@ -72,8 +72,8 @@ class Experiment:
 
 @dataclass
 class Result:
-    """Weights and losses of all instances, as `[setting, seed, …]`, and what was measured on
-    them.
+    """Weights and losses of all instances, as `[setting, seed, …]`, and what was measured
+    on them.
     """
 
     p: Float[Tensor, "setting ..."]
@@ -121,11 +121,9 @@ def train(e: Experiment, size: Size, seed: int = 0) -> Result:
     n, target = len(features.rows), FUNCTIONS[e.target]
     config = toy.ToyConfig(e.n_features, e.d_hidden, n, importance=importance, **e.model)
     model = toy.ToyModel(config, seed)
-    schedule = dict(steps=size.steps, batch=size.batch, lr=size.lr, decay=not e.slow)
     every = max(size.steps // SNAPSHOTS, 1) if e.snapshots else 0
-    snapshots = toy.train(
-        model, features, target, seed=seed, streams=size.seeds, every=every, **schedule
-    )
+    schedule = toy.Schedule(size.steps, size.batch, size.lr, not e.slow, size.seeds, every)
+    snapshots = toy.train(model, features, schedule, target, seed)
     values = FUNCTIONS[e.measure](model, features, target) if e.measure else {}
     values |= {"losses": toy.test_loss(model, features, target), "W": model.W}
     if model.W_out is not None:
@@ -136,8 +134,8 @@ def train(e: Experiment, size: Size, seed: int = 0) -> Result:
 
 
 def run(name: str, preset: str) -> dict[str, Result]:
-    """An experiment's results by variant; the one result of an experiment without variants is
-    named "".
+    """An experiment's results by variant; the one result of an experiment without variants is named
+    "".
     """
     e = EXPERIMENTS[name]
     variants = {v: e.variant(v) for v in e.variants} or {"": e}
@@ -303,8 +301,8 @@ def attack_loss(
 
 
 def attacked(model: toy.ToyModel, features: toy.Features, target: Callable) -> dict[str, Tensor]:
-    """Loss that an attack adds, on the same inputs for all models (p = 0.3) and at each model's
-    own density.
+    """Loss that an attack adds, on the same inputs for all models (p = 0.3) and at each model's own
+    density.
 
     At a small density most inputs are empty, and the negative biases absorb the attack.
     """

@@ -27,8 +27,8 @@ def squared_overlaps(
 def dimensionality(
     W: Float[Tensor, "*instance hidden feature"],
 ) -> Float[Tensor, "*instance feature"]:
-    """D_i = ‖W_i‖² / Σ_j (Ŵ_i·W_j)² (Elhage et al. 2022, "The geometry of superposition"); 0 for
-    a feature that is not there.
+    """D_i = ‖W_i‖² / Σ_j (Ŵ_i·W_j)² (Elhage et al. 2022, "The geometry of superposition"); 0 for a
+    feature that is not there.
     """
     return W.square().sum(-2) / squared_overlaps(W).sum(-1).clamp(min=1e-12)
 
@@ -115,8 +115,8 @@ def participation(
 def solves_absolute_value(
     W: Float[Tensor, "*instance neuron feature"], W_out: Float[Tensor, "*instance feature neuron"]
 ) -> Bool[Tensor, "*instance"]:
-    """Whether each feature has one positive and one negative neuron of its own, with |w_in ·
-    w_out| = 1 ± 0.02.
+    """Whether each feature has one positive and one negative neuron of its own, with |w_in · w_out|
+    = 1 ± 0.02.
     """
     top = W.abs().argmax(-1, keepdim=True)
     w_in, w_out = W.gather(-1, top)[..., 0], W_out.mT.gather(-1, top)[..., 0]
@@ -140,8 +140,8 @@ def alignment(W: Float[Tensor, "*n hidden feature"]) -> Float[Tensor, "*n"]:
 def randomly_rotated(
     W: Float[Tensor, "*n hidden feature"], seed: int = 0
 ) -> Float[Tensor, "*n hidden feature"]:
-    """Each instance's weights under its own uniformly drawn rotation of the hidden space (QR of
-    a Gaussian, sign fixed).
+    """Each instance's weights under its own uniformly drawn rotation of the hidden space (QR of a
+    Gaussian, sign fixed).
     """
     generator, m = torch.Generator(W.device).manual_seed(seed), W.shape[-2]
     shape = (*W.shape[:-2], m, m)
@@ -163,8 +163,8 @@ def talk_claims(
     """The statements of the talk's five cases, each with the density ranges where it holds and
     where not.
 
-    "Every" means at least 95 % of the represented features, "almost every" at least 80 %;
-    intervals are Wilson's.
+    "Every" means at least 95 % of the represented features, "almost every" at least 80 %; intervals
+    are Wilson's.
     """
     kept = represented(W)
     shared, five = kept & ~alone(W), kept.all(-1)

@@ -2,8 +2,7 @@
 one batched model.
 
 Samples are columns, as in the paper's `x' = ReLU(WᵀWx + b)`: `x [instance, feature, sample]`. On a
-CPU this is also the
-fast layout, because the long axis is the contiguous one.
+CPU this is also the fast layout, because the long axis is the contiguous one.
 """
 
 import math
@@ -82,9 +81,8 @@ class Features:
     come together.
 
     `probability` is one number, one per feature or `[instances, features]`. `sets` is
-    "independent", "correlated" (the
-    features of a set are active together) or "anticorrelated" (at most one of a set is); sets are
-    consecutive features.
+    "independent", "correlated" (the features of a set are active together) or "anticorrelated" (at
+    most one of a set is); sets are consecutive features.
     """
 
     n_features: int
@@ -199,8 +197,8 @@ class ToyConfig:
 
 
 class ToyModel(nn.Module):
-    """`n_instances` independent toy models side by side: `W [instance, hidden, feature]`, column
-    i is feature i's direction.
+    """`n_instances` independent toy models side by side: `W [instance, hidden, feature]`, column i
+    is feature i's direction.
     """
 
     def __init__(self, config: ToyConfig, seed: int = 0):
@@ -240,8 +238,8 @@ class ToyModel(nn.Module):
     def loss(
         self, x: Float[Tensor, "instance feature sample"], target: Tensor
     ) -> Float[Tensor, " instance"]:
-        """Mean over samples and outputs of importance × squared error; cross-entropy (nats)
-        where `target` holds class numbers.
+        """Mean over samples and outputs of importance × squared error; cross-entropy (nats) where
+        `target` holds class numbers.
         """
         y = self(x)
         if not target.is_floating_point():
@@ -254,39 +252,51 @@ class ToyModel(nn.Module):
         return (errors * self.importance).sum(1) / y[0].numel()
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """`steps` of `batch` fresh samples by Adam; with `decay` the learning rate falls to 0 along a
+    cosine. `streams` of random numbers as in `Features.sample`; `every` so many steps a snapshot.
+    """
+
+    steps: int
+    batch: int = 1024
+    lr: float = 1e-3
+    decay: bool = True
+    streams: int | None = None
+    every: int = 0
+
+    def __post_init__(self):
+        steps, batch, lr = self.steps, self.batch, self.lr
+        _require(
+            min(steps, batch, lr) > 0,
+            f"train: steps {steps}, batch {batch} and lr {lr} must all be positive",
+        )
+
+
 @torch.random.fork_rng(devices=())
 def train(
     model: ToyModel,
     features: Features,
+    schedule: Schedule,
     target: Callable[[Tensor], Tensor] = itself,
-    *,
-    steps: int,
-    batch: int = 1024,
-    lr: float = 1e-3,
-    decay: bool = True,
     seed: int = 0,
-    streams: int | None = None,
-    every: int = 0,
 ) -> dict[str, Tensor]:
-    """Adam on fresh samples at every step; with `decay` the learning rate falls to 0 along a
-    cosine. Returns step, weights and losses before `every` so many steps; without it, nothing.
+    """Train in place; returns the steps, weights and losses of the snapshots, if there are any.
 
     Instances do not touch each other: Adam scales each weight by its own history, and the summed
     loss separates.
     """
-    _require(
-        min(steps, batch, lr) > 0,
-        f"train: steps {steps}, batch {batch} and lr {lr} must all be positive",
-    )
+    n, steps, every = model.config.n_instances, schedule.steps, schedule.every
     generator = torch.Generator(model.W.device).manual_seed(seed + 1)
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=schedule.lr, fused=True)
     kept = {"step": [], "W_by_step": [], "loss_by_step": []}
     model.train()
     torch.manual_seed(seed)  # which dropout draws from
     for step in tqdm(range(steps), desc="toy models", leave=False, mininterval=1.0, disable=None):
-        if decay:
-            optimizer.param_groups[0]["lr"] = lr * (0.5 + 0.5 * math.cos(math.pi * step / steps))
-        x = features.sample(model.config.n_instances, batch, generator, streams)
+        if schedule.decay:
+            rate = schedule.lr * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+            optimizer.param_groups[0]["lr"] = rate
+        x = features.sample(n, schedule.batch, generator, schedule.streams)
         losses = model.loss(x, target(x))
         if every and step % every == 0:
             now = torch.tensor(step), model.W.detach().clone(), losses.detach()

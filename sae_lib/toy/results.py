@@ -24,8 +24,8 @@ SOURCES = b"".join(Path(__file__).with_name(name).read_bytes() for name in MADE_
 
 
 def result(name: str, preset: str, folder: Path | None = None) -> Result | dict:
-    """One experiment's result, or its variants' results by name; from `folder` when the same
-    source made it.
+    """One experiment's result, or its variants' results by name; from `folder` when the same source
+    made it.
     """
     for what, value, known in (("experiment", name, RUNS), ("preset", preset, PRESETS)):
         if value not in known:
