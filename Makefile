@@ -50,7 +50,7 @@ interop: .venv/.installed .venv-saelens/.installed
 	$(PY) tests/interop/read_back.py runs/interop
 
 check-toy: .venv/.installed
-	$(PY) -m suite check-toy $(ARGS)
+	$(PY) -m benchmarks.toy_gates $(ARGS)
 
 doctor: .venv/.installed
 	$(PY) -m suite doctor --profile $(PROFILE) $(ARGS)

@@ -1,4 +1,6 @@
-"""Checkpoints of a training loop: safetensors and JSON, written atomically, the last two kept while they fit, never unpickled."""
+"""Checkpoints of a training loop: safetensors and JSON, written atomically, the last two kept while
+they fit, never unpickled.
+"""
 
 import hashlib
 import json
@@ -21,7 +23,9 @@ KEEP = 2
 
 
 def environment_fingerprint(device: torch.device, precision: torch.dtype) -> dict[str, Any]:
-    """What training depends on to the last bit besides its settings; a checkpoint goes on only under the same."""
+    """What training depends on to the last bit besides its settings; a checkpoint goes on only
+    under the same.
+    """
     return {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
@@ -32,7 +36,8 @@ def environment_fingerprint(device: torch.device, precision: torch.dtype) -> dic
 
 @contextmanager
 def finish_the_step(what: str) -> Iterator[threading.Event]:
-    """Inside, Ctrl-C or SIGTERM sets the event, so that a loop can finish its step and save; a second one interrupts at once.
+    """Inside, Ctrl-C or SIGTERM sets the event, so that a loop can finish its step and save; a
+    second one interrupts at once.
 
     Where the block ends without a step to stop at, `Interrupted` says so: no Ctrl-C is lost.
     """
@@ -43,9 +48,7 @@ def finish_the_step(what: str) -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         pressed.set()
 
-    if (
-        threading.current_thread() is not threading.main_thread()
-    ):  # only there can signals be caught
+    if threading.current_thread() is not threading.main_thread():  # signals are caught only there
         yield pressed
         return
     before = {s: signal.signal(s, on_interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -61,10 +64,11 @@ def finish_the_step(what: str) -> Iterator[threading.Event]:
 
 
 class CheckpointFolder:
-    """Where one training keeps its checkpoints: the newest is found again by the same settings on the same machine.
+    """Where one training keeps its checkpoints: the newest is found again by the same settings on
+    the same machine.
 
-    `made_from` is what the weights depend on; `interrupted` is set where Ctrl-C wants the training to save and stop. Without a
-    folder nothing is kept.
+    `made_from` is what the weights depend on; `interrupted` is set where Ctrl-C wants the training
+    to save and stop. Without a folder nothing is kept.
     """
 
     def __init__(
@@ -93,16 +97,20 @@ class CheckpointFolder:
 def check_loss(
     what: str, loss: float, limit: float, step: int, folder: Path | None, causes: str
 ) -> None:
-    """`TrainingError` where a loss is not finite or has exploded beyond `limit`, with the step, the last good checkpoint and likely causes."""
+    """`TrainingError` where a loss is not finite or has exploded beyond `limit`, with the step, the
+    last good checkpoint and likely causes.
+    """
     if loss <= limit:  # false for NaN
         return
-    good = (
-        f"the last good checkpoint is step {steps(folder)[-1]} in {folder}; to try other settings, choose another run folder"
-        if folder and steps(folder)
-        else "there is no checkpoint yet"
-    )
+    good = "there is no checkpoint yet"
+    if folder and (kept := steps(folder)):
+        good = (
+            f"the last good checkpoint is step {kept[-1]} in {folder}; to try other settings, "
+            "choose another run folder"
+        )
     raise TrainingError(
-        f"{what}: the loss is {loss:.4g} at step {step} (training stops above {limit:.4g}); likely causes: {causes}; {good}"
+        f"{what}: the loss is {loss:.4g} at step {step} (training stops above {limit:.4g}); "
+        f"likely causes: {causes}; {good}"
     )
 
 
@@ -114,31 +122,26 @@ def save_checkpoint(
     made_from: dict[str, Any],
     budget: float = float("inf"),
 ) -> None:
-    """Write `step-N.safetensors`, then the `step-N.json` that vouches for it; older ones than the last two go, or than the last where two are over `budget` bytes.
+    """Write `step-N.safetensors`, then the `step-N.json` that vouches for it; older ones than the
+    last two go, or than the last where two are over `budget` bytes.
 
-    While the new one is written the one before stays, whatever the budget: there is always a whole one. Where three are over it, the one
-    before that goes first.
+    While the new one is written the one before stays, whatever the budget: there is always a whole
+    one. Where three are over it, the one before that goes first.
     """
     blob = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    record = {
-        "step": step,
-        "sha256": hashlib.sha256(blob).hexdigest(),
-        "state": state,
-        "made_from": made_from,
-    }
+    sha256, path = hashlib.sha256(blob).hexdigest(), folder / f"step-{step:08d}"
+    record = {"step": step, "sha256": sha256, "state": state, "made_from": made_from}
     if (KEEP + 1) * len(blob) > budget:
         _prune(folder, 1)
-    write_atomically(folder / f"step-{step:08d}.safetensors", blob)
-    write_atomically(
-        folder / f"step-{step:08d}.json", json.dumps(record | {"self": _digest(record)})
-    )
+    write_atomically(path.with_suffix(".safetensors"), blob)
+    write_atomically(path.with_suffix(".json"), json.dumps(record | {"self": _digest(record)}))
     _prune(folder, KEEP if KEEP * len(blob) <= budget else 1)
 
 
 def _prune(folder: Path, keep: int) -> None:
     for old in steps(folder)[:-keep]:
-        (folder / f"step-{old:08d}.json").unlink()
-        (folder / f"step-{old:08d}.safetensors").unlink()
+        for kind in ("json", "safetensors"):
+            (folder / f"step-{old:08d}.{kind}").unlink()
 
 
 def _digest(record: dict[str, Any]) -> str:
@@ -148,7 +151,9 @@ def _digest(record: dict[str, Any]) -> str:
 def load_checkpoint(
     folder: Path, made_from: dict[str, Any]
 ) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
-    """The newest checkpoint as (step, tensors, state), or None; `ArtefactError` where it is damaged or of other settings."""
+    """The newest checkpoint as (step, tensors, state), or None; `ArtefactError` where it is damaged
+    or of other settings.
+    """
     if not (found := steps(folder)):
         return None
     path = folder / f"step-{found[-1]:08d}.json"
@@ -163,17 +168,16 @@ def load_checkpoint(
         intact = False
     if not intact:
         raise ArtefactError(
-            f"{path.with_suffix('.safetensors')} or {path.name} is damaged (a hash differs); delete these two files to continue from the checkpoint before"
+            f"{path.with_suffix('.safetensors')} or {path.name} is damaged (a hash differs); "
+            "delete these two files to continue from the checkpoint before"
         )
     return record["step"], load(blob), record["state"]
 
 
 def steps(folder: Path) -> list[int]:
-    return sorted(
-        int(m[1])
-        for p in folder.glob("step-*.json")
-        if (m := re.fullmatch(r"step-(\d+)\.json", p.name))
-    )
+    """The steps of the checkpoints in the folder, in order."""
+    found = (re.fullmatch(r"step-(\d+)\.json", path.name) for path in folder.glob("step-*.json"))
+    return sorted(int(match[1]) for match in found if match)
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

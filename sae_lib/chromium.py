@@ -1,6 +1,7 @@
 """Chromium draws figures in a process of its own, within a deadline, and neither outlives its use.
 
-Run as a program, this file is that process: a request per line on stdin, an answer per line on stdout.
+Run as a program, this file is that process: a request per line on stdin, an answer per line on
+stdout.
 """
 
 import asyncio

@@ -10,20 +10,14 @@ import torch
 from torch import Tensor
 
 from sae_lib.errors import SettingsError
-from sae_lib.settings import Settings
-
-GIB = 1 << 30
+from sae_lib.formats import gib
 
 
 def device_of(name: str = "auto") -> torch.device:
     """The device of `settings.device`; `SettingsError` lists those there are."""
-    found = [
-        "cpu",
-        *(["cuda"] if torch.cuda.is_available() else []),
-        *(f"cuda:{i}" for i in range(torch.cuda.device_count())),
-    ]
-    if name == "auto":
-        name = "cuda" if "cuda" in found else "cpu"
+    found = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    name = found[-1] if name == "auto" else name
+    found += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     if name not in found:
         raise SettingsError(
             f"device: {name!r} cannot be used here; there are: auto, {', '.join(found)}"
@@ -32,7 +26,9 @@ def device_of(name: str = "auto") -> torch.device:
 
 
 def precision(name: str, device: torch.device) -> torch.dtype:
-    """bfloat16 where the machine multiplies in it at speed, else float32; `name` decides unless it is "auto"."""
+    """bfloat16 where the machine multiplies in it at speed, else float32; `name` decides unless it
+    is "auto".
+    """
     if name != "auto":
         return getattr(torch, name)
     if device.type == "cuda":
@@ -40,23 +36,17 @@ def precision(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast_bfloat16() else torch.float32
 
 
-def check_memory(settings: Settings, device: torch.device, prefix: str = "") -> None:
-    """`SettingsError` where a model's weights, gradients and Adam moments alone exceed the memory: the system would kill the process."""
-    lm, sae, have = settings.lm, settings.sae, memory_of(device)
-    d_in = lm.d_mlp if "mlp.hook_post" in sae.hook_name else lm.d_model
-    width, shown = max(sae.d_sae, *sae.widths, 0), settings.features
-    examples = width * (shown.top_k + 10 * shown.samples)  # of the feature table, 12 bytes each
-    for names, size in (
-        ("sae.d_sae, sae.widths or lm.d_mlp", 16 * 2 * width * d_in),
-        (
-            "lm.d_model, lm.d_mlp or lm.n_layer",
-            16 * lm.n_layer * lm.d_model * (4 * lm.d_model + 2 * lm.d_mlp),
-        ),
-        ("features.top_k, features.samples or sae.d_sae", 12 * examples),
-    ):
+def check_memory(needed: dict[str, float], device: torch.device) -> None:
+    """`SettingsError` where a model alone exceeds the memory: the system would kill the process.
+
+    `needed` is bytes by the settings that decide about them.
+    """
+    have = memory_of(device)
+    for names, size in needed.items():
         if size > have:
             raise SettingsError(
-                f"{prefix}{names}: {size / GIB:,.0f} GiB of memory are needed, and {device} has {have / GIB:,.0f}; choose less"
+                f"{names}: {gib(size)} of memory are needed, and {device} has {gib(have)}; "
+                "choose less"
             )
 
 
@@ -71,24 +61,26 @@ def memory_of(device: torch.device) -> int:
 
 
 def upload(array: np.ndarray, device: torch.device) -> Tensor:
-    """The array on the device; to a GPU by way of page-locked memory, without waiting for what the GPU still has to do."""
-    tensor = torch.from_numpy(array)
-    return (
-        tensor.pin_memory().to(device, non_blocking=True)
-        if device.type == "cuda"
-        else tensor.to(device)
-    )
+    """The array on the device; to a GPU by way of page-locked memory, without waiting for what the
+    GPU still has to do.
+    """
+    tensor, on_gpu = torch.from_numpy(array), device.type == "cuda"
+    return (tensor.pin_memory() if on_gpu else tensor).to(device, non_blocking=on_gpu)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x @ weight.T + bias without a gradient. On a CPU oneDNN makes it: elsewhere than on Intel's, torch's own takes 1.2 (AVX2) to 2.4 (AVX-512) times as long."""
+    """x @ weight.T + bias without a gradient. On a CPU oneDNN makes it: elsewhere than on Intel's,
+    torch's own takes 1.2 (AVX2) to 2.4 (AVX-512) times as long.
+    """
     if x.device.type != "cpu" or x.dtype != torch.float32 or not torch.cpu._is_avx2_supported():
         return torch.nn.functional.linear(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def fast_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 several times as fast as float32, and torch was not told to use less of it."""
+    """Whether this processor multiplies bfloat16 several times as fast as float32, and torch was
+    not told to use less of it.
+    """
     return (
         torch.backends.mkldnn.is_available()
         and torch.cpu._is_avx512_bf16_supported()
@@ -97,7 +89,9 @@ def fast_bfloat16() -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep what a training step frees: giving it back and faulting it in again costs a CPU step a tenth of its time."""
+    """Tell glibc to keep what a training step frees: giving it back and faulting it in again costs
+    a CPU step a tenth of its time.
+    """
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         mallopt(-4, 0)  # M_MMAP_MAX: all blocks come from the heap, those above 32 MiB too

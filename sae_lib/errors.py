@@ -7,10 +7,13 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 class UserError(Exception):
-    """Something the user can fix; the command line prints the message alone and exits with its status."""
+    """Something the user can fix; the command line prints the message alone and exits with its
+    status.
+    """
 
     status = 2
 
@@ -32,7 +35,9 @@ class ModelError(UserError):
 
 
 class ChatError(UserError):
-    """A chat model that cannot be used: an endpoint that refuses or does not answer, or a malformed address."""
+    """A chat model that cannot be used: an endpoint that refuses or does not answer, or a malformed
+    address.
+    """
 
 
 class TrainingError(UserError):
@@ -92,6 +97,21 @@ LARGE = {  # by module, the settings that decide how much memory it takes
 }
 
 
+def shown(found: Any) -> str:
+    """A value in at most 60 characters of one line, so that no message is long and no secret is
+    shown whole.
+    """
+    text = repr(found)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def printable(text: str) -> str:
+    """One line that any page, table or terminal can show: what has no shape becomes U+FFFD, so half
+    of a surrogate pair too.
+    """
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
 @contextmanager
 def in_plain_words(where: Path) -> Iterator[None]:
     """What the system refuses becomes a `UserError`; `where` is for errors that name no file."""
@@ -104,7 +124,7 @@ def in_plain_words(where: Path) -> Iterator[None]:
 
 
 def plain(error: BaseException, where: Path | None = None) -> UserError | None:
-    """A full or unreadable disk or too little memory as a `UserError`; None for every other error."""
+    """A full or unreadable disk or too little memory as a `UserError`; None for other errors."""
     text = str(error)
     by_rust = re.search(r"\(os error (\d+)\)", text)  # safetensors and tokenizers
     if isinstance(error, OSError) or by_rust or "PytorchStreamWriter" in text:
@@ -113,18 +133,14 @@ def plain(error: BaseException, where: Path | None = None) -> UserError | None:
         reason, action = DISK.get(number, (reason, "check the path and the disk"))
         name = getattr(error, "filename", None) or where or "a file"
         return DiskError(f"{name} cannot be read or written: {reason}; {action}")
-    panic = type(error).__name__ == "PanicException"
-    if (
-        isinstance(error, MemoryError)
-        or NO_MEMORY.search(text)
-        and not isinstance(error, UserError)
-    ):
+    no_memory = NO_MEMORY.search(text) and not isinstance(error, UserError)
+    if isinstance(error, MemoryError) or no_memory:
         modules = [Path(f.filename).stem for f in traceback.extract_tb(error.__traceback__)]
         known = [LARGE[m] for m in reversed(modules) if m in LARGE]
         return OutOfMemoryError(
             f"not enough memory ({text.partition(chr(10))[0][:150] or 'MemoryError'}); "
             f"lower {known[0] if known else 'the sizes in the settings'}"
         )
-    if panic:
+    if type(error).__name__ == "PanicException":
         return UserError(f"a library stopped ({text.partition(chr(10))[0][:200]}); lower the sizes")
     return None

@@ -10,6 +10,13 @@ from plotly.io._base_renderers import NotebookRenderer
 from sae_lib import chromium
 
 PALETTE = ("#3b6fb6", "#d1603d", "#4a9c6d", "#8e5ea2", "#c9a227", "#5b6770", "#c2547d", "#2a9d9d")
+AXIS = dict(
+    gridcolor="#e8e8e8",
+    zerolinecolor="#cccccc",
+    linecolor="#888",
+    ticks="outside",
+    automargin=True,
+)
 pio.templates["sae_lib"] = go.layout.Template(
     layout=dict(
         colorway=PALETTE,
@@ -17,20 +24,8 @@ pio.templates["sae_lib"] = go.layout.Template(
         title=dict(font=dict(size=17), x=0.02, xanchor="left"),
         paper_bgcolor="white",
         plot_bgcolor="white",
-        xaxis=dict(
-            gridcolor="#e8e8e8",
-            zerolinecolor="#cccccc",
-            linecolor="#888",
-            ticks="outside",
-            automargin=True,
-        ),
-        yaxis=dict(
-            gridcolor="#e8e8e8",
-            zerolinecolor="#cccccc",
-            linecolor="#888",
-            ticks="outside",
-            automargin=True,
-        ),
+        xaxis=AXIS,
+        yaxis=AXIS,
         margin=dict(l=70, r=30, t=70, b=60),
         legend=dict(bgcolor="rgba(255,255,255,0.8)"),
     )
@@ -42,7 +37,8 @@ NO_MATHEMATICS = "tex2jax_ignore mathjax_ignore"  # MathJax leaves elements of t
 
 
 class OfflineRenderer(NotebookRenderer):
-    """plotly's notebook renderer, which carries plotly.js along, without its link to a MathJax on the web.
+    """plotly's notebook renderer, which carries plotly.js along, without its link to a MathJax on
+    the web.
 
     A figure's width is its largest: in a narrower notebook it shrinks instead of being cut off.
     """
@@ -61,13 +57,12 @@ pio.renderers.default = "offline"
 
 
 def save(fig: go.Figure, folder: Path, name: str, width: int = 900, height: int = 450) -> Path:
-    """Save as `<name>.png`: by Chromium, or else by matplotlib and as an interactive page as well."""
+    """Save as `<name>.png`: by Chromium, or else by matplotlib and as an interactive page too."""
     folder.mkdir(parents=True, exist_ok=True)
     path, page = folder / f"{name}.png", folder / f"{name}.html"
     if chromium.works():
         try:
-            limit = chromium.DRAWING_SECONDS
-            path.write_bytes(chromium.draw(fig.to_json(), width, height, limit))
+            path.write_bytes(chromium.draw(fig.to_json(), width, height, chromium.DRAWING_SECONDS))
             page.unlink(missing_ok=True)
             return path
         except chromium.ChromiumError as error:

@@ -1,4 +1,6 @@
-"""Files written whole or not at all, and the record beside an artefact that says what it was made from."""
+"""Files written whole or not at all, and the record beside an artefact that says what it was made
+from.
+"""
 
 import hashlib
 import json
@@ -17,13 +19,12 @@ RECORD = "made_from.json"
 
 def scratch_name(path: Path) -> Path:
     """A hidden name beside `path` that no other process uses, and that tells whose it is."""
-    return path.with_name(
-        f".{path.name}.{socket.gethostname()}.{os.getpid()}.{os.urandom(3).hex()}.partial"
-    )
+    whose = f"{socket.gethostname()}.{os.getpid()}.{os.urandom(3).hex()}"
+    return path.with_name(f".{path.name}.{whose}.partial")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write, flush to disk, rename: a reader sees the old file or the new one, never half of one."""
+    """Write, flush to disk, rename: a reader sees the old file or the new one, never half of it."""
     scratch = scratch_name(path)
     try:
         with in_plain_words(path):
@@ -49,23 +50,25 @@ def read_record(folder: Path) -> dict[str, Any]:
         return found
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise ArtefactError(
-            f"{folder} has no readable {RECORD}, so it was not made (whole) by a run; delete the folder and run again"
+            f"{folder} has no readable {RECORD}, so it was not made (whole) by a run; "
+            "delete the folder and run again"
         ) from None
 
 
 def verify(folder: Path) -> None:
-    """`ArtefactError` that names the file where an artefact's files are not those that were written."""
+    """`ArtefactError` that names the file where an artefact's files are not those that were
+    written.
+    """
     for name, (size, digest) in read_record(folder)["files"].items():
-        path = folder / name
-        if not path.exists() or path.stat().st_size != size:
-            has = f"{path.stat().st_size} bytes" if path.exists() else "nothing"
-            raise ArtefactError(
-                f"{path} is damaged: {has} where {size} bytes were written; delete {folder} and run again"
-            )
-        if sha256(path, size, path.stat().st_mtime_ns) != digest:
-            raise ArtefactError(
-                f"{path} is damaged: its content changed since it was written; delete {folder} and run again"
-            )
+        path, problem = folder / name, ""
+        found = path.stat() if path.exists() else None
+        if found is None or found.st_size != size:
+            has = f"{found.st_size} bytes" if found else "nothing"
+            problem = f"{has} where {size} bytes were written"
+        elif sha256(path, size, found.st_mtime_ns) != digest:
+            problem = "its content changed since it was written"
+        if problem:
+            raise ArtefactError(f"{path} is damaged: {problem}; delete {folder} and run again")
 
 
 @lru_cache(maxsize=256)
@@ -75,27 +78,27 @@ def sha256(path: Path, size: int, mtime: int) -> str:
 
 
 def check_same(where: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """`ArtefactError` naming the settings that differ between what is on disk and what is requested."""
+    """`ArtefactError` naming the settings that differ between what is on disk and what is
+    requested.
+    """
     found, wanted = _flat(found), _flat(wanted)
     differ = [k for k in sorted(found | wanted) if found.get(k) != wanted.get(k)]
     if differ:
-        shown = "; ".join(
-            f"{k}: {found.get(k)!r} in the folder, {wanted.get(k)!r} now" for k in differ[:4]
-        )
+        shown = [f"{k}: {found.get(k)!r} in the folder, {wanted.get(k)!r} now" for k in differ[:4]]
         more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
         raise ArtefactError(
-            f"{where} was made with other settings ({shown}{more}); choose another folder with --run, or delete this one"
+            f"{where} was made with other settings ({'; '.join(shown)}{more}); "
+            "choose another folder with --run, or delete this one"
         )
 
 
 def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(data, dict) or not data:
         return {prefix: data}
-    return {
-        k: v
-        for key, value in data.items()
-        for k, v in _flat(value, f"{prefix}.{key}" if prefix else str(key)).items()
-    }
+    flat = {}
+    for key, value in data.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
 
 
 def digest(made_from: dict[str, Any]) -> str:
@@ -103,7 +106,9 @@ def digest(made_from: dict[str, Any]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """numpy and torch scalars and arrays as plain Python with seven significant digits, for JSON; NaN becomes null."""
+    """numpy and torch scalars and arrays as plain Python with seven significant digits, for JSON;
+    NaN becomes null.
+    """
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

@@ -11,11 +11,15 @@ from typing import Any
 from tqdm import tqdm as standard
 from tqdm.auto import tqdm as drawn
 
+from sae_lib.formats import about
+
 FILE = "SAE_LIB_PROGRESS"  # environment variable: the file that bars write instead of being drawn
 
 
 class _Written(standard):
-    """A bar whose state is in a file, replaced whole at most twice a second, gone when it is closed."""
+    """A bar whose state is in a file, replaced whole at most twice a second, gone when it is
+    closed.
+    """
 
     def __init__(self, *args, **how):
         self.path = Path(os.environ[FILE])
@@ -65,13 +69,6 @@ def describe(state: dict[str, Any]) -> str:
     rate = state["rate"] or (done / state["elapsed"] if done and state["elapsed"] else None)
     parts = [f"{n:,.0f} of {total:,.0f}" if total else f"{n:,.0f}"]
     if rate and total and total > n:
-        parts.append(f"{duration((total - n) / rate)} left")
+        parts.append(f"{about((total - n) / rate)} left")
     parts += filter(None, [state["postfix"]])
     return f"{state['prefix'].removesuffix(': ')} {', '.join(parts)}".strip()
-
-
-def duration(seconds: float) -> str:
-    """A time as roughly as it is known: tens of seconds, minutes, or hours."""
-    if seconds < 55:
-        return f"{max(10, round(seconds, -1)):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

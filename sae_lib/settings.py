@@ -1,8 +1,11 @@
-"""One validated settings object; profiles are YAML files, overrides (`overrides.py`) are `section.key=value`."""
+"""One validated settings object; profiles are YAML files, overrides are `section.key=value`."""
 
+import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
+import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -12,40 +15,47 @@ from pydantic import (
     model_validator,
 )
 
-from sae_lib import plain_yaml
-from sae_lib.errors import SettingsError
-from sae_lib.overrides import apply
-from sae_lib.settings_errors import first_problem, shown
+from sae_lib.errors import SettingsError, shown
 
 PROFILES_FOLDER = Path(__file__).parent / "profiles"
 PROFILES = ("smoke", "laptop", "runpod")
-RECIPE_VALUES = (
-    "batch",
-    "lr",
-    "l1",
-    "k",
-    "tied",
-    "lr_warmup",
-    "lr_decay",
-    "l1_warmup",
-)  # settings of `sae` that override a value of its recipe
+# settings of `sae` that override a value of its recipe
+RECIPE_VALUES = ("batch", "lr", "l1", "k", "tied", "lr_warmup", "lr_decay", "l1_warmup")
 
 
-# Upper bounds are far above what any machine can use: they catch a slip of the keyboard before it becomes a MemoryError.
-Share = Annotated[float, Field(ge=0, le=1)]
-Amount = Annotated[int, Field(ge=1, le=10**13)]  # of tokens, activations or bytes
-Width = Annotated[int, Field(ge=1, le=2**24)]  # of a matrix
-Steps = Annotated[int, Field(ge=1, le=10**9)]
-Count = Annotated[int, Field(ge=1, le=10**6)]
-Few = Annotated[int, Field(ge=1, le=10**4)]
-Rate = Annotated[float, Field(gt=0, le=10)]  # of learning
-Weight = Annotated[float, Field(ge=0, le=10**6)]  # of a penalty
-Gigabytes = Annotated[float, Field(gt=0, le=10**6)]
-Temperature = Annotated[float, Field(ge=1e-3, le=100)]  # logits / temperature must stay finite
-ColdTemperature = Annotated[float, Field(ge=0, le=100)]  # 0: the most probable token
-Price = Annotated[float, Field(ge=0, le=10**9)]
+def whole(least: int, most: int) -> Any:
+    """The type of a whole number in this range."""
+    return Annotated[int, Field(ge=least, le=most)]
+
+
+def real(least: float, most: float) -> Any:
+    """The type of a number in this range."""
+    return Annotated[float, Field(ge=least, le=most)]
+
+
+def positive(most: float) -> Any:
+    """The type of a number above 0 and at most this."""
+    return Annotated[float, Field(gt=0, le=most)]
+
+
+# Upper bounds are far above what any machine can use: they catch a slip of the keyboard before it
+# becomes a MemoryError.
+Share = real(0, 1)
+Amount = whole(1, 10**13)  # of tokens, activations or bytes
+Width = whole(1, 2**24)  # of a matrix
+Steps = whole(1, 10**9)
+Count = whole(1, 10**6)
+Few = whole(1, 10**4)
+Thousand = whole(1, 1000)
+Rate = positive(10)  # of learning
+Weight = real(0, 10**6)  # of a penalty
+Gigabytes = positive(10**6)
+Temperature = real(1e-3, 100)  # logits / temperature must stay finite
+ColdTemperature = real(0, 100)  # 0: the most probable token
+Price = real(0, 10**9)
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Text = Annotated[str, Field(max_length=4096)]
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 class Section(BaseModel):
@@ -62,7 +72,7 @@ class Section(BaseModel):
 
 class CorpusSettings(Section):
     source: Text = "installation"  # installation, files:PATH_OR_GLOB or hub:DATASET
-    revision: Annotated[str | None, Field(max_length=4096)] = None  # of a hub data set
+    revision: Text | None = None  # of a hub data set
     train_tokens: Amount = 12_500_000  # at most; fewer where the corpus is smaller
     heldout_tokens: Amount = 1_200_000
     max_file_bytes: Amount = 60_000  # installation: a longer file is cut at a line end
@@ -84,28 +94,26 @@ class CorpusSettings(Section):
 
 class TokenizerSettings(Section):
     source: Text = "train"  # train, or a hub name or local folder such as gpt2
-    vocab_size: int = Field(
-        4096, ge=257, le=2**22
-    )  # of a trained one: 256 bytes, <|endoftext|>, merges
+    vocab_size: whole(257, 2**22) = 4096  # of a trained one: 256 bytes, <|endoftext|>, merges
     train_bytes: Amount = 20_000_000  # of text that the merges are learned from
 
 
 class LanguageModelSettings(Section):
     source: Text = "train"  # or a hub name or local folder with a trained causal language model
     architecture: Literal["gpt2", "llama"] = "gpt2"
-    n_layer: Annotated[int, Field(ge=1, le=1000)] = 1
+    n_layer: Thousand = 1
     d_model: Width = 128
     n_heads: Few = 8
     d_mlp: Width = 512
-    context: int = Field(128, ge=2, le=2**20)  # tokens per row
+    context: whole(2, 2**20) = 128  # tokens per row
     train_tokens: Amount = 9_000_000
     batch: Count = 64  # rows per step
     lr: Rate = 8e-4
     final_lr: Share = 0.1  # share of lr at the end of the cosine
     warmup: Share = 0.05  # share of the steps
-    weight_decay: float = Field(0.0, ge=0, le=100)
-    grad_clip: float = Field(1.0, gt=0, le=10**6)
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    weight_decay: real(0, 100) = 0.0
+    grad_clip: positive(10**6) = 1.0
+    precision: Precision = "auto"
     eval_every: Steps = 100  # steps
     checkpoint_every: Steps = 250  # steps
     checkpoint_gb: Gigabytes = 40.0  # the last two checkpoints are kept while both fit, else one
@@ -140,15 +148,14 @@ class SAESettings(Section):
     lr_decay: Share | None = None  # … and the last, linearly down to zero
     l1_warmup: Share | None = None
     # shares of training
-    resample_at: Annotated[
-        tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None, Field(max_length=1000)
-    ] = None
+    resample_at: (
+        Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(max_length=1000)] | None
+    ) = None
     # held-out checks without improvement after which training stops; 0: never
-    patience: Annotated[int, Field(ge=0, le=10**6)] | None = None
+    patience: whole(0, 10**6) | None = None
     seed: Seed | None = None  # of the autoencoder alone; None: the run's
-    precision: Literal["auto", "float32", "bfloat16"] = (
-        "float32"  # of the features' activations in training, and of all products in dense steps
-    )
+    # of the features' activations in training, and of all products in dense steps
+    precision: Precision = "float32"
     buffer_rows: Count = 1024  # rows of text harvested and shuffled together
     log_every: Steps = 50  # steps
     check_every: Steps = 250  # steps, where training may stop early
@@ -177,7 +184,8 @@ class FeatureSettings(Section):
     after: Few = 12  # and after it
     logits: Few = 10
     samples: Few = 3  # examples drawn from each tenth of a feature's range of activations
-    keep_marked: bool = False  # count first tokens, padding and outlying norms (attention sinks) among the top examples too
+    # count first tokens, padding and outlying norms (attention sinks) among the top examples too
+    keep_marked: bool = False
 
 
 class InterpretabilitySettings(Section):
@@ -186,11 +194,11 @@ class InterpretabilitySettings(Section):
     tokens: Amount = 200_000  # held-out tokens of each half, at most
     features: Width | None = None  # at most so many features; None: all
     units: Count = 256  # at most so many of every other kind
-    conditions: int = Field(4, ge=1, le=8)  # of a rule, at most
+    conditions: whole(1, 8) = 4  # of a rule, at most
     values: Few = 6  # of a condition, at most
     min_active: Amount = 20  # activations in either half below which a unit is not scored
     # that the autoencoder of an untrained model is trained on; 0: leave it out
-    untrained_activations: int = Field(200_000, ge=0, le=10**13)
+    untrained_activations: whole(0, 10**13) = 200_000
     clusters: Few = 120  # groups of features
     seed: Seed | None = None  # of splits and draws; None: the run's
 
@@ -209,41 +217,36 @@ class PromptSettings(Section):
 
 
 class ExplainSettings(Section):
-    """Explanations by a chat model, and how well they predict; where the model is comes from the environment (`sae_lib/interpretability/chat.py`)."""
+    """Explanations by a chat model, and how well they predict; where the model is comes from the
+    environment (`sae_lib/interpretability/chat.py`).
+    """
 
     features: Count = 20
-    baselines: tuple[Literal["neuron_matched", "neuron"], ...] = (
-        "neuron_matched",
-        "neuron",
-    )  # at the density of a feature, and as they are
-    examples: int = Field(
-        16, ge=2, le=1000
-    )  # shown for an explanation: half of them the strongest, half drawn at random
-    test_examples: Annotated[int, Field(ge=1, le=1000)] = (
-        10  # of each answer, in each of the two tests
-    )
-    batch: Annotated[int, Field(ge=1, le=1000)] = 5  # judged in one request
+    # neurons at the density of a feature, and as they are
+    baselines: tuple[Literal["neuron_matched", "neuron"], ...] = ("neuron_matched", "neuron")
+    # shown for an explanation: half of them the strongest, half drawn at random
+    examples: whole(2, 1000) = 16
+    test_examples: Thousand = 10  # of each answer, in each of the two tests
+    batch: Thousand = 5  # judged in one request
     rating: bool = False  # also ask for a rating from 1 to 5
     temperature: ColdTemperature | None = 0.0  # null: the endpoint's own
     answer_tokens: Count = 400  # at most; a model that thinks aloud needs thousands
-    timeout: float = Field(60.0, gt=0, le=86_400)  # seconds for one request, whole
-    attempts: Annotated[int, Field(ge=1, le=100)] = 4  # per request
+    timeout: positive(86_400) = 60.0  # seconds for one request, whole
+    attempts: whole(1, 100) = 4  # per request
     max_requests: Steps = 2000  # per call, as all three limits; cached answers cost nothing
     max_tokens: Amount = 2_000_000
-    max_cost: Annotated[float, Field(gt=0, le=10**9)] | None = None
+    max_cost: positive(10**9) | None = None
     price_prompt: Price | None = None  # per million tokens, in any currency
     price_answer: Price | None = None
     seed: Seed = 0
 
     @model_validator(mode="after")
     def _prices(self):
-        if (
-            (self.price_prompt is None) != (self.price_answer is None)
-            or self.max_cost is not None
-            and self.price_prompt is None
-        ):
+        absent = [price is None for price in (self.price_prompt, self.price_answer)]
+        if any(absent) and not (all(absent) and self.max_cost is None):
             raise ValueError(
-                "max_cost needs both price_prompt and price_answer, and each of these needs the other"
+                "max_cost needs both price_prompt and price_answer, and each of these needs the "
+                "other"
             )
         return self
 
@@ -254,20 +257,18 @@ class LastMLPSettings(Section):
     lm: LanguageModelSettings = LanguageModelSettings(architecture="llama", n_layer=4)
     sae: SAESettings = SAESettings(compare=())
     tokenizer: TokenizerSettings | None = None  # None: the run's own
-    train_tokens: Amount | None = (
-        None  # of text for it, where its tokeniser makes tokens of its own; None: as many as the run
-    )
+    # of text for it, where its tokeniser makes tokens of its own; None: as many as the run
+    train_tokens: Amount | None = None
 
 
 class ClampingSettings(Section):
     """Notebook 06: features held at chosen values."""
 
-    features: Few = (
-        2  # drawn among those with a clear effect on the logits, beside those drawn among all
-    )
+    # drawn among those with a clear effect on the logits, beside those drawn among all
+    features: Few = 2
     # of a sweep, in multiples of the feature's maximum
     values: Annotated[
-        tuple[Annotated[float, Field(ge=-1000, le=1000)], ...],
+        tuple[real(-1000, 1000), ...],
         Field(min_length=1, max_length=1000),
     ] = (0.0, 0.5, 1.0, 2.0, 4.0)
     rows: Count = 16  # of held-out text, measured at 16 places each
@@ -297,46 +298,271 @@ class Settings(Section):
     explain: ExplainSettings = ExplainSettings()
     toy: ToySettings = ToySettings()
 
+    def memory_needed(self, prefix: str = "") -> dict[str, int]:
+        """Bytes that the models and the feature table take at the least, by the settings that
+        decide: of weights, gradients and Adam's moments, and 12 for each example.
+        """
+        lm, sae, shown = self.lm, self.sae, self.features
+        d_in = lm.d_mlp if "mlp.hook_post" in sae.hook_name else lm.d_model
+        width = max(sae.d_sae, *sae.widths, 0)
+        layer = lm.d_model * (4 * lm.d_model + 2 * lm.d_mlp)
+        examples = width * (shown.top_k + 10 * shown.samples)
+        return {
+            f"{prefix}sae.d_sae, sae.widths or lm.d_mlp": 16 * 2 * width * d_in,
+            f"{prefix}lm.d_model, lm.d_mlp or lm.n_layer": 16 * lm.n_layer * layer,
+            f"{prefix}features.top_k, features.samples or sae.d_sae": 12 * examples,
+        }
+
     @model_validator(mode="after")
     def _tokeniser_fits(self):
-        for name, lm, tokenizer in (
-            ("", self.lm, self.tokenizer),
-            ("last_mlp.", self.last_mlp.lm, self.last_mlp.tokenizer or self.tokenizer),
-        ):
+        last = self.last_mlp.lm, self.last_mlp.tokenizer or self.tokenizer
+        for name, lm, tokenizer in (("", self.lm, self.tokenizer), ("last_mlp.", *last)):
             if lm.source != "train" and tokenizer.source == "train":
                 raise ValueError(
-                    f"{name}lm.source={lm.source} needs a tokeniser that matches it: add --set {name}tokenizer={lm.source}"
+                    f"{name}lm.source={lm.source} needs a tokeniser that matches it: "
+                    f"add --set {name}tokenizer={lm.source}"
                 )
         return self
 
 
 def load(profile: str = "laptop", overrides: list[str] | tuple[str, ...] = ()) -> Settings:
-    """Settings of a profile with `section.key=value` overrides; raises `SettingsError` for anything unknown or impossible."""
+    """Settings of a profile with `section.key=value` overrides; raises `SettingsError` for anything
+    unknown or impossible.
+    """
     if profile not in PROFILES:
-        raise SettingsError(
-            f"profile {shown(profile)} does not exist; there are: {', '.join(PROFILES)}"
-        )
-    data = plain_yaml.parse((PROFILES_FOLDER / f"{profile}.yaml").read_text())
+        known = ", ".join(PROFILES)
+        raise SettingsError(f"profile {shown(profile)} does not exist; there are: {known}")
+    data = parse_yaml((PROFILES_FOLDER / f"{profile}.yaml").read_text())
     data["profile"] = profile
     for section, prefix in ((data, ""), (data["last_mlp"], "last_mlp.")):
-        others = [
-            o
-            for o in overrides
-            if o.startswith(f"{prefix}sae.recipe=")
-            and o != f"{prefix}sae.recipe={section['sae']['recipe']}"
-        ]
-        if others:  # the profile's values are those of its own recipe
-            section["sae"] = {
-                name: value for name, value in section["sae"].items() if name not in RECIPE_VALUES
-            }
+        sae, setting = section["sae"], f"{prefix}sae.recipe="
+        if any(o.startswith(setting) and o != setting + sae["recipe"] for o in overrides):
+            # the profile's values are those of its own recipe
+            section["sae"] = {name: sae[name] for name in sae if name not in RECIPE_VALUES}
     for override in overrides:
-        apply(data, override, Settings)
+        apply(data, override)
     return validate(data)
 
 
 def validate(data: dict[str, Any]) -> Settings:
-    """A `Settings` from plain data; the first problem becomes a `SettingsError` that names the setting."""
+    """A `Settings` from plain data; the first problem becomes a `SettingsError` that names the
+    setting.
+    """
     try:
         return Settings.model_validate(data)
     except ValidationError as error:
-        raise SettingsError(first_problem(error, Settings)) from None
+        raise SettingsError(first_problem(error)) from None
+
+
+# --- overrides
+
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def apply(data: dict[str, Any], override: str) -> None:
+    """Write one `section.key=value` into plain `data` for `settings`; `SettingsError` that names
+    what does not exist, and what does.
+    """
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise SettingsError(
+            f"--set {shown(override)}: expected section.key=value, for example sae.d_sae=8192"
+        )
+    if key == "profile":
+        raise SettingsError(
+            f"--set profile={shown(text)}: choose a profile with --profile, for example "
+            "--profile smoke"
+        )
+    path, kind = _find(key)
+    target = data
+    for part in path[:-1]:
+        target[part] = dict(target.get(part) or {})
+        target = target[part]
+    is_text = kind is str or kind == str | None and text != "null"
+    target[path[-1]] = _text(key, text) if is_text else value(key, text)
+
+
+def value(name: str, text: str) -> Any:
+    """The plain value of a `name=text` of the command line; `SettingsError` that names it."""
+    try:
+        if not text:
+            raise ValueError("no value")
+        return parse_yaml(text)
+    except ValueError as error:
+        raise SettingsError(
+            f"{name}: found {shown(text)} ({error}); expected a number, text or list, for example "
+            "8192, 1e-3 or [ward_2024]"
+        ) from None
+
+
+def _text(name: str, text: str) -> str:
+    """Text as it was given; a control character or a lone surrogate in it is refused, since no
+    file, model or device has one.
+    """
+    if not text or CONTROL.search(text) or any("\ud800" <= c <= "\udfff" for c in text):
+        raise SettingsError(
+            f"{name}: found {shown(text)}; expected text without control characters, in UTF-8"
+        )
+    return text
+
+
+def _find(key: str) -> tuple[list[str], Any]:
+    """The path to the setting that a key names, and the type of that setting."""
+    model, path = Settings, key.split(".")
+    for depth, part in enumerate(path):
+        parent = ".".join(path[:depth])
+        if model is None:
+            raise SettingsError(
+                f"{shown(key)}: {parent} is a single value, it has no setting {shown(part)}"
+            )
+        if part not in model.model_fields:
+            full = ".".join(path[: depth + 1])
+            raise SettingsError(unknown(full, parent, list(model.model_fields)))
+        kind = model.model_fields[part].annotation
+        model = _section(kind)
+    if model is None:
+        return path, kind
+    if "source" not in model.model_fields:
+        values = ", ".join(f"{key}.{field}" for field in model.model_fields)
+        raise SettingsError(f"{key} is a section; set one of its values: {values}")
+    return [*path, "source"], str
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    options = get_args(annotation) or (annotation,)
+    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+
+
+# --- what is wrong with a setting
+
+KINDS = {
+    "integer": "a whole number",
+    "number": "a number",
+    "string": "text",
+    "boolean": "true or false",
+    "array": "a list",
+    "object": "a section (name: value)",
+    "null": "null",
+}
+LIMITS = {
+    "minimum": "of at least",
+    "exclusiveMinimum": "above",
+    "maximum": "at most",
+    "exclusiveMaximum": "below",
+}
+
+
+def unknown(full: str, parent: str, exist: list[str]) -> str:
+    """That a setting does not exist, with a similar name and all that do."""
+    near = difflib.get_close_matches(full.rpartition(".")[2][:100], exist, 1)
+    hint = f"; did you mean {near[0]}?" if near else ";"
+    has = f"{parent} has" if parent else "the settings have"
+    return f"setting {shown(full)} does not exist{hint} {has}: {', '.join(exist)}"
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first thing that pydantic found wrong with the data."""
+    found = error.errors(include_url=False)[0]
+    *parents, last = found["loc"] or ("",)
+    parent, name = ".".join(map(str, parents)), ".".join(map(str, found["loc"]))[:100]
+    if found["type"] == "value_error":
+        return f"{name}: {found['ctx']['error']}" if name else str(found["ctx"]["error"])
+    schema = Settings.model_json_schema()
+    if found["type"] == "extra_forbidden":
+        return unknown(name, parent, list(_at(schema, schema, parents)["properties"]))
+    expected = _expected(_at(schema, schema, found["loc"]))
+    return f"{name}: found {shown(found['input'])}; expected {expected}"
+
+
+def _at(node: dict, root: dict, path: Any) -> dict:
+    """The part of a JSON schema that describes the value at `path`."""
+    for option in (node, *node.get("anyOf", ())):
+        if reference := option.get("$ref"):
+            return _at(root["$defs"][reference.rpartition("/")[2]], root, path)
+    if not path:
+        return node
+    options = [node, *node.get("anyOf", ())]
+    for inner in options:
+        below = inner.get("properties", {}).get(path[0]) or inner.get("items")
+        below = below or inner.get("additionalProperties")
+        if isinstance(below, dict):
+            return _at(below, root, path[1:])
+    return node
+
+
+def _expected(schema: dict) -> str:
+    if options := schema.get("anyOf"):
+        return ", or ".join(_expected(option) for option in options)
+    if "enum" in schema or "const" in schema:
+        return f"one of {', '.join(map(str, schema.get('enum') or [schema['const']]))}"
+    text = KINDS[schema["type"]]
+    if "maxLength" in schema:
+        text += f" of at most {schema['maxLength']:,} characters"
+    if "items" in schema:
+        if "maxItems" in schema:
+            text += f" of {schema.get('minItems', 0)} to {schema['maxItems']:,}"
+        return f"{text}, each {_expected(schema['items'])}"
+    limits = [f"{words} {schema[key]:,}" for key, words in LIMITS.items() if key in schema]
+    return " ".join([text, " and ".join(limits)]).strip()
+
+
+# --- YAML as plain data: null, true, false, numbers, text, lists and mappings; no aliases, tags,
+# dates or repeated keys. Unquoted words mean what they mean in YAML 1.2: 1e-4 is a number, 010 is
+# ten, and 2024-01-01, 1:30 and yes are text.
+
+LONGEST = 200_000  # characters
+WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
+WHOLE = re.compile(r"[-+]?[0-9]+(_[0-9]+)*")
+NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+\.?[0-9]*)([eE][-+]?[0-9]+)?")
+
+
+class _Loader(yaml.BaseLoader):
+    def compose_node(self, parent, index):
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
+            raise ValueError("anchors (&name) and aliases (*name) are not supported")
+        if event.tag is not None:
+            raise ValueError("tags (!name) are not supported")
+        return super().compose_node(parent, index)
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text; `ValueError` that says in one line what is wrong with it."""
+    if len(text) > LONGEST:
+        raise ValueError(f"{len(text):,} characters are too long; at most {LONGEST:,} are read")
+    try:
+        text.encode()
+        return _plain(_Loader(text).get_single_node())
+    except UnicodeEncodeError:
+        raise ValueError("not valid Unicode: half a surrogate pair") from None
+    except RecursionError:
+        raise ValueError("brackets are nested too deeply") from None
+    except yaml.YAMLError as error:
+        parts = [getattr(error, name, None) for name in ("context", "problem", "reason")]
+        raise ValueError(f"not valid YAML ({' '.join(filter(None, parts))})") from None
+
+
+def _plain(node: yaml.Node | None) -> Any:
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(item) for item in node.value]
+    if isinstance(node, yaml.MappingNode):
+        data = {}
+        for key, value in ((_plain(k), v) for k, v in node.value):
+            if not isinstance(key, str) or key in data:
+                raise ValueError(f"key {str(key)[:40]!r} is repeated, or is not text")
+            data[key] = _plain(value)
+        return data
+    if node is None:
+        return None
+    node.value.encode()  # "\\ud800" spells what is no character
+    return _word(node.value) if node.style is None else node.value
+
+
+def _word(word: str) -> Any:
+    if word.lower() in WORDS:
+        return WORDS[word.lower()]
+    if WHOLE.fullmatch(word):
+        if len(word) > 100:
+            raise ValueError(f"a whole number of {len(word):,} digits is too long")
+        return int(word)
+    return float(word) if NUMBER.fullmatch(word) else word

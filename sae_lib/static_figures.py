@@ -1,7 +1,9 @@
-"""plotly figures drawn by matplotlib, where there is no browser: plainer, with the same data, axes and texts.
+"""plotly figures drawn by matplotlib, where there is no browser: plainer, with the same data, axes
+and texts.
 
-It knows what this project's figures consist of: scatter, bar, histogram, heatmap and violin traces, straight lines, texts.
-A trace of any other type raises AttributeError: nothing is left out silently.
+It knows what this project's figures consist of: scatter, bar, histogram, heatmap and violin traces,
+straight lines, texts. A trace of any other type raises AttributeError: nothing is left out
+silently.
 """
 
 import re
@@ -50,30 +52,31 @@ def plain(markup: str | None) -> str:
 
 def rgba(colour: str, opacity: float | None = None) -> tuple[float, ...]:
     """A colour in plotly's notation, each part from 0 to 1."""
-    parts = [float(n) for n in re.findall(r"[\d.]+", colour)] if colour[:3] == "rgb" else []
-    *rgb, alpha = [*np.divide(parts[:3], 255), *parts[3:], 1][:4] if parts else to_rgba(colour)
+    if colour.startswith("rgb"):
+        *rgb, alpha = [*map(float, re.findall(r"[\d.]+", colour)), 1][:4]
+        colour = (*np.divide(rgb, 255), alpha)
+    *rgb, alpha = to_rgba(colour)
     return (*rgb, alpha * (1 if opacity is None else opacity))
 
 
-def numbers(axis, values) -> np.ndarray:
-    """Places on an axis; words become categories, in the order in which they come."""
-    axis.update_units(values)
-    return np.array(axis.convert_units(values), float)
-
-
-def points(ax: Axes, trace) -> tuple[np.ndarray, np.ndarray]:
-    """x and y of a trace; where only one is given, the other counts."""
-    n = len(trace.y if trace.x is None else trace.x)
-    x, y = (range(n) if values is None else values for values in (trace.x, trace.y))
-    return numbers(ax.xaxis, x), numbers(ax.yaxis, y)
+def points(ax: Axes, trace) -> list[np.ndarray]:
+    """Where a trace is on either axis; words become categories. Where one is missing, the other
+    counts.
+    """
+    n, places = len(trace.y if trace.x is None else trace.x), []
+    for axis, values in ((ax.xaxis, trace.x), (ax.yaxis, trace.y)):
+        values = range(n) if values is None else values
+        axis.update_units(values)
+        places.append(np.array(axis.convert_units(values), float))
+    return places
 
 
 def edges(centres, log: bool) -> np.ndarray:
     """Where cells around these centres, two or more, meet: halfway as it is seen on the axis."""
-    at = np.log10(centres) if log else np.array(centres, float)
+    at = np.array(np.log10(centres) if log else centres, float)
+    at = np.pad(at, 1, "reflect", reflect_type="odd")
     middle = (at[1:] + at[:-1]) / 2
-    ends = np.array([2 * at[0] - middle[0], *middle, 2 * at[-1] - middle[-1]])
-    return 10**ends if log else ends
+    return 10**middle if log else middle
 
 
 class Picture:
@@ -89,62 +92,49 @@ class Picture:
         colours = layout.template.layout.colorway
         for i, trace in enumerate(fig.data):
             ax = self.subplot(trace.xaxis or "x", trace.yaxis or "y")
-            ax.set_label("_" if trace.showlegend is False else plain(trace.name))
-            getattr(self, trace.type)(ax, trace, colours[i % len(colours)])
+            label = "_" if trace.showlegend is False else plain(trace.name)
+            getattr(self, trace.type)(ax, trace, colours[i % len(colours)], label)
         for shape in layout.shapes:  # straight lines across one subplot
-            x, y = (ref.split()[0] for ref in (shape.xref, shape.yref))
-            how = dict(color=shape.line.color or "#444444", linestyle=DASHES[shape.line.dash])
-            if shape.x0 == shape.x1:
-                self.axes[x, y].axvline(shape.x0, **how)
-            else:
-                self.axes[x, y].axhline(shape.y0, **how)
+            ax = self.axes[shape.xref.split()[0], shape.yref.split()[0]]
+            upright = shape.x0 == shape.x1
+            across, at = (ax.axvline, shape.x0) if upright else (ax.axhline, shape.y0)
+            across(at, color=shape.line.color or "#444444", linestyle=DASHES[shape.line.dash])
         for names, ax in self.axes.items():
             for name in names:
                 self.dress(ax, name)
         for note in layout.annotations:
             self.note(note)
-        shown = [
-            trace.showlegend for trace in fig.data if trace.showlegend is not False and trace.name
-        ]
-        if len(shown) > 1 or any(shown):
+        shown = [t.showlegend for t in fig.data if t.showlegend is not False and t.name]
+        if layout.showlegend is not False and (len(shown) > 1 or any(shown)):
             self.picture.legend(loc="upper left", bbox_to_anchor=(1.02, top), edgecolor="none")
 
     def spec(self, name: str):
         """plotly's axis of this name: x, y, x2 …"""
         return self.fig.layout[f"{name[0]}axis{name[1:]}"]
 
-    def subplot(self, x: str, y: str) -> Axes:
+    def subplot(self, *names: str) -> Axes:
         """The axes that these two span; those that match share their range."""
-        if (x, y) not in self.axes:
-            (x0, x1), (y0, y1) = (self.spec(name).domain or (0, 1) for name in (x, y))
+        if names not in self.axes:
+            specs = [self.spec(name) for name in names]
+            (x0, x1), (y0, y1) = (spec.domain or (0, 1) for spec in specs)
             left, bottom, width, height = self.box
-            roots = [self.spec(name).matches or name for name in (x, y)]
-            ax = self.axes[x, y] = self.picture.add_axes(
-                (left + x0 * width, bottom + y0 * height, (x1 - x0) * width, (y1 - y0) * height),
-                sharex=self.shared.get(roots[0]),
-                sharey=self.shared.get(roots[1]),
-            )
+            place = left + x0 * width, bottom + y0 * height, (x1 - x0) * width, (y1 - y0) * height
+            roots = [spec.matches or name for spec, name in zip(specs, names, strict=True)]
+            sharex, sharey = map(self.shared.get, roots)
+            ax = self.axes[names] = self.picture.add_axes(place, sharex=sharex, sharey=sharey)
             self.shared = dict.fromkeys(roots, ax) | self.shared
-            ax.set_xscale("log" if self.spec(x).type == "log" else "linear")
-            ax.set_yscale("log" if self.spec(y).type == "log" else "linear")
-        return self.axes[x, y]
+            for name, spec in zip(names, specs, strict=True):
+                ax.set(**{f"{name[0]}scale": "log" if spec.type == "log" else "linear"})
+        return self.axes[names]
 
-    def scatter(self, ax: Axes, trace, default: str) -> None:
+    def scatter(self, ax: Axes, trace, colour: str, label: str) -> None:
         line, marker, (x, y) = trace.line, trace.marker, points(ax, trace)
-        n = len(x)
-        mode = trace.mode or ("lines+markers" if n < 20 else "lines")
-        colours = (
-            [marker.color or line.color or default]
-            if isinstance(marker.color, str | None)
-            else marker.color
-        )
-        colour = line.color or colours[0]
-        stroke = dict(
-            color=rgba(colour),
-            linestyle=DASHES[line.dash],
-            linewidth=(line.width or 2) * POINT,
-        )
-        symbols = marker.symbol if isinstance(marker.symbol, tuple) else [marker.symbol] * n
+        mode = trace.mode or ("lines+markers" if len(x) < 20 else "lines")
+        several = isinstance(marker.color, tuple)
+        colours = marker.color if several else [marker.color or line.color or colour]
+        stroke = dict(color=rgba(line.color or colours[0]), linestyle=DASHES[line.dash])
+        stroke |= dict(linewidth=(line.width or 2) * POINT)
+        symbols = np.resize(marker.symbol or "circle", len(x))
         if trace.fill:
             ax.fill(x, y, color=rgba(trace.fillcolor, trace.opacity), linewidth=0)
         if "arrow" in symbols:
@@ -152,53 +142,52 @@ class Picture:
             ax.annotate("", (x[-1], y[-1]), (x[0], y[0]), arrowprops=arrow)
             return
         if "lines" in mode:
-            ax.plot(x, y, label=ax.get_label(), **stroke)
+            ax.plot(x, y, label=label, **stroke)
+            label = "_"
         if "markers" in mode:
-            shades = np.resize([rgba(c, marker.opacity) for c in colours], (n, 4))
+            shades = np.resize([rgba(c, marker.opacity) for c in colours], (len(x), 4))
+            size = ((marker.size or 6) * POINT) ** 2
             for symbol in dict.fromkeys(symbols):
-                at = np.array([s == symbol for s in symbols])
-                size = ((marker.size or 6) * POINT) ** 2
-                dots = ax.scatter(x[at], y[at], size, shades[at], marker=SYMBOLS.get(symbol, "o"))
-                dots.set(label="_" if "lines" in mode else ax.get_label(), zorder=3)
-        if (up := trace.error_y.array) is not None:
-            down = up if trace.error_y.arrayminus is None else trace.error_y.arrayminus
-            ax.errorbar(x, y, np.array([down, up], float), fmt="none", ecolor=stroke["color"])
+                at, how = symbols == symbol, dict(marker=SYMBOLS.get(symbol, "o"), label=label)
+                ax.scatter(x[at], y[at], size, shades[at], zorder=3, **how)
+        self.errors(ax, trace, x, y, stroke["color"])
 
-    def bar(self, ax: Axes, trace, default: str) -> None:
-        at, length = points(ax, trace)
-        flat, draw_bars = trace.orientation == "h", ax.bar
-        if flat:
-            at, length, draw_bars = length, at, ax.barh
+    def bar(self, ax: Axes, trace, colour: str, label: str) -> None:
+        flat, marker = trace.orientation == "h", trace.marker
+        at, length = points(ax, trace)[:: -1 if flat else 1]
         mode, gap = self.fig.layout.barmode or "group", self.fig.layout.bargap
-        beside = [t for t in self.fig.data if t.type == "bar" and t.xaxis == trace.xaxis]
-        beside = beside if mode == "group" else [trace]
+        bars = [t for t in self.fig.data if t.type == "bar" and t.xaxis == trace.xaxis]
+        beside = [t is trace for t in bars] if mode == "group" else [True]
         width = (0.8 if gap is None else 1 - gap) / len(beside)
-        at = at + ([t is trace for t in beside].index(True) - (len(beside) - 1) / 2) * width
+        at = at + (beside.index(True) - (len(beside) - 1) / 2) * width
         below = np.zeros(len(at))
         if mode in ("stack", "relative"):  # what is negative piles up downwards
             for i, pile in enumerate(zip([ax] * len(at), at, length < 0, strict=True)):
                 below[i] = self.piles.get(pile, 0)
                 self.piles[pile] = below[i] + length[i]
-        colour, marker = rgba(default), trace.marker
-        if isinstance(marker.color, str):
-            colour = rgba(marker.color, trace.opacity)
-        elif marker.color is not None:
+        if marker.color is None or isinstance(marker.color, str):
+            colour = rgba(marker.color or colour, trace.opacity)
+        else:
             shades = self.shades(ax, marker, marker.cmin, marker.cmax, marker.showscale)
             colour = shades.to_rgba(np.array(marker.color))
-        draw_bars(at, length, width, below, color=colour, label=ax.get_label())
+        (ax.barh if flat else ax.bar)(at, length, width, below, color=colour, label=label)
+        self.errors(ax, trace, at, below + length, "#444444")
 
-    def histogram(self, ax: Axes, trace, default: str) -> None:
+    def errors(self, ax: Axes, trace, x: np.ndarray, y: np.ndarray, colour) -> None:
+        """Vertical error bars, where a trace has them."""
+        if (up := trace.error_y.array) is not None:
+            down = up if trace.error_y.arrayminus is None else trace.error_y.arrayminus
+            ax.errorbar(x, y, np.array([down, up], float), fmt="none", ecolor=colour)
+
+    def histogram(self, ax: Axes, trace, colour: str, label: str) -> None:
         x, bins = np.array(trace.x, float), trace.xbins
         weights = np.full(len(x), 100 / len(x)) if trace.histnorm == "percent" else None
-        edges = (
-            np.arange(bins.start, bins.end + bins.size / 2, bins.size)
-            if bins.size
-            else trace.nbinsx
-        )
-        colour = rgba(trace.marker.color or default, trace.opacity)
-        ax.hist(x, edges, weights=weights, color=colour, label=ax.get_label())
+        size = bins.size
+        edges = np.arange(bins.start, bins.end + size / 2, size) if size else trace.nbinsx
+        colour = rgba(trace.marker.color or colour, trace.opacity)
+        ax.hist(x, edges, weights=weights, color=colour, label=label)
 
-    def heatmap(self, ax: Axes, trace, default: str) -> None:
+    def heatmap(self, ax: Axes, trace, colour: str, label: str) -> None:
         z = np.array(trace.z, float)
         x = edges(range(z.shape[1]) if trace.x is None else trace.x, ax.get_xscale() == "log")
         y = edges(range(z.shape[0]) if trace.y is None else trace.y, ax.get_yscale() == "log")
@@ -215,18 +204,17 @@ class Picture:
             self.picture.colorbar(shades, ax=ax, label=plain(spec.colorbar.title.text))
         return shades
 
-    def violin(self, ax: Axes, trace, default: str) -> None:
-        """A box for the middle half of the values, their median, and whiskers to the most distant."""
-        at, x = numbers(ax.yaxis, [trace.name]), np.array(trace.x, float)
-        line = dict(color=rgba(trace.line.color or default))
-        styles = dict(boxprops=line, whiskerprops=line, capprops=line, medianprops=line)
+    def violin(self, ax: Axes, trace, colour: str, label: str) -> None:
+        """A box for the middle half of the values, their median, and whiskers to the farthest."""
+        ax.yaxis.update_units([trace.name])
+        x, line = np.array(trace.x, float), dict(color=rgba(trace.line.color or colour))
         ax.boxplot(
             [x[np.isfinite(x)]],
-            positions=at,
+            positions=ax.yaxis.convert_units([trace.name]),
             orientation="horizontal",
             whis=(0, 100),
             manage_ticks=False,
-            **styles,
+            **{f"{part}props": line for part in ("box", "whisker", "cap", "median")},
         )
 
     def dress(self, ax: Axes, name: str) -> None:
@@ -245,35 +233,34 @@ class Picture:
             ax.minorticks_off()
             texts = spec.ticktext or [f"{at:g}" for at in spec.tickvals]
             axis.set_ticks(spec.tickvals, [plain(text) for text in texts])
-        if spec.showticklabels is False or spec.visible is False:
+        if False in (spec.showticklabels, spec.visible):
             axis.set_tick_params(length=0, labelbottom=False, labelleft=False)
         axis.set_tick_params(which="both", color="#cccccc", labelrotation=-(spec.tickangle or 0))
-        axis.grid(spec.showgrid is not False and spec.visible is not False)
+        axis.grid(False not in (spec.showgrid, spec.visible))
         axis.set_label_text(plain(spec.title.text))
         for side in ("bottom", "top") if which == "x" else ("left", "right"):
             ax.spines[side].set_visible(bool(spec.showline))
         if spec.scaleanchor:
             ax.set_aspect("equal")
 
-    def along(self, ref: str):
-        """What a position is measured by: the paper, an axis ("x2") or its length ("x2 domain")."""
-        name, _, domain = ref.partition(" ")
-        ax = next((ax for names, ax in self.axes.items() if name in names), self.paper)
-        return ax.transAxes if domain or name == "paper" else ax.transData
-
     def note(self, note) -> None:
         """A text at its place; on a logarithmic axis plotly gives the exponent."""
-        refs = note.xref or "x", note.yref or "y"
-        x, y = (
-            10.0**at if ref[0] != "p" and " " not in ref and self.spec(ref).type == "log" else at
-            for at, ref in zip((note.x, note.y), refs, strict=True)
-        )
-        text = self.picture.text(x, y, plain(note.text))
-        text.set_transform(blended_transform_factory(*(self.along(ref) for ref in refs)))
+        place, transforms = [], []
+        for at, ref in ((note.x, note.xref or "x"), (note.y, note.yref or "y")):
+            # measured by the paper, an axis ("x2") or its length ("x2 domain")
+            name, _, domain = ref.partition(" ")
+            on_paper = name == "paper"
+            ax = next((ax for names, ax in self.axes.items() if name in names), self.paper)
+            log = not (on_paper or domain) and self.spec(name).type == "log"
+            place.append(10.0**at if log else at)
+            transforms.append(ax.transAxes if domain or on_paper else ax.transData)
+        text = self.picture.text(*place, plain(note.text), rotation=-(note.textangle or 0))
         text.set(
-            ha=note.xanchor or "center", va=(note.yanchor or "center").replace("middle", "center")
+            transform=blended_transform_factory(*transforms),
+            ha=note.xanchor or "center",
+            va=(note.yanchor or "center").replace("middle", "center"),
+            size=(note.font.size or 14) * POINT,
+            color=note.font.color or "#222222",
         )
-        text.set_rotation(-(note.textangle or 0))
-        text.set(size=(note.font.size or 14) * POINT, color=note.font.color or "#222222")
         if note.bgcolor:
             text.set_bbox(dict(facecolor=rgba(note.bgcolor), linewidth=0, pad=1))

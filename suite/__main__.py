@@ -1,4 +1,4 @@
-"""The command line: `python -m suite run | stage | sweep | study | clamp | explain | browser | export | report | lab | doctor | check-toy`."""
+"""The command line: `python -m suite run | stage | sweep | study | clamp | explain | browser | export | report | lab | doctor`."""
 
 import signal
 import subprocess
@@ -330,35 +330,10 @@ def doctor(profile: Profile = "laptop") -> None:
     raise typer.Exit(0 if doctor_module.can_run(checks) else 1)
 
 
-class Preset(StrEnum):
-    smoke = "smoke"
-    laptop = "laptop"
-    full = "full"
-
-
-@app.command("check-toy")
-def check_toy(
-    out: Annotated[Path, typer.Option(help="folder for cached results, table and figures")] = Path(
-        "runs/toy"
-    ),
-    preset: Preset = Preset.full,
-    publish: Annotated[
-        bool, typer.Option(help="also copy gates and figures to ./report/toy/, for the report")
-    ] = False,
-) -> None:
-    """Every toy-model experiment at full size, held against its known results."""
-    from suite import toy_check
-
-    passed = toy_check.check_toy(out, preset.value)
-    if publish:
-        typer.echo(f"published: {toy_check.publish(out)}")
-    raise typer.Exit(0 if passed else 1)
-
-
 def _parameters(given: list[str]) -> dict[str, object]:
     """Notebook parameters by name; those that options of their own set are refused."""
-    from sae_lib.overrides import value
-    from sae_lib.settings_errors import shown
+    from sae_lib.errors import shown
+    from sae_lib.settings import value
 
     parameters, own = {}, {"profile": "--profile", "run_dir": "--run", "overrides": "--set"}
     for text in given:

@@ -16,11 +16,11 @@ from sae_lib.features import clamping
 from sae_lib.features.clamping import Clamp, NextTokens
 from sae_lib.features.clamping_effects import Subject
 from sae_lib.figures import PALETTE
+from sae_lib.formats import small
 from sae_lib.text import markup
 from sae_lib.text.display import SIGNS, Vocabulary, isolated, plain
 from suite import stages
 from suite.browser.page import decimal, percent
-from suite.report.formats import small
 from suite.runs import Run, verify
 
 STYLE = "white-space:pre-wrap;overflow-wrap:anywhere;font-family:monospace;font-size:13px;line-height:1.5;margin:0"

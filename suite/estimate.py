@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from sae_lib.device import device_of, precision
-from sae_lib.progress import duration
+from sae_lib.formats import about
 from sae_lib.sae.recipes import variants
 from sae_lib.settings import Settings
 from sae_lib.toy.models import one_thread
@@ -106,10 +106,9 @@ class Estimate:
 
     def summary(self) -> str:
         each = ", ".join(
-            f"{name if name == 'text' else name[:2]} {duration(s)}"
-            for name, s in self.seconds.items()
+            f"{name if name == 'text' else name[:2]} {about(s)}" for name, s in self.seconds.items()
         )
-        return f"about {duration(sum(self.seconds.values()))} on this machine ({each})"
+        return f"about {about(sum(self.seconds.values()))} on this machine ({each})"
 
     def corrected(self, name: str, measured: dict[str, float]) -> float:
         """One notebook's estimate times how far off those before it were; a quarter of the run counts as exact."""

@@ -18,9 +18,8 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from sae_lib import chromium, progress
-from sae_lib.errors import Interrupted, SettingsError, UserError
-from sae_lib.progress import duration
-from sae_lib.settings_errors import shown
+from sae_lib.errors import Interrupted, SettingsError, UserError, shown
+from sae_lib.formats import about
 from suite import estimate, project
 from suite.runs import Run
 from suite.watch import Watch, first_line
@@ -97,7 +96,7 @@ def run_notebooks(
         kernel = stack.enter_context(_kernel(bars / chosen[0].stem))
         for i, notebook in enumerate(chosen, 1):
             head, name, following = f"[{i}/{len(chosen)}] ", notebook.stem, None
-            takes = duration(expected.corrected(name, measured))
+            takes = about(expected.corrected(name, measured))
             say(f"{head}{name}: about {takes}, log: {out / name}.log")
             if i < len(chosen):  # starts while this notebook runs
                 following = stack.enter_context(_kernel(bars / chosen[i].stem))
@@ -127,7 +126,7 @@ def _followed(
         yield watch
     measured[name] = time.perf_counter() - began
     last = len(measured) == len(expected.seconds)
-    rest = "" if last else f", about {duration(expected.left(measured))} left"
+    rest = "" if last else f", about {about(expected.left(measured))} left"
     say(f"{head}{name}: {measured[name]:.0f} s{rest}")
 
 

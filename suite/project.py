@@ -19,6 +19,11 @@ def find() -> Path | None:
     return None
 
 
+def published(what: str) -> Path:
+    """Where the checkout keeps its last full run of `what`, for reports of runs that have made none."""
+    return (find() or Path()) / "report" / what
+
+
 def root() -> Path:
     """`find`, or a `SettingsError` that says where to go."""
     if found := find():

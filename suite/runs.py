@@ -12,7 +12,6 @@ from typing import Any
 
 import yaml
 
-from sae_lib import plain_yaml
 from sae_lib import settings as settings_module
 from sae_lib.checkpoints import CheckpointFolder, finish_the_step
 from sae_lib.device import keep_freed_memory
@@ -366,7 +365,7 @@ def _check(run: Run) -> None:
             raise SettingsError(f"{prefix}{error}") from None
         if part.lm.source == "train":
             find_hook(part.sae.hook_name, part.lm.architecture, part.lm.n_layer)
-            check_memory(part, device, prefix)
+            check_memory(part.memory_needed(prefix), device)
 
 
 def is_made(folder: Path, made_from: dict[str, Any]) -> bool:
@@ -405,7 +404,7 @@ def writing(folder: Path, made_from: dict[str, Any]) -> Iterator[Path]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     try:
-        data = plain_yaml.parse(path.read_text())
+        data = settings_module.parse_yaml(path.read_text())
     except ValueError:  # UTF-8's errors are such
         data = None
     if not isinstance(data, dict):

@@ -330,14 +330,9 @@ def hook_width(hook: HookPoint) -> int:
 STUDIES = ("recipes", "widths", "classical", "saelens")
 
 
-def published() -> Path:
-    """Where the checkout keeps its last studies, for reports of runs that have made none."""
-    return (project.find() or Path()) / "report" / "studies"
-
-
-def publish(run: Run, to: Path | None = None) -> Path:
-    """Keep the run's studies in `to`, by default where the checkout has them."""
-    to = to or project.root() / "report" / "studies"
+def publish(run: Run) -> Path:
+    """Keep the run's studies in the checkout."""
+    to = project.root() / "report" / "studies"
     for which in STUDIES:
         if (run.results_folder / f"study_{which}.json").exists():
             write_atomically(
@@ -346,11 +341,11 @@ def publish(run: Run, to: Path | None = None) -> Path:
     return to
 
 
-def found(run: Run, which: str) -> dict | None:
+def load_study(run: Run, which: str) -> dict | None:
     """The run's own study (with `own` true), else the published one, else None."""
     for folder, name, own in (
         (run.results_folder, f"study_{which}", True),
-        (published(), which, False),
+        (project.published("studies"), which, False),
     ):
         if (path := folder / f"{name}.json").is_file():
             return json.loads(path.read_text()) | {"own": own}

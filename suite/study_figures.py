@@ -264,7 +264,7 @@ def classical_figure(study: dict) -> go.Figure:
     return fig
 
 
-def drawn(studies: dict[str, dict | None]) -> dict[str, go.Figure]:
+def study_figures(studies: dict[str, dict | None]) -> dict[str, go.Figure]:
     """The figure of every study that is there, by the name of its file."""
     found = {which: study for which, study in studies.items() if study}
     figs = (

@@ -10,14 +10,13 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sae_lib import figures
-from sae_lib.errors import SettingsError
+from sae_lib.errors import SettingsError, shown
 from sae_lib.features import evaluation
 from sae_lib.model.activations import HookPoint
 from sae_lib.sae import training
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.recipes import RECIPES, resolve, uses
 from sae_lib.settings import RECIPE_VALUES, SAESettings, load
-from sae_lib.settings_errors import shown
 from suite import stages
 from suite.runs import Run
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import psutil
 
-from sae_lib.progress import describe, duration, read_state
+from sae_lib.formats import about
+from sae_lib.progress import describe, read_state
 
 EVERY = 60  # seconds between two lines where there is no terminal
 QUIET = 300  # seconds without output or progress after which the line says so
@@ -65,10 +66,10 @@ class Watch:
         if (quiet := self.clock() - self.active) >= QUIET:
             since = time.strftime("%H:%M", time.localtime(time.time() - quiet))
             where = f" in {self.where()}" if state else ""
-            parts.append(f"no output or progress{where} since {since}, {duration(quiet)} ago")
+            parts.append(f"no output or progress{where} since {since}, {about(quiet)} ago")
             parts.append(self._load())
         left = self.left()
-        rest = "" if left is None else f" ({duration(left)} left in all)"
+        rest = "" if left is None else f" ({about(left)} left in all)"
         return f"{self.name}{rest}: {'; '.join(filter(None, parts))}"
 
     def tick(self) -> None:

@@ -14,7 +14,7 @@ from sae_lib.errors import CorpusError
 from sae_lib.settings import CorpusSettings, load
 from sae_lib.text import corpus, hub, installation, text_files
 from sae_lib.text.corpus import documents
-from sae_lib.text.installation import File, Seen
+from sae_lib.text.installation import File, NearDuplicates
 
 
 def prose(name: str, lines: int = 12) -> str:
@@ -212,7 +212,10 @@ def error_named(name: str, message: str, base: type = Exception) -> Exception:
     return type(name, (base,), {})(message)
 
 
-PRIVATE = "401 Client Error. If you are trying to access a private or gated repo, make sure you are authenticated."
+PRIVATE = (
+    "401 Client Error. If you are trying to access a private or gated repo, make sure you are "
+    "authenticated."
+)
 
 
 @pytest.mark.parametrize(
@@ -328,7 +331,7 @@ def test_only_files_inside_the_installation_are_listed(tmp_path):
 
 
 def test_near_copies_are_dropped():
-    seen, text = Seen(), prose("a", 40)
+    seen, text = NearDuplicates(), prose("a", 40)
     assert seen.add(text)
     assert not seen.add(text) and not seen.add("# vendored\n" + text.replace("\n", "\r\n"))
     assert not seen.add(prose("a", 21) + prose("b", 20)), "over half known"
@@ -360,7 +363,7 @@ def test_large_distributions_fill_only_what_small_ones_leave(tmp_path):
     }
     size = len(prose("big10"))
     chosen = installation.choose(
-        fake_files(tmp_path, content), {"py": 25 * size}, 10_000, Seen(), 0
+        fake_files(tmp_path, content), {"py": 25 * size}, 10_000, NearDuplicates(), 0
     )
     count = {name: sum(f.distribution == name for f, _ in chosen) for name in content}
     assert all(count[f"small{k}"] == 3 for k in range(5)) and 6 <= count["big"] <= 12

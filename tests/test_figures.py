@@ -1,4 +1,6 @@
-"""Figures: what matplotlib makes of them where there is no browser, and nothing that asks a network."""
+"""Figures: what matplotlib makes of them where there is no browser, and nothing that asks a
+network.
+"""
 
 import plotly.express as px
 import plotly.graph_objects as go
@@ -52,6 +54,13 @@ def test_bars_stand_side_by_side_or_on_each_other():
     assert [bar.get_y() for bar in ax.patches] == [0, 0, 1, 0]
     (ax,) = drawn(go.Figure(go.Bar(x=[5, 6], y=[0, 1], orientation="h")))
     assert [bar.get_width() for bar in ax.patches] == [5, 6]
+
+
+def test_bars_have_their_error_bars():
+    error = dict(type="data", array=[1, 2], arrayminus=[0.5, 1])
+    (ax,) = drawn(go.Figure(go.Bar(x=["a", "b"], y=[3, 4], error_y=error)))
+    (lines,) = ax.collections
+    assert [segment[:, 1].tolist() for segment in lines.get_segments()] == [[2.5, 4], [3, 6]]
 
 
 def test_a_histogram_counts():

@@ -1,4 +1,6 @@
-"""The report: every number from the results, nothing undefined, hostile text inert, missing parts said, publishing bounded."""
+"""The report: every number from the results, nothing undefined, hostile text inert, missing parts
+said, publishing bounded.
+"""
 
 import base64
 import copy
@@ -13,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sae_lib import chromium, settings
+from sae_lib import formats as f
 from sae_lib.errors import ArtefactError
 from sae_lib.text.markup import block, code, plain, table
-from suite import stages, studies, toy_check
+from suite import project, stages, toy_check
 from suite.report import content, pages, publish, publish_report, render, write_report
-from suite.report import formats as f
 from suite.report.machine import commit, cpu_model, machine
 from suite.runs import Run
 
@@ -554,10 +556,9 @@ def make(folder, values: dict, figures=FIGURES, overrides=("corpus.train_tokens=
 
 @pytest.fixture(autouse=True)
 def no_published_check(monkeypatch, tmp_path_factory):
-    """Reports of made-up results, without the toy check and the studies that the repository keeps."""
-    monkeypatch.setattr(toy_check, "PUBLISHED", tmp_path_factory.mktemp("published"))
-    folder = tmp_path_factory.mktemp("studies")
-    monkeypatch.setattr(studies, "published", lambda: folder)
+    """Reports of made-up results, without the toy check and studies that the checkout keeps."""
+    folder = tmp_path_factory.mktemp("checkout")
+    monkeypatch.setattr(project, "find", lambda: folder)
 
 
 @pytest.fixture
@@ -742,7 +743,7 @@ def test_the_published_toy_check_is_shown_with_its_figures(run, tmp_path):
         (done / "figures" / f"{name}.png").write_bytes(
             (run.folder / "figures" / "density.png").read_bytes()
         )
-    toy_check.publish(done, toy_check.PUBLISHED)
+    toy_check.publish(done)
     assert toy_check.published_summary()["passed"] == 1
     text = render.markdown(run)
     for name, caption in toy_check.PUBLISHED_FIGURES.items():
@@ -1031,6 +1032,14 @@ def test_plain_text_shows_itself(text):
         (f.millions(3_000_000), "3.00 million"),
         (f.millions(76192), "76,192"),
         (f.gib(2**34), "16.0 GiB"),
+        (f.short(0.0130001), "0.013"),
+        (f.short(1.0), "1"),
+        (f.short(1234.5), "1234"),
+        (f.about(47), "50 s"),
+        (f.about(7000), "1.9 h"),
+        (f.signed(-0.0213), "−0.0213"),
+        (f.interval(0.61234, None), "0.612 to not defined"),
+        (f.interval(-0.5, 0.25, f.signed), "−0.500 to +0.250"),
     ],
 )
 def test_formats(made, shown):

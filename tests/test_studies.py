@@ -7,7 +7,7 @@ import torch
 
 from sae_lib.features import evaluation
 from sae_lib.sae.recipes import RECIPES
-from suite import stages, studies, study_figures, sweep
+from suite import project, stages, studies, study_figures, sweep
 
 
 def made(run, name):
@@ -155,12 +155,16 @@ def test_the_classical_study_keeps_the_best_score(study_run):
 
 
 def test_studies_are_drawn_published_and_found(study_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(studies, "published", lambda: tmp_path)
-    own = {which: studies.found(study_run, which) for which in studies.STUDIES}
+    monkeypatch.setattr(project, "find", lambda: tmp_path)
+    own = {which: studies.load_study(study_run, which) for which in studies.STUDIES}
     assert own["recipes"]["own"] and own["saelens"] is None
-    assert set(study_figures.drawn(own)) == {"study_recipes", "study_widths", "study_classical"}
-    studies.publish(study_run, tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
+    assert set(study_figures.study_figures(own)) == {
+        "study_recipes",
+        "study_widths",
+        "study_classical",
+    }
+    studies.publish(study_run)
+    assert sorted(p.name for p in (tmp_path / "report/studies").iterdir()) == [
         "classical.json",
         "recipes.json",
         "widths.json",
@@ -168,7 +172,7 @@ def test_studies_are_drawn_published_and_found(study_run, tmp_path, monkeypatch)
     (study_run.results_folder / "study_widths.json").rename(
         study_run.results_folder / "hidden.json"
     )
-    assert studies.found(study_run, "widths")["own"] is False
+    assert studies.load_study(study_run, "widths")["own"] is False
     (study_run.results_folder / "hidden.json").rename(
         study_run.results_folder / "study_widths.json"
     )

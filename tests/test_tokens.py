@@ -1,4 +1,6 @@
-"""Tokens: every text round-trips, every token knows its characters, and nothing half-written stays behind."""
+"""Tokens: every text round-trips, every token knows its characters, and nothing half-written stays
+behind.
+"""
 
 import json
 from pathlib import Path
@@ -38,7 +40,8 @@ HARD = [
 
 def texts(n: int = 60) -> list[str]:
     return [
-        f"document {i}: the cat {i * i} sat on the mat\nwhile {i} naïve 🙂 dogs sang 日本語 {i * 7}\n"
+        f"document {i}: the cat {i * i} sat on the mat\n"
+        f"while {i} naïve 🙂 dogs sang 日本語 {i * 7}\n"
         * (3 + i % 4)
         for i in range(n)
     ]
@@ -246,9 +249,9 @@ def test_caps_are_kept_to_the_token(tmp_path):
 
 def test_the_vocabulary_decides_the_type(tmp_path, opened):
     assert opened.train.dtype == np.uint16
-    array = GrowingArray(tmp_path / "a.npy", np.uint32)
-    for part in ([1, 2], [], [70_000] * 12345):
-        array.append(part)
+    array = GrowingArray(tmp_path / "a.npy", np.uint32, 12_347)
+    written = [array.append(part) for part in ([1, 2], [], [70_000] * 99_999)]
+    assert written == [2, 0, 12_345] and array.room == 0
     array.close()
     found = np.load(tmp_path / "a.npy", mmap_mode="r")
     assert found.dtype == np.uint32 and found.tolist() == [1, 2] + [70_000] * 12345

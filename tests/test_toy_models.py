@@ -1,4 +1,6 @@
-"""Toy models: closed forms, feature distributions, gradients, bad settings, gates, and every experiment at its smallest."""
+"""Toy models: closed forms, feature distributions, gradients, bad settings, gates, and every
+experiment at its smallest.
+"""
 
 import itertools
 import json
@@ -9,15 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import toy_gates
 from sae_lib.errors import SettingsError
 from sae_lib.toy import autoencoder as toy_autoencoder
 from sae_lib.toy import experiments as toy_experiments
 from sae_lib.toy import figures as toy_figures
-from sae_lib.toy import gates as toy_gates
 from sae_lib.toy import metrics
 from sae_lib.toy import models as toy
 from sae_lib.toy import results as results_module
-from suite import toy_check
 
 
 def circle(n: int) -> torch.Tensor:
@@ -26,7 +27,9 @@ def circle(n: int) -> torch.Tensor:
 
 
 def antiprism() -> torch.Tensor:
-    """Eight vectors: a square above and one turned by 45° below, at the height (tight frame, z² = 1/3 of the norm) where D is 3/8."""
+    """Eight vectors: a square above and one turned by 45° below, at the height (tight frame, z² =
+    1/3 of the norm) where D is 3/8.
+    """
     corners = [
         (z, turn + k * math.pi / 2) for z, turn in ((1, 0), (-1, math.pi / 4)) for k in range(4)
     ]
@@ -205,7 +208,9 @@ def test_loss_is_the_weighted_squared_error_of_the_written_formula():
 
 
 def test_a_batched_model_trains_like_a_single_one():
-    """Two instances in one model and the first of them alone, on the same samples, end with the same weights."""
+    """Two instances in one model and the first of them alone, on the same samples, end with the
+    same weights.
+    """
 
     class Same(toy.Features):
         def sample(self, n_instances, batch, generator=None, streams=None):
@@ -216,13 +221,13 @@ def test_a_batched_model_trains_like_a_single_one():
     with torch.no_grad():
         alone.W.copy_(both.W[:1])
     for model in (both, alone):
-        toy.train(model, Same(4, 0.3), steps=30, batch=64, lr=1e-2, seed=3)
+        toy.train(model, Same(4, 0.3), toy.Schedule(30, 64, 1e-2), seed=3)
     assert torch.allclose(both.W[0], alone.W[0], atol=1e-5)
 
 
 def test_training_finds_the_two_most_important_dense_features():
     model = toy.ToyModel(toy.ToyConfig(5, 2, 8, importance=[0.9**i for i in range(5)]))
-    toy.train(model, toy.Features(5, 1.0), steps=500, batch=256, lr=2e-2)
+    toy.train(model, toy.Features(5, 1.0), toy.Schedule(500, 256, 2e-2))
     losses = toy.test_loss(model, toy.Features(5, 1.0))
     best = model.W[losses.argmin()].detach()
     assert metrics.represented(best).tolist() == [True, True, False, False, False]
@@ -234,6 +239,16 @@ def test_dropout_acts_in_training_alone():
     x = toy.Features(6, 1.0).sample(1, 32)
     assert not torch.equal(model.train()(x), model(x))
     assert torch.equal(model.eval()(x), model(x))
+
+
+def test_dropout_is_drawn_from_the_seed():
+    trained = []
+    for _ in range(2):
+        model = toy.ToyModel(toy.ToyConfig(6, 4, dropout=0.5))
+        toy.train(model, toy.Features(6, 0.5), toy.Schedule(20, 16, 1e-2))
+        trained.append(model.W.detach().clone())
+        torch.rand(1)  # other work between them
+    assert torch.equal(*trained)
 
 
 def test_untied_model_computes_what_its_weights_say():
@@ -277,7 +292,7 @@ BAD = {
     "a target of another shape": lambda: toy.ToyModel(toy.ToyConfig(3, 1)).loss(
         torch.zeros(1, 3, 4), torch.zeros(1, 2, 4)
     ),
-    "no steps": lambda: toy.train(toy.ToyModel(toy.ToyConfig(3, 1)), toy.Features(3), steps=0),
+    "no steps": lambda: toy.Schedule(0),
     "an unknown preset": lambda: results_module.result("introduction", "huge"),
     "an unknown experiment": lambda: results_module.result("no_such", "smoke"),
 }
@@ -448,7 +463,9 @@ def test_a_cached_result_equals_the_one_made(smoke):
 
 
 def test_experiments_run_on_one_thread(monkeypatch):
-    """Small products on several threads wait for each other: beside other work, minutes for seconds."""
+    """Small products on several threads wait for each other: beside other work, minutes for
+    seconds.
+    """
     monkeypatch.setitem(
         results_module.RUNS, "recipes", lambda preset: {"threads": torch.get_num_threads()}
     )
@@ -486,7 +503,7 @@ def test_gates_fail_on_untrained_models(smoke):
     rows = toy_gates.all_gates(smoke[1].__getitem__)
     assert len(rows) == 38 and sum(row["passed"] for row in rows) < 20
     json.dumps(rows, allow_nan=False)
-    assert toy_check.gates_table(rows).count("\n") == len(rows) + 2
+    assert toy_gates.gates_table(rows).count("\n") == len(rows) + 2
 
 
 def test_the_introductions_gates_pass_on_pentagons_alone():
@@ -523,5 +540,3 @@ def test_figures_of_every_kind(smoke):
     assert len(toy_figures.curves(r["introduction"].p, panels, "t").data) == 1
     fig = toy_figures.polygons(r["introduction"].best_W, ["a", "b"], "t", 2)
     assert sum(trace.mode == "lines+markers" for trace in fig.data) == 10
-    assert len(toy_figures.neurons({"in": r["absolute_value"].best_W[0]}, "t").data) == 3
-    assert len(toy_figures.weights_and_norms(r["weights_and_norms"], "t").data) == 4

@@ -15,9 +15,8 @@ from urllib.parse import urlsplit
 import httpx2
 import torch
 
-from sae_lib.errors import ChatError, ModelError
+from sae_lib.errors import ChatError, ModelError, shown
 from sae_lib.settings import ExplainSettings
-from sae_lib.settings_errors import shown
 
 LARGEST_ANSWER = 4 << 20  # bytes
 HOST = re.compile(r"[\w-]{1,63}(\.[\w-]{1,63})*\.?|[0-9a-f:.]+")  # a name, or an IPv6 address

@@ -3,10 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from sae_lib.errors import SettingsError
+from sae_lib.errors import SettingsError, shown
 from sae_lib.sae.objective import Objective
 from sae_lib.settings import RECIPE_VALUES, SAESettings, Settings
-from sae_lib.settings_errors import shown
 
 
 @dataclass(frozen=True)

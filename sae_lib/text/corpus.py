@@ -1,4 +1,6 @@
-"""Documents from one of three sources: this Python installation, files, or a data set of the Hugging Face hub."""
+"""Documents from one of three sources: this Python installation, files, or a data set of the
+Hugging Face hub.
+"""
 
 import hashlib
 import json
@@ -15,14 +17,13 @@ from sae_lib.settings import CorpusSettings
 from sae_lib.text import hub, installation, text_files
 
 HELDOUT_SHARE = 0.1  # of the documents of files and hub
-CHARACTERS_PER_TOKEN = (
-    8  # more than any text has on average: what a cap in tokens means before there are tokens
-)
-CONSIDERED = (
-    20  # files: characters read per wanted token; a longer corpus is sampled from its beginning
-)
+# More than any text has on average: what a cap in tokens means before there are tokens.
+CHARACTERS_PER_TOKEN = 8
+# Of files, read per wanted token; a longer corpus is sampled from its beginning.
+CONSIDERED = 20
 MISSING = {
-    "monology/pile-uncopyrighted": "The Pile without Books3, BookCorpus2, OpenSubtitles, YTSubtitles and OWT2"
+    "monology/pile-uncopyrighted": "The Pile without Books3, BookCorpus2, OpenSubtitles, "
+    "YTSubtitles and OWT2"
 }
 
 
@@ -30,12 +31,14 @@ MISSING = {
 class Document:
     text: str
     kind: str
-    origin: str  # such as "numpy 2.4.6: numpy/_core/x.py" or "file.jsonl.zst: line 12"; never an absolute path
+    origin: str  # such as "numpy 2.4.6: numpy/_core/x.py" or "a.jsonl: line 12"; never absolute
     split: str  # train or heldout
 
 
 def documents(settings: CorpusSettings, seed: int) -> Iterator[Document]:
-    """Documents of both splits in a shuffled order that the seed fixes, without copies; raises `CorpusError`."""
+    """Documents of both splits in a shuffled order that the seed fixes, without copies; raises
+    `CorpusError`.
+    """
     scheme, _, rest = settings.source.partition(":")
     if settings.source == "installation":
         yield from _from_installation(settings, seed)
@@ -47,21 +50,21 @@ def documents(settings: CorpusSettings, seed: int) -> Iterator[Document]:
         yield from _from_hub(rest, settings, seed, path=rest, revision=settings.revision)
     else:
         raise CorpusError(
-            f"corpus.source {settings.source!r} is not known; expected installation, files:PATH_OR_GLOB or hub:DATASET"
+            f"corpus.source {settings.source!r} is not known; expected installation, "
+            "files:PATH_OR_GLOB or hub:DATASET"
         )
 
 
 def _from_installation(settings: CorpusSettings, seed: int) -> Iterator[Document]:
     budget = settings.max_kind_bytes
-    if unknown := sorted(set(budget) - set(installation.ALL_KINDS)) or (not budget and ["nothing"]):
-        kinds = ", ".join(installation.ALL_KINDS)
+    unknown, kinds = sorted(budget.keys() - installation.ALL_KINDS), installation.ALL_KINDS
+    if unknown or not budget:
+        named, known = ", ".join(unknown) or "nothing", ", ".join(kinds)
         raise CorpusError(
-            f"corpus.max_kind_bytes names {', '.join(unknown)}; expected bytes for some of: {kinds}"
+            f"corpus.max_kind_bytes names {named}; expected bytes for some of: {known}"
         )
-    share = settings.heldout_tokens / settings.train_tokens
-    for file, text, split in installation.read_installation(
-        budget, share, settings.max_file_bytes, seed
-    ):
+    share, limit = settings.heldout_tokens / settings.train_tokens, settings.max_file_bytes
+    for file, text, split in installation.read_installation(budget, share, limit, seed):
         yield Document(text, file.kind, file.origin, split)
 
 
@@ -69,16 +72,17 @@ def _from_installation(settings: CorpusSettings, seed: int) -> Iterator[Document
 
 
 def _from_files(where: str, settings: CorpusSettings, seed: int) -> Iterator[Document]:
-    """All documents go to a temporary file first: a full shuffle and an exact held-out share, with little memory."""
+    """All documents go to a temporary file first: a full shuffle and an exact held-out share, with
+    little memory.
+    """
     wanted = CHARACTERS_PER_TOKEN * settings.heldout_tokens
     enough = CONSIDERED * (settings.train_tokens + settings.heldout_tokens)
-    copies, total = Copies(seed), 0
-    index = array(
-        "Q"
-    )  # four numbers a document: order, order of the split, place in the temporary file, characters
+    duplicates, total = Deduplicator(seed), 0
+    # four numbers a document: order, order of the split, place in the temporary file, characters
+    index = array("Q")
     with tempfile.TemporaryFile() as spool:
         for text, kind, origin in text_files.read_files(where):
-            order, split_order = copies.hashes(text)
+            order, split_order = duplicates.hashes(text)
             if order is not None:
                 index.extend((order, split_order, spool.tell(), len(text)))
                 spool.write(json.dumps((text, kind, origin)).encode() + b"\n")
@@ -88,7 +92,8 @@ def _from_files(where: str, settings: CorpusSettings, seed: int) -> Iterator[Doc
         table = np.frombuffer(index, dtype=np.uint64).reshape(-1, 4)
         if len(table) < 2:
             raise CorpusError(
-                f"{where}: {len(table)} document(s) of text; expected at least 2, one to train on and one to hold out"
+                f"{where}: {len(table)} document(s) of text; expected at least 2, one to train on "
+                "and one to hold out"
             )
         by_split = np.argsort(table[:, 1])
         before = np.cumsum(table[by_split, 3]) - table[by_split, 3]
@@ -100,18 +105,19 @@ def _from_files(where: str, settings: CorpusSettings, seed: int) -> Iterator[Doc
             yield Document(text, kind, origin, "heldout" if heldout[i] else "train")
 
 
-class Copies:
-    """Finds texts that were there before (white space aside), and gives each new one two seeded 63-bit numbers."""
+class Deduplicator:
+    """Finds texts that were seen before (white space aside), and gives each new one two seeded
+    63-bit numbers.
+    """
 
     def __init__(self, seed: int) -> None:
         self.key = str(seed).encode()
         self.seen: set[int] = set()
 
     def hashes(self, text: str) -> tuple[int | None, int]:
-        digest = hashlib.blake2b(
-            " ".join(text.split()).encode(), digest_size=16, key=self.key
-        ).digest()
-        order, split_order = int.from_bytes(digest[:8]) >> 1, int.from_bytes(digest[8:]) >> 1
+        words = " ".join(text.split()).encode()
+        digest = hashlib.blake2b(words, digest_size=16, key=self.key).digest()
+        order, split_order = (int.from_bytes(half) >> 1 for half in (digest[:8], digest[8:]))
         if order in self.seen or not text.strip():
             return None, 0
         self.seen.add(order)
@@ -124,30 +130,27 @@ class Copies:
 def _from_hub(
     name: str, settings: CorpusSettings, seed: int, **arguments: Any
 ) -> Iterator[Document]:
-    """Streamed, so that nothing is downloaded but what is used; `arguments` are those of `datasets.load_dataset`."""
+    """Streamed, so that nothing is downloaded but what is used; `arguments` are those of
+    `datasets.load_dataset`.
+    """
     import datasets
 
-    copies, heldout_characters = Copies(seed), 0
+    duplicates, heldout_characters = Deduplicator(seed), 0
+    wanted = CHARACTERS_PER_TOKEN * settings.heldout_tokens
     try:
-        stream = datasets.load_dataset(**arguments, split="train", streaming=True).map(
-            _numbered, with_indices=True
-        )
+        stream = datasets.load_dataset(**arguments, split="train", streaming=True)
+        stream = stream.map(_numbered, with_indices=True)
         for item in stream.shuffle(seed=seed, buffer_size=settings.shuffle_buffer):
             text, kind, origin = text_files.from_json(item, f"{name}: document {item['_number']}")
-            order, split_order = copies.hashes(text)
+            order, split_order = duplicates.hashes(text)
             if order is None:
                 continue
-            held = (
-                split_order < HELDOUT_SHARE * 2**63
-                and heldout_characters < CHARACTERS_PER_TOKEN * settings.heldout_tokens
-            )
+            held = split_order < HELDOUT_SHARE * 2**63 and heldout_characters < wanted
             heldout_characters += held * len(text)
             yield Document(text, kind, origin, "heldout" if held else "train")
     except CorpusError:
         raise
-    except (
-        Exception
-    ) as error:  # datasets, huggingface_hub, requests and fsspec each raise their own
+    except Exception as error:  # datasets, huggingface_hub and fsspec each raise their own
         raise CorpusError(f"hub:{name}: {hub.problem(error)}") from None
 
 

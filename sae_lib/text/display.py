@@ -1,6 +1,8 @@
-"""Tokens as a reader can see them: bytes that are no character, blanks, control and direction marks all get a sign.
+"""Tokens as a reader can see them: bytes that are no character, blanks, control and direction marks
+all get a sign.
 
-Text is data: nothing here is markup. A piece is (quiet, text); quiet pieces stand for something that has no shape of its own.
+Text is data: nothing here is markup. A piece is (quiet, text); quiet pieces stand for something
+that has no shape of its own.
 """
 
 import json
@@ -9,19 +11,12 @@ import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import groupby
+from operator import itemgetter
 
 Pieces = tuple[tuple[bool, str], ...]
 SIGNS = {"\n": "⏎", "\r": "⟨CR⟩", "\t": "⇥"}
-SHAPELESS = {
-    "Cc",
-    "Cf",
-    "Cn",
-    "Co",
-    "Cs",
-    "Zl",
-    "Zp",
-    "Zs",
-}  # Unicode categories that a page would swallow, or obey
+# Unicode categories that a page would swallow, or obey
+SHAPELESS = frozenset("Cc Cf Cn Co Cs Zl Zp Zs".split())
 
 
 class Vocabulary:
@@ -30,9 +25,8 @@ class Vocabulary:
     def __init__(self, tokenizer):
         strings = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
         added = set(tokenizer.get_added_vocab().values())
-        byte_level = "ByteLevel" in json.dumps(
-            json.loads(tokenizer.backend_tokenizer.to_str())["decoder"]
-        )
+        decoder = json.loads(tokenizer.backend_tokenizer.to_str())["decoder"]
+        byte_level = "ByteLevel" in json.dumps(decoder)
         self.bytes = [_bytes(s or "", byte_level and i not in added) for i, s in enumerate(strings)]
         self.texts = [b.decode("utf-8", "surrogateescape") for b in self.bytes]
         self.partial = [any("\udc80" <= c <= "\udcff" for c in t) for t in self.texts]
@@ -41,7 +35,9 @@ class Vocabulary:
         return len(self.bytes)
 
     def text(self, token_id: int) -> str:
-        """The token's text; a byte that is no character of its own becomes a lone surrogate, as in `surrogateescape`."""
+        """The token's text; a byte that is no character of its own becomes a lone surrogate, as in
+        `surrogateescape`.
+        """
         return self.texts[token_id] if 0 <= token_id < len(self) else f"⟨#{token_id}⟩"
 
     def name(self, token_id: int) -> str:
@@ -49,33 +45,32 @@ class Vocabulary:
         return plain(self.text(token_id), every_blank=True)
 
     def characters(self, token_ids: list[int]) -> dict[int, str]:
-        """Place in the sequence → the character, for those tokens that are only a part of one that the sequence holds whole."""
-        partial = [i for i, t in enumerate(token_ids) if 0 <= t < len(self) and self.partial[t]]
+        """Place in the sequence → the character, for those tokens that are only a part of one that
+        the sequence holds whole.
+        """
+        known = [(i, t) for i, t in enumerate(token_ids) if 0 <= t < len(self)]
+        partial = {i for i, t in known if self.partial[t]}
         if not partial:
             return {}
-        owner = [
-            i
-            for i, t in enumerate(token_ids)
-            for _ in (self.bytes[t] if 0 <= t < len(self) else b"")
-        ]
-        data = b"".join(self.bytes[t] for t in token_ids if 0 <= t < len(self))
+        owner = [i for i, t in known for _ in self.bytes[t]]
+        data = b"".join(self.bytes[t] for _, t in known)
         found, at = {}, 0
         for character in data.decode("utf-8", "surrogateescape"):
             length = 1 if "\udc80" <= character <= "\udcff" else len(character.encode())
-            if owner[at] != owner[at + length - 1]:
-                found |= {i: character for i in owner[at : at + length] if i in partial}
+            owners = owner[at : at + length]
+            if owners[0] != owners[-1]:
+                found |= dict.fromkeys(partial.intersection(owners), character)
             at += length
         return found
 
 
 @lru_cache(maxsize=65536)
 def pieces(text: str, every_blank: bool = False) -> Pieces:
-    """`text` in runs of (quiet, text). A single space is left alone unless `every_blank`; two or more become ·."""
-    signs = _signs(text, every_blank)
-    return tuple(
-        (quiet, "".join(t for _, t in run))
-        for quiet, run in groupby(signs, key=lambda piece: piece[0])
-    )
+    """`text` in runs of (quiet, text). A single space is left alone unless `every_blank`; two or
+    more become ·.
+    """
+    runs = groupby(_signs(text, every_blank), key=itemgetter(0))
+    return tuple((quiet, "".join(t for _, t in run)) for quiet, run in runs)
 
 
 def plain(text: str, every_blank: bool = False) -> str:
@@ -84,12 +79,11 @@ def plain(text: str, every_blank: bool = False) -> str:
 
 
 def isolated(text: str) -> str:
-    """`text` for places without markup: right-to-left letters in it cannot reorder what stands around it."""
-    return (
-        f"\u2068{text}\u2069"
-        if any(unicodedata.bidirectional(c) in ("R", "AL", "AN") for c in text)
-        else text
-    )
+    """`text` for places without markup: right-to-left letters in it cannot reorder what stands
+    around it.
+    """
+    reordered = any(unicodedata.bidirectional(c) in ("R", "AL", "AN") for c in text)
+    return f"\u2068{text}\u2069" if reordered else text
 
 
 def _signs(text: str, every_blank: bool) -> Iterator[tuple[bool, str]]:
@@ -111,19 +105,18 @@ def _signs(text: str, every_blank: bool) -> Iterator[tuple[bool, str]]:
 
 def _bytes(string: str, byte_level: bool) -> bytes:
     if byte_level:
-        return (
-            bytes(_BYTE_OF[c] for c in string)
-            if all(c in _BYTE_OF for c in string)
-            else string.encode()
-        )
+        spelled = set(string) <= _BYTE_OF.keys()
+        return bytes(map(_BYTE_OF.get, string)) if spelled else string.encode()
     if byte := re.fullmatch(r"<0x([0-9A-F]{2})>", string):  # SentencePiece's way to write a byte
         return bytes([int(byte[1], 16)])
     return string.replace("▁", " ").encode()
 
 
 def _byte_level_alphabet() -> dict[str, int]:
-    """GPT-2's letters for the 256 bytes, the other way round: printable ones stand for themselves, the rest follow from U+0100."""
-    own = [b for b in range(256) if 33 <= b <= 126 or 161 <= b <= 172 or 174 <= b <= 255]
+    """GPT-2's letters for the 256 bytes, the other way round: printable ones stand for themselves,
+    the rest follow from U+0100.
+    """
+    own = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [b for b in range(256) if b not in own]
     return {chr(b): b for b in own} | {chr(256 + i): b for i, b in enumerate(rest)}
 

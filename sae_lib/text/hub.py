@@ -1,16 +1,24 @@
-"""The Hugging Face hub when it cannot help: asked once before use, and its many errors told in one line."""
+"""The Hugging Face hub when it cannot help: asked once before use, and its many errors told in one
+line.
+"""
 
 import os
+import re
 import urllib.error
 import urllib.request
 from functools import lru_cache
 
-OUT_OF_REACH = "the hub cannot be reached; offline, use corpus=installation or corpus=files:PATH, and models and tokenisers in local folders"
+OUT_OF_REACH = (
+    "the hub cannot be reached; offline, use corpus=installation or corpus=files:PATH, and models "
+    "and tokenisers in local folders"
+)
 
 
 @lru_cache(maxsize=1)
 def reached() -> bool:
-    """Whether the hub answers. Asked here because the hub's own libraries retry for a minute before they give up."""
+    """Whether the hub answers. Asked here because the hub's own libraries retry for a minute before
+    they give up.
+    """
     return reach_hub().startswith("reached")
 
 
@@ -35,18 +43,20 @@ def problem(error: BaseException) -> str:
         names |= {kind.__name__ for kind in type(link).__mro__}
         messages += f"{link} "
         link = link.__cause__ or link.__context__
-    absent = (
-        names & {"RepositoryNotFoundError", "RevisionNotFoundError"}
-        or "not a valid model id" in messages
-        or "doesn't exist" in messages
+    told = messages + " ".join(names)
+    absent = re.search(
+        r"not a valid model id|doesn't exist|\b(Repository|Revision)NotFoundError", told
     )
     if "GatedRepoError" in names or "gated" in messages and not absent:
-        return "gated: accept its terms on its page of the hub, then set HF_TOKEN to a token of your account"
+        return (
+            "gated: accept its terms on its page of the hub, then set HF_TOKEN to a token of your "
+            "account"
+        )
     if absent:
-        return "no such name or revision on the hub; check the spelling, and set HF_TOKEN if it is private"
-    if (
-        any("Connect" in name or "Timeout" in name or "Offline" in name for name in names)
-        or "couldn't connect" in messages
-    ):
+        return (
+            "no such name or revision on the hub; check the spelling, and set HF_TOKEN if it is "
+            "private"
+        )
+    if "couldn't connect" in messages or re.search("Connect|Timeout|Offline", " ".join(names)):
         return OUT_OF_REACH
     return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"

@@ -1,4 +1,6 @@
-"""Text of this Python installation: the corpus that every machine already has. Never a user's own files."""
+"""Text of this Python installation: the corpus that every machine already has. Never a user's own
+files.
+"""
 
 import csv
 import hashlib
@@ -7,6 +9,7 @@ import importlib.metadata
 import io
 import json
 import logging
+import os
 import platform
 import random
 import re
@@ -50,7 +53,8 @@ NOT_LIBRARY = {
     "ensurepip",
 }
 STANDARD_LIBRARY = "Python"
-GIANT = 5_000_000  # bytes of text; a larger distribution is never held out: training would lose a whole kind with it
+# bytes of text; a larger distribution is never held out: training would lose a whole kind with it
+GIANT = 5_000_000
 SMALLEST_FILE = 200  # bytes
 NEAR_DUPLICATE = 0.5  # share of a document's lines that were seen before
 LONGEST_LINE, MOST_DIGITS = 1000, 0.15  # beyond them a file is minified, or a table of data
@@ -74,20 +78,21 @@ class File:
 
 
 def installed_files() -> Iterator[File]:
-    """Every text file of the standard library and of the installed distributions, in no particular order."""
-    root = Path(sysconfig.get_path("stdlib"))
-    for folder, folders, names in root.walk() if hasattr(root, "walk") else _walk(root):
+    """Every text file of the standard library and of the installed distributions, in no particular
+    order.
+    """
+    root, python = Path(sysconfig.get_path("stdlib")), platform.python_version()
+    for folder, folders, names in os.walk(root):
         folders[:] = [f for f in folders if f not in NOT_LIBRARY and not f.startswith("config-")]
         for name in names:
             path = (Path(folder) / name).relative_to(root).as_posix()
             if (kind := kind_of(path)) and (root / path).is_file():
                 size = (root / path).stat().st_size
-                yield File(STANDARD_LIBRARY, platform.python_version(), root, path, kind, size)
+                yield File(STANDARD_LIBRARY, python, root, path, kind, size)
     seen = set()
-    places = dict.fromkeys(
-        [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()]
-    )
-    for distribution in importlib.metadata.distributions(path=list(places)):
+    places = map(sysconfig.get_path, ("purelib", "platlib"))
+    places = list(dict.fromkeys([*places, *site.getsitepackages()]))
+    for distribution in importlib.metadata.distributions(path=places):
         name = distribution.metadata["Name"]
         if not name or name in seen:
             continue
@@ -99,19 +104,14 @@ def installed_files() -> Iterator[File]:
             log.warning("%s is left out: its installation records are broken (%s)", name, error)
 
 
-def _walk(root: Path):
-    import os
-
-    return os.walk(root)  # Path.walk came with Python 3.12
-
-
 def _from_local_folder(distribution: importlib.metadata.Distribution) -> bool:
     """Whether pip installed it from a folder (editable or not): a user's own code."""
     return "dir_info" in json.loads(distribution.read_text("direct_url.json") or "{}")
 
 
 def _recorded_files(name: str, distribution: importlib.metadata.Distribution) -> Iterator[File]:
-    # RECORD is read here, and the version once: `distribution.files` builds a path object per entry, ten times as slow
+    # RECORD is read here, and the version once: `distribution.files` builds a path object per
+    # entry, ten times as slow
     version, root = distribution.version, Path(distribution.locate_file(""))
     for row in csv.reader(io.StringIO(distribution.read_text("RECORD") or "")):
         path, size = row[0], int(row[2] or 0) if len(row) > 2 else 0
@@ -121,18 +121,16 @@ def _recorded_files(name: str, distribution: importlib.metadata.Distribution) ->
 
 
 def kind_of(path: str) -> str | None:
-    """The kind of a file by its path, None for one that is no text to read, or whose name cannot be shown."""
+    """The kind of a file by its path, None for one that is no text to read, or whose name cannot be
+    shown.
+    """
     if not path.isprintable():
         return None
     folder, _, name = path.rpartition("/")
     in_metadata = folder.partition("/")[0].endswith((".dist-info", ".egg-info"))
     suffix = Path(name).suffix.lower()
-    if (
-        LICENCE.match(name)
-        and suffix in ("", ".txt", ".md", ".rst")
-        or in_metadata
-        and "licenses/" in path
-    ):
+    licence = LICENCE.match(name) and suffix in ("", ".txt", ".md", ".rst")
+    if licence or in_metadata and "licenses/" in path:
         return "licence"
     if in_metadata:
         return "metadata" if name == "METADATA" else None
@@ -140,7 +138,9 @@ def kind_of(path: str) -> str | None:
 
 
 def read_text(file: File, limit: int) -> str | None:
-    """The file's text, cut at a line end where longer than `limit` bytes; None for binary, minified or data-like content."""
+    """The file's text, cut at a line end where longer than `limit` bytes; None for binary, minified
+    or data-like content.
+    """
     try:
         if not (file.root / file.path).is_file():  # a pipe would be waited for
             return None
@@ -151,25 +151,24 @@ def read_text(file: File, limit: int) -> str | None:
         text = data.decode()
     except (OSError, UnicodeDecodeError):
         return None
-    digits = sum(text.count(d) for d in "0123456789")
-    if (
-        len(data) < SMALLEST_FILE
-        or "\0" in text
-        or digits > MOST_DIGITS * len(text)
-        or max(map(len, text.split("\n"))) > LONGEST_LINE
-    ):
-        return None
-    return text
+    digits = sum(map(text.count, "0123456789"))
+    is_data = "\0" in text or digits > MOST_DIGITS * len(text)
+    is_data |= max(map(len, text.split("\n"))) > LONGEST_LINE
+    return None if is_data or len(data) < SMALLEST_FILE else text
 
 
-class Seen:
-    """The lines of all documents kept so far: what finds exact and near copies (vendored packages, licences, generated code)."""
+class NearDuplicates:
+    """The lines of all documents kept so far, to find exact and near copies of them (vendored
+    packages, licences, generated code).
+    """
 
     def __init__(self) -> None:
         self.lines: set[int] = set()
 
     def add(self, text: str) -> bool:
-        """Remember the document; False, and nothing remembered, where at least half of its lines were seen before."""
+        """Remember the document; False, and nothing remembered, where at least half of its lines
+        were seen before.
+        """
         lines = {hash(line) for line in map(str.strip, text.split("\n")) if len(line) >= 20}
         if len(lines) < 3 or len(lines & self.lines) >= NEAR_DUPLICATE * len(lines):
             return False
@@ -180,7 +179,9 @@ class Seen:
 def held_out_distributions(
     files: Iterable[File], wanted_bytes: float, limit: int, seed: int
 ) -> set[str]:
-    """Distributions in the order of a seeded hash of their names until they hold `wanted_bytes`, none counted for over an eighth."""
+    """Distributions in the order of a seeded hash of their names until they hold `wanted_bytes`,
+    none counted for over an eighth.
+    """
     size: dict[str, int] = defaultdict(int)
     for file in files:
         size[file.distribution] += min(file.size, limit)
@@ -193,22 +194,20 @@ def held_out_distributions(
 
 
 def choose(
-    files: Iterable[File], budget: dict[str, int], limit: int, seen: Seen, seed: int
+    files: Iterable[File], budget: dict[str, int], limit: int, seen: NearDuplicates, seed: int
 ) -> list[tuple[File, str]]:
-    """Files with their text up to `budget[kind]` bytes, always the next from the distribution that gave least so far.
+    """Files with their text up to `budget[kind]` bytes, always the next from the distribution that
+    gave least so far.
 
-    So large distributions (torch, sympy) fill what the many small ones leave, in equal shares."""
+    So large distributions (torch, sympy) fill what the many small ones leave, in equal shares.
+    """
     waiting: dict[str, dict[str, list[File]]] = defaultdict(lambda: defaultdict(list))
-    for file in files:
+    for file in sorted(files, key=lambda f: _hash(seed, f.path)):
         waiting[file.kind][file.distribution].append(file)
     chosen = []
     for kind, bytes_left in budget.items():
-        queues = {
-            name: sorted(group, key=lambda f: _hash(seed, f.path))
-            for name, group in waiting[kind].items()
-        }
-        heap = [(0, name) for name in sorted(queues)]
-        heapq.heapify(heap)
+        queues = waiting[kind]
+        heap = [(0, name) for name in sorted(queues)]  # sorted, so a heap
         while heap and bytes_left > 0:
             given, name = heapq.heappop(heap)
             file = queues[name].pop()
@@ -225,18 +224,16 @@ def choose(
 def read_installation(
     budget: dict[str, int], heldout_share: float, limit: int, seed: int
 ) -> list[tuple[File, str, str]]:
-    """(file, text, split), shuffled. Held-out files are judged last, so none of them has half of its lines in training text."""
+    """(file, text, split), shuffled. Held-out files are judged last, so none of them has half of
+    its lines in training text.
+    """
     files = list(installed_files())
     heldout_budget = {kind: int(1.2 * heldout_share * size) for kind, size in budget.items()}
     heldout = held_out_distributions(files, 2.0 * sum(heldout_budget.values()), limit, seed)
-    seen = Seen()
-    train = choose((f for f in files if f.distribution not in heldout), budget, limit, seen, seed)
-    held = choose(
-        (f for f in files if f.distribution in heldout), heldout_budget, limit, seen, seed
-    )
-    result = [(file, text, "train") for file, text in train] + [
-        (file, text, "heldout") for file, text in held
-    ]
+    seen, result = NearDuplicates(), []
+    for split, allowed in (("train", budget), ("heldout", heldout_budget)):
+        own = [f for f in files if (f.distribution in heldout) == (split == "heldout")]
+        result += [(*found, split) for found in choose(own, allowed, limit, seen, seed)]
     random.Random(seed).shuffle(result)
     return result
 

@@ -18,7 +18,9 @@ ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "~": "&#126;"}
 
 
 def plain(value: object) -> str:
-    """Any text as one line of Markdown that shows exactly that text: no emphasis, link, HTML or table cell can come of it."""
+    """Any text as one line of Markdown that shows exactly that text: no emphasis, link, HTML or
+    table cell can come of it.
+    """
     text = isolated(visible(" ".join(str(value).split())))
     text = re.sub(r"[&<>~]", lambda m: ENTITIES[m[0]], text)
     text = re.sub(r"([\\`*\[\]|])|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
@@ -26,7 +28,7 @@ def plain(value: object) -> str:
 
 
 def prose(text: str) -> str:
-    """`plain`, but names in backticks stay code: for sentences of our own that the results quote."""
+    """`plain`, but names in backticks stay code: for our own sentences that the results quote."""
     return "".join(
         part if i % 2 else plain(part)
         for i, part in enumerate(re.split(r"( ?`[\w.]+`[ ,]?)", text))
@@ -39,17 +41,21 @@ def code(text: object, every_blank: bool = True) -> str:
 
 
 def span(text: str) -> str:
-    """A code span that shows `text` and nothing else, whatever it contains; empty for no text. Renderers cut blanks at its ends: they become ·."""
+    """A code span that shows `text` and nothing else, whatever it contains; empty for no text.
+    Renderers cut blanks at its ends: they become ·.
+    """
     if not text:
         return ""
     text = isolated(re.sub("^ | $", "·", text))
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    fence = _fence(text, 1)
     padding = " " if "`" in (text[0], text[-1]) else ""
     return f"{fence}{padding}{text}{padding}{fence}"
 
 
 def label(text: str, length: int = 1000) -> str:
-    """Text for a label of plotly, which reads some HTML and, between dollar signs, mathematics: cut, and neither of them."""
+    """Text for a label of plotly, which reads some HTML and, between dollar signs, mathematics:
+    cut, and neither of them.
+    """
     cut = text if len(text) <= length else text[: length - 1] + "…"
     return escape(isolated(visible(cut)), quote=False).replace("$", "&#36;")
 
@@ -57,12 +63,19 @@ def label(text: str, length: int = 1000) -> str:
 def block(text: str) -> str:
     """A fenced block that nothing inside can close; control and direction marks become signs."""
     shown = re.sub("[^ \n]+", lambda m: visible(m[0]), text).rstrip("\n")
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", shown)), default=0))
+    fence = _fence(shown, 3)
     return f"{fence}\n{shown}\n{fence}"
 
 
+def _fence(text: str, least: int) -> str:
+    """Backticks that nothing in the text can close."""
+    return "`" * max(least, *(len(run) + 1 for run in re.findall("`+", text)), 0)
+
+
 def table(header: Sequence[object], rows: Sequence[Sequence[object]], left: int = 1) -> str:
-    """A Markdown table; the first `left` columns are flush left, the others right. Cells are Markdown already."""
+    """A Markdown table; the first `left` columns are flush left, the others right. Cells are
+    Markdown already.
+    """
     for row in rows:
         if len(row) != len(header):
             raise ValueError(f"row {row} has {len(row)} cells, the table {len(header)} columns")
@@ -86,7 +99,9 @@ def inert_html(text: str, folder: Path, inline: bool = True) -> tuple[str, str]:
 
 
 class Inert(Extension):
-    """Raw HTML is shown, not obeyed; links lead to the web, to a place in the page or to a file beside it; pictures become data URIs."""
+    """Raw HTML is shown, not obeyed; links lead to the web, to a place in the page or to a figure;
+    pictures become data URIs.
+    """
 
     def __init__(self, folder: Path, inline: bool):
         super().__init__()
@@ -94,9 +109,8 @@ class Inert(Extension):
 
     def extendMarkdown(self, md):  # noqa: N802 (the package's own name)
         md.preprocessors.deregister("html_block")
-        md.inlinePatterns.deregister("html")
-        md.inlinePatterns.deregister("autolink")
-        md.inlinePatterns.deregister("automail")
+        for name in ("html", "autolink", "automail"):
+            md.inlinePatterns.deregister(name)
         md.treeprocessors.register(_Links(md, self.folder, self.inline), "links", 0)
 
 

@@ -1,4 +1,6 @@
-"""What the text of a run is, in numbers: documents, kinds, lengths, most frequent tokens; and the manifest of what was read."""
+"""What the text of a run is, in numbers: documents, kinds, lengths, most frequent tokens; and the
+manifest of what was read.
+"""
 
 import json
 from typing import Any
@@ -19,36 +21,27 @@ CHUNK = 1 << 24
 
 def write(corpus: CorpusSettings, tokens: Tokens) -> None:
     """Write `summary.json`, and for the installation `manifest.parquet`, beside the tokens."""
-    tables = {split: tokens.table[split].to_pandas() for split in ("train", "heldout")}
-    installed = corpus.source == "installation"
-    values: dict[str, Any] = {
-        "source": corpus.source.partition(":")[0],
-        "vocabulary": len(tokens.tokenizer),
-    }
+    tables = {split: table.to_pandas() for split, table in tokens.table.items()}
+    source, installed = corpus.source.partition(":")[0], corpus.source == "installation"
+    values: dict[str, Any] = {"source": source, "vocabulary": len(tokens.tokenizer)}
     for split, table in tables.items():
         values[split] = _statistics(table, np.asarray(getattr(tokens, split)), tokens.tokenizer)
         if installed:
-            table[["distribution", "version", "path"]] = table["origin"].str.extract(
-                r"^(.*) ([^ ]+): (.*)$"
-            )
+            parts = table["origin"].str.extract(r"^(.*) ([^ ]+): (.*)$")
+            table[["distribution", "version", "path"]] = parts
             sizes = table.groupby("distribution")["tokens"].sum().sort_values(ascending=False)
-            values[split]["distributions"] = {str(k): int(v) for k, v in sizes.items()}
+            values[split]["distributions"] = sizes.to_dict()
     values["what"] = _sentence(corpus, values)
     if installed:
         columns = ["distribution", "version", "path", "kind", "split", "bytes", "sha256"]
         manifest = pd.concat(tables.values())[columns].sort_values(["distribution", "path"])
         manifest.to_parquet(tokens.folder / "manifest.parquet", compression="zstd", index=False)
-    write_atomically(
-        tokens.folder / "summary.json", json.dumps(values, indent=1, ensure_ascii=False) + "\n"
-    )
+    text = json.dumps(values, indent=1, ensure_ascii=False)
+    write_atomically(tokens.folder / "summary.json", text + "\n")
 
 
 def _statistics(table: pd.DataFrame, ids: np.ndarray, tokenizer) -> dict[str, Any]:
-    kinds = (
-        table.groupby("kind")
-        .agg(documents=("tokens", "size"), tokens=("tokens", "sum"))
-        .sort_values("tokens", ascending=False)
-    )
+    kinds = table.groupby("kind").agg(documents=("tokens", "size"), tokens=("tokens", "sum"))
     counts = np.zeros(len(tokenizer), dtype=np.int64)
     for start in range(0, len(ids), CHUNK):  # bincount makes 64-bit copies of what it counts
         counts += np.bincount(ids[start : start + CHUNK], minlength=len(tokenizer))
@@ -57,10 +50,7 @@ def _statistics(table: pd.DataFrame, ids: np.ndarray, tokenizer) -> dict[str, An
         "documents": len(table),
         "tokens": len(ids),
         "characters": int(table["characters"].sum()),
-        "kinds": {
-            str(kind): {"documents": int(row["documents"]), "tokens": int(row["tokens"])}
-            for kind, row in kinds.iterrows()
-        },
+        "kinds": kinds.sort_values("tokens", ascending=False).to_dict("index"),
         "length_quantiles": {str(q): float(table["tokens"].quantile(q)) for q in QUANTILES},
         "vocabulary_used": int((counts > 0).sum()),
         "most_frequent": [
@@ -77,22 +67,24 @@ def _statistics(table: pd.DataFrame, ids: np.ndarray, tokenizer) -> dict[str, An
 
 
 def _sentence(corpus: CorpusSettings, values: dict[str, Any]) -> str:
-    train = values["train"]
-    shares = [
+    train, (source, _, name) = values["train"], corpus.source.partition(":")
+    kinds = [
         f"{KIND_NAMES.get(kind, kind)} {100 * v['tokens'] / train['tokens']:.0f} %"
-        for kind, v in list(train["kinds"].items())[:4]
+        for kind, v in train["kinds"].items()
     ]
-    mix = f"training tokens by kind: {', '.join(shares)}{' and others' if len(train['kinds']) > 4 else ''}"
-    source, _, name = corpus.source.partition(":")
+    others = " and others" if len(kinds) > 4 else ""
+    mix = f"training tokens by kind: {', '.join(kinds[:4])}{others}."
     if source == "installation":
-        held = len(values["heldout"]["distributions"])
+        used, held = (len(values[split]["distributions"]) for split in ("train", "heldout"))
         return (
-            f"Text of this Python installation: the standard library and {len(train['distributions']) - 1} installed distributions, "
-            f"{held} further ones held out. It is mostly code, with little prose; {mix}."
+            f"Text of this Python installation: the standard library and {used - 1} installed "
+            f"distributions, {held} further ones held out. It is mostly code, with little prose; "
+            f"{mix}"
         )
     if source == "hub":
-        return f"{MISSING.get(name, name)}, streamed from the Hugging Face hub{', revision ' + corpus.revision if corpus.revision else ''}; {mix}."
-    return f"Text of the user's files; {mix}."
+        revision = f", revision {corpus.revision}" if corpus.revision else ""
+        return f"{MISSING.get(name, name)}, streamed from the Hugging Face hub{revision}; {mix}"
+    return f"Text of the user's files; {mix}"
 
 
 def read(tokens: Tokens) -> dict[str, Any]:

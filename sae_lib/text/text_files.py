@@ -1,4 +1,6 @@
-"""Readers of the text files that a user names: each document with its kind and where it stands, errors with the line."""
+"""Readers of the text files that a user names: each document with its kind and where it stands,
+errors with the line.
+"""
 
 import codecs
 import glob
@@ -15,7 +17,7 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 
-from sae_lib.errors import CorpusError
+from sae_lib.errors import CorpusError, printable
 
 TEXT = (".txt", ".md", ".rst", ".py")
 JSON = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".json.zst", ".jsonl.zst")
@@ -25,6 +27,7 @@ PIECE = 20_000  # characters of a document where the whole corpus is one plain t
 LONGEST = 1 << 29  # bytes of one line, or of a file that is read whole
 INFLATION, ALWAYS = 500, 1 << 24  # bytes from each compressed byte; so many bytes may come anyway
 MOST_FILES, LONGEST_KIND = 200_000, 100  # the latter in characters
+CONVERT = "expected UTF-8 text, convert it, for example with iconv"
 UNREADABLE = (OSError, EOFError, pyarrow.ArrowException)
 
 
@@ -51,13 +54,9 @@ def read_files(where: str) -> Iterator[tuple[str, str, str]]:
         except UNREADABLE as error:
             reason = getattr(error, "strerror", None) or str(error).partition("\n")[0][:200]
             raise CorpusError(
-                f"{name} cannot be read as {suffix} ({printable(reason)}); check that it is whole and of that kind"
+                f"{name} cannot be read as {suffix} ({printable(reason)}); check that it is whole "
+                "and of that kind"
             ) from None
-
-
-def printable(text: str) -> str:
-    """One line that any page, table or terminal can show: what has no shape becomes U+FFFD, so half of a surrogate pair too."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def _find(where: str) -> tuple[list[Path], Path]:
@@ -65,14 +64,16 @@ def _find(where: str) -> tuple[list[Path], Path]:
     shown, expected = printable(where)[:300], f"expected {', '.join(READABLE)}"
     if "://" in where:
         raise CorpusError(
-            f"{shown} is an address; expected a path after corpus=files:, so download it first, or use hub:DATASET"
+            f"{shown} is an address; expected a path after corpus=files:, so download it first, or "
+            "use hub:DATASET"
         )
     try:
         path = Path(where).expanduser()
         if path.is_file():
             if _suffix(path) not in READABLE:
+                kind = repr(path.suffix or "(no suffix)")
                 raise CorpusError(
-                    f"{printable(path.name)}: unknown kind of file {path.suffix or '(no suffix)'!r}; {expected}"
+                    f"{printable(path.name)}: unknown kind of file {kind}; {expected}"
                 )
             return [path], path.parent
         root, found = _walk(path)
@@ -83,9 +84,7 @@ def _find(where: str) -> tuple[list[Path], Path]:
         ) from None
     if found is None:
         problem = "is a special file" if path.exists() else "does not exist"
-        raise CorpusError(
-            f"{shown} {problem}; expected a file, folder or glob after corpus.source=files:"
-        )
+        raise CorpusError(f"{shown} {problem}; expected a file, folder or glob after corpus=files:")
     if len(found) > MOST_FILES:
         raise CorpusError(f"{shown}: over {MOST_FILES:,} files; name a smaller folder")
     if chosen := [p for p in found if _suffix(p) in READABLE]:
@@ -94,16 +93,16 @@ def _find(where: str) -> tuple[list[Path], Path]:
 
 
 def _walk(path: Path) -> tuple[Path, list[Path] | None]:
-    """The folder and what lies in it, sorted; for a glob, the folder before its first sign. Links to folders are not followed."""
-    parts = path.parts
-    fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
-    if path.is_dir():
-        fixed, pattern = len(parts), "**/*"
-    elif fixed < len(parts):
-        pattern = os.path.join(*parts[fixed:])
-    else:
-        return path, None
-    root = Path(*parts[:fixed])
+    """The folder and what lies in it, sorted; for a glob, the folder before its first sign; None
+    for what is neither. Links to folders are not followed.
+    """
+    root, pattern = path, "**/*"
+    if not path.is_dir():
+        signs = [i for i, part in enumerate(path.parts) if glob.has_magic(part)]
+        if not signs:
+            return path, None
+        root = Path(*path.parts[: signs[0]])
+        pattern = os.path.join(*path.parts[signs[0] :])
     files = (p for p in root.glob(pattern) if p.is_file())
     return root, sorted(islice(files, MOST_FILES + 1))
 
@@ -128,7 +127,8 @@ class _Limited(io.RawIOBase):
         self.left -= len(data)
         if self.left < 0:
             raise CorpusError(
-                f"{self.name}: over {INFLATION} bytes come out of each byte in it; no text is so repetitive, unpack it and look"
+                f"{self.name}: over {INFLATION} bytes come out of each byte in it; no text is so "
+                "repetitive, unpack it and look"
             )
         return len(data)
 
@@ -152,9 +152,7 @@ def _whole(f: io.BufferedIOBase, name: str) -> str:
 
 def _decoded(data: bytes, where: str, offset: int = 0) -> str:
     if offset == 0 and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise CorpusError(
-            f"{where}: UTF-16 by its first bytes; expected UTF-8 text, convert it, for example with iconv"
-        )
+        raise CorpusError(f"{where}: UTF-16 by its first bytes; {CONVERT}")
     if (nul := data.find(b"\0")) >= 0:
         raise CorpusError(
             f"{where}: a binary file (zero byte at offset {offset + nul}); expected UTF-8 text"
@@ -167,27 +165,23 @@ def _utf8(data: bytes, where: str, offset: int = 0) -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         found = f"byte 0x{data[error.start]:02x} at offset {offset + error.start}"
-        raise CorpusError(
-            f"{where}: not UTF-8 ({found}); expected UTF-8 text, convert it, for example with iconv"
-        ) from None
+        raise CorpusError(f"{where}: not UTF-8 ({found}); {CONVERT}") from None
 
 
 def _read_text(
     f: io.BufferedIOBase, name: str, kind: str, cut: bool
 ) -> Iterator[tuple[str, str, str]]:
-    text = _whole(f, name)
+    text, part = _whole(f, name), 1
     if not cut or len(text) <= PIECE:
         yield text, kind, name
         return
-    start = part = (
-        0  # one long text alone: cut at line ends, else there would be nothing to hold out
-    )
+    start = 0  # one long text alone: cut at line ends, else there would be nothing to hold out
     while start < len(text):
-        end = text.rfind("\n", start, start + PIECE) + 1 if start + PIECE < len(text) else len(text)
-        end = end if end > start else start + PIECE
-        part += 1
+        end = start + PIECE
+        if end < len(text):
+            end = text.rfind("\n", start, end) + 1 or end
         yield text[start:end], kind, f"{name}: part {part}"
-        start = end
+        start, part = end, part + 1
 
 
 def _read_lines(f: io.BufferedIOBase, name: str) -> Iterator[tuple[str, str, str]]:
@@ -209,7 +203,9 @@ def _read_json(f: io.BufferedIOBase, name: str) -> Iterator[tuple[str, str, str]
 
 
 def _read_parquet(path: Path, name: str) -> Iterator[tuple[str, str, str]]:
-    """Only the text and The Pile's kind are read: what else a row holds may be broken or of any type."""
+    """Only the text and The Pile's kind are read: what else a row holds may be broken or of any
+    type.
+    """
     file, number = pyarrow.parquet.ParquetFile(path), 0
     columns, leaves = file.schema_arrow.names, {c.path for c in file.schema}
     if columns.count("text") != 1:
@@ -261,10 +257,11 @@ def _listed(names: list) -> str:
 
 def from_json(item: Any, where: str) -> tuple[str, str, str]:
     """(text, kind, origin) of one parsed document; The Pile's `meta.pile_set_name` is its kind."""
-    text = item if isinstance(item, str) else item.get("text") if isinstance(item, dict) else None
+    fields = item if isinstance(item, dict) else {"text": item}
+    text, meta = fields.get("text"), fields.get("meta")
     if not isinstance(text, str):
         found = type(item).__name__
-        if isinstance(item, dict):
+        if fields is item:
             found = f"an object with the keys {_listed(list(map(repr, item)))}"
             found += f", and text a {type(text).__name__}" * ("text" in item)
         raise CorpusError(f'{where}: found {found}; expected an object with text under "text"')
@@ -272,7 +269,6 @@ def from_json(item: Any, where: str) -> tuple[str, str, str]:
         text.encode()
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write and UTF-8 can't
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    meta = item.get("meta") if isinstance(item, dict) else None
     kind = meta.get("pile_set_name") if isinstance(meta, dict) else None
     if not isinstance(kind, str):
         return text, "text", where

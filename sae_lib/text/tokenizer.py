@@ -1,4 +1,6 @@
-"""Tokenisers: trained here, from a local folder or from the hub; and the one way in which this project encodes text."""
+"""Tokenisers: trained here, from a local folder or from the hub; and the one way in which this
+project encodes text.
+"""
 
 from collections.abc import Iterable
 from functools import lru_cache
@@ -6,60 +8,46 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from sae_lib.errors import ModelError, SettingsError
+from sae_lib.errors import ModelError, SettingsError, printable
 from sae_lib.text import hub
-from sae_lib.text.text_files import printable
 
 END = "<|endoftext|>"
 
 
 def load_tokenizer(source: str | Path):
-    """A fast tokeniser from a local folder or the hub; `ModelError` that says what to do where it is missing or out of reach."""
+    """A fast tokeniser from a local folder or the hub; `ModelError` that says what to do where it
+    is missing or out of reach.
+    """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    def refused(problem: str) -> ModelError:
+        return ModelError(f"tokenizer.source {printable(str(source))[:300]}: {problem}")
+
+    expected = "expected a Hugging Face folder with tokenizer.json, or a hub name such as gpt2"
+    name = str(source)
     try:
         path = Path(source).expanduser()
-        local, there = path.is_dir(), path.exists()
+        local, is_path = path.is_dir(), path.exists()
     except (OSError, RuntimeError) as error:  # a name too long, ~ of nobody
         reason = getattr(error, "strerror", None) or error
-        raise ModelError(
-            f"tokenizer.source {printable(str(source))[:300]}: cannot be looked up ({reason}); expected a Hugging Face folder, or a hub name such as gpt2"
-        ) from None
-    if not local and (
-        there or str(source).startswith((".", "/", "~")) or str(source).count("/") > 1
-    ):
-        raise ModelError(
-            f"tokenizer.source {source}: no such folder; expected a Hugging Face folder with tokenizer.json, or a hub name such as gpt2"
-        )
-    if (
-        local
-        and not (path / "tokenizer.json").exists()
-        and not (path / "tokenizer_config.json").exists()
-    ):
-        raise ModelError(
-            f"tokenizer.source {source}: the folder has no tokenizer.json; expected a saved Hugging Face tokeniser"
-        )
+        raise refused(f"cannot be looked up ({reason}); {expected}") from None
+    if not local and (is_path or name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise refused(f"no such folder; {expected}")
+    if local and not any((path / f"tokenizer{kind}.json").exists() for kind in ("", "_config")):
+        raise refused(f"the folder has no tokenizer.json; {expected}")
     reached = local or hub.reached()
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            path if local else str(source), local_files_only=local or not reached
+            path if local else name, local_files_only=local or not reached
         )
-    except (
-        Exception
-    ) as error:  # transformers, huggingface_hub, tokenizers and json each raise their own
+    except Exception as error:  # transformers, huggingface_hub and json each raise their own
+        if not local:
+            raise refused(hub.problem(error) if reached else hub.OUT_OF_REACH) from None
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        reason = (
-            f"cannot be read ({said})"
-            if local
-            else hub.problem(error)
-            if reached
-            else hub.OUT_OF_REACH
-        )
-        raise ModelError(f"tokenizer.source {source}: {reason}") from None
+        raise refused(f"cannot be read ({said})") from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ModelError(
-            f"tokenizer.source {source}: {type(tokenizer).__name__} has no fast version; choose a model with tokenizer.json"
-        )
+        kind = type(tokenizer).__name__
+        raise refused(f"{kind} has no fast version; choose a model with tokenizer.json")
     return tokenizer
 
 
@@ -82,24 +70,28 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int):
 
 @lru_cache(maxsize=8)
 def exact_encoder(tokenizer) -> Tokenizer:
-    """Its `tokenizers` object as this project encodes: special tokens in a text are ordinary text, spans keep their space."""
+    """Its `tokenizers` object as this project encodes: special tokens in a text are ordinary text,
+    spans keep their space.
+    """
     encoder = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     encoder.encode_special_tokens = True
     encoder.no_truncation()
     encoder.no_padding()
-    encoder.post_processor = processors.ByteLevel(
-        trim_offsets=False
-    )  # Llama-3's own would cut the space off the spans
+    # Llama-3's own would cut the space off the spans
+    encoder.post_processor = processors.ByteLevel(trim_offsets=False)
     return encoder
 
 
 def token_ids(tokenizer, text: str) -> list[int]:
-    """The ids of a text that a person typed, by `exact_encoder`; `SettingsError` where it is not text that UTF-8 can write."""
+    """The ids of a text that a person typed, by `exact_encoder`; `SettingsError` where it is not
+    text that UTF-8 can write.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise SettingsError(
-            f"the text is not valid Unicode: a lone surrogate at character {error.start}; leave it out"
+            f"the text is not valid Unicode: a lone surrogate at character {error.start}; "
+            "leave it out"
         ) from None
     return exact_encoder(tokenizer).encode(text, add_special_tokens=False).ids
 
@@ -110,5 +102,6 @@ def separator_id(tokenizer) -> int:
         if token_id is not None:
             return token_id
     raise ModelError(
-        "the tokeniser has neither an end-of-text nor a begin-of-text token to separate documents; choose another tokeniser"
+        "the tokeniser has neither an end-of-text nor a begin-of-text token to separate documents; "
+        "choose another tokeniser"
     )

@@ -1,5 +1,5 @@
-"""Sparse autoencoders on the toy model, where the truth is known: do they find the five
-directions, and how short are the outputs?
+"""Sparse autoencoders on the toy model, where the truth is known: do they find the five directions,
+and how short are the outputs?
 """
 
 import math
@@ -15,14 +15,18 @@ from sae_lib.sae import training
 from sae_lib.sae.recipes import RECIPES
 from sae_lib.settings import SAESettings
 from sae_lib.toy import models as toy
-from sae_lib.toy.experiments import PRESETS, SMOKE, Size, run
-from sae_lib.toy.metrics import represented, wilson
+from sae_lib.toy.experiments import SMOKE, Size, run
+from sae_lib.toy.metrics import represented
 
 DENSITY, L1, RECOVERED = 0.025, 0.2, 0.95
-SIZES = (SMOKE, Size(1, 16, 2000, 256, 4e-3), Size(1, 16, 20000, 1024, 1e-3))
+SIZES = {
+    "smoke": SMOKE,
+    "laptop": Size(1, 16, 2000, 256, 4e-3),
+    "full": Size(1, 16, 20000, 1024, 1e-3),
+}
 # Whether silent latents are resampled, and whether the encoder starts as the decoder's transpose.
 VARIANTS = {"without": (False, False), "with": (True, False), "transposed": (False, True)}
-RECIPE_SIZES = (Size(1, 1, 4), Size(1, 2, 300), Size(1, 8, 2000))
+RECIPE_SIZES = {"smoke": Size(1, 1, 4), "laptop": Size(1, 2, 300), "full": Size(1, 8, 2000)}
 TABLE_ROWS, POSITIONS = 1024, 64  # hidden activations drawn once: 65 536, read in shuffled order
 
 
@@ -66,8 +70,8 @@ def resample(
     optimizer: torch.optim.Adam,
     generator: torch.Generator,
 ) -> None:
-    """Point each dead latent at an input drawn with probability ∝ squared error², encoder at 0.2
-    of the live norm (Bricken et al. 2023).
+    """Point each dead latent at an input drawn with probability ∝ squared error², encoder at 0.2 of
+    the live norm (Bricken et al. 2023).
 
     Adam's memory of the replaced weights is cleared.
     """
@@ -76,17 +80,14 @@ def resample(
     error = (sae.decode(sae.encode(h)) - h).square().sum(1)
     drawn = torch.multinomial(error.square() + 1e-20, dead.shape[1], generator=generator)
     direction = (h - sae.b_dec).gather(2, drawn[:, None, :].expand(-1, h.shape[1], -1))
-    direction = F.normalize(direction, dim=1)
-    norms, live = sae.W_enc.norm(dim=2), ~dead
-    live_norm = (norms * live).sum(1) / live.sum(1).clamp(min=1)
-    live_norm = torch.where(live.any(1), live_norm, torch.ones_like(live_norm))
-    new = {
-        "W_dec": (direction, dead[:, None, :]),
-        "W_enc": (0.2 * live_norm[:, None, None] * direction.mT, dead[:, :, None]),
-        "b_enc": (torch.zeros_like(sae.b_enc), dead[:, :, None]),
-    }
-    for name, (value, mask) in new.items():
-        parameter = getattr(sae, name)
+    direction, live = F.normalize(direction, dim=1), ~dead
+    norm = (sae.W_enc.norm(dim=2) * live).sum(1) / live.sum(1).clamp(min=1)
+    norm[~live.any(1)] = 1
+    for parameter, mask, value in (
+        (sae.W_dec, dead[:, None], direction),
+        (sae.W_enc, dead[..., None], 0.2 * norm[:, None, None] * direction.mT),
+        (sae.b_enc, dead[..., None], torch.zeros(())),
+    ):
         parameter.copy_(torch.where(mask, value, parameter))
         for moment in ("exp_avg", "exp_avg_sq"):
             optimizer.state[parameter][moment].masked_fill_(mask, 0)
@@ -113,8 +114,8 @@ def train_autoencoders(
     d_sae: int = 5,
     seed: int = 0,
 ) -> ToyAutoencoder:
-    """Train one autoencoder on each toy model's hidden layer; those with `resampling` revive
-    silent latents.
+    """Train one autoencoder on each toy model's hidden layer; those with `resampling` revive silent
+    latents.
 
     L = mean (h − ĥ)² + 0.2 Σ f, unit decoder. Resampled every eighth of the run: latents silent in
     the fiftieth before it.
@@ -152,51 +153,41 @@ def recovery(
     return (F.normalize(W, dim=1).mT @ F.normalize(decoder, dim=1)).amax(-1)
 
 
-def share(recovered: Bool[Tensor, "instance feature"]) -> list[float]:
-    """In how many of how many instances all directions are recovered, and the 95 % interval of
-    the share.
-    """
-    k, n = int(recovered.all(1).sum()), len(recovered)
-    return [k, n, *wilson(k, n)]
-
-
 @torch.no_grad()
 def measure(sae: ToyAutoencoder, W: Float[Tensor, "instance d_in feature"]) -> dict[str, Tensor]:
     """Firing rates, output/input norm, recovered directions, and output norm for one feature of
     rising strength.
     """
-    h = W @ toy.Features(W.shape[-1], DENSITY).sample(
-        len(W), 20000, torch.Generator().manual_seed(99), streams=1
-    )
+    generator = torch.Generator().manual_seed(99)
+    h = W @ toy.Features(W.shape[-1], DENSITY).sample(len(W), 20000, generator, streams=1)
     f = sae.encode(h)
-    output, active = (sae.W_dec @ f).norm(dim=1), h.norm(dim=1) > 0
+    norms, outputs = h.norm(dim=1), (sae.W_dec @ f).norm(dim=1)
     single = W[..., None] * torch.linspace(0, 1, 21)  # one feature alone at each strength
-    alone = sae.W_dec @ sae.encode(single.flatten(2))
+    alone = (sae.W_dec @ sae.encode(single.flatten(2))).norm(dim=1)
     return {
-        "cosine": recovery(sae.W_dec, W),
+        "recovered": recovery(sae.W_dec, W) > RECOVERED,
         "rate": (f > 0).float().mean(2),
-        "norm_ratio": (output * active).sum(1) / (h.norm(dim=1) * active).sum(1),
+        "norm_ratio": (outputs * (norms > 0)).sum(1) / norms.sum(1),
         "decoder": sae.W_dec,
         "single_input": single.norm(dim=1),
-        "single_output": alone.norm(dim=1).unflatten(1, single.shape[2:]),
+        "single_output": alone.unflatten(1, single.shape[2:]),
     }
 
 
 def autoencoder(preset: str) -> dict:
-    """Five latents on the 5 → 2 pentagon: without resampling, with it, and started with the
-    encoder as the decoder's transpose.
+    """Five latents on the 5 → 2 pentagon: without resampling, with it, and started with the encoder
+    as the decoder's transpose.
     """
-    size = SIZES[PRESETS.index(preset)]
+    size = SIZES[preset]
     W, n_full, n_trained = pentagons(preset, size.seeds)
     every = W.repeat(len(VARIANTS), 1, 1)
     resampling, transposed = torch.tensor(list(VARIANTS.values())).repeat_interleave(len(W), 0).T
     result = measure(train_autoencoders(every, resampling, transposed, size), every)
     out = {"W": W, "pentagons": [n_full, n_trained], "instances": len(W)}
     for name, part in zip(VARIANTS, torch.arange(len(every)).split(len(W)), strict=True):
-        out[name] = {key: value[part] for key, value in result.items()}
-        out[name]["recovered"] = out[name]["cosine"] > RECOVERED
-        out[name]["all_five"] = share(out[name]["recovered"])
-        out[name]["dead"] = int((out[name]["rate"] == 0).sum())
+        found = out[name] = {key: value[part] for key, value in result.items()}
+        found["all_five"] = int(found["recovered"].all(1).sum())
+        found["dead"] = int((found["rate"] == 0).sum())
     return out
 
 
@@ -207,7 +198,7 @@ def recipes(preset: str) -> dict[str, dict]:
     λ is the recipe's own; dead are latents silent on all of the hidden activations. Keys are the
     table's columns.
     """
-    size, out = RECIPE_SIZES[PRESETS.index(preset)], {}
+    size, out = RECIPE_SIZES[preset], {}
     W, _, _ = pentagons(preset, size.seeds)
     features, generator = toy.Features(W.shape[-1], DENSITY), torch.Generator().manual_seed(7)
     hidden = (W @ features.sample(len(W), TABLE_ROWS * POSITIONS, generator)).mT.contiguous()
@@ -218,25 +209,23 @@ def recipes(preset: str) -> dict[str, dict]:
             acts = torch.stack([sae.encode(h) for sae, h in zip(trained, hidden, strict=True)])
             W_dec = torch.stack([sae.W_dec for sae in trained])
             recovered = recovery(W_dec.mT, W) > RECOVERED
-            outputs = (acts @ W_dec).norm(dim=-1)[norms > 0]
-            all_five = share(recovered)
+            outputs, dead = (acts @ W_dec).norm(dim=-1)[norms > 0], (acts.amax(1) == 0).sum()
             out[f"{name}, {'with' if resampling else 'without'} resampling"] = {
-                "all five found": f"{all_five[0]} of {all_five[1]}",
+                "all five found": f"{recovered.all(1).sum()} of {len(recovered)}",
                 "directions found": f"{recovered.float().mean():.0%}",
-                "dead latents": f"{int((acts.amax(1) == 0).sum())} of {recovered.numel()}",
+                "dead latents": f"{dead} of {recovered.numel()}",
                 "output / input norm": f"{outputs.sum() / norms.sum():.2f}",
             }
     return out
 
 
 def _train(hidden: Float[Tensor, "n d_in"], name: str, resampling: bool, size: Size, seed: int):
-    activations = size.steps * size.batch
     settings = SAESettings(
         recipe=name,
         d_sae=5,
-        activations=activations,
+        activations=size.steps * size.batch,
         resampling=resampling,
-        dead_window=max(1, activations // 10),
+        dead_window=size.steps * size.batch // 10,
         resampling_inputs=8192,
         buffer_rows=TABLE_ROWS,
         log_every=10**9,

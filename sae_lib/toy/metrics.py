@@ -7,11 +7,12 @@ Sources: Elhage et al. 2022, "Toy Models of Superposition"; the thresholds are t
 import math
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 REPRESENTED_NORM = 0.5  # a feature is represented when ‖W_i‖ exceeds this
-ALONE_INTERFERENCE = 0.05  # a represented feature is alone when Σ_{j≠i}(Ŵ_i·W_j)² stays below this
+ALONE_INTERFERENCE = 0.05  # a represented feature is alone when its interference is below this
 
 
 def squared_overlaps(
@@ -20,15 +21,14 @@ def squared_overlaps(
     """`(Ŵ_i·W_j)²`: how much of W_j lies along feature i's unit direction; a zero W_i gives
     zeros.
     """
-    unit = W / W.norm(dim=-2, keepdim=True).clamp(min=1e-12)
-    return (unit.mT @ W).square()
+    return (F.normalize(W, dim=-2).mT @ W).square()
 
 
 def dimensionality(
     W: Float[Tensor, "*instance hidden feature"],
 ) -> Float[Tensor, "*instance feature"]:
-    """D_i = ‖W_i‖² / Σ_j (Ŵ_i·W_j)² (Elhage et al. 2022, "The geometry of superposition"); 0 for
-    a feature that is not there.
+    """D_i = ‖W_i‖² / Σ_j (Ŵ_i·W_j)² (Elhage et al. 2022, "The geometry of superposition"); 0 for a
+    feature that is not there.
     """
     return W.square().sum(-2) / squared_overlaps(W).sum(-1).clamp(min=1e-12)
 
@@ -70,7 +70,7 @@ def cosines(
     W: Float[Tensor, "*instance hidden feature"],
 ) -> Float[Tensor, "*instance feature other"]:
     """Cosine between every two feature directions."""
-    unit = W / W.norm(dim=-2, keepdim=True).clamp(min=1e-12)
+    unit = F.normalize(W, dim=-2)
     return unit.mT @ unit
 
 
@@ -115,16 +115,17 @@ def participation(
 def solves_absolute_value(
     W: Float[Tensor, "*instance neuron feature"], W_out: Float[Tensor, "*instance feature neuron"]
 ) -> Bool[Tensor, "*instance"]:
-    """Whether each feature has one positive and one negative neuron of its own, with |w_in ·
-    w_out| = 1 ± 0.02.
+    """Whether each feature has one positive and one negative neuron of its own, with |w_in · w_out|
+    = 1 ± 0.02.
     """
     top = W.abs().argmax(-1, keepdim=True)
     w_in, w_out = W.gather(-1, top)[..., 0], W_out.mT.gather(-1, top)[..., 0]
     role = (2 * top[..., 0] + (w_in < 0)).sort(-1).values
     exact = ((w_in * w_out).abs() - 1).abs() < 0.02
     expected = torch.arange(2 * W.shape[-1], device=W.device)
-    one_each = (role == expected).all(-1) if W.shape[-2] == len(expected) else torch.tensor(False)
-    return one_each & exact.all(-1) & monosemantic(W, 0.99).all(-1)
+    if role.shape[-1] != len(expected):
+        return torch.zeros(W.shape[:-2], dtype=torch.bool)
+    return (exact & (role == expected) & monosemantic(W, 0.99)).all(-1)
 
 
 def alignment(W: Float[Tensor, "*n hidden feature"]) -> Float[Tensor, "*n"]:
@@ -139,13 +140,12 @@ def alignment(W: Float[Tensor, "*n hidden feature"]) -> Float[Tensor, "*n"]:
 def randomly_rotated(
     W: Float[Tensor, "*n hidden feature"], seed: int = 0
 ) -> Float[Tensor, "*n hidden feature"]:
-    """Each instance's weights under its own uniformly drawn rotation of the hidden space (QR of
-    a Gaussian, sign fixed).
+    """Each instance's weights under its own uniformly drawn rotation of the hidden space (QR of a
+    Gaussian, sign fixed).
     """
     generator, m = torch.Generator(W.device).manual_seed(seed), W.shape[-2]
-    Q, R = torch.linalg.qr(
-        torch.randn(*W.shape[:-2], m, m, generator=generator, device=generator.device)
-    )
+    shape = (*W.shape[:-2], m, m)
+    Q, R = torch.linalg.qr(torch.randn(shape, generator=generator, device=W.device))
     return (Q * R.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]) @ W
 
 
@@ -157,25 +157,20 @@ def phase(W: Float[Tensor, "*n hidden feature"]) -> Int[Tensor, "*n"]:
     return torch.where(~kept[..., -1], 0, torch.where(kept.all(-1) & shared, 1, 2))
 
 
-def correlation(x: Tensor, y: Tensor) -> float:
-    """Pearson's correlation over all elements."""
-    return torch.corrcoef(torch.stack([x.flatten(), y.flatten()]))[0, 1].item()
-
-
 def talk_claims(
     W: Float[Tensor, "cell seed 2 5"], cells: list[tuple[str, float, float]]
 ) -> list[dict[str, str]]:
     """The statements of the talk's five cases, each with the density ranges where it holds and
     where not.
 
-    "Every" means at least 95 % of the represented features, "almost every" at least 80 %;
-    intervals are Wilson's.
+    "Every" means at least 95 % of the represented features, "almost every" at least 80 %; intervals
+    are Wilson's.
     """
     kept = represented(W)
     shared, five = kept & ~alone(W), kept.all(-1)
-    features, seeds = "represented features in superposition", "seeds with five"
+    features = "represented features in superposition"
     claims = (
-        ("no case represents all five", seeds, "", five, torch.ones_like(five), 0, 0),
+        ("no case represents all five", "seeds with five", "", five, five | True, 0, 0),
         ("most important = least dense: every feature in superposition", features)
         + ("2", shared, kept, 0.95, 1),
         ("equal importance: almost every feature in superposition", features)
@@ -183,15 +178,13 @@ def talk_claims(
     )
     table = []
     for claim, measured, case, hits, among, least, most in claims:
-        where: dict[bool, list[str]] = {True: [], False: []}
+        row = {"the talk says": claim, "measured": f"share of {measured}"}
+        where = {"holds": [], "does not hold": []}
         for span in dict.fromkeys(cell[1:] for cell in cells):
             here = [c[1:] == span and c[0].startswith(case) for c in cells]
             k, n = int(hits[here].sum()), int(among[here].sum())
-            low, high = wilson(k, n)
-            holds = n > 0 and least <= k / n <= most
-            text = f"p {span[0]:g}–{span[1]:g}: {k / max(n, 1):.0%} ({low:.0%} to {high:.0%})"
-            where[holds].append(text)
-        yes, no = ("; ".join(where[holds]) or "nowhere" for holds in (True, False))
-        row = {"the talk says": claim, "measured": f"share of {measured}"}
-        table.append(row | {"holds": yes, "does not hold": no})
+            (low, high), part = wilson(k, n), k / max(n, 1)
+            text = f"p {span[0]:g}–{span[1]:g}: {part:.0%} ({low:.0%} to {high:.0%})"
+            where["holds" if n and least <= part <= most else "does not hold"].append(text)
+        table.append(row | {name: "; ".join(texts) or "nowhere" for name, texts in where.items()})
     return table

@@ -2,8 +2,7 @@
 one batched model.
 
 Samples are columns, as in the paper's `x' = ReLU(WᵀWx + b)`: `x [instance, feature, sample]`. On a
-CPU this is also the
-fast layout, because the long axis is the contiguous one.
+CPU this is also the fast layout, because the long axis is the contiguous one.
 """
 
 import math
@@ -21,12 +20,14 @@ from sae_lib.errors import SettingsError
 from sae_lib.progress import tqdm
 
 ACTIVATIONS = {"identity": lambda x: x, "relu": torch.relu, "gelu": F.gelu}
-VALUES = ("uniform", "signed", "binary", "discrete", "upper_half")
-
-
-def itself(x: Tensor) -> Tensor:
-    """The target of a toy model that reconstructs its features."""
-    return x
+SETS = ("independent", "correlated", "anticorrelated")
+VALUES = {  # of an active feature, from numbers that are uniform on [0, 1]
+    "uniform": lambda u: u,
+    "signed": lambda u: 2 * u - 1,
+    "binary": torch.ones_like,
+    "discrete": lambda u: 1 + (3 * u).floor().clamp(max=2),
+    "upper_half": lambda u: 0.5 + 0.5 * u,
+}
 
 
 @contextmanager
@@ -42,18 +43,36 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def _require(holds: bool | Tensor, message: str) -> None:
+    if not holds:
+        raise SettingsError(f"toy.{message}")
+
+
 def _rows(
-    name: str, values, n_features: int, valid: Callable[[Tensor], Tensor], expected: str
+    name: str, values: float | list | Tensor, n_features: int, most: float, expected: str
 ) -> Float[Tensor, "rows features"]:
-    """A scalar, a list or a matrix as `[1 or instances, n_features]`, checked."""
+    """A scalar, a list or a matrix as `[1 or instances, n_features]`; each in (0, most]."""
     rows = torch.atleast_2d(torch.as_tensor(values, dtype=torch.float32))
-    if rows.ndim != 2 or rows.shape[1] not in (1, n_features):
-        raise SettingsError(
-            f"toy.{name}: shape {list(rows.shape)} does not match {n_features} features; give one number, one per feature, or [instances, features]"
-        )
-    if not bool(valid(rows).all()):
-        raise SettingsError(f"toy.{name}: {rows[~valid(rows)][0].item():g} is not {expected}")
+    _require(
+        rows.ndim == 2 and rows.shape[1] in (1, n_features),
+        f"{name}: shape {list(rows.shape)} does not match {n_features} features; "
+        "give one number, one per feature, or [instances, features]",
+    )
+    for wrong in rows[~((rows > 0) & (rows <= most))]:
+        raise SettingsError(f"toy.{name}: {wrong:g} is not {expected}")
     return rows.expand(-1, n_features)
+
+
+def _check_rows(name: str, rows: Tensor, n_instances: int) -> None:
+    _require(
+        len(rows) in (1, n_instances),
+        f"{name}: {len(rows)} rows for {n_instances} instances; give one row, or one per instance",
+    )
+
+
+def itself(x: Tensor) -> Tensor:
+    """The target of a toy model that reconstructs its features."""
+    return x
 
 
 @dataclass(frozen=True)
@@ -62,9 +81,8 @@ class Features:
     come together.
 
     `probability` is one number, one per feature or `[instances, features]`. `sets` is
-    "independent", "correlated" (the
-    features of a set are active together) or "anticorrelated" (at most one of a set is); sets are
-    consecutive features.
+    "independent", "correlated" (the features of a set are active together) or "anticorrelated" (at
+    most one of a set is); sets are consecutive features.
     """
 
     n_features: int
@@ -74,45 +92,33 @@ class Features:
     set_size: int = 1
 
     def __post_init__(self):
-        if self.n_features < 1:
-            raise SettingsError(
-                f"toy.n_features: {self.n_features} features; at least one is needed"
-            )
-        rows = _rows(
-            "probability",
-            self.probability,
-            self.n_features,
-            lambda p: (p > 0) & (p <= 1),
-            "a probability in (0, 1]; a feature that never occurs teaches nothing",
+        n, size = self.n_features, self.set_size
+        _require(n >= 1, f"n_features: {n} features; at least one is needed")
+        for name, known in (("values", VALUES), ("sets", SETS)):
+            found = getattr(self, name)
+            _require(found in known, f"{name}: {found!r} is unknown; there are: {', '.join(known)}")
+        rows, most = self.rows, self.rows.max() * size
+        if self.sets == "independent":
+            return
+        _require(
+            size >= 1 and n % size == 0,
+            f"set_size: {n} features do not divide into sets of {size}; choose a divisor",
         )
-        if self.values not in VALUES:
-            raise SettingsError(
-                f"toy.values: {self.values!r} is unknown; there are: {', '.join(VALUES)}"
-            )
-        if self.sets not in ("independent", "correlated", "anticorrelated"):
-            raise SettingsError(
-                f"toy.sets: {self.sets!r} is unknown; there are: independent, correlated, anticorrelated"
-            )
-        if self.sets != "independent":
-            if self.set_size < 1 or self.n_features % self.set_size:
-                raise SettingsError(
-                    f"toy.set_size: {self.n_features} features do not divide into sets of {self.set_size}; choose a divisor"
-                )
-            if bool(
-                (rows.unflatten(1, (-1, self.set_size)) != rows[:, :: self.set_size, None]).any()
-            ):
-                raise SettingsError(
-                    "toy.probability: features of one correlated or anticorrelated set need the same probability"
-                )
-            if self.sets == "anticorrelated" and rows.max() * self.set_size > 1 + 1e-6:
-                raise SettingsError(
-                    f"toy.probability: {rows.max():g} for each of {self.set_size} exclusive features exceeds 1 in sum; lower it to {1 / self.set_size:g}"
-                )
+        _require(
+            (rows.unflatten(1, (-1, size)) == rows[:, ::size, None]).all(),
+            "probability: features of one correlated or anticorrelated set need the same one",
+        )
+        _require(
+            self.sets == "correlated" or most <= 1 + 1e-6,
+            f"probability: {rows.max():g} for each of {size} exclusive features exceeds 1 in sum; "
+            f"lower it to {1 / size:g}",
+        )
 
     @cached_property
     def rows(self) -> Float[Tensor, "rows features"]:
         """Probabilities as a matrix: one row, or one per instance."""
-        return _rows("probability", self.probability, self.n_features, lambda p: p > 0, "positive")
+        expected = "a probability in (0, 1]; a feature that never occurs teaches nothing"
+        return _rows("probability", self.probability, self.n_features, 1, expected)
 
     def sample(
         self,
@@ -128,11 +134,7 @@ class Features:
         settings'.
         """
         rows, streams = self.rows, streams or n_instances
-        if len(rows) not in (1, n_instances):
-            raise SettingsError(
-                f"toy.probability: {len(rows)} rows for {n_instances} instances; "
-                "give one row, or one per instance"
-            )
+        _check_rows("probability", rows, n_instances)
         device = generator.device if generator else torch.get_default_device()
         p = rows.to(device).expand(n_instances, -1).unflatten(0, (-1, streams))[..., None]
 
@@ -140,31 +142,18 @@ class Features:
             return torch.rand(streams, n, batch, generator=generator, device=device)
 
         if self.sets == "independent":
-            # One uniform number gives both: active when u < p, and then 1 − u/p is uniform on [0, 1].
+            # One uniform number gives both: active when u < p, and then 1 − u/p is uniform.
             value = (uniform(self.n_features) / -p).add_(1).clamp_(min=0)
-            active = None if self.values == "uniform" else value > 0
+            if self.values == "uniform":
+                return value.flatten(0, 1)
+            active = value > 0
         else:
             u = uniform(self.n_features // self.set_size).repeat_interleave(self.set_size, 1)
-            first = torch.zeros(()) if self.sets == "correlated" else self._place_in_set(p)
+            place = torch.arange(self.n_features, device=device)[:, None] % self.set_size
+            first = p * place if self.sets == "anticorrelated" else torch.zeros((), device=device)
             active = (u >= first) & (u < first + p)
             value = uniform(self.n_features)
-        return self._values(value, active).flatten(0, 1)
-
-    def _place_in_set(self, p: Tensor) -> Tensor:
-        """Where each exclusive feature's interval of length p starts."""
-        return p * (torch.arange(self.n_features, device=p.device)[:, None] % self.set_size)
-
-    def _values(self, u: Tensor, active: Tensor | None) -> Tensor:
-        """Values of the wanted kind from uniform numbers; without `active`, u is 0 where
-        inactive.
-        """
-        if self.values == "uniform":
-            return u if active is None else u * active
-        if self.values == "binary":
-            return active.float()
-        if self.values == "discrete":
-            return (1 + (3 * u).floor().clamp(max=2)) * active
-        return (2 * u - 1 if self.values == "signed" else 0.5 + 0.5 * u) * active
+        return (VALUES[self.values](value) * active).flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -186,39 +175,30 @@ class ToyConfig:
 
     def __post_init__(self):
         for name in ("n_features", "d_hidden", "n_instances", "n_outputs"):
-            if (value := getattr(self, name)) is not None and (value < 1 or value != int(value)):
-                raise SettingsError(f"toy.{name}: {value} is not a positive whole number")
+            n = getattr(self, name)
+            whole = n is None or n >= 1 and n == int(n)
+            _require(whole, f"{name}: {n} is not a positive whole number")
         for name in ("hidden", "output"):
-            if getattr(self, name) not in ACTIVATIONS:
-                raise SettingsError(
-                    f"toy.{name}: {getattr(self, name)!r} is unknown; there are: {', '.join(ACTIVATIONS)}"
-                )
-        if not 0 <= self.dropout < 1:
-            raise SettingsError(f"toy.dropout: {self.dropout} is not in [0, 1)")
-        if self.init_scale <= 0:
-            raise SettingsError(
-                f"toy.init_scale: {self.init_scale} is not positive; weights that start at 0 stay at 0"
-            )
-        rows = self.importance_rows()
-        if len(rows) not in (1, self.n_instances):
-            raise SettingsError(
-                f"toy.importance: {len(rows)} rows for {self.n_instances} instances; give one row, or one per instance"
-            )
+            found, known = getattr(self, name), ", ".join(ACTIVATIONS)
+            _require(found in ACTIVATIONS, f"{name}: {found!r} is unknown; there are: {known}")
+        _require(0 <= self.dropout < 1, f"dropout: {self.dropout} is not in [0, 1)")
+        _require(
+            self.init_scale > 0,
+            f"init_scale: {self.init_scale} is not positive; weights that start at 0 stay at 0",
+        )
+        _check_rows("importance", self.importance_rows, self.n_instances)
 
+    @cached_property
     def importance_rows(self) -> Float[Tensor, "rows outputs"]:
         """Importances as a matrix over the outputs: one row, or one per instance."""
-        return _rows(
-            "importance",
-            self.importance,
-            self.n_outputs or self.n_features,
-            lambda i: (i > 0) & i.isfinite(),
-            "a positive importance; drop the feature instead of weighing it 0",
-        )
+        expected = "a positive importance; drop the feature instead of weighing it 0"
+        n, most = self.n_outputs or self.n_features, torch.finfo(torch.float32).max
+        return _rows("importance", self.importance, n, most, expected)
 
 
 class ToyModel(nn.Module):
-    """`n_instances` independent toy models side by side: `W [instance, hidden, feature]`, column
-    i is feature i's direction.
+    """`n_instances` independent toy models side by side: `W [instance, hidden, feature]`, column i
+    is feature i's direction.
     """
 
     def __init__(self, config: ToyConfig, seed: int = 0):
@@ -228,23 +208,16 @@ class ToyModel(nn.Module):
         n_outputs = config.n_outputs or config.n_features
 
         def xavier(rows: int, columns: int) -> nn.Parameter:
-            scale = config.init_scale * math.sqrt(2 / (rows + columns))
-            return nn.Parameter(
-                scale
-                * torch.randn(
-                    config.n_instances, rows, columns, generator=generator, device=generator.device
-                )
-            )
+            scale, shape = math.sqrt(2 / (rows + columns)), (config.n_instances, rows, columns)
+            normal = torch.randn(shape, generator=generator, device=generator.device)
+            return nn.Parameter(config.init_scale * scale * normal)
 
         self.W = xavier(config.d_hidden, config.n_features)
         self.W_out = xavier(n_outputs, config.d_hidden) if config.n_outputs else None
         self.b = nn.Parameter(torch.zeros(config.n_instances, n_outputs, 1))
-        self.b_hidden = (
-            nn.Parameter(torch.zeros(config.n_instances, config.d_hidden, 1))
-            if config.hidden_bias
-            else None
-        )
-        self.register_buffer("importance", config.importance_rows().clone().to(generator.device))
+        zeros = torch.zeros(config.n_instances, config.d_hidden, 1)
+        self.b_hidden = nn.Parameter(zeros) if config.hidden_bias else None
+        self.register_buffer("importance", config.importance_rows.clone().to(generator.device))
 
     def encode(
         self, x: Float[Tensor, "instance feature sample"]
@@ -257,70 +230,83 @@ class ToyModel(nn.Module):
         self, x: Float[Tensor, "instance feature sample"]
     ) -> Float[Tensor, "instance output sample"]:
         """Outputs; dropout acts on the hidden layer while `self.training`."""
-        h = (
-            F.dropout(self.encode(x), self.config.dropout, self.training)
-            if self.config.dropout
-            else self.encode(x)
-        )
-        return ACTIVATIONS[self.config.output](
-            torch.baddbmm(self.b, self.W.mT if self.W_out is None else self.W_out, h)
-        )
+        h, W_out = self.encode(x), self.W.mT if self.W_out is None else self.W_out
+        if self.config.dropout:
+            h = F.dropout(h, self.config.dropout, self.training)
+        return ACTIVATIONS[self.config.output](torch.baddbmm(self.b, W_out, h))
 
     def loss(
         self, x: Float[Tensor, "instance feature sample"], target: Tensor
     ) -> Float[Tensor, " instance"]:
-        """Mean over samples and outputs of importance × squared error; cross-entropy (nats)
-        where `target` holds class numbers.
+        """Mean over samples and outputs of importance × squared error; cross-entropy (nats) where
+        `target` holds class numbers.
         """
         y = self(x)
         if not target.is_floating_point():
             return F.cross_entropy(y, target, reduction="none").mean(1)
-        if y.shape != target.shape:
-            raise SettingsError(
-                f"toy.target: shape {list(target.shape)} does not match the model's output {list(y.shape)}"
-            )
+        _require(
+            y.shape == target.shape,
+            f"target: shape {list(target.shape)} does not match the output {list(y.shape)}",
+        )
         errors = F.mse_loss(y, target, reduction="none").sum(2)  # the fused error is the fast one
         return (errors * self.importance).sum(1) / y[0].numel()
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """`steps` of `batch` fresh samples by Adam; with `decay` the learning rate falls to 0 along a
+    cosine. `streams` of random numbers as in `Features.sample`; `every` so many steps a snapshot.
+    """
+
+    steps: int
+    batch: int = 1024
+    lr: float = 1e-3
+    decay: bool = True
+    streams: int | None = None
+    every: int = 0
+
+    def __post_init__(self):
+        steps, batch, lr = self.steps, self.batch, self.lr
+        _require(
+            min(steps, batch, lr) > 0,
+            f"train: steps {steps}, batch {batch} and lr {lr} must all be positive",
+        )
+
+
+@torch.random.fork_rng(devices=())
 def train(
     model: ToyModel,
     features: Features,
+    schedule: Schedule,
     target: Callable[[Tensor], Tensor] = itself,
-    *,
-    steps: int,
-    batch: int = 1024,
-    lr: float = 1e-3,
-    decay: bool = True,
     seed: int = 0,
-    streams: int | None = None,
-    on_step: Callable[[int, ToyModel, Tensor], None] | None = None,
-) -> ToyModel:
-    """Adam on fresh samples at every step; with `decay` the learning rate falls to 0 along a
-    cosine. `on_step` sees (step, model, losses).
+) -> dict[str, Tensor]:
+    """Train in place; returns the steps, weights and losses of the snapshots, if there are any.
 
     Instances do not touch each other: Adam scales each weight by its own history, and the summed
     loss separates.
     """
-    if steps < 1 or batch < 1 or lr <= 0:
-        raise SettingsError(
-            f"toy.train: steps {steps}, batch {batch} and lr {lr} must all be positive"
-        )
+    n, steps, every = model.config.n_instances, schedule.steps, schedule.every
     generator = torch.Generator(model.W.device).manual_seed(seed + 1)
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=schedule.lr, fused=True)
+    kept = {"step": [], "W_by_step": [], "loss_by_step": []}
     model.train()
+    torch.manual_seed(seed)  # which dropout draws from
     for step in tqdm(range(steps), desc="toy models", leave=False, mininterval=1.0, disable=None):
-        optimizer.param_groups[0]["lr"] = lr * (
-            0.5 + 0.5 * math.cos(math.pi * step / steps) if decay else 1.0
-        )
-        x = features.sample(model.config.n_instances, batch, generator, streams)
+        if schedule.decay:
+            rate = schedule.lr * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+            optimizer.param_groups[0]["lr"] = rate
+        x = features.sample(n, schedule.batch, generator, schedule.streams)
         losses = model.loss(x, target(x))
-        if on_step:
-            on_step(step, model, losses.detach())
+        if every and step % every == 0:
+            now = torch.tensor(step), model.W.detach().clone(), losses.detach()
+            for values, value in zip(kept.values(), now, strict=True):
+                values.append(value)
         optimizer.zero_grad()
         losses.sum().backward()
         optimizer.step()
-    return model.eval()
+    model.eval()
+    return {name: torch.stack(values) for name, values in kept.items() if values}
 
 
 @torch.no_grad()

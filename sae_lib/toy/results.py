@@ -1,9 +1,8 @@
-"""The toy experiments by name, each made once: a result is kept with a hash of the code that made it."""
+"""The toy experiments by name, each made once: a result is kept with a hash of its code."""
 
 import hashlib
-import os
+import io
 import pickle
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 
 from sae_lib.errors import SettingsError
+from sae_lib.files import write_atomically
 from sae_lib.toy import autoencoder as toy_autoencoder
 from sae_lib.toy.experiments import EXPERIMENTS, PRESETS, Result, run
 from sae_lib.toy.models import one_thread
@@ -19,45 +19,34 @@ RUNS: dict[str, Callable[[str], dict]] = {
     "autoencoder": toy_autoencoder.autoencoder,
     "recipes": toy_autoencoder.recipes,
 } | {name: partial(run, name) for name in EXPERIMENTS if name != "pentagons"}
-MADE_BY = ("models", "experiments", "autoencoder")  # the modules that decide what a result is
-SOURCES = b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in MADE_BY)
+MADE_BY = ("models.py", "experiments.py", "experiments.yaml", "autoencoder.py")  # decide a result
+SOURCES = b"".join(Path(__file__).with_name(name).read_bytes() for name in MADE_BY)
 
 
 def result(name: str, preset: str, folder: Path | None = None) -> Result | dict:
-    """One experiment's result, or its variants' results by name; from `folder` when the same
-    source made it.
+    """One experiment's result, or its variants' results by name; from `folder` when the same source
+    made it.
     """
-    if name not in RUNS:
-        raise SettingsError(f"toy experiment {name!r} does not exist; there are: {', '.join(RUNS)}")
-    if preset not in PRESETS:
-        raise SettingsError(f"toy.preset: {preset!r} is unknown; there are: {', '.join(PRESETS)}")
-    key = hashlib.sha256(SOURCES).hexdigest()
-    path = folder / f"{name}.{preset}.pt" if folder else None
+    for what, value, known in (("experiment", name, RUNS), ("preset", preset, PRESETS)):
+        if value not in known:
+            raise SettingsError(f"toy.{what}: {value!r} is unknown; there are: {', '.join(known)}")
+    key, path = hashlib.sha256(SOURCES).hexdigest(), folder and folder / f"{name}.{preset}.pt"
     made = _saved(path, key) if path else None
     if made is None:
-        start = time.perf_counter()
         with one_thread():
             made = RUNS[name](preset)
-        if name in EXPERIMENTS:
-            made = {variant: vars(result) for variant, result in made.items()}
         if path:
-            _save(path, {"key": key, "seconds": time.perf_counter() - start, "result": made})
-    if name not in EXPERIMENTS:
-        return made
-    results = {variant: Result(**values) for variant, values in made.items()}
-    return results.get("", results)
+            saved = io.BytesIO()
+            torch.save({"key": key, "result": made}, saved)
+            write_atomically(path, saved.getvalue())
+    return made.get("", made)
 
 
 def _saved(path: Path, key: str) -> dict | None:
     """A cached result made by this source; None where there is none, or one cut short."""
     try:
-        saved = torch.load(path, weights_only=True)
+        with torch.serialization.safe_globals([Result]):
+            saved = torch.load(path, weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
         return None
     return saved["result"] if saved["key"] == key else None
-
-
-def _save(path: Path, value: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(value, path.with_suffix(".part"))
-    os.replace(path.with_suffix(".part"), path)

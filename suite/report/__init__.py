@@ -25,8 +25,8 @@ def write_report(run: Run) -> Path:
 def _write(run: Run) -> Path:
     content.load(run)  # so that what is missing or damaged is said before anything is drawn
     path = run.folder / "report.md"
-    for name, fig in study_figures.drawn(
-        {which: studies.found(run, which) for which in studies.STUDIES}
+    for name, fig in study_figures.study_figures(
+        {which: studies.load_study(run, which) for which in studies.STUDIES}
     ).items():
         run.figure(fig, name)
     text = render.markdown(run)

@@ -3,12 +3,12 @@
 import hashlib
 import json
 import shlex
-from pathlib import Path
 from typing import Any
 
 from sae_lib import settings as settings_module
 from sae_lib.errors import ArtefactError
 from sae_lib.settings import Section
+from suite.original import ORIGINAL
 from suite.runs import Run
 
 NOTEBOOK_OF = {
@@ -40,7 +40,6 @@ OPTIONAL = (
     "last_mlp",
     "clamping",
 )
-ORIGINAL = json.loads((Path(__file__).parent / "original.json").read_text())
 LABELS = {"ward_2024": "ours, faithful", "bricken_2023": "ours, as published"}
 
 
@@ -114,7 +113,7 @@ def context(run: Run) -> dict[str, Any]:
         < 0.95 * ORIGINAL["facts"]["alive_tokens"]["value"],
         "alive_at": ALIVE,
         "notebook_of": NOTEBOOK_OF,
-        "studies": {which: studies.found(run, which) for which in studies.STUDIES},
+        "studies": {which: studies.load_study(run, which) for which in studies.STUDIES},
     }
 
 

@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from sae_lib import formats as f
 from sae_lib.interpretability import scores
 from sae_lib.text.markup import code, plain, table
-from suite.report import formats as f
 from suite.report.tables import Value
 
 
@@ -13,7 +13,7 @@ def rules_table(v: dict[str, Any]) -> str:
     rows = []
     for kind, s in v["interpretability"]["scores"].items():
         low, high = s["auroc_median_interval"]
-        auroc = f"{f.number(s['auroc_median'])} ({f.number(low)} to {f.number(high)})"
+        auroc = f"{f.number(s['auroc_median'])} ({f.interval(low, high)})"
         rows.append(
             [
                 scores.KINDS[kind],
@@ -62,7 +62,7 @@ def rules_compared(v: dict[str, Any]) -> str:
                 else "which leaves open who is ahead"
             )
             said.append(
-                f"The median AUROC of features minus that of {other} is {f.signed(d['difference'])} {what} (95 % interval {f.signed(low)} to {f.signed(high)}): {verdict}."
+                f"The median AUROC of features minus that of {other} is {f.signed(d['difference'])} {what} (95 % interval {f.interval(low, high, f.signed)}): {verdict}."
             )
     return " ".join(said)
 
@@ -95,7 +95,7 @@ def explanation_table(v: dict[str, Any]) -> str:
     e, rows = v["explanations"], []
     for kind, s in e["kinds"].items():
         cells = [
-            f"{f.number(s[test]['mean'])} ({f.number(s[test]['low'])} to {f.number(s[test]['high'])})"
+            f"{f.number(s[test]['mean'])} ({f.interval(s[test]['low'], s[test]['high'])})"
             if s[test]["units"]
             else f.NONE
             for test in ("detection", "fuzzing")
@@ -150,7 +150,7 @@ def clamping_ablation_table(v: dict[str, Any]) -> str:
     rows = []
     for a in v["clamping"]["ablation"]:
         interval, null = (
-            f"{f.small(a['low'])} to {f.small(a['high'])}",
+            f.interval(a["low"], a["high"], f.small),
             between([a["null"], a["null_least"], a["null_most"]], f.small),
         )
         rows.append(
@@ -179,8 +179,7 @@ def clamping_ablation_table(v: dict[str, Any]) -> str:
 def clamping_line(c: dict[str, Any]) -> str:
     """One feature's clamp in a sentence, for its page in the report."""
     nulls = ", ".join(
-        f"{name} {f.small(null['kl'][1])} to {f.small(null['kl'][2])}"
-        for name, null in c["nulls"].items()
+        f"{name} {f.interval(*null['kl'][1:3], f.small)}" for name, null in c["nulls"].items()
     )
     moved = ", ".join(
         f"{code(m['token'])} {f.percent(m['before'])} → {f.percent(m['after'])}"

@@ -61,7 +61,14 @@ def publish(run: Run, root: Path) -> Path:
 def own_path(text: str, run: Run) -> str | None:
     """The first absolute path in `text` that is this machine's own. Paths in general may stand there: the corpus is full of them."""
     own = {
-        str(p) for p in (run.folder.resolve(), project.find() or Path.cwd(), Path.cwd(), Path.home(), Path(sys.prefix))
+        str(p)
+        for p in (
+            run.folder.resolve(),
+            project.find() or Path.cwd(),
+            Path.cwd(),
+            Path.home(),
+            Path(sys.prefix),
+        )
     } | set(_in_settings(run.settings.model_dump(mode="json")))
     for path in sorted(own, key=len, reverse=True):
         if len(path) > 3 and re.search(rf"(?<![\w./]){re.escape(path)}(?![\w.-])", text):

@@ -15,11 +15,11 @@ from jinja2 import (
     UndefinedError,
 )
 
+from sae_lib import formats as f
 from sae_lib.errors import ArtefactError
 from sae_lib.text.markup import block, code, plain, prose, table
 from suite import toy_check
 from suite.report import content, feature_tables, tables
-from suite.report import formats as f
 from suite.runs import Run
 
 TOY_PARTS = (

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+from sae_lib import formats as f
 from sae_lib.text.markup import plain, table
 from suite import study_figures
-from suite.report import formats as f
 
 Value = Callable[[float | None], str]
 

@@ -19,7 +19,6 @@ USAGE = [
     (["study", "nothing"], "'nothing'"),
     (["export"], "Missing argument"),
     (["export", "a"], "Missing argument"),
-    (["check-toy", "--preset", "huge"], "huge"),
     (["doctor", "--profile", "../x"], "'../x'"),
     (["run", "--only", "99"], "99"),
     (["run", "--only", "x"], "--only x"),

@@ -1,11 +1,12 @@
-"""Settings that cannot be meant: each is refused by its name before anything is loaded or written."""
+"""Settings that cannot be meant: each is refused by its name before anything is loaded or written.
+"""
 
 import time
 
 import pytest
 import yaml
 
-from sae_lib import plain_yaml, settings
+from sae_lib import settings
 from tests.test_attacks.attack import assert_refused
 
 TOO_LARGE = "whole number of at least"
@@ -261,8 +262,8 @@ def test_plain_yaml_reads_what_settings_are_written_as():
     for profile in settings.PROFILES:
         data = settings.load(profile, ["sae.lr=1e-5", "corpus=files:ü \u2713 #: x"])
         data = data.model_dump(mode="json")
-        assert plain_yaml.parse(yaml.safe_dump(data, sort_keys=False)) == data
-    assert plain_yaml.parse("[010, 1e-4, 1_000, -.5, yes, '8', null, True, 2024-01-01]") == [
+        assert settings.parse_yaml(yaml.safe_dump(data, sort_keys=False)) == data
+    assert settings.parse_yaml("[010, 1e-4, 1_000, -.5, yes, '8', null, True, 2024-01-01]") == [
         *(10, 1e-4, 1000, -0.5, "yes", "8", None, True, "2024-01-01")
     ]
 
