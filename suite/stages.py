@@ -126,18 +126,14 @@ def make_autoencoder(run: Run, name: str, out: Path, store: CheckpointFolder) ->
             if distributed.rank_and_world_size()[0] == 0:
                 copy_without_resampling(run, main, out)
             return
-    sae, no_resampling = variant(run.settings, name), no_resampling_checkpoint(run, name)
-    trained, summary = fit(run, hook(run, name), sae, store, no_resampling)
+    sae = variant(run.settings, name)
+    trained, summary = fit(run, hook(run, name), sae, store)
     if distributed.rank_and_world_size()[0] == 0:
         save_autoencoder(run, trained, summary, sae.hook_name, out)
 
 
 def fit(
-    run: Run,
-    hook: HookPoint,
-    sae: SAESettings,
-    store: CheckpointFolder,
-    no_resampling: CheckpointFolder | None = None,
+    run: Run, hook: HookPoint, sae: SAESettings, store: CheckpointFolder
 ) -> tuple[SparseAutoencoder, dict]:
     """Train on the run's training tokens.
 
@@ -150,7 +146,7 @@ def fit(
     rows = tokens.rows("train", context)
     torch.set_flush_denormal(True)
     try:
-        return training.fit(hook, rows, sae, run.settings.seed, store, no_resampling, heldout)
+        return training.fit(hook, rows, sae, run.settings.seed, store, heldout)
     finally:
         torch.set_flush_denormal(False)
 
@@ -180,15 +176,6 @@ def make_other_autoencoder(run: Run, hook: HookPoint, sae: SAESettings, folder: 
                 store = CheckpointFolder(checkpoints_of(folder), made_from, interrupted)
                 trained, summary = fit(run, hook, sae, store)
                 save_autoencoder(run, trained, summary, sae.hook_name, out)
-
-
-def no_resampling_checkpoint(run: Run, name: str) -> CheckpointFolder | None:
-    """Where the same autoencoder without resampling looks for a checkpoint, if it is yet to be trained."""
-    other = f"{name}-no_resampling"
-    if other not in variants(run.settings) or run.folder_of("autoencoder", other).exists():
-        return None
-    folder = checkpoints_of(run.folder_of("autoencoder", other))
-    return CheckpointFolder(folder, sae_fingerprint(run, other))
 
 
 def copy_without_resampling(run: Run, main: Path, out: Path) -> None:

@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -149,14 +149,11 @@ def fit(
     settings: SAESettings,
     seed: int,
     store: checkpoints.CheckpointFolder | None = None,
-    no_resampling: checkpoints.CheckpointFolder | None = None,
     heldout: np.ndarray | None = None,
 ) -> tuple[SparseAutoencoder, dict]:
     """(autoencoder for unscaled activations, summary): the training loop, on all positions of `rows` [row, position].
 
-    Goes on from the newest checkpoint in `store`, which Ctrl-C makes it write. Until resampling touches a feature, training
-    without it is the same computation: up to there its checkpoint also goes to `no_resampling`. `heldout` rows are for early
-    stopping.
+    Goes on from the newest checkpoint in `store`, which Ctrl-C makes it write. `heldout` rows are for early stopping.
     """
     recipe, (rank, ranks) = resolve(settings), distributed.rank_and_world_size()
     store = store or checkpoints.CheckpointFolder()
@@ -165,8 +162,7 @@ def fit(
     state, scale = prepare(hook, rows, settings, seed, heldout)
     sae, device = state.sae, state.silent.device
     dtype = precision(settings.precision, device)
-    for folder in filter(None, (store, no_resampling)):
-        folder.under(**checkpoints.environment_fingerprint(device, dtype), processes=ranks)
+    store.under(**checkpoints.environment_fingerprint(device, dtype), processes=ranks)
     state.restore(store.load())
     buffer = ActivationBuffer(
         hook, rows[rank::ranks], recipe.batch, settings.buffer_rows, seed, state.step
@@ -196,8 +192,6 @@ def fit(
             point = state.log(measured, settings.dead_window)
             bar.set_postfix(error=f"{point['squared_error']:.3g}", L0=f"{point['l0']:.1f}")
         if is_resampling_step(recipe, state.step, n_steps):
-            if no_resampling and not any(e["resampled"] for e in state.events):
-                replace(state, events=[]).save(no_resampling, settings.checkpoint_gb)
             state.events.append(resample_dead(hook, rows, settings, state, scale, seed))
         if state.stopping and (last or state.step % settings.check_every == 0):
             if distributed.any_process(state.stopping.stop(sae, state.step)):
