@@ -9,9 +9,8 @@ from sae_lib.device import device_of
 from sae_lib.errors import ChatError
 from sae_lib.files import write_atomically
 from sae_lib.interpretability import chat
-from sae_lib.interpretability.asking import Cache, Chat
+from sae_lib.interpretability.excerpts import HeldoutText
 from sae_lib.interpretability.explain import ask_about, make_units, sentence, spent, summary
-from sae_lib.interpretability.explain_windows import Text
 from sae_lib.text.display import Vocabulary
 from suite import stages
 from suite.runs import Run
@@ -57,7 +56,7 @@ def explain(
     if (found := run.saved_results(where, made_from)) and not found["stopped"] and table.exists():
         say(sentence(found, table))
         return found
-    asking = Chat(client, s, Cache(table.parent / "replies.jsonl", replies_beside(run)))
+    asking = chat.Chat(client, s, chat.Cache(table.parent / "replies.jsonl", replies_beside(run)))
     units = units_of(run, name, features)
     scored, stopped, error = ask_about(asking, units, Vocabulary(run.get("tokens").tokenizer), s)
     if error and not scored:
@@ -78,7 +77,8 @@ def explain(
 def units_of(run: Run, name: str, n: int) -> dict:
     """Features of the run and neurons beside them, with their excerpts."""
     s = run.settings
-    text = Text.of(run.get("tokens"), s.lm.context, s.evaluation.tokens, s.features, s.explain.seed)
+    tokens, n_tokens = run.get("tokens"), s.evaluation.tokens
+    text = HeldoutText(tokens, s.lm.context, n_tokens, s.features, s.explain.seed)
     table = run.get("features", name)[0]
     hook, sae = stages.hook(run, name), run.get("autoencoder", name)
     return make_units(hook, sae, table, text, n, s.explain)

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from sae_lib.checkpoints import CheckpointFolder, finish_the_step
 from sae_lib.device import device_of, keep_freed_memory
-from sae_lib.features import clamping_effects, evaluation, feature_table
-from sae_lib.interpretability import clusters, halves, scores, scoring
+from sae_lib.features import clamping_effects, evaluation, feature_table, firing
+from sae_lib.interpretability import clusters, scores, scoring
 from sae_lib.model import generation, language_model
 from sae_lib.model.activations import HookPoint
 from sae_lib.sae import training
@@ -196,7 +196,7 @@ def load_autoencoder(run: Run, name: str, folder: Path) -> SparseAutoencoder:
 def heldout_rows(run: Run, n_tokens: int):
     """At most `n_tokens` held-out tokens as rows [row, position], spread evenly over the held-out documents."""
     rows = run.get("tokens").rows("heldout", run.settings.lm.context)
-    return evaluation.spread_rows(rows, n_tokens)
+    return firing.spread_rows(rows, n_tokens)
 
 
 def evaluation_fingerprint(run: Run, name: str = "") -> Made:
@@ -271,10 +271,10 @@ def load_dictionary(run: Run, name: str, folder: Path | None) -> Dictionary:
 # --- what features mean ---
 
 
-def split_heldout(run: Run) -> halves.Halves:
+def split_heldout(run: Run) -> scoring.Halves:
     """The held-out text in a half to learn rules from and a half to score them on."""
     s = run.settings
-    return halves.split(run.get("tokens"), s.lm.context, s.interpretability, s.seed)
+    return scoring.split(run.get("tokens"), s.lm.context, s.interpretability, s.seed)
 
 
 def scores_fingerprint(run: Run, name: str = "") -> Made:
@@ -369,14 +369,15 @@ def summarise_clusters(run: Run, name: str = "") -> dict:
     return clusters.summary(table, [list(v) for v in values], run.settings.seed)
 
 
-def clamp_context(run: Run) -> clamping_effects.Subject:
+def clamp_context(run: Run) -> clamping_effects.ClampContext:
     """Everything that clamping needs, opened."""
     s, tokenizer = run.settings, run.get("tokens").tokenizer
     table, hooked = run.get("features")[0], hook(run)
-    places = clamping_effects.Places(hooked, heldout_rows(run, s.clamping.rows * s.lm.context))
+    rows = heldout_rows(run, s.clamping.rows * s.lm.context)
+    positions = clamping_effects.HeldoutPositions(hooked, rows)
     alive = clamping_effects.judged(table).index.tolist()
-    return clamping_effects.Subject(
-        hooked, run.get("autoencoder"), tokenizer, Vocabulary(tokenizer), table, places, alive
+    return clamping_effects.ClampContext(
+        hooked, run.get("autoencoder"), tokenizer, Vocabulary(tokenizer), table, positions, alive
     )
 
 

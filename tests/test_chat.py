@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from sae_lib.errors import ChatError, ModelError
-from sae_lib.interpretability import asking, chat
-from sae_lib.interpretability.asking import Cache, Chat, LimitReached
+from sae_lib.interpretability import chat
+from sae_lib.interpretability.chat import Cache, Chat, LimitReached
 from sae_lib.model import language_model
 from sae_lib.settings import ExplainSettings, LanguageModelSettings
 from sae_lib.text.tokenizer import train_tokenizer
@@ -22,7 +22,7 @@ NAMES = ("SAE_LLM_BASE_URL", "SAE_LLM_MODEL", "SAE_LLM_API_KEY")
 
 @pytest.fixture
 def endpoint(monkeypatch):
-    monkeypatch.setattr(asking, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(chat, "FIRST_WAIT", 0.01)
     with serving() as endpoint:
         for name, value in zip(NAMES, (endpoint.url, "tester", KEY), strict=True):
             monkeypatch.setenv(name, value)
@@ -97,7 +97,7 @@ def test_newer_models_call_the_limit_otherwise(endpoint, ask):
 
 def test_retry_after_is_heeded_within_bounds(endpoint, ask, monkeypatch):
     waits = []
-    monkeypatch.setattr(asking, "LONGEST_WAIT", 5.0)
+    monkeypatch.setattr(chat, "LONGEST_WAIT", 5.0)
     endpoint.script = lambda prompt, number: {
         1: (429, "", {"Retry-After": "3"}),
         2: (429, "", {"Retry-After": "900"}),

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from sae_lib.features import evaluation
 from sae_lib.features import feature_table as features
+from sae_lib.features import firing
 from sae_lib.features import statistics as feature_statistics
 from sae_lib.features.statistics import TopExamples, random_keys
 from sae_lib.model import activations
@@ -318,8 +318,8 @@ def directions(n=40, share=0.05):
 def test_the_table_does_not_depend_on_how_the_text_is_cut(monkeypatch):
     whole, whole_examples = build(Neurons(16))
     for at_once in (1, 7):
-        monkeypatch.setattr(features, "VALUES_AT_ONCE", at_once * 16 * 32)
-        monkeypatch.setattr(evaluation, "ROWS_AT_ONCE", at_once)
+        monkeypatch.setattr(firing, "VALUES_AT_ONCE", at_once * 16 * 32)
+        monkeypatch.setattr(firing, "ROWS_AT_ONCE", at_once)
         frame, examples = build(Neurons(16))
         for column in frame:
             for a, b in zip(frame[column], whole[column], strict=True):
@@ -347,7 +347,7 @@ def test_every_activation_of_a_tenth_is_drawn_equally_often():
     drawn = []
     for seed in range(400):
         sample = build(dictionary, seed=seed) if seed < 3 else None
-        sampler = feature_statistics.TopExamples.empty(1, 3, np.int64)
+        sampler = feature_statistics.TopExamples(1, 3, np.int64)
         number = members.astype(np.int64)
         sampler.update(
             np.zeros_like(number),
@@ -357,8 +357,8 @@ def test_every_activation_of_a_tenth_is_drawn_equally_often():
         )
         if sample:  # the table's own draw is this one
             e = sample[1][(sample[1]["feature"] == 0) & (sample[1]["tenth"] == 4)]
-            assert list(e["row"] * 32 + e["position"]) == list(sampler.tokens[0])
-        drawn.extend(sampler.tokens[0])
+            assert list(e["row"] * 32 + e["position"]) == list(sampler.best["token"][0])
+        drawn.extend(sampler.best["token"][0])
     counts = np.bincount(np.searchsorted(members, drawn), minlength=len(members))
     assert len(drawn) == 1200 and stats.chisquare(counts).pvalue > 1e-3
     thirds = np.array_split(counts, 3)
@@ -424,7 +424,7 @@ def test_a_tokeniser_that_pads_with_its_separator_has_no_padding():
     st.integers(1, 60),
 )
 def test_top_examples_are_the_true_top_however_they_stream_in(entries, k, at_once):
-    top = TopExamples.empty(4, k)
+    top = TopExamples(4, k)
     for i in range(0, len(entries), at_once):
         cell, key = np.array(entries[i : i + at_once]).T
         top.update(
@@ -435,10 +435,9 @@ def test_top_examples_are_the_true_top_however_they_stream_in(entries, k, at_onc
             (-key, i) for i, (c, key) in enumerate(entries) if c == cell
         ]  # of equal keys the earlier one first
         expected = [(-key, i) for key, i in sorted(mine)[:k]] + [(0, -1)] * (k - len(mine))
-        assert (
-            list(zip(top.keys[cell].tolist(), top.tokens[cell].tolist(), strict=True)) == expected
-        )
-        assert np.array_equal(top.values[cell], -top.keys[cell])
+        found = top.best[cell]
+        assert list(zip(found["key"].tolist(), found["token"].tolist(), strict=True)) == expected
+        assert np.array_equal(found["value"], -found["key"])
 
 
 def test_too_many_tokens_are_forgotten_smallest_first(monkeypatch):

@@ -15,25 +15,28 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from sae_lib.interpretability.rule_text import NEVER, RuleWriter, share
 from sae_lib.interpretability.rules import (
+    NEVER,
     Encoding,
     Leaf,
     Rule,
+    RuleWriter,
     Text,
     leaf_of,
     learn,
     learn_and_score,
     score,
+    share,
 )
-from sae_lib.interpretability.syntax import AROUND, surroundings
 from sae_lib.interpretability.token_attributes import (
+    AROUND,
     BEGINNINGS,
     NONE,
     PLACES,
     SHAPES,
     attributes,
     raw_values,
+    surroundings,
 )
 from sae_lib.text.display import Vocabulary
 from sae_lib.text.tokenizer import train_tokenizer
