@@ -89,7 +89,7 @@ def test_gradients_are_those_of_autograd(kind, screened, d_in, d_sae, n, seed):
     expected, loss_measured = autograd(sae, x, OBJECTIVES[kind])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sparse_step, "DENSE_ABOVE", 2.0)
-        patch.setattr(active_pairs, "MANY", 2.0)
+        patch.setattr(active_pairs, "MAX_CANDIDATE_SHARE", 2.0)
         patch.setattr(active_pairs, "fast_bfloat16", lambda: screened)
         measured = sparse_step.gradients(sae, x, OBJECTIVES[kind])
     assert_same_gradients(sae, expected, 1e-4)  # in one dimension sums can cancel to nearly nothing
@@ -138,7 +138,7 @@ def test_the_screened_product_finds_what_the_dense_one_finds(screened, d_in, d_s
     x = size * torch.randn(n, d_in, generator=torch.Generator().manual_seed(seed + 1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(active_pairs, "fast_bfloat16", lambda: screened)
-        patch.setattr(active_pairs, "MANY", 2.0)
+        patch.setattr(active_pairs, "MAX_CANDIDATE_SHARE", 2.0)
         pairs = active_pairs.active_pairs(sae, x)
     dense = sae.encode(x)
     found = torch.zeros_like(dense).index_put((pairs.row, pairs.column), pairs.value)
@@ -158,7 +158,7 @@ def test_candidates_miss_nothing_even_when_every_rounding_goes_the_wrong_way():
     assert rough.item() < -0.45 and sae.encode(x).item() > 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(active_pairs, "fast_bfloat16", lambda: True)
-        patch.setattr(active_pairs, "MANY", 2.0)
+        patch.setattr(active_pairs, "MAX_CANDIDATE_SHARE", 2.0)
         assert active_pairs.active_pairs(sae, x).column.tolist() == [0]
 
 

@@ -278,7 +278,7 @@ def _ablated(
     }
 
 
-def _ratio(sums: np.ndarray, counts: np.ndarray, axis: int) -> np.ndarray:
+def _ratio(sums: np.ndarray, counts: np.ndarray, axis: int) -> np.ndarray | float:
     """The mean over positions from the sums and counts of rows."""
     return sums.sum(axis) / counts.sum(axis)
 

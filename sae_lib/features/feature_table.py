@@ -29,13 +29,15 @@ from sae_lib.settings import FeatureSettings
 from sae_lib.text.tokenizer import separator_id
 
 BASELINES = ("neurons", "random", "principal")
-OUTLYING = 10.0  # times the median norm: activations this long, as on attention sinks, are marked
+MAX_NORM_RATIO = (
+    10.0  # times the median norm: activations this long, as on attention sinks, are marked
+)
 # that the median norm and the neurons' means are taken from, spread over the text
 REFERENCE_TOKENS = 8192
 # that thresholds of directions are taken from, or fewer where they would not fit …
 DIRECTION_TOKENS = 131_072
 DIRECTION_VALUES = 1 << 26  # … into so many activations of neurons
-TOKENS_SHOWN, NEAR, NEURONS_SHOWN = 10, 10, 5
+N_TOKENS, N_NEAREST, N_NEURONS = 10, 10, 5
 
 
 def load_features(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -79,7 +81,7 @@ def directions_like(
 @dataclass(frozen=True)
 class Marks:
     """Which positions are marked: the first of a row, padding, and those whose activations are
-    longer than `OUTLYING` × the median.
+    longer than `MAX_NORM_RATIO` × the median.
     """
 
     centre: Float[Tensor, " d_in"]
@@ -99,7 +101,9 @@ class Marks:
     def of(
         self, x: Float[Tensor, "n d_in"], ids: Integer[np.ndarray, "row position"]
     ) -> Bool[np.ndarray, " n"]:
-        marked = (x.norm(dim=1) > OUTLYING * self.median_norm).cpu().numpy().reshape(ids.shape)
+        marked = (
+            (x.norm(dim=1) > MAX_NORM_RATIO * self.median_norm).cpu().numpy().reshape(ids.shape)
+        )
         marked[:, 0] = True
         return (marked | (ids == self.padding) if self.padding is not None else marked).reshape(-1)
 
@@ -153,7 +157,7 @@ def build(
         two.update(chunk)
     columns = _of_activations(one, two) | _of_tokens(one, two, rows, tokenizer)
     columns |= _of_weights(hook, dictionary.W_dec, s.logits)
-    neurons, correlations = one.correlated(NEURONS_SHOWN)
+    neurons, correlations = one.correlated(N_NEURONS)
     columns["correlated_neurons"] = neurons.tolist()
     columns["correlated_values"] = correlations.tolist()
     places = example_places(one.top, two.samples)
@@ -180,9 +184,9 @@ def _of_activations(one: FirstPass, two: SecondPass) -> dict:
 def _of_tokens(one: FirstPass, two: SecondPass, rows: np.ndarray, tokenizer) -> dict:
     strongest = one.top.best["token"][:, 0]
     shown = tokenizer.batch_decode(rows.reshape(-1)[strongest.clip(0)][:, None].tolist())
-    tokens, sums = two.token_sums.largest(TOKENS_SHOWN)
+    tokens, sums = two.token_sums.largest(N_TOKENS)
     counts = [one.occurrences[t] for t in tokens]
-    before, before_counts = two.before_counts.largest(TOKENS_SHOWN)
+    before, before_counts = two.before_counts.largest(N_TOKENS)
     return {
         "top_token": [t if at >= 0 else None for t, at in zip(shown, strongest, strict=True)],
         "top_tokens": tokens,
@@ -195,8 +199,8 @@ def _of_tokens(one: FirstPass, two: SecondPass, rows: np.ndarray, tokenizer) -> 
 
 def _of_weights(hook: Source, W_dec: Float[Tensor, "d_sae d_in"], n_logits: int) -> dict:
     (raised, up), (lowered, down) = logit_effects(hook, W_dec, n_logits)
-    near, cosines = nearest(W_dec, NEAR)
-    neurons, components = aligned(W_dec, NEURONS_SHOWN)
+    near, cosines = nearest(W_dec, N_NEAREST)
+    neurons, components = aligned(W_dec, N_NEURONS)
     return {
         "top_logits": raised.tolist(),
         "top_logit_values": up.tolist(),

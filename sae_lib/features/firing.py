@@ -93,7 +93,7 @@ def _by_feature(parts: list) -> Iterator[list]:
 
 
 def lists(
-    group: Int[np.ndarray, " n"], values: Shaped[np.ndarray, " n"], n_groups: int
+    group: Integer[np.ndarray, " n"], values: Shaped[np.ndarray, " n"], n_groups: int
 ) -> list[np.ndarray]:
     """Entries ordered by group, as a list per group."""
     return np.split(values, np.searchsorted(group, np.arange(1, n_groups)))[:n_groups]

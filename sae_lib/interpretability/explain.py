@@ -115,7 +115,7 @@ class Scored:
         return row | counts
 
 
-def _balanced(yes: np.ndarray, no: np.ndarray, axis: int) -> np.ndarray:
+def _balanced(yes: np.ndarray, no: np.ndarray, axis: int) -> np.ndarray | float:
     return (yes.mean(axis) + no.mean(axis)) / 2
 
 

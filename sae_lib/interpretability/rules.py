@@ -28,6 +28,7 @@ from sae_lib.text.display import Vocabulary
 
 Array = np.ndarray
 Path = tuple[tuple[int, bool], ...]  # conditions by number, and whether each holds
+Step = tuple[int, list[int], bool]  # attribute, raw values, whether it is one of them
 Sets = dict[int, list[int]]  # attribute → raw values
 MIN_COUNT = 5  # a value that occurs less often in the learning half is no condition
 MIN_SHARE = 0.01  # of a split's tokens: a value without any firing that is rarer makes no "not"
@@ -306,25 +307,23 @@ class RuleWriter:
         self.of_token = {self.shape: shapes(vocabulary), self.beginning: beginnings(vocabulary)}
 
     def text(self, rule: Rule) -> str:
-        """The leaves where the rule says "fires", by falling rate. A "not" that the parts before
-        it imply is left out.
+        """The leaves where the rule says "fires", by falling rate. A "not" that the parts before it
+        imply is left out.
         """
         parts: list[str] = []
         told: list[Path] = []
         for leaf in rule.says_fires:
-            path, allowed = leaf.path, self._allowed(rule, leaf.path)
-            steps = [
-                step for i, step in enumerate(path) if not _implied(rule, path[:i], step, told)
-            ]
+            steps, allowed = self._steps(rule, leaf.path), self._allowed(rule, leaf.path)
             if all(allowed.values()):
-                words = self._words(allowed, self._excluded(rule, tuple(steps), allowed))
+                nots = [s for i, s in enumerate(steps) if not _implied(rule, leaf.path, i, told)]
+                words = self._words(allowed, self._excluded(nots, allowed))
                 parts.append(f"{words} ({share(leaf.rate)})")
-            told.append(path)
+            told.append(leaf.path)
         return "; ".join(parts) or NEVER
 
     def values(self, rule: Rule) -> list[str]:
-        """What the rule's parts ask for, each value for itself (`after ` + "`(`"): what rules
-        can have in common.
+        """What the rule's parts ask for, each value for itself (`after ` + "`(`"): what rules can
+        have in common.
         """
         named: dict[str, None] = {}
         for leaf in rule.says_fires:
@@ -334,42 +333,43 @@ class RuleWriter:
 
     def asks_for_context(self, rule: Rule) -> bool:
         """Whether the rule asks for more than what the token itself is."""
-        asked = {self._condition(rule, number)[0] for number in range(len(rule.conditions))}
+        asked = {self.encoding.raw(int(codes[0]))[0] for codes in rule.conditions}
         return not asked <= {self.token, self.shape}
+
+    def _steps(self, rule: Rule, path: Path) -> list[Step]:
+        """The conditions along a path in raw values."""
+        steps = []
+        for number, holds in path:
+            pairs = [self.encoding.raw(int(code)) for code in rule.conditions[number]]
+            steps.append((pairs[0][0], [value for _, value in pairs], holds))
+        return steps
 
     def _allowed(self, rule: Rule, path: Path) -> Sets:
         """The values that a path leaves of the attributes that it names values of."""
-        steps = [(*self._condition(rule, number), holds) for number, holds in path]
+        steps = self._steps(rule, path)
         allowed: Sets = {}
         for a, values, holds in sorted(steps, key=lambda step: not step[2]):
             if holds or a in allowed:
-                before = allowed.get(a, values)
-                allowed[a] = [v for v in before if (v in values) == holds]
-        if self.token in allowed:
-            for a, values, holds in steps:
-                if self._known_from_token(a, values):
-                    of, tokens = self.of_token[a], allowed[self.token]
-                    allowed[self.token] = [t for t in tokens if (of[t] in values) == holds]
-                    allowed.pop(a, None)
+                allowed[a] = [v for v in allowed.get(a, values) if (v in values) == holds]
+        for a, values, holds in steps:
+            if self.token in allowed and self._known_from_token(a, values):
+                of, tokens = self.of_token[a], allowed[self.token]
+                allowed[self.token] = [t for t in tokens if (of[t] in values) == holds]
+                allowed.pop(a, None)
         return allowed
 
     def _known_from_token(self, a: int, values: list[int]) -> bool:
         own = a == self.beginning and max(values) < len(OWN_BEGINNINGS)
         return a == self.shape or own
 
-    def _excluded(self, rule: Rule, path: Path, allowed: Sets) -> Sets:
+    def _excluded(self, steps: list[Step], allowed: Sets) -> Sets:
         """The values that a path rules out of the other attributes."""
         excluded: Sets = {}
-        for number, holds in path:
-            a, values = self._condition(rule, number)
+        for a, values, holds in steps:
             known = self.token in allowed and self._known_from_token(a, values)
             if not (holds or a in allowed or known):
                 excluded.setdefault(a, []).extend(values)
         return excluded
-
-    def _condition(self, rule: Rule, number: int) -> tuple[int, list[int]]:
-        pairs = [self.encoding.raw(int(code)) for code in rule.conditions[number]]
-        return pairs[0][0], [value for _, value in pairs]
 
     def _words(self, allowed: Sets, excluded: Sets) -> str:
         phrases = {a: self._phrase(a, values) for a, values in allowed.items()}
@@ -388,9 +388,9 @@ def share(rate: float) -> str:
     return f"{100 * rate:.0f} %" if rate >= 0.0095 else f"{100 * rate:.1g} %"
 
 
-def _implied(rule: Rule, before: Path, step: tuple[int, bool], told: list[Path]) -> bool:
-    """Whether all that a "not" sets apart was told already."""
-    number, holds = step
-    beside = (*before, (number, True))
+def _implied(rule: Rule, path: Path, step: int, told: list[Path]) -> bool:
+    """Whether all that the "not" of a step sets apart was told already."""
+    number, holds = path[step]
+    beside = (*path[:step], (number, True))
     apart = [leaf.path for leaf in rule.leaves if leaf.path[: len(beside)] == beside]
-    return not holds and all(path in told for path in apart)
+    return not holds and all(other in told for other in apart)

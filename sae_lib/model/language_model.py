@@ -31,10 +31,9 @@ from sae_lib.text.tokens import Tokens
 if TYPE_CHECKING:
     import transformer_lens
 
-EXPLODED = 7  # times the loss of a guess among all tokens alike
-TINY = (
-    1e-38  # a smaller probability of the token that came counts as this: 87 nats are an explosion
-)
+MAX_LOSS_RATIO = 7  # times the loss of a guess among all tokens alike
+# a smaller probability of the token that came counts as this: 87 nats are an explosion
+MIN_PROBABILITY = 1e-38
 LOSS_CHUNK = 512  # tokens whose logits exist at once: small enough for a core's cache
 
 
@@ -153,7 +152,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, n, chunk):
             h, t = hidden[start : start + chunk], targets[start : start + chunk, None]
             grad = F.softmax(product(h, weight), dim=-1, dtype=torch.float32)
-            total -= grad.gather(1, t).clamp_min(TINY).log().sum()
+            total -= grad.gather(1, t).clamp_min(MIN_PROBABILITY).log().sum()
             if not ctx.needs_input_grad[0]:  # an evaluation: the loss alone
                 continue
             grad.scatter_add_(1, t, torch.full_like(t, -1, dtype=grad.dtype))  # softmax − one-hot
@@ -223,7 +222,9 @@ class TrainingState:
         """`TrainingError` where loss or gradient is not finite, or the loss far above that of a
         guess.
         """
-        limit = EXPLODED * math.log(self.model.config.vocab_size) if math.isfinite(norm) else -1.0
+        limit = (
+            MAX_LOSS_RATIO * math.log(self.model.config.vocab_size) if math.isfinite(norm) else -1.0
+        )
         causes = f"lm.lr {s.lr} too high, or lm.grad_clip {s.grad_clip} too lax"
         checkpoints.check_loss("language model", loss, limit, self.step, folder, causes)
 

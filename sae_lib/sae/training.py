@@ -25,7 +25,7 @@ from sae_lib.sae.recipes import Recipe, is_resampling_step, rate, resolve
 from sae_lib.sae.resampling import resample
 from sae_lib.settings import SAESettings
 
-EXPLODED = 1000  # times the loss of the first step
+MAX_LOSS_RATIO = 1000  # times the loss of the first step
 THRESHOLD_SPEED = 0.01  # of the moving average that batchtopk's threshold is, per step
 
 
@@ -98,7 +98,7 @@ class TrainingState:
         total = (measured.squared_error + measured.l1).item()
         self.reference = total if self.reference is None else self.reference
         finite = math.isfinite(self.reference)
-        limit = EXPLODED * self.reference if finite else sys.float_info.max
+        limit = MAX_LOSS_RATIO * self.reference if finite else sys.float_info.max
         causes = f"sae.lr {recipe.lr} or λ {recipe.l1} too high, or activations that are not finite"
         checkpoints.check_loss(recipe.name, total, limit, self.step, folder, causes)
 

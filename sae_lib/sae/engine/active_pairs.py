@@ -18,7 +18,9 @@ from sae_lib.sae.autoencoder import SparseAutoencoder
 # of a bfloat16 product with float32 sums, relative to ‖x‖‖w‖: twice bfloat16's 2⁻⁸, and a tenth for
 # the sums
 ROUNDING = 2**-7 * 1.1
-MANY = 0.1  # share of candidates from which the float32 product is the cheaper way to decide
+MAX_CANDIDATE_SHARE = (
+    0.1  # share of candidates from which the float32 product is the cheaper way to decide
+)
 
 
 class ActivePairs(NamedTuple):
@@ -86,7 +88,7 @@ def _above(
         row, column = _where_above(
             _bfloat16_product(sae, centred, bias + 2**-7 * bias.abs(), margin)
         )  # every pair that float32 could find above
-        if len(row) < MANY * len(x) * sae.d_sae:
+        if len(row) < MAX_CANDIDATE_SHARE * len(x) * sae.d_sae:
             pattern = ActivePairs(row, column, torch.zeros(len(row))).csr((len(x), sae.d_sae))
             z = (
                 torch.sparse.sampled_addmm(pattern, centred, sae.W_enc, beta=0)
