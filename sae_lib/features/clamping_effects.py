@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sae_lib.features import clamping
 from sae_lib.features.clamping import ROWS_AT_ONCE, Clamp, NextTokens, clamped, next_token_losses
-from sae_lib.features.evaluation import interval
 from sae_lib.features.firing import ALIVE, firing, spread_rows
+from sae_lib.features.statistics import interval
 from sae_lib.model.activations import HookPoint
 from sae_lib.progress import tqdm
 from sae_lib.sae.dictionaries import Dictionary, Selected, random_directions

@@ -3,14 +3,12 @@ f > 0, everywhere.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Integer
-from scipy import stats
 from torch import Tensor
 
 from sae_lib.features.firing import ALIVE, batches, spread_rows
@@ -20,7 +18,6 @@ from sae_lib.sae.dictionaries import Dictionary, reconstruction
 from sae_lib.settings import EvaluationSettings
 
 LOSS_ROWS_AT_ONCE = 16  # whose logits, clean and changed, exist together
-RESAMPLES = 2000  # of a bootstrap
 
 
 @torch.no_grad()
@@ -134,26 +131,6 @@ def _log_probabilities(hook: HookPoint, tokens: Tensor) -> Float[Tensor, "n voca
 
 def _nll(log_probabilities: Tensor, tokens: Tensor) -> float:
     return -log_probabilities.gather(1, tokens[:, 1:].reshape(-1, 1)).sum().item()
-
-
-def interval(
-    samples: Sequence[np.ndarray], statistic: Callable, paired: bool = False, seed: int = 0
-) -> tuple[float, float]:
-    """95 % bootstrap percentiles of a statistic of one or more samples; NaN where one has fewer
-    than two values.
-    """
-    if min(map(len, samples)) < 2:
-        return np.nan, np.nan
-    found = stats.bootstrap(
-        samples,
-        statistic,
-        n_resamples=RESAMPLES,
-        paired=paired,
-        vectorized=True,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(found.low), float(found.high)
 
 
 def evaluate(

@@ -322,4 +322,4 @@ def ablation_effect(
     before = next_token_losses(hook, ids, everywhere)
     with clamped(hook, dictionary, [Clamp(feature, "ablate")]):
         change = next_token_losses(hook, ids, everywhere) - before
-    return torch.cat([change.new_zeros(1), change])
+    return torch.nn.functional.pad(change[0], (1, 0))

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Integer, Shaped
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
+from sae_lib.features.statistics import lists
 from sae_lib.model.activations import Source, harvest
 from sae_lib.progress import tqdm
 from sae_lib.sae.dictionaries import Dictionary, active
@@ -90,10 +91,3 @@ def _by_feature(parts: list) -> Iterator[list]:
     feature.
     """
     return zip(*(zip(*column, strict=True) for column in zip(*parts, strict=True)), strict=True)
-
-
-def lists(
-    group: Integer[np.ndarray, " n"], values: Shaped[np.ndarray, " n"], n_groups: int
-) -> list[np.ndarray]:
-    """Entries ordered by group, as a list per group."""
-    return np.split(values, np.searchsorted(group, np.arange(1, n_groups)))[:n_groups]

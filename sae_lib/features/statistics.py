@@ -5,22 +5,23 @@ Two passes, because the tenths of a feature's range need its maximum first. Only
 looked at.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse
+import scipy.stats
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Integer, Shaped
 from torch import Tensor
-
-from sae_lib.features.firing import lists
-from sae_lib.features.weights import joined
 
 BINS, TENTHS = 40, 10  # of (0, maximum_all]; a tenth is BINS / TENTHS of the bins
 MIN_OCCURRENCES = 5  # a token that occurs less often has no mean activation worth a place
 DENSE = 0.1  # share of active pairs from which dense products are the cheaper ones
 # (token, feature) sums that are kept: so many, or so many per feature where that is more
 PAIRS, PAIRS_PER_FEATURE = 1 << 24, 256
+RESAMPLES = 2000  # of a bootstrap
+Largest = tuple[Shaped[Tensor, "d_sae k"], Float[Tensor, "d_sae k"]]  # (indices, values)
 FEATURES_AT_ONCE = 1024  # whose correlations with all neurons exist together
 
 
@@ -264,3 +265,36 @@ def _mix(z: np.ndarray) -> np.ndarray:
 def rank_within(group: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
     """Of entries ordered by group: which of its group each one is, from 0."""
     return np.arange(len(group)) - np.searchsorted(group, group)
+
+
+def lists(
+    group: Integer[np.ndarray, " n"], values: Shaped[np.ndarray, " n"], n_groups: int
+) -> list[np.ndarray]:
+    """Entries ordered by group, as a list per group."""
+    return np.split(values, np.searchsorted(group, np.arange(1, n_groups)))[:n_groups]
+
+
+def joined(parts: Sequence[tuple[Tensor, Tensor]]) -> Largest:
+    """(indices, values) on the CPU from what `topk` gave for parts of the features."""
+    values, indices = zip(*parts, strict=True)
+    return torch.cat(indices).cpu(), torch.cat(values).cpu()
+
+
+def interval(
+    samples: Sequence[np.ndarray], statistic: Callable, paired: bool = False, seed: int = 0
+) -> tuple[float, float]:
+    """95 % bootstrap percentiles of a statistic of one or more samples; NaN where one has fewer
+    than two values.
+    """
+    if min(map(len, samples)) < 2:
+        return np.nan, np.nan
+    found = scipy.stats.bootstrap(
+        samples,
+        statistic,
+        n_resamples=RESAMPLES,
+        paired=paired,
+        vectorized=True,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(found.low), float(found.high)

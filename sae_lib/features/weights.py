@@ -2,17 +2,15 @@
 them.
 """
 
-from collections.abc import Sequence
-
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from sae_lib.features.statistics import Largest, joined
 from sae_lib.model.activations import HookPoint, Source
 
 AT_ONCE = 1024  # features whose products with the vocabulary or with all features exist at a time
 MIN_SIZE = 1e-4  # a smaller cosine or component is rounding
-Largest = tuple[Shaped[Tensor, "d_sae k"], Float[Tensor, "d_sae k"]]  # (indices, values)
 
 
 @torch.no_grad()
@@ -55,12 +53,6 @@ def _into_residual(
         return directions
     weight = hook.module.weight.float()  # GPT-2's Conv1D stores [in, out], nn.Linear [out, in]
     return directions @ (weight.T if isinstance(hook.module, nn.Linear) else weight)
-
-
-def joined(parts: Sequence[tuple[Tensor, Tensor]]) -> Largest:
-    """(indices, values) on the CPU from what `topk` gave for parts of the features."""
-    values, indices = zip(*parts, strict=True)
-    return torch.cat(indices).cpu(), torch.cat(values).cpu()
 
 
 @torch.no_grad()

@@ -22,8 +22,8 @@ import pandas as pd
 import torch
 
 from sae_lib.errors import ChatError
-from sae_lib.features.evaluation import interval
 from sae_lib.features.firing import ALIVE, firing
+from sae_lib.features.statistics import interval
 from sae_lib.interpretability.chat import Chat, LimitReached
 from sae_lib.interpretability.excerpts import HeldoutText, Unit, Window, draw_unit, strongest
 from sae_lib.model.activations import HookPoint
