@@ -20,7 +20,7 @@ from sae_lib import settings
 from sae_lib.errors import ChatError, SettingsError
 from sae_lib.features.firing import Firing
 from sae_lib.interpretability import chat, explain
-from sae_lib.interpretability.excerpts import HeldoutText, Window, draw_unit
+from sae_lib.interpretability.excerpts import HeldoutText, Unit, Window, draw_unit
 from sae_lib.model.activations import harvest
 from sae_lib.text.display import Vocabulary
 from sae_lib.text.tokenizer import train_tokenizer
@@ -518,7 +518,7 @@ def test_explanations_are_read(reply, read):
 
 
 def test_balanced_accuracy_and_its_interval():
-    unit = explain_windows.Unit("feature", 7, 0.01, [], [], [], 0)
+    unit = Unit("feature", 7, 0.01, [], [], [], 0)
     answers = (
         [(True, True)] * 3
         + [(True, False)]

@@ -1,7 +1,6 @@
 """The feature table: two streaming passes over held-out text, then the text around each example."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -78,50 +77,39 @@ def directions_like(
     return directions.at_density(x, torch.from_numpy(density).to(x.device))
 
 
-@dataclass(frozen=True)
-class Marks:
-    """Which positions are marked: the first of a row, padding, and those whose activations are
-    longer than `MAX_NORM_RATIO` × the median.
+class MarkedText:
+    """Rows of text with a dictionary's active pairs, and which positions are marked: the first of a
+    row, padding, and those whose activations are longer than `MAX_NORM_RATIO` × the median.
     """
 
-    centre: Float[Tensor, " d_in"]
-    median_norm: float
-    padding: int | None
-
-    @classmethod
-    def measured(cls, hook: Source, rows: np.ndarray, padding: int | None) -> "Marks":
-        """From a few rows spread over the text, so that it does not depend on how the text is
-        cut into chunks.
-        """
-        length = rows.shape[1]
+    def __init__(
+        self,
+        hook: Source,
+        dictionary: Dictionary,
+        rows: Integer[np.ndarray, "row position"],
+        padding: int | None,
+        keep_marked: bool,
+    ):
+        self.source = (hook, {"": dictionary}, rows)
+        self.padding, self.keep_marked, length = padding, keep_marked, rows.shape[1]
+        # a few rows spread over the text, so that it does not depend on how the text is cut
         x = harvest(hook, spread_rows(rows, max(2 * length, REFERENCE_TOKENS))).float()
         after_first = x.view(-1, length, x.shape[1])[:, min(1, length - 1) :]
-        return cls(x.mean(0), after_first.norm(dim=-1).median().item(), padding)
+        self.centre = x.mean(0)
+        self.max_norm = MAX_NORM_RATIO * after_first.norm(dim=-1).median().item()
 
-    def of(
-        self, x: Float[Tensor, "n d_in"], ids: Integer[np.ndarray, "row position"]
-    ) -> Bool[np.ndarray, " n"]:
-        marked = (
-            (x.norm(dim=1) > MAX_NORM_RATIO * self.median_norm).cpu().numpy().reshape(ids.shape)
-        )
-        marked[:, 0] = True
-        return (marked | (ids == self.padding) if self.padding is not None else marked).reshape(-1)
-
-
-def stream(
-    hook: Source,
-    dictionary: Dictionary,
-    rows: np.ndarray,
-    marks: Marks,
-    keep_marked: bool,
-    desc: str,
-) -> Iterator[Chunk]:
-    """The active pairs of `rows`, a few rows at a time."""
-    for batch in batches(hook, {"": dictionary}, rows, desc):
-        marked, ids = marks.of(batch.x, batch.ids), batch.ids
-        before = np.concatenate([np.full((len(ids), 1), -1), ids[:, :-1]], 1).reshape(-1)
-        kept, ids = np.ones_like(marked) if keep_marked else ~marked, ids.reshape(-1)
-        yield Chunk(batch.first, batch.x, ids, before, marked, kept, *batch.arrays(""))
+    def chunks(self, desc: str) -> Iterator[Chunk]:
+        """One pass over the text, a few rows at a time."""
+        for batch in batches(*self.source, desc):
+            ids = batch.ids
+            marked = (batch.x.norm(dim=1) > self.max_norm).cpu().numpy().reshape(ids.shape)
+            marked[:, 0] = True
+            if self.padding is not None:
+                marked |= ids == self.padding
+            before = np.concatenate([np.full((len(ids), 1), -1), ids[:, :-1]], 1)
+            kept = np.ones_like(marked) if self.keep_marked else ~marked
+            flat = (array.reshape(-1) for array in (ids, before, marked, kept))
+            yield Chunk(batch.first, batch.x, *flat, *batch.arrays(""))
 
 
 @torch.no_grad()
@@ -136,7 +124,7 @@ def build(
     """(features, examples): a row per feature, row i is feature i; a row per example of one, see
     `examples_table`.
 
-    Marked positions (see `Marks`) are left out of the top examples, of `maximum`, of the top
+    Marked positions (see `MarkedText`) are left out of the top examples, of `maximum`, of the top
     tokens, of the tokens before and of the correlations, unless `keep_marked`; all else counts
     every token. A feature's range is (0, maximum_all]: `histogram` counts its activations in 40
     equal parts of it, `tenths` are their shares in ten, and `samples` of each tenth are among the
@@ -145,15 +133,15 @@ def build(
     """
     keep_freed_memory()
     pad = tokenizer.pad_token_id
-    marks = Marks.measured(hook, rows, pad if pad != separator_id(tokenizer) else None)
-    text = (hook, dictionary, rows, marks, s.keep_marked)
-    one = FirstPass(dictionary.d_sae, int(rows.max()) + 1, s.top_k, marks.centre)
+    padding = pad if pad != separator_id(tokenizer) else None
+    text = MarkedText(hook, dictionary, rows, padding, s.keep_marked)
+    one = FirstPass(dictionary.d_sae, int(rows.max()) + 1, s.top_k, text.centre)
     marked = []
-    for chunk in stream(*text, "features: maxima"):
+    for chunk in text.chunks("features: maxima"):
         one.update(chunk)
         marked.append(chunk.marked)
     two = SecondPass(one, s.samples, seed)
-    for chunk in stream(*text, "features: tenths"):
+    for chunk in text.chunks("features: tenths"):
         two.update(chunk)
     columns = _of_activations(one, two) | _of_tokens(one, two, rows, tokenizer)
     columns |= _of_weights(hook, dictionary.W_dec, s.logits)

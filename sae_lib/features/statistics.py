@@ -245,14 +245,17 @@ def random_keys(
     """Random positive numbers that depend on (token, feature, seed) alone: who has the largest
     does not depend on how the text is cut.
     """
-    seed %= 2**32
-    mixed = _bits(token, seed) ^ _bits(feature, 2**32 + seed)
+    if len(token) == 0:
+        return token
+    mixed = _bits(token, seed % 2**32) ^ _bits(feature, 2**32 + seed % 2**32)
     return (_mix(mixed) >> np.uint64(1)).astype(np.int64) | 1
 
 
 def _bits(number: Int[np.ndarray, " pair"], seed: int) -> np.ndarray:
-    step = np.uint64(0x9E3779B97F4A7C15)
-    return _mix(number.astype(np.uint64) * step + _mix(np.array([seed], np.uint64)))
+    """Random bits of every number, made once for all between the smallest and the largest."""
+    first, step = number.min(), np.uint64(0x9E3779B97F4A7C15)
+    numbers = np.arange(first, number.max() + 1).astype(np.uint64)
+    return _mix(numbers * step + _mix(np.array([seed], np.uint64)))[number - first]
 
 
 def _mix(z: np.ndarray) -> np.ndarray:
