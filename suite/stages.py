@@ -375,7 +375,7 @@ def clamp_context(run: Run) -> clamping_effects.ClampContext:
     table, hooked = run.get("features")[0], hook(run)
     rows = heldout_rows(run, s.clamping.rows * s.lm.context)
     positions = clamping_effects.HeldoutPositions(hooked, rows)
-    alive = clamping_effects.judged(table).index.tolist()
+    alive = clamping_effects.alive_features(table).index.tolist()
     return clamping_effects.ClampContext(
         hooked, run.get("autoencoder"), tokenizer, Vocabulary(tokenizer), table, positions, alive
     )

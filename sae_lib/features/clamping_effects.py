@@ -36,7 +36,7 @@ class ClampContext:
     vocabulary: Vocabulary
     table: pd.DataFrame
     positions: "HeldoutPositions"
-    alive: list[int]  # the features of `judged`
+    alive: list[int]  # the features of `alive_features`
 
     def maximum(self, feature: int) -> float:
         """Its maximum on held-out text; that on marked positions where it fires on no others."""
@@ -283,7 +283,7 @@ def _ratio(sums: np.ndarray, counts: np.ndarray, axis: int) -> np.ndarray | floa
     return sums.sum(axis) / counts.sum(axis)
 
 
-def judged(table: pd.DataFrame) -> pd.DataFrame:
+def alive_features(table: pd.DataFrame) -> pd.DataFrame:
     """The features with at least `firing.ALIVE` activations on held-out text; where there is
     none, those that fire at all.
     """
@@ -292,10 +292,10 @@ def judged(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def clear_features(table: pd.DataFrame, n: int, seed: int) -> list[int]:
-    """`n` features drawn at random among the tenth of `judged` that, at its maximum, pushes its
+    """`n` features drawn at random among the tenth of `alive_features` that, at its maximum, pushes its
     first token's logit up most.
     """
-    alive = judged(table)
+    alive = alive_features(table)
     push = (alive["maximum"] * alive["top_logit_values"].str[0]).sort_values(ascending=False)
     tenth = push.index[: max(n, len(push) // 10)]
     return [int(i) for i in np.random.default_rng(seed).permutation(tenth)[:n]]

@@ -76,18 +76,17 @@ def firing(
         for name, dictionary in dictionaries.items():
             token, feature, value = batch.arrays(name)
             # numpy sorts small integers fastest
-            small = feature.astype(np.min_scalar_type(dictionary.d_sae))
-            order = small.argsort(kind="stable")
+            feature = feature.astype(np.min_scalar_type(dictionary.d_sae))
+            order = feature.argsort(kind="stable")
             columns = ((token[order] + batch.first).astype(np.int32), value[order])
-            parts[name].append([lists(small[order], c, dictionary.d_sae) for c in columns])
+            parts[name].append([lists(feature[order], c, dictionary.d_sae) for c in columns])
     return {
-        name: [Firing(*map(np.concatenate, p)) for p in _by_feature(of)]
-        for name, of in parts.items()
+        name: [_joined(parts[name], i) for i in range(dictionary.d_sae)]
+        for name, dictionary in dictionaries.items()
     }
 
 
-def _by_feature(parts: list) -> Iterator[list]:
-    """From (tokens, values) by feature for each batch to the batches' (tokens, values) for each
-    feature.
-    """
-    return zip(*(zip(*column, strict=True) for column in zip(*parts, strict=True)), strict=True)
+def _joined(parts: list[list], feature: int) -> Firing:
+    """A feature's part of the (tokens, values) by feature of all batches."""
+    tokens, values = zip(*((t[feature], v[feature]) for t, v in parts), strict=True)
+    return Firing(np.concatenate(tokens), np.concatenate(values))

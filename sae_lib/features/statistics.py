@@ -148,8 +148,9 @@ class FirstPass:
     def __init__(self, d_sae: int, vocab: int, top_k: int, centre: Float[Tensor, " d_in"]):
         self.d_sae, self.vocab, self.centre = d_sae, vocab, centre
         self.n = self.n_kept = 0  # tokens
-        self.counts, self.marked_counts = np.zeros((2, d_sae), np.int64)
-        self.sums, self.kept_sums, self.kept_squares = np.zeros((3, d_sae))
+        self.counts = np.zeros(d_sae, np.int64)
+        sums = np.zeros((4, d_sae))
+        self.sums, self.marked_counts, self.kept_sums, self.kept_squares = self._sums = sums
         self.maximum = np.zeros(d_sae, np.float32)
         self.occurrences = np.zeros(vocab, np.int64)  # of kept tokens
         self.top = TopExamples(d_sae, top_k)
@@ -162,12 +163,10 @@ class FirstPass:
         self.n += len(chunk.kept)
         self.n_kept += int(chunk.kept.sum())
         self.occurrences += np.bincount(chunk.token_ids[chunk.kept], minlength=self.vocab)
-        on_marked = chunk.feature[chunk.marked[chunk.token]]
         self.counts += np.bincount(chunk.feature, minlength=self.d_sae)
-        self.marked_counts += np.bincount(on_marked, minlength=self.d_sae)
-        self.sums += np.bincount(chunk.feature, chunk.value, self.d_sae)
-        self.kept_sums += np.bincount(chunk.feature, kept, self.d_sae)
-        self.kept_squares += np.bincount(chunk.feature, kept * kept, self.d_sae)
+        addends = (chunk.value, chunk.marked[chunk.token], kept, kept * kept)
+        for total, addend in zip(self._sums, addends, strict=True):
+            total += np.bincount(chunk.feature, addend, self.d_sae)
         feature, value = torch.from_numpy(chunk.feature), torch.from_numpy(chunk.value)
         torch.from_numpy(self.maximum).scatter_reduce_(0, feature, value, "amax")
         self.top.update(chunk.feature, chunk.token + chunk.first, kept, chunk.value)
