@@ -74,7 +74,7 @@ def directions_like(
         directions = principal_directions(x)
         alive = density[density > 0]
         density = np.quantile(alive if len(alive) else density, np.linspace(1, 0, directions.d_sae))
-    return directions.at_density(x, torch.from_numpy(density).to(x.device))
+    return directions.at_density(x, torch.tensor(density))
 
 
 class MarkedText:
@@ -270,7 +270,7 @@ def _activations(
             if len(members) == 0:
                 continue
             window = windows.iloc[members]
-            features = torch.from_numpy(window["feature"].to_numpy()).to(x.device)
+            features = torch.tensor(window["feature"].to_numpy(), device=x.device)
             acts = activations_of(dictionary, x[i], features).T.cpu().numpy().reshape(-1)
             source = np.arange(len(members)) * rows.shape[1] + window["begin"].to_numpy()
             size = window["size"].to_numpy()

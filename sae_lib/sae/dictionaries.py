@@ -54,7 +54,8 @@ class Directions:
         """The same directions with thresholds at which each is active on its share `density` of
         the activations `x`.
         """
-        nth = (len(x) - (density * len(x)).round().long() - 1).clamp(0, len(x) - 1)  # from below
+        n_active = (density.to(x.device) * len(x)).round().long()
+        nth = (len(x) - n_active - 1).clamp(0, len(x) - 1)  # from below
         x, thresholds = x - self.centre, []
         for some, n in zip(
             self.W_dec.split(DIRECTIONS_AT_ONCE), nth.split(DIRECTIONS_AT_ONCE), strict=True
