@@ -14,6 +14,7 @@ how often the unit fires there.
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool, Int
 from scipy.special import rel_entr
 
@@ -59,12 +60,11 @@ class Encoding:
         return cls(values, np.concatenate([[0], np.cumsum([len(v) + 1 for v in values])]))
 
     def encode(self, raw: Int[Array, "n attribute"]) -> Int[Array, "n attribute"]:
-        codes = np.empty(raw.shape, dtype=np.int64)
-        for a, values in enumerate(self.values):
-            at = np.searchsorted(values, raw[:, a])
-            known = (at < len(values)) & (np.append(values, [NONE])[at] == raw[:, a])
-            codes[:, a] = self.starts[a] + np.where(known, at + 1, 0)
-        return codes
+        # −1 for a value that is not there, which makes the code of any other value
+        found = [
+            pd.Index(v).get_indexer(column) for v, column in zip(self.values, raw.T, strict=True)
+        ]
+        return self.starts[:-1] + 1 + np.stack(found, axis=1)
 
     def raw(self, code: int) -> tuple[int, int]:
         """(attribute, raw value) of a code."""
