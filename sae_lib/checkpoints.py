@@ -1,4 +1,6 @@
-"""Checkpoints of a training loop: safetensors and JSON, written atomically, the last two kept while they fit, never unpickled."""
+"""Checkpoints of a training loop: safetensors and JSON, written atomically, the last two kept
+while they fit, never unpickled.
+"""
 
 import hashlib
 import json
@@ -21,7 +23,9 @@ KEEP = 2
 
 
 def environment_fingerprint(device: torch.device, precision: torch.dtype) -> dict[str, Any]:
-    """What training depends on to the last bit besides its settings; a checkpoint goes on only under the same."""
+    """What training depends on to the last bit besides its settings; a checkpoint goes on only
+    under the same.
+    """
     return {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
@@ -32,7 +36,8 @@ def environment_fingerprint(device: torch.device, precision: torch.dtype) -> dic
 
 @contextmanager
 def finish_the_step(what: str) -> Iterator[threading.Event]:
-    """Inside, Ctrl-C or SIGTERM sets the event, so that a loop can finish its step and save; a second one interrupts at once.
+    """Inside, Ctrl-C or SIGTERM sets the event, so that a loop can finish its step and save; a
+    second one interrupts at once.
 
     Where the block ends without a step to stop at, `Interrupted` says so: no Ctrl-C is lost.
     """
@@ -61,10 +66,11 @@ def finish_the_step(what: str) -> Iterator[threading.Event]:
 
 
 class CheckpointFolder:
-    """Where one training keeps its checkpoints: the newest is found again by the same settings on the same machine.
+    """Where one training keeps its checkpoints: the newest is found again by the same settings on
+    the same machine.
 
-    `made_from` is what the weights depend on; `interrupted` is set where Ctrl-C wants the training to save and stop. Without a
-    folder nothing is kept.
+    `made_from` is what the weights depend on; `interrupted` is set where Ctrl-C wants the training
+    to save and stop. Without a folder nothing is kept.
     """
 
     def __init__(
@@ -93,16 +99,20 @@ class CheckpointFolder:
 def check_loss(
     what: str, loss: float, limit: float, step: int, folder: Path | None, causes: str
 ) -> None:
-    """`TrainingError` where a loss is not finite or has exploded beyond `limit`, with the step, the last good checkpoint and likely causes."""
+    """`TrainingError` where a loss is not finite or has exploded beyond `limit`, with the step,
+    the last good checkpoint and likely causes.
+    """
     if loss <= limit:  # false for NaN
         return
     good = (
-        f"the last good checkpoint is step {steps(folder)[-1]} in {folder}; to try other settings, choose another run folder"
+        f"the last good checkpoint is step {steps(folder)[-1]} in {folder}; to try other settings,"
+        " choose another run folder"
         if folder and steps(folder)
         else "there is no checkpoint yet"
     )
     raise TrainingError(
-        f"{what}: the loss is {loss:.4g} at step {step} (training stops above {limit:.4g}); likely causes: {causes}; {good}"
+        f"{what}: the loss is {loss:.4g} at step {step} (training stops above {limit:.4g}); likely"
+        f" causes: {causes}; {good}"
     )
 
 
@@ -126,10 +136,11 @@ def save_checkpoint(
     made_from: dict[str, Any],
     budget: float = float("inf"),
 ) -> None:
-    """Write `step-N.safetensors`, then the `step-N.json` that vouches for it; older ones than the last two go, or than the last where two are over `budget` bytes.
+    """Write `step-N.safetensors`, then the `step-N.json` that vouches for it; older ones than the
+    last two go, or than the last where two are over `budget` bytes.
 
-    While the new one is written the one before stays, whatever the budget: there is always a whole one. Where three are over it, the one
-    before that goes first.
+    While the new one is written the one before stays, whatever the budget: there is always a whole
+    one. Where three are over it, the one before that goes first.
     """
     blob = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     record = {
@@ -160,7 +171,9 @@ def _digest(record: dict[str, Any]) -> str:
 def load_checkpoint(
     folder: Path, made_from: dict[str, Any]
 ) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
-    """The newest checkpoint as (step, tensors, state), or None; `ArtefactError` where it is damaged or of other settings."""
+    """The newest checkpoint as (step, tensors, state), or None; `ArtefactError` where it is
+    damaged or of other settings.
+    """
     if not (found := steps(folder)):
         return None
     path = folder / f"step-{found[-1]:08d}.json"
@@ -175,7 +188,8 @@ def load_checkpoint(
         intact = False
     if not intact:
         raise ArtefactError(
-            f"{path.with_suffix('.safetensors')} or {path.name} is damaged (a hash differs); delete these two files to continue from the checkpoint before"
+            f"{path.with_suffix('.safetensors')} or {path.name} is damaged (a hash differs);"
+            " delete these two files to continue from the checkpoint before"
         )
     return record["step"], load(blob), record["state"]
 

@@ -1,4 +1,6 @@
-"""The command `explain`: a chat model explains features of a run and is tested on other documents."""
+"""The command `explain`: a chat model explains features of a run and is tested on other
+documents.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -34,11 +36,13 @@ def explain(
     name: str = "",
     say: Callable[[str], None] = print,
 ) -> dict | None:
-    """Explain `features` random features (default `explain.features`) of one autoencoder, test that, and save the results.
+    """Explain `features` random features (default `explain.features`) of one autoencoder, test
+    that, and save the results.
 
-    The chat model is a local Hugging Face one (`model`, a folder or hub name) or the endpoint of the environment (see `chat.py`).
-    Where there is neither, one sentence is said and the result is None. A limit that is reached ends it early, with what was scored
-    so far; another call goes on from there, as every reply is kept. Raises `ChatError` where the endpoint refuses or is gone.
+    The chat model is a local Hugging Face one (`model`, a folder or hub name) or the endpoint of
+    the environment (see `chat.py`). Where there is neither, one sentence is said and the result is
+    None. A limit that is reached ends it early, with what was scored so far; another call goes on
+    from there, as every reply is kept. Raises `ChatError` where the endpoint refuses or is gone.
     """
     s, name = run.settings.explain, name or run.settings.sae.recipe
     features = features or s.features
@@ -85,13 +89,17 @@ def units_of(run: Run, name: str, n: int) -> dict:
 
 
 def explanations_file(run: Run, name: str = "") -> Path:
-    """Where the explanations of an autoencoder's features lie, a row per feature, null and neuron."""
+    """Where the explanations of an autoencoder's features lie, a row per feature, null and
+    neuron.
+    """
     folder = f"explanations-{name or run.settings.sae.recipe}"
     return run.folder / "interpretability" / folder / "explanations.parquet"
 
 
 def replies_beside(run: Run) -> tuple[Path, ...]:
-    """Replies kept by other runs beside this one: a run with a higher limit does not pay again for what a lower one asked."""
+    """Replies kept by other runs beside this one: a run with a higher limit does not pay again
+    for what a lower one asked.
+    """
     pattern = "interpretability/explanations-*/replies.jsonl"
     beside = run.root.parent
     return tuple(sorted(p for depth in ("*", "*/*") for p in beside.glob(f"{depth}/{pattern}")))

@@ -1,4 +1,6 @@
-"""Asking a chat model over real HTTP: right and broken answers, none at all, limits, the cache, and a key that is nowhere to be seen."""
+"""Asking a chat model over real HTTP: right and broken answers, none at all, limits, the cache,
+and a key that is nowhere to be seen.
+"""
 
 import json
 import logging
@@ -347,7 +349,10 @@ def test_without_a_model_it_is_said_what_to_set(monkeypatch, environment, said):
     assert KEY not in str(reason.value)
 
 
-TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
 
 
 @pytest.fixture(scope="module")

@@ -153,7 +153,9 @@ def test_the_same_seed_without_a_change_gives_the_same_text(hook, sae, tokenizer
 
 
 def test_sampling_follows_the_distribution(hook, tokenizer, sae):
-    """First tokens drawn with many seeds against the model's own probabilities, at two temperatures; at temperature 0 the most probable."""
+    """First tokens drawn with many seeds against the model's own probabilities, at two
+    temperatures; at temperature 0 the most probable.
+    """
     ids = clamping.encode(hook, tokenizer, PROMPT)
     for temperature in (1.0, 0.5):
         p = (logits(hook, ids)[0, -1] / temperature).softmax(-1)
@@ -188,7 +190,9 @@ def test_what_cannot_be_clamped_is_named(hook, sae, tokenizer, error, said, bad)
 
 @pytest.fixture(params=["float32", "bfloat16"])
 def llama(request, tokenizer):
-    """(hook in its last MLP, autoencoder) of a small Llama in either precision, all of it random."""
+    """(hook in its last MLP, autoencoder) of a small Llama in either precision, all of it
+    random.
+    """
     torch.manual_seed(0)
     settings = LanguageModelSettings(
         architecture="llama", n_layer=2, d_model=32, n_heads=2, d_mlp=48, context=40
@@ -242,7 +246,9 @@ def positions(hook, rows):
 
 @pytest.fixture(scope="module")
 def context(small_run, hook, sae, tokenizer, positions, strong):
-    """The strongest feature has the top-logit tokens 7 and 8; the next four are the other living ones."""
+    """The strongest feature has the top-logit tokens 7 and 8; the next four are the other living
+    ones.
+    """
     table = pd.DataFrame({"top_logits": [[7, 8]] * sae.d_sae})
     vocabulary = Vocabulary(tokenizer)
     return effects.ClampContext(hook, sae, tokenizer, vocabulary, table, positions, strong[:5])

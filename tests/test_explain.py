@@ -1,4 +1,6 @@
-"""Explanations by a chat model, over real HTTP: right and wrong answers, malformed ones and none; the split, the limits, the cache."""
+"""Explanations by a chat model, over real HTTP: right and wrong answers, malformed ones and
+none; the split, the limits, the cache.
+"""
 
 import dataclasses
 import json
@@ -98,7 +100,9 @@ def endpoint(monkeypatch):
 
 @pytest.fixture(scope="module")
 def oracle(base, units, vocabulary):
-    """A script that explains a unit by its name, and of an excerpt under that name knows what is right (else no)."""
+    """A script that explains a unit by its name, and of an excerpt under that name knows what is
+    right (else no).
+    """
     s, names, truth = base.settings.explain, {}, {}
     for unit in (u for of_kind in units.values() for u in of_kind):
         name = f"{unit.kind} {unit.index}"
@@ -641,7 +645,9 @@ def test_a_local_model_that_talks_nonsense_is_counted_out(run, stories):
 
 
 def test_transformers_serve(run, stories, monkeypatch, tmp_path):
-    """The endpoint that Hugging Face's own command line serves; its extra packages are none of ours, so it is often skipped."""
+    """The endpoint that Hugging Face's own command line serves; its extra packages are none of
+    ours, so it is often skipped.
+    """
     from transformers.utils.import_utils import is_serve_available
 
     if not is_serve_available():

@@ -1,4 +1,6 @@
-"""The feature table: every column against a dense computation on a trained run, and known answers on constructed cases."""
+"""The feature table: every column against a dense computation on a trained run, and known
+answers on constructed cases.
+"""
 
 import numpy as np
 import pytest
@@ -368,7 +370,9 @@ def test_every_activation_of_a_tenth_is_drawn_equally_often():
 
 
 class Sink(SyntheticHook):
-    """Token 4095 is an attention sink: its activations are a hundred times as long as the others."""
+    """Token 4095 is an attention sink: its activations are a hundred times as long as the
+    others.
+    """
 
     def __init__(self):
         super().__init__()
@@ -441,7 +445,9 @@ def test_top_examples_are_the_true_top_however_they_stream_in(entries, k, at_onc
 
 
 def test_too_many_tokens_are_forgotten_smallest_first(monkeypatch):
-    """Of a stream with more pairs than are kept, the largest of each feature survive as long as they were large from the start."""
+    """Of a stream with more pairs than are kept, the largest of each feature survive as long as
+    they were large from the start.
+    """
     sae_rows, dictionary = np.sort(ROWS, axis=None).reshape(ROWS.shape), Neurons(16)
     exact, _ = build(dictionary)
     monkeypatch.setattr(feature_statistics, "PAIRS", 16 * 400)
@@ -475,7 +481,8 @@ def test_logit_effects_are_what_a_push_along_the_feature_does(hook):
     direction = torch.nn.functional.normalize(torch.randn(1, 64), dim=1)
     (up, values), (down, _) = features.logit_effects(hook, direction, 5)
     tokens = torch.tensor([[300, 301, 302]])
-    with torch.no_grad():  # so far along the feature that the final norm sees it alone; both signs, so that biases cancel
+    # so far along the feature that the final norm sees it alone; both signs, so that biases cancel
+    with torch.no_grad():
         with hook.replaced(lambda x: x + 1e5 * direction):
             forward = hook.model(tokens).logits[0, -1]
         with hook.replaced(lambda x: x - 1e5 * direction):

@@ -1,4 +1,6 @@
-"""Scores of a run: halves that share no document, densities that match, nulls at one half, a summary that follows from the table."""
+"""Scores of a run: halves that share no document, densities that match, nulls at one half, a
+summary that follows from the table.
+"""
 
 import json
 

@@ -33,7 +33,9 @@ D_IN, TRUE_FEATURES, VOCABULARY = 16, 32, 4096
 
 
 class SyntheticHook(ActivationTable):
-    """Stands where a language model's hook would: token t has activations made of a few known directions."""
+    """Stands where a language model's hook would: token t has activations made of a few known
+    directions.
+    """
 
     def __init__(self, seed: int = 0):
         g = torch.Generator().manual_seed(seed)
@@ -425,7 +427,8 @@ def test_dense_steps_in_bfloat16_train_every_recipe(tmp_path, monkeypatch, recip
 def test_a_buffer_smaller_than_a_batch_is_refused(tmp_path):
     with pytest.raises(
         SettingsError,
-        match=r"sae.buffer_rows: 1 rows of 32 positions are fewer activations than one batch of 100.*at least 4 rows",
+        match=r"sae.buffer_rows: 1 rows of 32 positions are fewer activations than one batch of"
+        " 100.*at least 4 rows",
     ):
         fit(tmp_path, buffer_rows=1)
 
