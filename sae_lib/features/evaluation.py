@@ -92,21 +92,20 @@ def loss_recovered(
             if key[0] == "spliced":
                 kl = F.kl_div(changed, clean, log_target=True, reduction="sum").item()
                 sums["kl", key[1]] += kl
-    n = rows[:, 1:].size
-    clean, zero, mean_ = (sums["ce", name] / n for name in ("clean", "zero", "mean"))
+    n, ablated = rows[:, 1:].size, ("zero", "mean")
+    ce = {name: sums["ce", name] / n for name in ("clean", *ablated)}
     results = {}
     for name in dictionaries:
         spliced = sums["spliced", name] / n
+        recovered = {k: (ce[k] - spliced) / (ce[k] - ce["clean"]) for k in ablated}
         results[name] = {
-            "ce_clean": clean,
+            "ce_clean": ce["clean"],
             "ce_spliced": spliced,
-            "ce_zero": zero,
-            "ce_mean": mean_,
+            "ce_zero": ce["zero"],
+            "ce_mean": ce["mean"],
             "kl": sums["kl", name] / n,
             "loss_tokens": n,
-            "recovered_zero": (zero - spliced) / (zero - clean),
-            "recovered_mean": (mean_ - spliced) / (mean_ - clean),
-        }
+        } | {f"recovered_{k}": share for k, share in recovered.items()}
     return results
 
 
