@@ -124,9 +124,7 @@ class SparseAutoencoder(nn.Module):
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> "SparseAutoencoder":
-        """Read such a folder; `ArtefactError` names what is missing, unknown or of the wrong
-        shape.
-        """
+        """Read such a folder; `ArtefactError` names what is missing, unknown or misshapen."""
         folder = Path(folder)
         if (folder / RECORD).exists():
             verify(folder)
@@ -139,22 +137,15 @@ class SparseAutoencoder(nn.Module):
                 " sae_weights.safetensors in SAELens' layout"
             ) from None
         architecture, k = config.get("architecture"), config.get("k", 0)
-        if architecture not in ("standard", "topk", "jumprelu") or (
-            architecture == "topk" and not k
-        ):
+        known = architecture in ("standard", "topk", "jumprelu")
+        if not known or (architecture == "topk" and not k):
             raise ArtefactError(
                 f"{folder}/cfg.json: architecture {architecture!r} with k {k} is not supported;"
                 " expected 'standard', 'jumprelu', or 'topk' with its k"
             )
-        if unsupported := [
-            key
-            for key in ("normalize_activations", "reshape_activations")
-            if config.get(key, "none") != "none"
-        ]:
-            raise ArtefactError(
-                f"{folder}/cfg.json: {unsupported[0]} is {config[unsupported[0]]!r}; expected"
-                " 'none'"
-            )
+        for key in ("normalize_activations", "reshape_activations"):
+            if (value := config.get(key, "none")) != "none":
+                raise ArtefactError(f"{folder}/cfg.json: {key} is {value!r}; expected 'none'")
         sizes = {"d_in": config.get("d_in"), "d_sae": config.get("d_sae")}
         expected = {
             name: tuple(sizes[axis] for axis in axes)
@@ -169,9 +160,8 @@ class SparseAutoencoder(nn.Module):
         with torch.no_grad():
             for name, tensor in tensors.items():
                 getattr(sae, name).copy_(tensor)
-            if not config.get(
-                "apply_b_dec_to_input", True
-            ):  # w·x + b is w·(x − b_dec) + (b + w·b_dec)
+            # w·x + b is w·(x − b_dec) + (b + w·b_dec)
+            if not config.get("apply_b_dec_to_input", True):
                 sae.b_enc += sae.W_enc_T @ sae.b_dec
         return sae.to(device).requires_grad_(False)
 

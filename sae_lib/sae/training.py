@@ -153,8 +153,7 @@ def fit(
     store: checkpoints.CheckpointFolder | None = None,
     heldout: np.ndarray | None = None,
 ) -> tuple[SparseAutoencoder, dict]:
-    """(autoencoder for unscaled activations, summary): the training loop, on all positions of
-    `rows` [row, position].
+    """(autoencoder for unscaled activations, summary): trained on all positions of `rows`.
 
     Goes on from the newest checkpoint in `store`, which Ctrl-C makes it write. `heldout` rows are
     for early stopping.
