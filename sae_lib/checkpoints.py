@@ -114,6 +114,18 @@ def check_loss(
     )
 
 
+def interrupted_at(what: str, step: int, n_steps: int) -> Interrupted:
+    """The error that ends a training whose checkpoint has just been written because of Ctrl-C."""
+    return Interrupted(
+        f"{what}: interrupted; step {step} of {n_steps} is saved; run the same command to continue"
+    )
+
+
+def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin so, without that beginning."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
 def save_checkpoint(
     folder: Path,
     step: int,

@@ -14,7 +14,7 @@ from plotly.subplots import make_subplots
 from sae_lib.errors import SettingsError
 from sae_lib.features import clamping
 from sae_lib.features.clamping import Clamp, NextTokens
-from sae_lib.features.clamping_effects import Subject
+from sae_lib.features.clamping_effects import ClampContext
 from sae_lib.figures import PALETTE
 from sae_lib.formats import small
 from sae_lib.text import markup
@@ -146,19 +146,19 @@ def visible_text(vocabulary: Vocabulary, ids: Sequence[int]) -> str:
     return re.sub("[^ \n]+", lambda word: plain(word[0]), text)
 
 
-def chosen_table(subject: Subject, chosen: dict[int, str]) -> Styler:
+def chosen_table(context: ClampContext, chosen: dict[int, str]) -> Styler:
     """What is known of the chosen features before anything is clamped; `chosen` says how each was."""
     rows = []
     for feature, how in chosen.items():
-        f = subject.table.loc[feature]
-        raised = " ".join(isolated(subject.vocabulary.name(t)) for t in subject.raised(feature)[:5])
+        f = context.table.loc[feature]
+        raised = " ".join(isolated(context.vocabulary.name(t)) for t in context.top_logits(feature)[:5])
         push = _signed(f["maximum"] * f["top_logit_values"][0])
         rows.append(
             {
                 "feature": feature,
                 "chosen": how,
                 "density": percent(float(f["density"])),
-                "maximum": decimal(subject.maximum(feature)),
+                "maximum": decimal(context.maximum(feature)),
                 "raises": raised,
                 "largest push on a logit": push,
             }
@@ -249,10 +249,10 @@ def _points(share: float) -> str:
     return _signed(100 * share)
 
 
-def label(subject: Subject, feature: int, how: str, tokens: int = 3) -> str:
+def label(context: ClampContext, feature: int, how: str, tokens: int = 3) -> str:
     """A panel's heading, as plotly's markup: the feature and what it raises."""
     raised = "  ".join(
-        markup.label(subject.vocabulary.name(t)) for t in subject.raised(feature)[:tokens]
+        markup.label(context.vocabulary.name(t)) for t in context.top_logits(feature)[:tokens]
     )
     return f"feature {feature} ({how})<br><span style='font-size:12px'>raises  {raised}</span>"
 

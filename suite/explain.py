@@ -1,4 +1,6 @@
-"""The command `explain`: a chat model explains features of a run and is tested on other documents."""
+"""The command `explain`: a chat model explains features of a run and is tested on other
+documents.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +11,8 @@ from sae_lib.device import device_of
 from sae_lib.errors import ChatError
 from sae_lib.files import write_atomically
 from sae_lib.interpretability import chat
-from sae_lib.interpretability.asking import Cache, Chat
+from sae_lib.interpretability.excerpts import HeldoutText
 from sae_lib.interpretability.explain import ask_about, make_units, sentence, spent, summary
-from sae_lib.interpretability.explain_windows import Text
 from sae_lib.text.display import Vocabulary
 from suite import stages
 from suite.runs import Run
@@ -35,11 +36,13 @@ def explain(
     name: str = "",
     say: Callable[[str], None] = print,
 ) -> dict | None:
-    """Explain `features` random features (default `explain.features`) of one autoencoder, test that, and save the results.
+    """Explain `features` random features (default `explain.features`) of one autoencoder, test
+    that, and save the results.
 
-    The chat model is a local Hugging Face one (`model`, a folder or hub name) or the endpoint of the environment (see `chat.py`).
-    Where there is neither, one sentence is said and the result is None. A limit that is reached ends it early, with what was scored
-    so far; another call goes on from there, as every reply is kept. Raises `ChatError` where the endpoint refuses or is gone.
+    The chat model is a local Hugging Face one (`model`, a folder or hub name) or the endpoint of
+    the environment (see `chat.py`). Where there is neither, one sentence is said and the result is
+    None. A limit that is reached ends it early, with what was scored so far; another call goes on
+    from there, as every reply is kept. Raises `ChatError` where the endpoint refuses or is gone.
     """
     s, name = run.settings.explain, name or run.settings.sae.recipe
     features = features or s.features
@@ -57,7 +60,7 @@ def explain(
     if (found := run.saved_results(where, made_from)) and not found["stopped"] and table.exists():
         say(sentence(found, table))
         return found
-    asking = Chat(client, s, Cache(table.parent / "replies.jsonl", replies_beside(run)))
+    asking = chat.Chat(client, s, chat.Cache(table.parent / "replies.jsonl", replies_beside(run)))
     units = units_of(run, name, features)
     scored, stopped, error = ask_about(asking, units, Vocabulary(run.get("tokens").tokenizer), s)
     if error and not scored:
@@ -78,20 +81,25 @@ def explain(
 def units_of(run: Run, name: str, n: int) -> dict:
     """Features of the run and neurons beside them, with their excerpts."""
     s = run.settings
-    text = Text.of(run.get("tokens"), s.lm.context, s.evaluation.tokens, s.features, s.explain.seed)
+    tokens, n_tokens = run.get("tokens"), s.evaluation.tokens
+    text = HeldoutText(tokens, s.lm.context, n_tokens, s.features, s.explain.seed)
     table = run.get("features", name)[0]
     hook, sae = stages.hook(run, name), run.get("autoencoder", name)
     return make_units(hook, sae, table, text, n, s.explain)
 
 
 def explanations_file(run: Run, name: str = "") -> Path:
-    """Where the explanations of an autoencoder's features lie, a row per feature, null and neuron."""
+    """Where the explanations of an autoencoder's features lie, a row per feature, null and
+    neuron.
+    """
     folder = f"explanations-{name or run.settings.sae.recipe}"
     return run.folder / "interpretability" / folder / "explanations.parquet"
 
 
 def replies_beside(run: Run) -> tuple[Path, ...]:
-    """Replies kept by other runs beside this one: a run with a higher limit does not pay again for what a lower one asked."""
+    """Replies kept by other runs beside this one: a run with a higher limit does not pay again
+    for what a lower one asked.
+    """
     pattern = "interpretability/explanations-*/replies.jsonl"
     beside = run.root.parent
     return tuple(sorted(p for depth in ("*", "*/*") for p in beside.glob(f"{depth}/{pattern}")))

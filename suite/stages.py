@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from sae_lib.checkpoints import CheckpointFolder, finish_the_step
 from sae_lib.device import device_of, keep_freed_memory
-from sae_lib.features import clamping_effects, evaluation, feature_table
-from sae_lib.interpretability import clusters, halves, scores, scoring
+from sae_lib.features import clamping_effects, evaluation, feature_table, firing
+from sae_lib.interpretability import clusters, scores, scoring
 from sae_lib.model import generation, language_model
 from sae_lib.model.activations import HookPoint
 from sae_lib.sae import training
@@ -126,18 +126,14 @@ def make_autoencoder(run: Run, name: str, out: Path, store: CheckpointFolder) ->
             if distributed.rank_and_world_size()[0] == 0:
                 copy_without_resampling(run, main, out)
             return
-    sae, no_resampling = variant(run.settings, name), no_resampling_checkpoint(run, name)
-    trained, summary = fit(run, hook(run, name), sae, store, no_resampling)
+    sae = variant(run.settings, name)
+    trained, summary = fit(run, hook(run, name), sae, store)
     if distributed.rank_and_world_size()[0] == 0:
         save_autoencoder(run, trained, summary, sae.hook_name, out)
 
 
 def fit(
-    run: Run,
-    hook: HookPoint,
-    sae: SAESettings,
-    store: CheckpointFolder,
-    no_resampling: CheckpointFolder | None = None,
+    run: Run, hook: HookPoint, sae: SAESettings, store: CheckpointFolder
 ) -> tuple[SparseAutoencoder, dict]:
     """Train on the run's training tokens.
 
@@ -150,7 +146,7 @@ def fit(
     rows = tokens.rows("train", context)
     torch.set_flush_denormal(True)
     try:
-        return training.fit(hook, rows, sae, run.settings.seed, store, no_resampling, heldout)
+        return training.fit(hook, rows, sae, run.settings.seed, store, heldout)
     finally:
         torch.set_flush_denormal(False)
 
@@ -182,15 +178,6 @@ def make_other_autoencoder(run: Run, hook: HookPoint, sae: SAESettings, folder: 
                 save_autoencoder(run, trained, summary, sae.hook_name, out)
 
 
-def no_resampling_checkpoint(run: Run, name: str) -> CheckpointFolder | None:
-    """Where the same autoencoder without resampling looks for a checkpoint, if it is yet to be trained."""
-    other = f"{name}-no_resampling"
-    if other not in variants(run.settings) or run.folder_of("autoencoder", other).exists():
-        return None
-    folder = checkpoints_of(run.folder_of("autoencoder", other))
-    return CheckpointFolder(folder, sae_fingerprint(run, other))
-
-
 def copy_without_resampling(run: Run, main: Path, out: Path) -> None:
     summary = run.summary("autoencoder") | {"resampling": [], "same_as": main.name}
     summary["recipe"]["resampling"] = None
@@ -209,7 +196,7 @@ def load_autoencoder(run: Run, name: str, folder: Path) -> SparseAutoencoder:
 def heldout_rows(run: Run, n_tokens: int):
     """At most `n_tokens` held-out tokens as rows [row, position], spread evenly over the held-out documents."""
     rows = run.get("tokens").rows("heldout", run.settings.lm.context)
-    return evaluation.spread_rows(rows, n_tokens)
+    return firing.spread_rows(rows, n_tokens)
 
 
 def evaluation_fingerprint(run: Run, name: str = "") -> Made:
@@ -284,10 +271,10 @@ def load_dictionary(run: Run, name: str, folder: Path | None) -> Dictionary:
 # --- what features mean ---
 
 
-def split_heldout(run: Run) -> halves.Halves:
+def split_heldout(run: Run) -> scoring.Halves:
     """The held-out text in a half to learn rules from and a half to score them on."""
     s = run.settings
-    return halves.split(run.get("tokens"), s.lm.context, s.interpretability, s.seed)
+    return scoring.split(run.get("tokens"), s.lm.context, s.interpretability, s.seed)
 
 
 def scores_fingerprint(run: Run, name: str = "") -> Made:
@@ -382,14 +369,15 @@ def summarise_clusters(run: Run, name: str = "") -> dict:
     return clusters.summary(table, [list(v) for v in values], run.settings.seed)
 
 
-def clamp_context(run: Run) -> clamping_effects.Subject:
+def clamp_context(run: Run) -> clamping_effects.ClampContext:
     """Everything that clamping needs, opened."""
     s, tokenizer = run.settings, run.get("tokens").tokenizer
     table, hooked = run.get("features")[0], hook(run)
-    places = clamping_effects.Places(hooked, heldout_rows(run, s.clamping.rows * s.lm.context))
-    alive = clamping_effects.judged(table).index.tolist()
-    return clamping_effects.Subject(
-        hooked, run.get("autoencoder"), tokenizer, Vocabulary(tokenizer), table, places, alive
+    rows = heldout_rows(run, s.clamping.rows * s.lm.context)
+    positions = clamping_effects.HeldoutPositions(hooked, rows)
+    alive = clamping_effects.alive_features(table).index.tolist()
+    return clamping_effects.ClampContext(
+        hooked, run.get("autoencoder"), tokenizer, Vocabulary(tokenizer), table, positions, alive
     )
 
 

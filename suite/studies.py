@@ -13,9 +13,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_lib.features import evaluation
+from sae_lib.features.firing import batches
 from sae_lib.model.activations import HookPoint
 from sae_lib.sae.autoencoder import SparseAutoencoder
-from sae_lib.sae.dictionaries import active
 from sae_lib.sae.recipes import RECIPES, of_recipe, resolve
 from sae_lib.settings import SAESettings
 from suite import project, stages, sweep
@@ -290,19 +290,15 @@ def _together(
         [torch.zeros(sae.d_sae) for sae in pair],
         [np.zeros((2, sae.d_sae)) for sae in pair],
     )
-    for first, x in evaluation.chunks(hook, rows, "splitting"):
+    for batch in batches(hook, dict(zip("ab", pair, strict=True)), rows, "splitting"):
         ones = []
-        for side, sae in enumerate(pair):
-            found = active(sae, x)
-            row, column, value = (t.cpu().numpy() for t in found)
-            ones.append(
-                scipy.sparse.csr_array(
-                    (np.ones(len(row), np.float32), (row, column)), (len(x), sae.d_sae)
-                )
-            )
-            counts[side] += torch.bincount(found.column, minlength=sae.d_sae).cpu()
+        for side, (name, sae) in enumerate(zip("ab", pair, strict=True)):
+            row, column, value = batch.arrays(name)
+            fires = (np.ones(len(row), np.float32), (row, column))
+            ones.append(scipy.sparse.csr_array(fires, (len(batch.x), sae.d_sae)))
+            counts[side] += torch.bincount(batch.pairs[name].column, minlength=sae.d_sae).cpu()
             order = value.argsort(kind="stable")
-            column, value, token = column[order], value[order], row[order] + first
+            column, value, token = column[order], value[order], row[order] + batch.first
             larger = value > best[side][0, column]
             best[side][:, column[larger]] = value[larger], token[larger]
         together = together + ones[0].T @ ones[1]

@@ -1,4 +1,6 @@
-"""Asking a chat model over real HTTP: right and broken answers, none at all, limits, the cache, and a key that is nowhere to be seen."""
+"""Asking a chat model over real HTTP: right and broken answers, none at all, limits, the cache,
+and a key that is nowhere to be seen.
+"""
 
 import json
 import logging
@@ -9,8 +11,8 @@ import pytest
 import torch
 
 from sae_lib.errors import ChatError, ModelError
-from sae_lib.interpretability import asking, chat
-from sae_lib.interpretability.asking import Cache, Chat, LimitReached
+from sae_lib.interpretability import chat
+from sae_lib.interpretability.chat import Cache, Chat, LimitReached
 from sae_lib.model import language_model
 from sae_lib.settings import ExplainSettings, LanguageModelSettings
 from sae_lib.text.tokenizer import train_tokenizer
@@ -22,7 +24,7 @@ NAMES = ("SAE_LLM_BASE_URL", "SAE_LLM_MODEL", "SAE_LLM_API_KEY")
 
 @pytest.fixture
 def endpoint(monkeypatch):
-    monkeypatch.setattr(asking, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(chat, "FIRST_WAIT", 0.01)
     with serving() as endpoint:
         for name, value in zip(NAMES, (endpoint.url, "tester", KEY), strict=True):
             monkeypatch.setenv(name, value)
@@ -97,7 +99,7 @@ def test_newer_models_call_the_limit_otherwise(endpoint, ask):
 
 def test_retry_after_is_heeded_within_bounds(endpoint, ask, monkeypatch):
     waits = []
-    monkeypatch.setattr(asking, "LONGEST_WAIT", 5.0)
+    monkeypatch.setattr(chat, "LONGEST_WAIT", 5.0)
     endpoint.script = lambda prompt, number: {
         1: (429, "", {"Retry-After": "3"}),
         2: (429, "", {"Retry-After": "900"}),
@@ -347,7 +349,10 @@ def test_without_a_model_it_is_said_what_to_set(monkeypatch, environment, said):
     assert KEY not in str(reason.value)
 
 
-TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
 
 
 @pytest.fixture(scope="module")

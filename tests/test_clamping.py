@@ -153,7 +153,9 @@ def test_the_same_seed_without_a_change_gives_the_same_text(hook, sae, tokenizer
 
 
 def test_sampling_follows_the_distribution(hook, tokenizer, sae):
-    """First tokens drawn with many seeds against the model's own probabilities, at two temperatures; at temperature 0 the most probable."""
+    """First tokens drawn with many seeds against the model's own probabilities, at two
+    temperatures; at temperature 0 the most probable.
+    """
     ids = clamping.encode(hook, tokenizer, PROMPT)
     for temperature in (1.0, 0.5):
         p = (logits(hook, ids)[0, -1] / temperature).softmax(-1)
@@ -188,7 +190,9 @@ def test_what_cannot_be_clamped_is_named(hook, sae, tokenizer, error, said, bad)
 
 @pytest.fixture(params=["float32", "bfloat16"])
 def llama(request, tokenizer):
-    """(hook in its last MLP, autoencoder) of a small Llama in either precision, all of it random."""
+    """(hook in its last MLP, autoencoder) of a small Llama in either precision, all of it
+    random.
+    """
     torch.manual_seed(0)
     settings = LanguageModelSettings(
         architecture="llama", n_layer=2, d_model=32, n_heads=2, d_mlp=48, context=40
@@ -236,44 +240,54 @@ def rows(small_run):
 
 
 @pytest.fixture(scope="module")
-def places(hook, rows):
-    return effects.Places(hook, rows[:4], per_row=8)
+def positions(hook, rows):
+    return effects.HeldoutPositions(hook, rows[:4], per_row=8)
 
 
-def test_the_effect_at_places_against_a_direct_computation(hook, sae, rows, strong):
-    places = effects.Places(hook, rows[:2], per_row=2)
-    effect = places.effect(sae, [Clamp(strong[0], "pin", 6.0)])
+@pytest.fixture(scope="module")
+def context(small_run, hook, sae, tokenizer, positions, strong):
+    """The strongest feature has the top-logit tokens 7 and 8; the next four are the other living
+    ones.
+    """
+    table = pd.DataFrame({"top_logits": [[7, 8]] * sae.d_sae})
+    vocabulary = Vocabulary(tokenizer)
+    return effects.ClampContext(hook, sae, tokenizer, vocabulary, table, positions, strong[:5])
+
+
+def test_the_effect_at_positions_against_a_direct_computation(hook, sae, rows, strong):
+    positions = effects.HeldoutPositions(hook, rows[:2], per_row=2)
+    effect = positions.effect(sae, [Clamp(strong[0], "pin", 6.0)])
     tokens = torch.from_numpy(rows[:2].astype("int64"))
     p = logits(hook, tokens)[:, [31, 63]].double().softmax(-1).flatten(0, 1)
     with clamping.clamped(hook, sae, [Clamp(strong[0], "pin", 6.0)]):
         q = logits(hook, tokens)[:, [31, 63]].double().softmax(-1).flatten(0, 1)
-    assert len(places) == 4 and effect.kl == pytest.approx(
+    assert len(positions) == 4 and effect.kl == pytest.approx(
         (p * (p / q).log()).sum(-1).mean().item(), rel=1e-4
     )
     torch.testing.assert_close(effect.before.double(), p.mean(0), atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(effect.after.double(), q.mean(0), atol=1e-6, rtol=1e-4)
 
 
-def test_no_change_has_no_effect_and_the_smallest_ones_are_not_negative(places, sae, strong):
-    assert places.effect(sae, [Clamp(strong[0], "scale", 1.0)]).kl == 0
-    tiny = [places.effect(sae, [Clamp(strong[0], "scale", 1 + e)]).kl for e in (1e-4, 1e-3, 1e-2)]
+def test_no_change_has_no_effect_and_the_smallest_ones_are_not_negative(positions, sae, strong):
+    assert positions.effect(sae, [Clamp(strong[0], "scale", 1.0)]).kl == 0
+    tiny = [
+        positions.effect(sae, [Clamp(strong[0], "scale", 1 + e)]).kl for e in (1e-4, 1e-3, 1e-2)
+    ]
     assert 0 <= tiny[0] < tiny[1] < tiny[2] < 1e-4
-    assert places.effect_of_zero().kl > tiny[2]
+    assert positions.effect_of_zero().kl > tiny[2]
 
 
-def test_what_a_feature_is_held_against_has_its_norm(places, sae, strong, monkeypatch):
+def test_what_a_feature_is_held_against_has_its_norm(context, sae, strong, monkeypatch):
     feature, others, written = strong[0], strong[1:5], []
-    effect = effects.Places.effect
+    effect = effects.HeldoutPositions.effect
 
     def spy(self, dictionary, clamps, keep_error=True, directions=None):
         written.append(directions)
         assert clamps == [Clamp(feature, "pin", clamps[0].value)]
         return effect(self, dictionary, clamps, keep_error, directions)
 
-    monkeypatch.setattr(effects.Places, "effect", spy)
-    sweep = effects.value_sweep(
-        places, sae, feature, [0.0, 5.0], [7, 8], [feature, *others], draws=3, seed=1
-    )
+    monkeypatch.setattr(effects.HeldoutPositions, "effect", spy)
+    sweep = effects.value_sweep(context, feature, [0.0, 5.0], draws=3, seed=1)
     own, drawn = [w for w in written if w is None], torch.cat([w for w in written if w is not None])
     assert len(own) == 2 and len(drawn) == 12
     torch.testing.assert_close(drawn.norm(dim=1), sae.W_dec[feature].norm().expand(12))
@@ -289,9 +303,9 @@ def test_what_a_feature_is_held_against_has_its_norm(places, sae, strong, monkey
     }
 
 
-def test_a_sweep_and_its_spread(places, sae, strong):
-    sweep = effects.value_sweep(places, sae, strong[0], [1.0, 5.0], [7, 8], strong[1:], draws=3)
-    direct = places.effect(sae, [Clamp(strong[0], "pin", 5.0)])
+def test_a_sweep_and_its_spread(context, positions, sae, strong):
+    sweep = effects.value_sweep(context, strong[0], [1.0, 5.0], draws=3)
+    direct = positions.effect(sae, [Clamp(strong[0], "pin", 5.0)])
     own = sweep.query("direction == 'feature' and value == 5").iloc[0]
     assert own.kl == pytest.approx(direct.kl) and own.probability == pytest.approx(
         direct.after[[7, 8]].sum().item(), rel=1e-5
@@ -305,7 +319,7 @@ def test_a_sweep_and_its_spread(places, sae, strong):
     assert (found.kl, found.kl_least, found.kl_most) == pytest.approx(
         (kl.mean(), kl.min(), kl.max())
     )
-    assert effects.value_sweep(places, sae, strong[0], [5.0], [7, 8], strong[1:], draws=3).equals(
+    assert effects.value_sweep(context, strong[0], [5.0], draws=3).equals(
         sweep[sweep.value == 5].reset_index(drop=True)
     )
 
@@ -363,9 +377,7 @@ def test_a_features_record_holds_what_the_report_quotes(small_run):
     here = stages.clamp_context(small_run)
     feature = effects.clear_features(here.table, 1, 0)[0]
     found = effects.against_null(here, feature, draws=2, seed=0)
-    own = effects.value_sweep(
-        here.places, here.dictionary, feature, [here.maximum(feature)], here.raised(feature)
-    ).iloc[0]
+    own = effects.value_sweep(here, feature, [here.maximum(feature)]).iloc[0]
     assert found["kl"] == pytest.approx(own.kl) and found["probability_after"] - found[
         "probability_before"
     ] == pytest.approx(own.change, rel=1e-3)

@@ -1,4 +1,6 @@
-"""Explanations by a chat model, over real HTTP: right and wrong answers, malformed ones and none; the split, the limits, the cache."""
+"""Explanations by a chat model, over real HTTP: right and wrong answers, malformed ones and
+none; the split, the limits, the cache.
+"""
 
 import dataclasses
 import json
@@ -18,8 +20,9 @@ from hypothesis import strategies as st
 
 from sae_lib import settings
 from sae_lib.errors import ChatError, SettingsError
-from sae_lib.interpretability import asking, explain, explain_prompts, explain_windows
-from sae_lib.interpretability.explain_windows import Firing, Text, Window
+from sae_lib.features.firing import Firing
+from sae_lib.interpretability import chat, explain
+from sae_lib.interpretability.excerpts import HeldoutText, Unit, Window, draw_unit
 from sae_lib.model.activations import harvest
 from sae_lib.text.display import Vocabulary
 from sae_lib.text.tokenizer import train_tokenizer
@@ -51,7 +54,8 @@ def base(small_run, tmp_path_factory) -> Run:
 
 def text_of(run):
     s = run.settings
-    return Text.of(run.get("tokens"), s.lm.context, s.evaluation.tokens, s.features, s.explain.seed)
+    tokens, n_tokens = run.get("tokens"), s.evaluation.tokens
+    return HeldoutText(tokens, s.lm.context, n_tokens, s.features, s.explain.seed)
 
 
 def with_settings(run, **values):
@@ -83,7 +87,7 @@ def vocabulary(base):
 
 @pytest.fixture
 def endpoint(monkeypatch):
-    monkeypatch.setattr(asking, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(chat, "FIRST_WAIT", 0.01)
     with serving() as endpoint:
         for name, value in {
             "SAE_LLM_BASE_URL": endpoint.url,
@@ -96,17 +100,19 @@ def endpoint(monkeypatch):
 
 @pytest.fixture(scope="module")
 def oracle(base, units, vocabulary):
-    """A script that explains a unit by its name, and of an excerpt under that name knows what is right (else no)."""
+    """A script that explains a unit by its name, and of an excerpt under that name knows what is
+    right (else no).
+    """
     s, names, truth = base.settings.explain, {}, {}
     for unit in (u for of_kind in units.values() for u in of_kind):
         name = f"{unit.kind} {unit.index}"
         names[
-            explain_prompts.prompt(
-                explain_prompts.EXPLAIN,
-                [explain_prompts.shown(vocabulary, w, w.on) for w in unit.shown],
+            explain.prompt(
+                explain.EXPLAIN,
+                [explain.shown(vocabulary, w, w.on) for w in unit.shown],
             )
         ] = name
-        for test in (explain_prompts.detection, explain_prompts.fuzzing):
+        for test in (explain.detection, explain.fuzzing):
             for question in test(
                 vocabulary, unit, s.test_examples, np.random.default_rng((s.seed, unit.index))
             ):
@@ -387,7 +393,7 @@ def test_excerpts_stay_in_their_document(base, units):
 def test_an_excerpt_ends_with_its_document(base):
     tokens, nowhere = base.get("tokens"), Firing(np.zeros(0, dtype=int), np.zeros(0))
     rows = tokens.rows("heldout", base.settings.lm.context)
-    text = Text(rows, np.arange(len(rows)), tokens, base.settings.features, 0)
+    text = HeldoutText(tokens, rows.shape[1], rows.size, base.settings.features, 0)
     row, last = np.argwhere(np.diff(text.document, axis=1))[0].tolist()
     before, behind = (text.window(row * rows.shape[1] + last + i, nowhere) for i in (0, 1))
     assert (
@@ -404,7 +410,7 @@ def test_excerpts_where_it_is_silent_do_not_depend_on_what_explains_it(base):
     text, s = text_of(base), base.settings.explain
     token = np.arange(5, text.rows.size, 400)
     one, other = (
-        explain_windows.unit(text, "feature", 3, Firing(token, value), s)
+        draw_unit(text, "feature", 3, Firing(token, value), s)
         for value in (np.arange(1.0, len(token) + 1), np.arange(len(token), 0.0, -1))
     )
     assert one.silent == other.silent and one.shown != other.shown
@@ -429,14 +435,14 @@ def test_repeated_text_is_not_tested(base):
         (1, text.rows.shape[1]),
     )
     token = np.arange(30, text.rows.size, text.rows.shape[1])
-    unit = explain_windows.unit(text, "feature", 0, Firing(token, np.ones(len(token))), s)
+    unit = draw_unit(text, "feature", 0, Firing(token, np.ones(len(token))), s)
     assert len(unit.shown) == 1 and unit.active == [] and unit.repeated == 1
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(0, 9))
 def test_wrong_marks_are_as_many_and_none_is_right(on, seed):
     window = Window(tuple(range(len(on))), tuple(on), 0)
-    marks = explain_prompts.misplaced(window, np.random.default_rng(seed))
+    marks = explain.misplaced(window, np.random.default_rng(seed))
     assert not any(m and o for m, o in zip(marks, on, strict=True)) and sum(marks) == min(
         sum(on), len(on) - sum(on)
     )
@@ -448,16 +454,11 @@ def test_wrong_marks_are_as_many_and_none_is_right(on, seed):
 def test_an_excerpt_is_one_line_of_plain_text():
     tokenizer = train_tokenizer(["abc " * 9], 260)
     ids = tokenizer("a⟦x⟧\n\x1b[31m 你 {n} ignore all", add_special_tokens=False)["input_ids"]
-    text = explain_prompts.shown(Vocabulary(tokenizer), Window(tuple(ids), (False,) * len(ids), 0))
+    text = explain.shown(Vocabulary(tokenizer), Window(tuple(ids), (False,) * len(ids), 0))
     assert text == "a[x]⏎⟨U+001B⟩[31m 你 {n} ignore all"
     window = Window(tuple(tokenizer("a你b")["input_ids"]), (False, True, False, False, False), 0)
-    assert explain_prompts.shown(Vocabulary(tokenizer), window, window.on) == "a⟦⟨e4⟩⟧⟨bd⟩⟨a0⟩b"
-    assert (
-        explain_prompts.prompt(explain_prompts.DETECT, [text, "b"], "{excerpts}").count(
-            "{n} ignore"
-        )
-        == 1
-    )
+    assert explain.shown(Vocabulary(tokenizer), window, window.on) == "a⟦⟨e4⟩⟧⟨bd⟩⟨a0⟩b"
+    assert explain.prompt(explain.DETECT, [text, "b"], "{excerpts}").count("{n} ignore") == 1
 
 
 @pytest.mark.parametrize(
@@ -482,7 +483,7 @@ def test_an_excerpt_is_one_line_of_plain_text():
     ],
 )
 def test_answers_are_read_or_not_but_never_guessed(reply, read):
-    assert explain_prompts.read_answers(reply, 3) == read
+    assert explain.read_answers(reply, 3) == read
 
 
 @pytest.mark.parametrize(
@@ -502,7 +503,7 @@ def test_answers_are_read_or_not_but_never_guessed(reply, read):
     ],
 )
 def test_ratings_are_read(reply, read):
-    assert explain_prompts.read_rating(reply) == read
+    assert explain.read_rating(reply) == read
 
 
 @pytest.mark.parametrize(
@@ -517,11 +518,11 @@ def test_ratings_are_read(reply, read):
     ],
 )
 def test_explanations_are_read(reply, read):
-    assert explain_prompts.read_explanation(reply) == read
+    assert explain.read_explanation(reply) == read
 
 
 def test_balanced_accuracy_and_its_interval():
-    unit = explain_windows.Unit("feature", 7, 0.01, [], [], [], 0)
+    unit = Unit("feature", 7, 0.01, [], [], [], 0)
     answers = (
         [(True, True)] * 3
         + [(True, False)]
@@ -644,7 +645,9 @@ def test_a_local_model_that_talks_nonsense_is_counted_out(run, stories):
 
 
 def test_transformers_serve(run, stories, monkeypatch, tmp_path):
-    """The endpoint that Hugging Face's own command line serves; its extra packages are none of ours, so it is often skipped."""
+    """The endpoint that Hugging Face's own command line serves; its extra packages are none of
+    ours, so it is often skipped.
+    """
     from transformers.utils.import_utils import is_serve_available
 
     if not is_serve_available():

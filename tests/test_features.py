@@ -1,4 +1,6 @@
-"""The feature table: every column against a dense computation on a trained run, and known answers on constructed cases."""
+"""The feature table: every column against a dense computation on a trained run, and known
+answers on constructed cases.
+"""
 
 import numpy as np
 import pytest
@@ -7,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from sae_lib.features import evaluation
 from sae_lib.features import feature_table as features
+from sae_lib.features import firing
 from sae_lib.features import statistics as feature_statistics
 from sae_lib.features.statistics import TopExamples, random_keys
 from sae_lib.model import activations
@@ -318,8 +320,8 @@ def directions(n=40, share=0.05):
 def test_the_table_does_not_depend_on_how_the_text_is_cut(monkeypatch):
     whole, whole_examples = build(Neurons(16))
     for at_once in (1, 7):
-        monkeypatch.setattr(features, "VALUES_AT_ONCE", at_once * 16 * 32)
-        monkeypatch.setattr(evaluation, "ROWS_AT_ONCE", at_once)
+        monkeypatch.setattr(firing, "VALUES_AT_ONCE", at_once * 16 * 32)
+        monkeypatch.setattr(firing, "ROWS_AT_ONCE", at_once)
         frame, examples = build(Neurons(16))
         for column in frame:
             for a, b in zip(frame[column], whole[column], strict=True):
@@ -347,7 +349,7 @@ def test_every_activation_of_a_tenth_is_drawn_equally_often():
     drawn = []
     for seed in range(400):
         sample = build(dictionary, seed=seed) if seed < 3 else None
-        sampler = feature_statistics.TopExamples.empty(1, 3, np.int64)
+        sampler = feature_statistics.TopExamples(1, 3, np.int64)
         number = members.astype(np.int64)
         sampler.update(
             np.zeros_like(number),
@@ -357,8 +359,8 @@ def test_every_activation_of_a_tenth_is_drawn_equally_often():
         )
         if sample:  # the table's own draw is this one
             e = sample[1][(sample[1]["feature"] == 0) & (sample[1]["tenth"] == 4)]
-            assert list(e["row"] * 32 + e["position"]) == list(sampler.tokens[0])
-        drawn.extend(sampler.tokens[0])
+            assert list(e["row"] * 32 + e["position"]) == list(sampler.best["token"][0])
+        drawn.extend(sampler.best["token"][0])
     counts = np.bincount(np.searchsorted(members, drawn), minlength=len(members))
     assert len(drawn) == 1200 and stats.chisquare(counts).pvalue > 1e-3
     thirds = np.array_split(counts, 3)
@@ -368,7 +370,9 @@ def test_every_activation_of_a_tenth_is_drawn_equally_often():
 
 
 class Sink(SyntheticHook):
-    """Token 4095 is an attention sink: its activations are a hundred times as long as the others."""
+    """Token 4095 is an attention sink: its activations are a hundred times as long as the
+    others.
+    """
 
     def __init__(self):
         super().__init__()
@@ -424,7 +428,7 @@ def test_a_tokeniser_that_pads_with_its_separator_has_no_padding():
     st.integers(1, 60),
 )
 def test_top_examples_are_the_true_top_however_they_stream_in(entries, k, at_once):
-    top = TopExamples.empty(4, k)
+    top = TopExamples(4, k)
     for i in range(0, len(entries), at_once):
         cell, key = np.array(entries[i : i + at_once]).T
         top.update(
@@ -435,14 +439,15 @@ def test_top_examples_are_the_true_top_however_they_stream_in(entries, k, at_onc
             (-key, i) for i, (c, key) in enumerate(entries) if c == cell
         ]  # of equal keys the earlier one first
         expected = [(-key, i) for key, i in sorted(mine)[:k]] + [(0, -1)] * (k - len(mine))
-        assert (
-            list(zip(top.keys[cell].tolist(), top.tokens[cell].tolist(), strict=True)) == expected
-        )
-        assert np.array_equal(top.values[cell], -top.keys[cell])
+        found = top.best[cell]
+        assert list(zip(found["key"].tolist(), found["token"].tolist(), strict=True)) == expected
+        assert np.array_equal(found["value"], -found["key"])
 
 
 def test_too_many_tokens_are_forgotten_smallest_first(monkeypatch):
-    """Of a stream with more pairs than are kept, the largest of each feature survive as long as they were large from the start."""
+    """Of a stream with more pairs than are kept, the largest of each feature survive as long as
+    they were large from the start.
+    """
     sae_rows, dictionary = np.sort(ROWS, axis=None).reshape(ROWS.shape), Neurons(16)
     exact, _ = build(dictionary)
     monkeypatch.setattr(feature_statistics, "PAIRS", 16 * 400)
@@ -476,7 +481,8 @@ def test_logit_effects_are_what_a_push_along_the_feature_does(hook):
     direction = torch.nn.functional.normalize(torch.randn(1, 64), dim=1)
     (up, values), (down, _) = features.logit_effects(hook, direction, 5)
     tokens = torch.tensor([[300, 301, 302]])
-    with torch.no_grad():  # so far along the feature that the final norm sees it alone; both signs, so that biases cancel
+    # so far along the feature that the final norm sees it alone; both signs, so that biases cancel
+    with torch.no_grad():
         with hook.replaced(lambda x: x + 1e5 * direction):
             forward = hook.model(tokens).logits[0, -1]
         with hook.replaced(lambda x: x - 1e5 * direction):

@@ -1,4 +1,6 @@
-"""Scores of a run: halves that share no document, densities that match, nulls at one half, a summary that follows from the table."""
+"""Scores of a run: halves that share no document, densities that match, nulls at one half, a
+summary that follows from the table.
+"""
 
 import json
 
@@ -8,9 +10,10 @@ import pytest
 import torch
 
 from sae_lib.errors import CorpusError
-from sae_lib.interpretability import halves, scores
+from sae_lib.features.firing import firing
+from sae_lib.interpretability import scores
 from sae_lib.interpretability import scoring as interpretability
-from sae_lib.sae.dictionaries import Neurons
+from sae_lib.sae.dictionaries import Neurons, Selected
 from sae_lib.sae.recipes import resolve
 from suite import stages
 from suite.runs import Run, is_made
@@ -34,16 +37,18 @@ def scored(small_run):
 
 def test_halves_share_no_document_and_are_nearly_of_one_size():
     lengths = np.random.default_rng(0).pareto(1.2, 300).astype(int) * 100 + 50
-    half = halves.half_of_documents(lengths, np.random.default_rng(1))
+    half = interpretability.half_of_documents(lengths, np.random.default_rng(1))
     sizes = [lengths[half == h].sum() for h in (0, 1)]
     assert set(half) == {0, 1} and abs(sizes[0] - sizes[1]) <= lengths.max()
 
 
 def test_a_row_with_both_halves_belongs_to_neither():
     half = np.array([0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 0])
-    assert halves.rows_of_half(half, 4, 0).tolist() == [True, False, False] and halves.rows_of_half(
-        half, 4, 1
-    ).tolist() == [False, False, True]
+    assert interpretability.rows_of_half(half, 4, 0).tolist() == [
+        True,
+        False,
+        False,
+    ] and interpretability.rows_of_half(half, 4, 1).tolist() == [False, False, True]
 
 
 def test_the_halves_of_a_run_lie_in_different_documents(scored):
@@ -84,15 +89,15 @@ def test_one_document_cannot_be_split(scored):
 def test_firing_is_where_the_dictionary_is_active(scored, hook):
     run, _ = scored
     rows = stages.split_heldout(run).rows
-    picked = np.array([3, 40, 7])
-    tokens, values = interpretability.firing(
-        hook, {"it": (Neurons(64), picked)}, rows, with_values=True
-    )["it"]
-    for part, t, v in zip(rows, tokens, values, strict=True):
-        dense = interpretability.harvest(hook, part)[:, picked]
-        for unit in range(3):
-            assert t[unit].tolist() == (dense[:, unit] > 0).nonzero().squeeze(1).tolist()
-            np.testing.assert_allclose(v[unit], dense[t[unit], unit])
+    picked = torch.tensor([3, 40, 7])
+    dictionaries = {"some": Selected(Neurons(64), picked), "all": Neurons(64)}
+    for part in rows:
+        found, dense = firing(hook, dictionaries, part), interpretability.harvest(hook, part)
+        assert [len(found[name]) for name in dictionaries] == [3, 64]
+        for i, unit in enumerate(picked.tolist()):
+            for token, value in (found["some"][i], found["all"][unit]):
+                assert token.tolist() == (dense[:, unit] > 0).nonzero().squeeze(1).tolist()
+                np.testing.assert_allclose(value, dense[token, unit])
 
 
 def test_a_run_scores_every_kind(scored):

@@ -1,4 +1,6 @@
-"""Rules: planted ones are found and put into words, noise is not; scores against scikit-learn; the scanner and the attributes on small texts."""
+"""Rules: planted ones are found and put into words, noise is not; scores against scikit-learn;
+the scanner and the attributes on small texts.
+"""
 
 import re
 from types import SimpleNamespace
@@ -15,32 +17,38 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from sae_lib.interpretability.rule_text import NEVER, RuleWriter, share
 from sae_lib.interpretability.rules import (
+    NEVER,
     Encoding,
     Leaf,
     Rule,
+    RuleWriter,
     Text,
     leaf_of,
     learn,
     learn_and_score,
     score,
+    share,
 )
-from sae_lib.interpretability.syntax import AROUND, surroundings
 from sae_lib.interpretability.token_attributes import (
+    AROUND,
     BEGINNINGS,
     NONE,
     PLACES,
     SHAPES,
     attributes,
     raw_values,
+    surroundings,
 )
 from sae_lib.text.display import Vocabulary
 from sae_lib.text.tokenizer import train_tokenizer
 
 LINES = (
-    "def first(a, b):\n    return a.b(1) + \"two words\"  # add them\n\n\nclass Second:\n    x = [first(3, 4), 'five']\n"
-    * 2
+    2
+    * (
+        'def first(a, b):\n    return a.b(1) + "two words"  # add them\n\n\n'
+        "class Second:\n    x = [first(3, 4), 'five']\n"
+    )
     + "(a;b,c)(a,c;b)\n" * 2
     + "It doesn't (usually) say more than `this`.\n" * 3
 )
@@ -206,7 +214,9 @@ def test_rare_and_absent_values_are_no_condition():
 
 
 def rule_for(real, tokenizer, wanted) -> str:
-    """The rule for a unit that fires where `wanted(token, the one before in the row)`, without its shares; it must do well on the other half."""
+    """The rule for a unit that fires where `wanted(token, the one before in the row)`, without its
+    shares; it must do well on the other half.
+    """
     fires = np.array(
         [
             wanted(tokenizer.decode([t]), tokenizer.decode([real.ids[i - 1]]) if i % 64 else None)

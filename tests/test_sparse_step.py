@@ -50,7 +50,9 @@ def test_the_loss_is_that_of_the_papers():
 
 
 def test_the_threshold_moves_by_the_rectangle_around_it():
-    """One feature, three activations: far below, just above, far above; only the middle one pushes on the threshold."""
+    """One feature, three activations: far below, just above, far above; only the middle one
+    pushes on the threshold.
+    """
     sae = SparseAutoencoder(1, 1, "jumprelu")
     with torch.no_grad():
         sae.W_enc_T[:], sae.W_dec[:], sae.threshold[:] = 1.0, 2.0, 1.0
@@ -89,7 +91,7 @@ def test_gradients_are_those_of_autograd(kind, screened, d_in, d_sae, n, seed):
     expected, loss_measured = autograd(sae, x, OBJECTIVES[kind])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sparse_step, "DENSE_ABOVE", 2.0)
-        patch.setattr(active_pairs, "MANY", 2.0)
+        patch.setattr(active_pairs, "MAX_CANDIDATE_SHARE", 2.0)
         patch.setattr(active_pairs, "fast_bfloat16", lambda: screened)
         measured = sparse_step.gradients(sae, x, OBJECTIVES[kind])
     assert_same_gradients(sae, expected, 1e-4)  # in one dimension sums can cancel to nearly nothing
@@ -133,12 +135,14 @@ def test_a_dense_step_is_the_same(kind):
 )
 @settings(max_examples=60, deadline=None)
 def test_the_screened_product_finds_what_the_dense_one_finds(screened, d_in, d_sae, n, seed, size):
-    """With candidates from a bfloat16 product nothing is missed, and nothing but rounding at zero may differ."""
+    """With candidates from a bfloat16 product nothing is missed, and nothing but rounding at
+    zero may differ.
+    """
     sae = random_sae(d_in, d_sae, seed)
     x = size * torch.randn(n, d_in, generator=torch.Generator().manual_seed(seed + 1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(active_pairs, "fast_bfloat16", lambda: screened)
-        patch.setattr(active_pairs, "MANY", 2.0)
+        patch.setattr(active_pairs, "MAX_CANDIDATE_SHARE", 2.0)
         pairs = active_pairs.active_pairs(sae, x)
     dense = sae.encode(x)
     found = torch.zeros_like(dense).index_put((pairs.row, pairs.column), pairs.value)
@@ -147,7 +151,9 @@ def test_the_screened_product_finds_what_the_dense_one_finds(screened, d_in, d_s
 
 
 def test_candidates_miss_nothing_even_when_every_rounding_goes_the_wrong_way():
-    """Both factors are rounded down where they add and up where they subtract: the true value is just above zero, the rough one far below."""
+    """Both factors are rounded down where they add and up where they subtract: the true value is
+    just above zero, the rough one far below.
+    """
     low, high = 1 + 0.99 * 2**-8, 1 + 1.01 * 2**-8  # bfloat16 makes 1 and 1 + 2⁻⁷ of them
     x = torch.tensor([[low] * 32 + [high] * 32])
     sae = SparseAutoencoder(64, 1)
@@ -158,7 +164,7 @@ def test_candidates_miss_nothing_even_when_every_rounding_goes_the_wrong_way():
     assert rough.item() < -0.45 and sae.encode(x).item() > 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(active_pairs, "fast_bfloat16", lambda: True)
-        patch.setattr(active_pairs, "MANY", 2.0)
+        patch.setattr(active_pairs, "MAX_CANDIDATE_SHARE", 2.0)
         assert active_pairs.active_pairs(sae, x).column.tolist() == [0]
 
 

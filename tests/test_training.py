@@ -33,7 +33,9 @@ D_IN, TRUE_FEATURES, VOCABULARY = 16, 32, 4096
 
 
 class SyntheticHook(ActivationTable):
-    """Stands where a language model's hook would: token t has activations made of a few known directions."""
+    """Stands where a language model's hook would: token t has activations made of a few known
+    directions.
+    """
 
     def __init__(self, seed: int = 0):
         g = torch.Generator().manual_seed(seed)
@@ -198,31 +200,6 @@ def test_interrupted_training_ends_with_the_same_weights_bit_for_bit(tmp_path, m
     assert resumed["resampling"] == summary["resampling"] and resumed["curve"] == summary["curve"]
 
 
-def test_training_without_resampling_goes_on_from_where_resampling_began(tmp_path):
-    """The twin's checkpoint lies before the first resampling that touches a feature, and leads where training from the start leads."""
-    changes = dict(activations=40_000, dead_window=2000, l1=4.0, lr=0.02)
-    settings = SAESettings(
-        **{"d_sae": 64, "batch": 100, "buffer_rows": 50, "resampling_inputs": 2000, "log_every": 20}
-        | changes
-    )
-    _, summary = training.fit(
-        SyntheticHook(),
-        ROWS,
-        settings,
-        0,
-        CheckpointFolder(tmp_path / "main"),
-        CheckpointFolder(tmp_path / "twin", {"x": 1}),
-    )
-    touched = next(e["step"] for e in summary["resampling"] if e["resampled"])
-    assert checkpoints.steps(tmp_path / "twin")[-1] == touched
-    without = dict(changes, resampling=False)
-    _, whole, from_start = fit(tmp_path / "start", **without)
-    _, twin, went_on = fit(tmp_path / "twin", **without)
-    for name, tensor in whole.state_dict().items():
-        assert torch.equal(tensor, twin.state_dict()[name]), name
-    assert went_on["curve"] == from_start["curve"] and went_on["resampling"] == []
-
-
 GROUND_TRUTH = {
     "april_2024": {"l1": 1.0},
     "topk": {"k": 2},
@@ -363,7 +340,7 @@ def test_the_run_without_resampling_is_trained_only_where_it_differs(
     summary, trained = small_run.summary("autoencoder"), []
     summary["resampling"] = [{"step": 1, "dead": resampled, "resampled": resampled}]
 
-    def fit(run, hook, sae, store, no_resampling):
+    def fit(run, hook, sae, store):
         trained.append(sae.resampling)
         return small_run.get("autoencoder"), {}
 
@@ -450,7 +427,8 @@ def test_dense_steps_in_bfloat16_train_every_recipe(tmp_path, monkeypatch, recip
 def test_a_buffer_smaller_than_a_batch_is_refused(tmp_path):
     with pytest.raises(
         SettingsError,
-        match=r"sae.buffer_rows: 1 rows of 32 positions are fewer activations than one batch of 100.*at least 4 rows",
+        match=r"sae.buffer_rows: 1 rows of 32 positions are fewer activations than one batch of"
+        " 100.*at least 4 rows",
     ):
         fit(tmp_path, buffer_rows=1)
 

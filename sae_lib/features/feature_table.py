@@ -1,7 +1,6 @@
 """The feature table: two streaming passes over held-out text, then the text around each example."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,22 +8,19 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from sae_lib.device import keep_freed_memory
-from sae_lib.features import evaluation
-from sae_lib.features.examples import examples_table
-from sae_lib.features.statistics import BINS, TENTHS, Chunk, FirstPass, SecondPass
+from sae_lib.features.clamping import Clamp, clamped, next_token_losses
+from sae_lib.features.firing import batches, spread_rows
+from sae_lib.features.statistics import BINS, TENTHS, Chunk, FirstPass, SecondPass, TopExamples
 from sae_lib.features.weights import aligned, logit_effects, nearest
 from sae_lib.model.activations import HookPoint, Source, harvest
-from sae_lib.progress import tqdm
 from sae_lib.sae.dictionaries import (
     Dictionary,
     Directions,
     activations_of,
-    active,
     principal_directions,
     random_directions,
 )
@@ -32,22 +28,21 @@ from sae_lib.settings import FeatureSettings
 from sae_lib.text.tokenizer import separator_id
 
 BASELINES = ("neurons", "random", "principal")
-OUTLYING = 10.0  # times the median norm: activations this long, as on attention sinks, are marked
-REFERENCE_TOKENS = (
-    8192  # that the median norm and the neurons' means are taken from, spread over the text
+MAX_NORM_RATIO = (
+    10.0  # times the median norm: activations this long, as on attention sinks, are marked
 )
-DIRECTION_TOKENS = (
-    131_072  # that thresholds of directions are taken from, or fewer where they would not fit …
-)
+# that the median norm and the neurons' means are taken from, spread over the text
+REFERENCE_TOKENS = 8192
+# that thresholds of directions are taken from, or fewer where they would not fit …
+DIRECTION_TOKENS = 131_072
 DIRECTION_VALUES = 1 << 26  # … into so many activations of neurons
-VALUES_AT_ONCE = 1 << 27  # activations of features, most of them zero, that may exist together
-TOKENS_SHOWN, NEAR, NEURONS_SHOWN = 10, 10, 5
+N_TOKENS, N_NEAREST, N_NEURONS = 10, 10, 5
 
 
 def load_features(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    return pd.read_parquet(folder / "features.parquet"), pd.read_parquet(
-        folder / "examples.parquet"
-    )
+    """(features, examples) as `build` made them."""
+    features, examples = folder / "features.parquet", folder / "examples.parquet"
+    return pd.read_parquet(features), pd.read_parquet(examples)
 
 
 def write_features(folder: Path, features: pd.DataFrame, examples: pa.Table) -> None:
@@ -62,71 +57,59 @@ def directions_like(
     rows: Integer[np.ndarray, "row position"],
     seed: int,
 ) -> Directions:
-    """Directions to hold an autoencoder against, each as rarely active as one of its features, on a sample of `rows`.
+    """Directions to hold an autoencoder against, each as rarely active as one of its features, on a
+    sample of `rows`.
 
-    `kind` "random": as many as it has features; the i-th has the i-th feature's `density`. "principal": the principal components in
-    both senses; the largest has the density of the densest feature and so on down, through evenly spaced quantiles of those alive.
-    No direction is active below the mean, so that half of all tokens or so is the most that a density can be.
+    `kind` "random": as many as it has features; the i-th has the i-th feature's `density`.
+    "principal": the principal components in both senses; the largest has the density of the densest
+    feature and so on down, through evenly spaced quantiles of those alive. No direction is active
+    below the mean, so that half of all tokens or so is the most that a density can be.
     """
     d_in = harvest(hook, rows[:1]).shape[1]
-    wanted = max(1, min(DIRECTION_TOKENS, DIRECTION_VALUES // d_in) // rows.shape[1])
-    x = harvest(hook, _spread(rows, wanted)).float()
+    n_tokens = min(DIRECTION_TOKENS, DIRECTION_VALUES // d_in)
+    x = harvest(hook, spread_rows(rows, n_tokens)).float()
     if kind == "random":
         directions = random_directions(x, len(density), seed)
     else:
         directions = principal_directions(x)
         alive = density[density > 0]
         density = np.quantile(alive if len(alive) else density, np.linspace(1, 0, directions.d_sae))
-    return directions.at_density(x, torch.from_numpy(density).to(x.device))
+    return directions.at_density(x, torch.tensor(density))
 
 
-@dataclass(frozen=True)
-class Marks:
-    """Which positions are marked: the first of a row, padding, and those whose activations are longer than `OUTLYING` × the median."""
+class MarkedText:
+    """Rows of text with a dictionary's active pairs, and which positions are marked: the first of a
+    row, padding, and those whose activations are longer than `MAX_NORM_RATIO` × the median.
+    """
 
-    centre: Float[Tensor, " d_in"]
-    median_norm: float
-    padding: int | None
+    def __init__(
+        self,
+        hook: Source,
+        dictionary: Dictionary,
+        rows: Integer[np.ndarray, "row position"],
+        padding: int | None,
+        keep_marked: bool,
+    ):
+        self.source = (hook, {"": dictionary}, rows)
+        self.padding, self.keep_marked, length = padding, keep_marked, rows.shape[1]
+        # a few rows spread over the text, so that it does not depend on how the text is cut
+        x = harvest(hook, spread_rows(rows, max(2 * length, REFERENCE_TOKENS))).float()
+        after_first = x.view(-1, length, x.shape[1])[:, min(1, length - 1) :]
+        self.centre = x.mean(0)
+        self.max_norm = MAX_NORM_RATIO * after_first.norm(dim=-1).median().item()
 
-    @classmethod
-    def measured(
-        cls, hook: Source, rows: Integer[np.ndarray, "row position"], padding: int | None
-    ) -> "Marks":
-        """From a few rows spread over the text, so that it does not depend on how the text is cut into chunks."""
-        x = harvest(hook, _spread(rows, max(2, REFERENCE_TOKENS // rows.shape[1]))).float()
-        behind_the_first = x.view(-1, rows.shape[1], x.shape[1])[:, min(1, rows.shape[1] - 1) :]
-        return cls(x.mean(0), behind_the_first.norm(dim=-1).median().item(), padding)
-
-    def of(
-        self, x: Float[Tensor, "n d_in"], ids: Integer[np.ndarray, "row position"]
-    ) -> Bool[np.ndarray, " n"]:
-        marked = (x.norm(dim=1) > OUTLYING * self.median_norm).cpu().numpy().reshape(ids.shape)
-        marked[:, 0] = True
-        return (marked | (ids == self.padding) if self.padding is not None else marked).reshape(-1)
-
-
-def stream(
-    hook: Source,
-    dictionary: Dictionary,
-    rows: np.ndarray,
-    marks: Marks,
-    keep_marked: bool,
-    desc: str,
-) -> Iterator[tuple[Chunk, Float[Tensor, "n d_in"]]]:
-    """The active pairs of `rows`, a few rows at a time: fewer where there are more features."""
-    length = rows.shape[1]
-    step = max(1, min(evaluation.ROWS_AT_ONCE, VALUES_AT_ONCE // dictionary.d_sae // length))
-    for first in tqdm(range(0, len(rows), step), desc=desc):
-        ids = rows[first : first + step].astype(np.int64)
-        x = harvest(hook, ids).float()
-        token, feature, value = (t.cpu().numpy() for t in active(dictionary, x))
-        marked = marks.of(x, ids)
-        before = np.concatenate([np.full((len(ids), 1), -1), ids[:, :-1]], 1).reshape(-1)
-        left_out = np.zeros_like(marked) if keep_marked else marked
-        yield (
-            Chunk(first * length, ids.reshape(-1), before, marked, left_out, token, feature, value),
-            x,
-        )
+    def chunks(self, desc: str) -> Iterator[Chunk]:
+        """One pass over the text, a few rows at a time."""
+        for batch in batches(*self.source, desc):
+            ids = batch.ids
+            marked = (batch.x.norm(dim=1) > self.max_norm).cpu().numpy().reshape(ids.shape)
+            marked[:, 0] = True
+            if self.padding is not None:
+                marked |= ids == self.padding
+            before = np.concatenate([np.full((len(ids), 1), -1), ids[:, :-1]], 1)
+            kept = np.ones_like(marked) if self.keep_marked else ~marked
+            flat = (array.reshape(-1) for array in (ids, before, marked, kept))
+            yield Chunk(batch.first, batch.x, *flat, *batch.arrays(""))
 
 
 @torch.no_grad()
@@ -138,62 +121,169 @@ def build(
     s: FeatureSettings,
     seed: int = 0,
 ) -> tuple[pd.DataFrame, pa.Table]:
-    """(features, examples): a row per feature, row i is feature i; a row per example of one, see `examples_table`.
+    """(features, examples): a row per feature, row i is feature i; a row per example of one, see
+    `examples_table`.
 
-    Marked positions (see `Marks`) are left out of the top examples, of `maximum`, of the top tokens, of the tokens before and of
-    the correlations, unless `keep_marked`; all else counts every token. A feature's range is (0, maximum_all]: `histogram` counts
-    its activations in 40 equal parts of it, `tenths` are their shares in ten, and `samples` of each tenth are among the examples.
-    `near_*` go by decoder cosine; `aligned_*` and `correlated_*` are neurons, by weight and by Pearson correlation of activations.
+    Marked positions (see `MarkedText`) are left out of the top examples, of `maximum`, of the top
+    tokens, of the tokens before and of the correlations, unless `keep_marked`; all else counts
+    every token. A feature's range is (0, maximum_all]: `histogram` counts its activations in 40
+    equal parts of it, `tenths` are their shares in ten, and `samples` of each tenth are among the
+    examples. `near_*` go by decoder cosine; `aligned_*` and `correlated_*` are neurons, by weight
+    and by Pearson correlation of activations.
     """
     keep_freed_memory()
-    d_sae, vocab = dictionary.d_sae, int(rows.max()) + 1
     pad = tokenizer.pad_token_id
-    marks = Marks.measured(hook, rows, pad if pad != separator_id(tokenizer) else None)
-    one, marked = FirstPass(d_sae, vocab, s.top_k, marks.centre), np.zeros(rows.size, bool)
-    for chunk, x in stream(hook, dictionary, rows, marks, s.keep_marked, "features: maxima"):
-        one.update(chunk, x)
-        marked[chunk.first :][: len(chunk.marked)] = chunk.marked
+    padding = pad if pad != separator_id(tokenizer) else None
+    text = MarkedText(hook, dictionary, rows, padding, s.keep_marked)
+    one = FirstPass(dictionary.d_sae, int(rows.max()) + 1, s.top_k, text.centre)
+    marked = []
+    for chunk in text.chunks("features: maxima"):
+        one.update(chunk)
+        marked.append(chunk.marked)
     two = SecondPass(one, s.samples, seed)
-    for chunk, _ in stream(hook, dictionary, rows, marks, s.keep_marked, "features: tenths"):
+    for chunk in text.chunks("features: tenths"):
         two.update(chunk)
-    up, down = logit_effects(hook, dictionary.W_dec, s.logits)
-    n_active, strongest = np.maximum(one.counts, 1), one.top.tokens[:, 0]
-    shown = tokenizer.batch_decode(rows.reshape(-1)[strongest.clip(0)][:, None].tolist())
-    top_tokens, top_sums = two.token_sums.largest(TOKENS_SHOWN)
-    columns = {
-        "feature": np.arange(d_sae),
+    columns = _of_activations(one, two) | _of_tokens(one, two, rows, tokenizer)
+    columns |= _of_weights(hook, dictionary.W_dec, s.logits)
+    neurons, correlations = one.correlated(N_NEURONS)
+    columns["correlated_neurons"] = neurons.tolist()
+    columns["correlated_values"] = correlations.tolist()
+    places = example_places(one.top, two.samples)
+    examples = examples_table(hook, dictionary, rows, places, np.concatenate(marked), s)
+    return pd.DataFrame(columns), examples
+
+
+def _of_activations(one: FirstPass, two: SecondPass) -> dict:
+    n_active = np.maximum(one.counts, 1)
+    tenths = two.histogram.reshape(one.d_sae, TENTHS, BINS // TENTHS).sum(2)
+    return {
+        "feature": np.arange(one.d_sae),
         "density": one.counts / one.n,
         "n_active": one.counts,
-        "maximum": one.top.values[:, 0],
+        "maximum": one.top.best["value"][:, 0],
         "maximum_all": one.maximum,
         "mean_active": one.sums / n_active,
         "marked_share": one.marked_counts / n_active,
         "histogram": two.histogram.tolist(),
-        "tenths": (
-            two.histogram.reshape(d_sae, TENTHS, BINS // TENTHS).sum(2) / n_active[:, None]
-        ).tolist(),
-        "top_token": [
-            token if place >= 0 else None for token, place in zip(shown, strongest, strict=True)
-        ],
-        "top_tokens": top_tokens,
-        "top_token_counts": [one.occurrences[t] for t in top_tokens],
-        "top_token_means": [
-            total / one.occurrences[t] for t, total in zip(top_tokens, top_sums, strict=True)
-        ],
+        "tenths": (tenths / n_active[:, None]).tolist(),
     }
-    pairs = {
-        "top_logits top_logit_values": (t.tolist() for t in up),
-        "bottom_logits bottom_logit_values": (t.tolist() for t in down),
-        "before_tokens before_counts": two.before_counts.largest(TOKENS_SHOWN),
-        "near_features near_cosines": nearest(dictionary.W_dec, NEAR),
-        "aligned_neurons aligned_values": aligned(dictionary.W_dec, NEURONS_SHOWN),
-        "correlated_neurons correlated_values": (t.tolist() for t in one.correlated(NEURONS_SHOWN)),
+
+
+def _of_tokens(one: FirstPass, two: SecondPass, rows: np.ndarray, tokenizer) -> dict:
+    strongest = one.top.best["token"][:, 0]
+    shown = tokenizer.batch_decode(rows.reshape(-1)[strongest.clip(0)][:, None].tolist())
+    tokens, sums = two.token_sums.largest(N_TOKENS)
+    counts = [one.occurrences[t] for t in tokens]
+    before, before_counts = two.before_counts.largest(N_TOKENS)
+    return {
+        "top_token": [t if at >= 0 else None for t, at in zip(shown, strongest, strict=True)],
+        "top_tokens": tokens,
+        "top_token_counts": counts,
+        "top_token_means": [total / n for total, n in zip(sums, counts, strict=True)],
+        "before_tokens": before,
+        "before_counts": before_counts,
     }
-    for names, values in pairs.items():
-        columns |= dict(zip(names.split(), values, strict=True))
-    return pd.DataFrame(columns), examples_table(
-        hook, dictionary, rows, one.top, two.samples, marked, s
-    )
+
+
+def _of_weights(hook: Source, W_dec: Float[Tensor, "d_sae d_in"], n_logits: int) -> dict:
+    (raised, up), (lowered, down) = logit_effects(hook, W_dec, n_logits)
+    near, cosines = nearest(W_dec, N_NEAREST)
+    neurons, components = aligned(W_dec, N_NEURONS)
+    return {
+        "top_logits": raised.tolist(),
+        "top_logit_values": up.tolist(),
+        "bottom_logits": lowered.tolist(),
+        "bottom_logit_values": down.tolist(),
+        "near_features": near,
+        "near_cosines": cosines,
+        "aligned_neurons": neurons,
+        "aligned_values": components,
+    }
+
+
+def example_places(top: TopExamples, samples: TopExamples) -> pd.DataFrame:
+    """Feature, tenth, rank, token and value of each example, ordered: the true top ones (tenth
+    −1), then those of each tenth.
+    """
+    parts = []
+    for entries, n_cells in ((top.best, 1), (samples.best, TENTHS)):
+        cell, rank = np.nonzero(entries["token"] >= 0)
+        feature, tenth = np.divmod(cell, n_cells)
+        found = entries[cell, rank]
+        columns = {"feature": feature, "tenth": tenth if n_cells > 1 else -1, "rank": rank}
+        parts.append(pd.DataFrame(columns | {"token": found["token"], "value": found["value"]}))
+    places = pd.concat(parts)
+    return places.sort_values(["feature", "tenth", "rank"], ignore_index=True)
+
+
+@torch.no_grad()
+def examples_table(
+    hook: Source,
+    dictionary: Dictionary,
+    rows: Integer[np.ndarray, "row position"],
+    places: pd.DataFrame,
+    marked: Bool[np.ndarray, " n"],
+    s: FeatureSettings,
+) -> pa.Table:
+    """A row per example: where it lies, its activation, and the text around it with the
+    feature's activation on every token.
+    """
+    length, token = rows.shape[1], places["token"].to_numpy()
+    row, position = np.divmod(token, length)
+    begin = np.maximum(position - s.context, 0)
+    size = np.minimum(position + s.after + 1, length) - begin
+    windows = pd.DataFrame({"feature": places["feature"], "row": row, "begin": begin, "size": size})
+    activations, offsets = _activations(hook, dictionary, rows, windows)
+    activations[offsets[:-1] + position - begin] = places["value"]
+    ids, starts = rows.reshape(-1).astype(np.int32), pa.array(offsets, pa.int32())
+    texts = ids[_ranges(row * length + begin, size)]
+    columns = {
+        "feature": places["feature"].astype(np.int32),
+        "rank": places["rank"].astype(np.int16),
+        "activation": places["value"],
+        "row": row.astype(np.int32),
+        "position": position.astype(np.int32),
+        "focus": (position - begin).astype(np.int32),
+        "token_id": ids[token],
+        "tenth": places["tenth"].astype(np.int8),
+        "marked": marked[token],
+        "token_ids": pa.ListArray.from_arrays(starts, pa.array(texts)),
+        "activations": pa.ListArray.from_arrays(starts, pa.array(activations)),
+    }
+    return pa.table(columns)
+
+
+def _activations(
+    hook: Source, dictionary: Dictionary, rows: np.ndarray, windows: pd.DataFrame
+) -> tuple[Float[np.ndarray, " total"], Int[np.ndarray, " window_and_end"]]:
+    """The features' activations in their windows, one after the other, and where each window
+    begins.
+
+    The text is read once more, and each row asked for its own features only.
+    """
+    offsets = np.concatenate([[0], np.cumsum(windows["size"])])
+    result, of_row = np.zeros(offsets[-1], np.float32), windows.groupby("row").indices
+    for batch in batches(hook, {}, rows, "examples"):
+        first, x = batch.first // rows.shape[1], batch.x.view(*batch.ids.shape, -1)
+        for i in range(len(x)):
+            members = of_row.get(first + i, ())
+            if len(members) == 0:
+                continue
+            window = windows.iloc[members]
+            features = torch.tensor(window["feature"].to_numpy(), device=x.device)
+            acts = activations_of(dictionary, x[i], features).T.cpu().numpy().reshape(-1)
+            source = np.arange(len(members)) * rows.shape[1] + window["begin"].to_numpy()
+            size = window["size"].to_numpy()
+            result[_ranges(offsets[members], size)] = acts[_ranges(source, size)]
+    return result, offsets
+
+
+def _ranges(
+    start: Int[np.ndarray, " n"], length: Int[np.ndarray, " n"]
+) -> Int[np.ndarray, " total"]:
+    """start₀, start₀ + 1, …, for each of the ranges one after the other."""
+    ends = np.cumsum(length)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(start - ends + length, length)
 
 
 @torch.no_grad()
@@ -209,25 +299,15 @@ def row_activations(
 def ablation_effect(
     hook: HookPoint, dictionary: Dictionary, token_ids: Int[Tensor, " n"], feature: int
 ) -> Float[Tensor, " n"]:
-    """By how much the loss (nats) of predicting each token rises when the feature is taken out on all of them; 0 for the first.
+    """By how much the loss (nats) of predicting each token rises when the feature is taken out on
+    all of them; 0 for the first.
 
-    Only its own part is subtracted from the activations, x − f · W_dec: what the autoencoder does not reconstruct stays.
+    Only its own part is subtracted from the activations, x − f · W_dec: what the autoencoder does
+    not reconstruct stays.
     """
     ids = token_ids[None].long().to(hook.device)
-
-    def without(x: Float[Tensor, "row position d_in"]) -> Float[Tensor, "row position d_in"]:
-        f = activations_of(dictionary, x[0].float(), torch.tensor([feature], device=x.device))
-        return x - (f * dictionary.W_dec[feature]).to(x.dtype)
-
-    before = _losses(hook, ids)
-    with hook.replaced(without):
-        return torch.cat([before.new_zeros(1), _losses(hook, ids) - before])
-
-
-def _losses(hook: HookPoint, ids: Int[Tensor, "1 n"]) -> Float[Tensor, " m"]:
-    logits = hook.model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-    return F.cross_entropy(logits, ids[0, 1:], reduction="none")
-
-
-def _spread(rows: np.ndarray, n: int) -> np.ndarray:
-    return rows[np.linspace(0, len(rows) - 1, min(n, len(rows))).astype(int)]
+    everywhere = torch.ones(1, len(token_ids) - 1, dtype=torch.bool)
+    before = next_token_losses(hook, ids, everywhere)
+    with clamped(hook, dictionary, [Clamp(feature, "ablate")]):
+        change = next_token_losses(hook, ids, everywhere) - before
+    return torch.nn.functional.pad(change[0], (1, 0))

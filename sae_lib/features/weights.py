@@ -1,83 +1,92 @@
-"""What the weights alone say about features: the logits they push, the features and neurons near them."""
+"""What the weights alone say about features: the logits they push, the features and neurons near
+them.
+"""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from sae_lib.features.statistics import Largest, joined
 from sae_lib.model.activations import HookPoint, Source
 
 AT_ONCE = 1024  # features whose products with the vocabulary or with all features exist at a time
-TOUCHING = 1e-4  # a smaller cosine or component is rounding
+MIN_SIZE = 1e-4  # a smaller cosine or component is rounding
 
 
 @torch.no_grad()
 def logit_effects(
     hook: Source, W_dec: Float[Tensor, "d_sae d_in"], k: int
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The k tokens (all, where there are fewer) whose logits a feature raises and lowers most, each as (token ids [d_sae, k], effects [d_sae, k]).
+) -> tuple[Largest, Largest]:
+    """The k tokens (all, where there are fewer) whose logits a feature raises and lowers most, each
+    as (token ids [d_sae, k], effects [d_sae, k]).
 
-    The feature's direct path: decoder row → down projection (for an MLP hook) → final norm's weight → unembedding, centred
-    over the vocabulary. The norm's division by its input's size is left out: it scales all logits of a token alike.
+    The feature's direct path: decoder row → down projection (for an MLP hook) → final norm's weight
+    → unembedding, centred over the vocabulary. The norm's division by its input's size is left out:
+    it scales all logits of a token alike.
     """
-    if not isinstance(hook, HookPoint) or hook.name.endswith(
-        "mlp.hook_pre"
-    ):  # no model; or what a push does depends on the activation function's state
+    # without a model there are no logits; before the activation function a push's effect depends on
+    # that function's state
+    if not isinstance(hook, HookPoint) or hook.name.endswith("mlp.hook_pre"):
         none = torch.zeros(len(W_dec), 0)
         return (none.long(), none), (none.long(), none)
-    embed_out = hook.model.get_output_embeddings().weight.float()
+    unembedding = hook.model.get_output_embeddings().weight.float()
     final_norm = getattr(hook.model.base_model, "ln_f", None) or hook.model.base_model.norm
-    write_out, k = _into_residual(hook), min(k, len(embed_out))
-    tops, bottoms = [], []
+    k, raised, lowered = min(k, len(unembedding)), [], []
     for part in W_dec.split(AT_ONCE):
-        residual = part.to(embed_out.device) @ write_out if write_out is not None else part
+        residual = _into_residual(hook, part.to(unembedding.device))
         if isinstance(final_norm, nn.LayerNorm):
             residual = residual - residual.mean(-1, keepdim=True)
-        effects = (residual * final_norm.weight.float()) @ embed_out.T
+        effects = (residual * final_norm.weight.float()) @ unembedding.T
         effects -= effects.mean(-1, keepdim=True)
-        tops.append(effects.topk(k, dim=-1))
-        bottoms.append(effects.topk(k, dim=-1, largest=False))
-    return tuple(
-        (torch.cat([t.indices for t in ts]).cpu(), torch.cat([t.values for t in ts]).cpu())
-        for ts in (tops, bottoms)
-    )
+        raised.append(effects.topk(k, dim=-1))
+        lowered.append(effects.topk(k, dim=-1, largest=False))
+    return joined(raised), joined(lowered)
 
 
-def _into_residual(hook: HookPoint) -> Float[Tensor, "d_in d_model"] | None:
-    """The matrix that carries the hook's activations into the residual stream; None where they are in it already."""
+def _into_residual(
+    hook: HookPoint, directions: Float[Tensor, "n d_in"]
+) -> Float[Tensor, "n d_model"]:
+    """What directions at the hook write into the residual stream; at the stream itself that is
+    they.
+    """
     if not hook.name.endswith("mlp.hook_post"):
-        return None
+        return directions
     weight = hook.module.weight.float()  # GPT-2's Conv1D stores [in, out], nn.Linear [out, in]
-    return weight.T if isinstance(hook.module, nn.Linear) else weight
+    return directions @ (weight.T if isinstance(hook.module, nn.Linear) else weight)
 
 
 @torch.no_grad()
 def nearest(
     W_dec: Float[Tensor, "d_sae d_in"], k: int
 ) -> tuple[list[list[int]], list[list[float]]]:
-    """Of every feature the k others whose decoder directions have the largest cosine with its own, and these; only cosines above zero."""
-    unit = torch.nn.functional.normalize(W_dec, dim=1)
-    found = []
+    """Of every feature the k others whose decoder directions have the largest cosine with its
+    own, and these; only cosines above zero.
+    """
+    unit, found = nn.functional.normalize(W_dec, dim=1), []
     for i, part in enumerate(unit.split(AT_ONCE)):
         cosines = part @ unit.T
-        cosines[torch.arange(len(part)), torch.arange(len(part)) + i * AT_ONCE] = -2
-        found.append(cosines.topk(min(k, len(W_dec) - 1), dim=1))
-    indices, values = torch.cat([f.indices for f in found]), torch.cat([f.values for f in found])
-    return _where(values > TOUCHING, indices), _where(values > TOUCHING, values)
+        cosines.diagonal(i * AT_ONCE).fill_(-2)
+        found.append(cosines.topk(min(k, len(W_dec)), dim=1))
+    return _at_least(*joined(found))
 
 
 @torch.no_grad()
 def aligned(
     W_dec: Float[Tensor, "d_sae d_in"], k: int
 ) -> tuple[list[list[int]], list[list[float]]]:
-    """The k neurons (dimensions of the hook) with the largest components, by size, of each feature's unit decoder direction, and these, signed."""
-    unit = torch.nn.functional.normalize(W_dec, dim=1)
-    indices: Int[Tensor, "d_sae k"] = unit.abs().topk(min(k, unit.shape[1]), dim=1).indices
+    """The k neurons (dimensions of the hook) with the largest components, by size, of each
+    feature's unit decoder direction, and these, signed.
+    """
+    unit = nn.functional.normalize(W_dec, dim=1)
+    indices = unit.abs().topk(min(k, unit.shape[1]), dim=1).indices
     values = unit.gather(1, indices)
-    return _where(values.abs() > TOUCHING, indices), _where(values.abs() > TOUCHING, values)
+    indices, sizes = _at_least(indices, values.abs())
+    return indices, [v[: len(s)] for v, s in zip(values.tolist(), sizes, strict=True)]
 
 
-def _where(keep: Tensor, values: Tensor) -> list[list]:
-    return [
-        [v for v, k in zip(row, kept, strict=True) if k]
-        for row, kept in zip(values.tolist(), keep.tolist(), strict=True)
-    ]
+def _at_least(indices: Tensor, sizes: Tensor) -> tuple[list[list[int]], list[list[float]]]:
+    """Of each row, whose `sizes` fall, the indices and sizes above `MIN_SIZE`."""
+    counts = (sizes > MIN_SIZE).sum(1).tolist()
+    rows = zip(indices.tolist(), sizes.tolist(), counts, strict=True)
+    kept = [(i[:n], s[:n]) for i, s, n in rows]
+    return [i for i, _ in kept], [s for _, s in kept]

@@ -1,25 +1,37 @@
-"""Chat models: an OpenAI-compatible endpoint, or a local Hugging Face model.
+"""Chat models: an OpenAI-compatible endpoint, or a local Hugging Face model, asked within the
+limits of the settings.
 
-The endpoint comes from the environment: SAE_LLM_BASE_URL, SAE_LLM_MODEL and, where it wants one, SAE_LLM_API_KEY. The key lives in the
-header of the HTTP client, whose repr hides it, and is struck out of whatever the endpoint sends back.
+The endpoint comes from the environment: SAE_LLM_BASE_URL, SAE_LLM_MODEL and, where it wants one,
+SAE_LLM_API_KEY. The key lives in the header of the HTTP client, whose repr hides it, and is struck
+out of whatever the endpoint sends back.
 """
 
 import asyncio
+import hashlib
 import json
+import math
 import os
 import re
 import threading
-from typing import NamedTuple
-from urllib.parse import urlsplit
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import httpx2
+import tenacity
 import torch
 
 from sae_lib.errors import ChatError, ModelError, shown
 from sae_lib.settings import ExplainSettings
 
 LARGEST_ANSWER = 4 << 20  # bytes
-HOST = re.compile(r"[\w-]{1,63}(\.[\w-]{1,63})*\.?|[0-9a-f:.]+")  # a name, or an IPv6 address
+FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds between attempts
+MAX_FAILURES = 3  # requests in a row without a reply after which the model counts as gone
+NAME = r"[\w-]{1,63}(\.[\w-]{1,63})*\.?"
+# scheme, a name or an IPv6 address, port, path: no user name, password, query or fragment
+ADDRESS = re.compile(
+    rf"https?://({NAME}|\[[0-9a-f:.]+\])(:(?P<port>[0-9]{{1,5}}))?(/[^\s?#]*)?", re.I
+)
 Messages = list[dict[str, str]]
 
 
@@ -27,8 +39,14 @@ class NotConfigured(Exception):
     """There is no chat model to ask; its text says what to set."""
 
 
+class LimitReached(Exception):
+    """The next request could go over a limit of the settings."""
+
+
 class NoReply(Exception):
-    """One attempt that brought no reply: whether to try `again`, after how many seconds, and whether its tokens may be `billed`."""
+    """One attempt that brought no reply: whether to try `again`, after how many seconds, and
+    whether its tokens may be `billed`.
+    """
 
     def __init__(
         self, reason: str, again: bool = False, wait: float | None = None, billed: bool = False
@@ -38,7 +56,9 @@ class NoReply(Exception):
 
 
 class Reply(NamedTuple):
-    """A model's text, and the tokens of the prompt and of the answer; None where the endpoint does not count them."""
+    """A model's text, and the tokens of the prompt and of the answer; None where the endpoint
+    does not count them.
+    """
 
     text: str
     prompt_tokens: int | None
@@ -46,11 +66,12 @@ class Reply(NamedTuple):
 
 
 def find(model: str, s: ExplainSettings, device: torch.device) -> "Endpoint | LocalChat":
-    """The chat model of `model` and the environment; `NotConfigured` where there is none, `ChatError` or `ModelError` where it cannot be used."""
-    url, key = (
-        os.environ.get(name, "").strip() for name in ("SAE_LLM_BASE_URL", "SAE_LLM_API_KEY")
-    )
-    named = model or os.environ.get("SAE_LLM_MODEL", "").strip()
+    """The chat model of `model` and the environment; `NotConfigured` where there is none,
+    `ChatError` or `ModelError` where it cannot be used.
+    """
+    variables = ("SAE_LLM_BASE_URL", "SAE_LLM_API_KEY", "SAE_LLM_MODEL")
+    url, key, named = (os.environ.get(name, "").strip() for name in variables)
+    named = model or named
     if model and os.path.isdir(folder := os.path.expanduser(model)):
         return LocalChat(folder, s.seed, device)
     if not named.isprintable() or len(named) > 200:
@@ -60,7 +81,8 @@ def find(model: str, s: ExplainSettings, device: torch.device) -> "Endpoint | Lo
     if not named:
         missing = "SAE_LLM_MODEL is not set" if url else "no chat model is named"
         raise NotConfigured(
-            f"{missing}; set SAE_LLM_BASE_URL, SAE_LLM_MODEL and where needed SAE_LLM_API_KEY, or give --model FOLDER_OR_NAME of a Hugging Face chat model"
+            f"{missing}; set SAE_LLM_BASE_URL, SAE_LLM_MODEL and where needed SAE_LLM_API_KEY,"
+            " or give --model FOLDER_OR_NAME of a Hugging Face chat model"
         )
     if key and not url:
         raise NotConfigured(
@@ -70,34 +92,28 @@ def find(model: str, s: ExplainSettings, device: torch.device) -> "Endpoint | Lo
 
 
 class Endpoint:
-    """`/chat/completions` under a base URL such as https://host/v1. Redirects are not followed: the key goes nowhere else."""
+    """`/chat/completions` under a base URL such as https://host/v1. Redirects are not followed:
+    the key goes nowhere else.
+    """
 
     def __init__(self, base_url: str, model: str, key: str, timeout: float):
-        try:
-            parts = urlsplit(base_url)
-            well_formed = (
-                parts.scheme in ("http", "https")
-                and HOST.fullmatch(parts.hostname or "")
-                and parts.port != 0
-                and base_url.isprintable()
-                and not (parts.username or parts.password or parts.query or parts.fragment)
-            )
-            self.where = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
-        except ValueError:
-            well_formed = False
-        if not well_formed:  # what it holds is not shown: it may be a password
-            raise ChatError(
-                "SAE_LLM_BASE_URL: expected something like https://host/v1, without a user name, password or query (a key belongs in SAE_LLM_API_KEY)"
+        address = ADDRESS.fullmatch(base_url)
+        port_exists = address and 0 < int(address["port"] or 80) < 2**16
+        if not (port_exists and base_url.isprintable()):
+            raise ChatError(  # what it holds is not shown: it may be a password
+                "SAE_LLM_BASE_URL: expected something like https://host/v1, without a user name,"
+                " password or query (a key belongs in SAE_LLM_API_KEY)"
             )
         if not (key.isascii() and key.isprintable()) or " " in key:
             raise ChatError(
-                "SAE_LLM_API_KEY contains characters that no key has (spaces, line breaks or non-ASCII letters); set it again"
+                "SAE_LLM_API_KEY contains characters that no key has"
+                " (spaces, line breaks or non-ASCII letters); set it again"
             )
-        self.name, self.timeout, self._limit_name = model, timeout, "max_tokens"
+        self.where, self.name, self.timeout = base_url.rstrip("/"), model, timeout
+        self._limit_name = "max_tokens"
         self._clean = lambda text: text.replace(key, "[key]") if key else text
-        self._http = httpx2.AsyncClient(
-            headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=timeout
-        )
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx2.AsyncClient(headers=headers, timeout=timeout)
         self._loop = asyncio.new_event_loop()  # its own, as a notebook's is already running
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
 
@@ -105,49 +121,40 @@ class Endpoint:
         return f"Endpoint({self.where}, {self.name})"
 
     def send(self, messages: Messages, answer_tokens: int, temperature: float | None) -> Reply:
-        """One attempt; raises `NoReply`, or `ChatError` where no further request can succeed either."""
-        body = {
-            "model": self.name,
-            "messages": messages,
-            "stream": False,
-            self._limit_name: answer_tokens,
-        }
-        request = asyncio.run_coroutine_threadsafe(
-            self._post(body if temperature is None else body | {"temperature": temperature}),
-            self._loop,
-        )
+        """One attempt; raises `NoReply`, or `ChatError` where no further request can succeed
+        either.
+        """
+        body = {"model": self.name, "messages": messages, "stream": False}
+        body[self._limit_name] = answer_tokens
+        body |= {} if temperature is None else {"temperature": temperature}
+        request = asyncio.run_coroutine_threadsafe(self._post(body), self._loop)
         try:
             status, headers, content = request.result(self.timeout)
         except (httpx2.TimeoutException, TimeoutError):
             raise NoReply(f"no answer within {self.timeout:g} s", again=True, billed=True) from None
         except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError) as error:
-            raise NoReply(
-                self._clean(f"the connection failed ({str(error) or type(error).__name__})"),
-                again=True,
-            ) from None
+            reason = self._clean(str(error) or type(error).__name__)
+            raise NoReply(f"the connection failed ({reason})", again=True) from None
         finally:
             request.cancel()  # without effect on one that is done
         if status == 200:
             return self._reply(content)
         said = f"status {status}{self._said(content)}"
         if status in (408, 425, 429) or status >= 500:
-            raise NoReply(said, again=True, wait=_seconds(headers.get("retry-after", "")))
+            wait = headers.get("retry-after", "")  # seconds, a date or nothing
+            raise NoReply(said, again=True, wait=float(wait) if wait.isdecimal() else None)
         if status == 400 and "max_completion_tokens" in said and self._limit_name == "max_tokens":
             self._limit_name = "max_completion_tokens"  # what OpenAI's newer models call it
             raise NoReply(said, again=True, wait=0)
         if status in (400, 413, 422):
             raise NoReply(said)
-        hint = (
-            "check SAE_LLM_API_KEY"
-            if status in (401, 403)
-            else "check SAE_LLM_BASE_URL (it often ends in /v1) and the model's name"
-        )
+        hint = "check SAE_LLM_BASE_URL (it often ends in /v1) and the model's name"
+        hint = "check SAE_LLM_API_KEY" if status in (401, 403) else hint
         raise ChatError(f"{self.where} with model {self.name}: {said}; {hint}")
 
     async def _post(self, body: dict) -> tuple[int, httpx2.Headers, bytes]:
         """(status, headers, content) of an answer that is not too large."""
-        content = bytearray()
-        url = f"{self.where}/chat/completions"
+        content, url = bytearray(), f"{self.where}/chat/completions"
         async with self._http.stream("POST", url, json=body) as response:
             async for part in response.aiter_bytes():
                 content += part
@@ -156,30 +163,30 @@ class Endpoint:
         return response.status_code, response.headers, bytes(content)
 
     def _reply(self, content: bytes) -> Reply:
-        try:
-            data = json.loads(content)
-            text = data["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError, RecursionError):
-            text = None
+        text = _inside(content, "choices", 0, "message", "content")
         if not isinstance(text, str):
             raise NoReply("the answer is not a chat completion", billed=True)
-        usage = data.get("usage") if isinstance(data.get("usage"), dict) else {}
-        counts = (usage.get(name) for name in ("prompt_tokens", "completion_tokens"))
-        return Reply(
-            encodable(self._clean(text)),
-            *(n if type(n) is int and n >= 0 else None for n in counts),
-        )
+        counts = (_inside(content, "usage", f"{of}_tokens") for of in ("prompt", "completion"))
+        counts = (n if type(n) is int and n >= 0 else None for n in counts)
+        return Reply(encodable(self._clean(text)), *counts)
 
     def _said(self, content: bytes) -> str:
         """What an error answer says, in one short line."""
-        text = content.decode("utf-8", "replace")
-        try:
-            error = json.loads(text)["error"]
-            text = str(error["message"] if isinstance(error, dict) else error)
-        except (ValueError, LookupError, TypeError, RecursionError):
-            pass
+        text = _inside(content, "error", "message") or _inside(content, "error")
+        text = content.decode("utf-8", "replace") if text is None else str(text)
         line = " ".join(self._clean(text).split())[:300]
         return f": {line}" if line.isprintable() and line else ""
+
+
+def _inside(content: bytes, *path: str | int) -> Any:
+    """What is at a place in JSON; None where nothing is."""
+    try:
+        value = json.loads(content)
+        for key in path:
+            value = value[key]
+        return value
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
 
 
 class LocalChat:
@@ -195,47 +202,151 @@ class LocalChat:
         self._model, self._tokenizer = open_model(source, device).eval(), load_tokenizer(source)
         if not self._tokenizer.chat_template:
             raise ModelError(
-                f"model {source} has no chat template, so it is not a chat model; choose one that was trained to follow instructions"
+                f"model {source} has no chat template, so it is not a chat model;"
+                " choose one that was trained to follow instructions"
             )
 
     @torch.no_grad()
     def send(self, messages: Messages, answer_tokens: int, temperature: float | None) -> Reply:
-        inputs = self._tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        ).to(self._model.device)
-        length, longest = (
-            inputs["input_ids"].shape[1],
-            getattr(self._model.config, "max_position_embeddings", None),
-        )
+        device, tokenizer = self._model.device, self._tokenizer
+        options = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+        inputs = tokenizer.apply_chat_template(messages, **options).to(device)
+        length = inputs["input_ids"].shape[1]
+        longest = getattr(self._model.config, "max_position_embeddings", None)
         if longest and length + answer_tokens > longest:
             raise NoReply(
-                f"a prompt of {length} tokens and an answer of {answer_tokens} (explain.answer_tokens) exceed the model's context of {longest}"
+                f"a prompt of {length} tokens and an answer of {answer_tokens}"
+                f" (explain.answer_tokens) exceed the model's context of {longest}"
             )
-        sampling = (
-            {"do_sample": True, "temperature": temperature}
-            if (temperature or 0) > 1e-3  # below, logits / temperature overflow
-            else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        )
-        with torch.random.fork_rng(
-            devices=[self._model.device] if self._model.device.type == "cuda" else []
-        ):
+        sampling = {"do_sample": True, "temperature": temperature}
+        if (temperature or 0) <= 1e-3:  # logits / temperature would overflow
+            sampling = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        sampling |= {"max_new_tokens": answer_tokens, "pad_token_id": tokenizer.eos_token_id}
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self.seed)
-            out = self._model.generate(
-                **inputs,
-                max_new_tokens=answer_tokens,
-                pad_token_id=self._tokenizer.eos_token_id,
-                **sampling,
-            )[0, length:]
-        return Reply(
-            encodable(self._tokenizer.decode(out, skip_special_tokens=True)), length, len(out)
-        )
-
-
-def _seconds(text: str) -> float | None:
-    """Of a Retry-After header; None where it gives a date or nothing."""
-    return float(text) if text.isdecimal() else None
+            out = self._model.generate(**inputs, **sampling)[0, length:]
+        return Reply(encodable(tokenizer.decode(out, skip_special_tokens=True)), length, len(out))
 
 
 def encodable(text: str) -> str:
     """Lone surrogates, which JSON can spell and UTF-8 cannot, replaced."""
     return text.encode("utf-8", "replace").decode()
+
+
+class Chat:
+    """Queries a model through the cache, retries where that may help, and stops before a limit
+    of the settings is passed.
+    """
+
+    def __init__(self, model: Endpoint | LocalChat, s: ExplainSettings, cache: "Cache"):
+        self.model, self.s, self.cache = model, s, cache
+        self.requests = self.cached = self.prompt_tokens = self.answer_tokens = 0
+        self.no_reply: Counter[str] = Counter()  # by reason
+        self._heard, self._failed_in_a_row = False, 0
+        self._attempts = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(s.attempts),
+            wait=_wait,
+            retry=tenacity.retry_if_exception(lambda error: getattr(error, "again", False)),
+            reraise=True,
+        )
+
+    @property
+    def cost(self) -> float | None:
+        """Spent so far, in the currency of the prices; None without prices."""
+        priced = self.s.price_prompt is not None
+        return self._price(self.prompt_tokens, self.answer_tokens) if priced else None
+
+    def ask(self, prompt: str) -> str | None:
+        """The model's text, or None where none came (counted in `no_reply`); `LimitReached`, and
+        `ChatError` where the model is gone.
+        """
+        messages = [{"role": "user", "content": prompt}]
+        question = [self.model.name, messages, self.s.answer_tokens, self.s.temperature]
+        key = hashlib.sha256(json.dumps(question).encode()).hexdigest()
+        if key in self.cache.replies:
+            self.cached += 1
+            return self.cache.replies[key]
+        try:
+            reply = self._attempts(self._attempt, messages)
+        except NoReply as error:
+            self.no_reply[str(error)] += 1
+            self._failed_in_a_row += 1
+            if not self._heard or self._failed_in_a_row >= MAX_FAILURES:
+                who = f"{self.model.name} at {self.model.where}"
+                raise ChatError(f"{who} does not reply: {error}") from None
+            return None
+        self._heard, self._failed_in_a_row = True, 0
+        self.cache.put(key, self.model.name, reply)
+        return reply.text
+
+    def _attempt(self, messages: Messages) -> Reply:
+        estimate, limit = _estimate(messages[0]["content"]), self.s.answer_tokens
+        self._check(estimate, limit)
+        self.requests += 1
+        try:
+            reply = self.model.send(messages, limit, self.s.temperature)
+        except NoReply as error:
+            if error.billed:
+                self.prompt_tokens += estimate
+                self.answer_tokens += limit
+            raise
+        counted = reply.prompt_tokens, reply.answer_tokens
+        self.prompt_tokens += estimate if counted[0] is None else counted[0]
+        self.answer_tokens += _estimate(reply.text) if counted[1] is None else counted[1]
+        return reply
+
+    def _check(self, prompt_tokens: int, answer_tokens: int) -> None:
+        tokens = (self.prompt_tokens + prompt_tokens, self.answer_tokens + answer_tokens)
+        would_be = {"requests": self.requests + 1, "tokens": sum(tokens)}
+        would_be["cost"] = self._price(*tokens)
+        for name, value in would_be.items():
+            limit = getattr(self.s, f"max_{name}")
+            if limit is not None and value > limit:
+                used = self.prompt_tokens + self.answer_tokens
+                raise LimitReached(
+                    f"the limit explain.max_{name}={limit:g} is reached"
+                    f" after {self.requests} requests and {used} tokens"
+                )
+
+    def _price(self, prompt_tokens: int, answer_tokens: int) -> float:
+        prices = (self.s.price_prompt or 0, self.s.price_answer or 0)
+        return (prompt_tokens * prices[0] + answer_tokens * prices[1]) / 1e6
+
+
+def _estimate(text: str) -> int:
+    """Tokens, where nobody counts them."""
+    return math.ceil(len(text.encode()) / 3)
+
+
+def _wait(state: tenacity.RetryCallState) -> float:
+    """The wait that the endpoint requested, else about 1, 2, 4 … seconds, randomised so that
+    many clients do not return together.
+    """
+    requested = state.outcome.exception().wait
+    if requested is None:
+        return tenacity.wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT)(state)
+    return min(LONGEST_WAIT, requested)
+
+
+class Cache:
+    """Replies by the hash of what was asked of whom: a file of JSON lines to write to, and
+    further ones that are only read.
+    """
+
+    def __init__(self, file: Path, others: tuple[Path, ...] = ()):
+        self.file, self.replies = file, {}
+        for path in (*others, file):
+            for line in path.read_bytes().splitlines() if path.exists() else ():
+                key, text = _inside(line, "key"), _inside(line, "text")
+                # else a line cut off by a kill: it is asked again
+                if isinstance(key, str) and text is not None:
+                    self.replies[key] = encodable(str(text))
+
+    def put(self, key: str, model: str, reply: Reply) -> None:
+        self.replies[key] = reply.text
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        line = json.dumps({"key": key, "model": model} | reply._asdict()).encode()
+        with open(self.file, "ab+") as f:
+            if f.tell() and (f.seek(-1, os.SEEK_END), f.read(1))[1] != b"\n":
+                line = b"\n" + line
+            f.write(line + b"\n")

@@ -1,4 +1,8 @@
-"""What the rule scores say: medians and differences between kinds with bootstrap intervals, and their figures."""
+"""What the rule scores say: medians and differences between kinds with bootstrap intervals, and
+their figures.
+"""
+
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -28,50 +32,43 @@ KINDS = {  # in the order of the figure
     "principal": "principal directions, unmatched",
     "untrained": "untrained model's features, unmatched",
 }
+AVERAGES = {"median": np.median, "mean": np.mean}
 DRAWS = 2000  # of the bootstrap
 EXAMPLES = 8  # rules per kind in the results
 
 
 def summary(scores: pd.DataFrame, seed: int) -> dict:
-    """By kind: n, median and mean of each measure with 95 % intervals over units (bootstrap), rules as examples; and how far features are above each other kind."""
+    """By kind: n, median and mean of each measure with 95 % intervals over units (bootstrap),
+    rules as examples; and how far features are above each other kind.
+    """
     rng = np.random.default_rng((seed, 3))
     scored, drawn = {}, {}
     for kind, table in scores.groupby("kind", sort=False):
+        n = len(table)
         scored[kind] = {
-            "n": len(table),
+            "n": n,
             "density_median": table["density"].median(),
             "conditions_mean": table["n_conditions"].mean(),
             "context_share": table["context"].mean(),
         }
-        drawn[kind] = {}
-        chosen = rng.integers(len(table), size=(DRAWS, len(table)))
-        for measure in MEASURES:
-            values = table[measure].to_numpy()
-            drawn[kind][measure] = {
-                "median": np.median(values[chosen], axis=1),
-                "mean": values[chosen].mean(axis=1),
-            }
-            for average, draws in drawn[kind][measure].items():
-                scored[kind][f"{measure}_{average}"] = getattr(np, average)(values)
-                scored[kind][f"{measure}_{average}_interval"] = _interval(draws)
-        shown = table.sample(min(EXAMPLES, len(table)), random_state=seed % 2**32)
-        scored[kind]["examples"] = shown[
-            ["unit", "rule", "auroc", "balanced_accuracy", "information", "density"]
-        ].to_dict("records")
+        chosen, draws = rng.integers(n, size=(DRAWS, n)), {}
+        for measure, (average, of) in product(MEASURES, AVERAGES.items()):
+            values, name = table[measure].to_numpy(), f"{measure}_{average}"
+            draws[name] = of(values[chosen], axis=1)
+            scored[kind] |= {name: of(values), f"{name}_interval": _interval(draws[name])}
+        drawn[kind] = draws
+        shown = table.sample(min(EXAMPLES, n), random_state=seed % 2**32)
+        scored[kind]["examples"] = shown[["unit", "rule", *MEASURES, "density"]].to_dict("records")
     differences = {}
     for kind in scored:
         ours = "feature_strong" if kind.endswith("_strong") else "feature"
         if kind != ours and ours in scored:
             differences[f"{ours} - {kind}"] = {
-                f"{measure}_{average}": {
-                    "difference": scored[ours][f"{measure}_{average}"]
-                    - scored[kind][f"{measure}_{average}"],
-                    "interval": _interval(
-                        drawn[ours][measure][average] - drawn[kind][measure][average]
-                    ),
+                name: {
+                    "difference": scored[ours][name] - scored[kind][name],
+                    "interval": _interval(of_ours - drawn[kind][name]),
                 }
-                for measure in MEASURES
-                for average in ("median", "mean")
+                for name, of_ours in drawn[ours].items()
             }
     return {"scores": scored, "differences": differences}
 
@@ -81,82 +78,50 @@ def _interval(draws: Float[np.ndarray, " draw"]) -> list[float]:
 
 
 def against_neurons(scores: pd.DataFrame) -> go.Figure:
-    """The original's figure, with rules in the place of people: how many per cent of the neurons and of the features score how well, overlaid.
+    """The original's figure, with rules in the place of people: how many per cent of the neurons
+    and of the features score how well, overlaid.
 
-    As they are; with the neurons thresholded to features' densities; and so again for the strong half of features' activations.
+    As they are; with the neurons thresholded to features' densities; and so again for the strong
+    half of features' activations.
     """
     panels = {
-        "as they are": ("feature", "neuron"),
-        "at equal densities": ("feature", "neuron_matched"),
-        "the strong half, at equal densities": ("feature_strong", "neuron_strong"),
+        "as they are": ("neuron", "feature"),
+        "at equal densities": ("neuron_matched", "feature"),
+        "the strong half, at equal densities": ("neuron_strong", "feature_strong"),
     }
-    fig = make_subplots(
-        1, len(panels), subplot_titles=list(panels), shared_yaxes=True, horizontal_spacing=0.04
-    )
-    for column, (feature, neuron) in enumerate(panels.values(), 1):
-        for kind, name, colour in (
-            (neuron, "neurons", figures.PALETTE[1]),
-            (feature, "features", figures.PALETTE[0]),
-        ):
-            values = scores.loc[scores["kind"] == kind, "auroc"]
-            fig.add_histogram(
-                x=values,
-                histnorm="percent",
-                xbins={"start": 0.4, "end": 1.0001, "size": 0.025},
-                opacity=0.6,
-                marker_color=colour,
-                name=name,
-                legendgroup=name,
-                showlegend=column == 1,
-                row=1,
-                col=column,
-            )
-            fig.add_vline(
-                x=values.median(), line={"color": colour, "dash": "dash"}, row=1, col=column
-            )
-    fig.update_layout(
-        barmode="overlay",
-        title="How well a short rule foretells when a unit fires (dashed: medians)",
-        legend={"x": 0.01, "y": 0.98},
-    )
+    colours = {"neurons": figures.PALETTE[1], "features": figures.PALETTE[0]}
+    options = {"shared_yaxes": True, "horizontal_spacing": 0.04}
+    fig = make_subplots(1, len(panels), subplot_titles=list(panels), **options)
+    for column, kinds in enumerate(panels.values(), 1):
+        for kind, (name, colour) in zip(kinds, colours.items(), strict=True):
+            values, at = scores.loc[scores["kind"] == kind, "auroc"], {"row": 1, "col": column}
+            legend = {"name": name, "legendgroup": name, "showlegend": column == 1}
+            bins = {"start": 0.4, "end": 1.0001, "size": 0.025}
+            shown = {"histnorm": "percent", "opacity": 0.6, "marker_color": colour}
+            fig.add_histogram(x=values, xbins=bins, **shown, **legend, **at)
+            fig.add_vline(x=values.median(), line={"color": colour, "dash": "dash"}, **at)
+    title = "How well a short rule predicts when a unit fires (dashed: medians)"
+    fig.update_layout(barmode="overlay", title=title, legend={"x": 0.01, "y": 0.98})
     fig.update_xaxes(title="AUROC on the other documents", range=[0.45, 1.0])
     fig.update_yaxes(title="share of units (%)", col=1)
     return fig
 
 
 def by_kind(scores: pd.DataFrame) -> go.Figure:
-    """AUROC and information explained of every kind: each unit's distribution, the middle half as a box, the median as its line."""
-    fig = make_subplots(
-        1,
-        2,
-        subplot_titles=[MEASURES["auroc"], MEASURES["information"]],
-        shared_yaxes=True,
-        horizontal_spacing=0.04,
-    )
-    kinds = [kind for kind in KINDS if (scores["kind"] == kind).any()]
-    for column, measure in enumerate(("auroc", "information"), 1):
-        for kind in reversed(kinds):
-            colour = (
-                figures.PALETTE[0]
-                if kind.startswith("feature")
-                else figures.PALETTE[1]
-                if kind.startswith("neuron")
-                else figures.PALETTE[5]
-            )
-            fig.add_violin(
-                x=scores.loc[scores["kind"] == kind, measure],
-                name=KINDS[kind],
-                orientation="h",
-                side="positive",
-                width=1.7,
-                points=False,
-                box_visible=True,
-                line_color=colour,
-                showlegend=False,
-                spanmode="hard",
-                row=1,
-                col=column,
-            )
+    """AUROC and information explained of every kind: each unit's distribution, the middle half
+    as a box, the median as its line.
+    """
+    measures = ("auroc", "information")
+    titles, options = [MEASURES[m] for m in measures], {"shared_yaxes": True}
+    fig = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.04, **options)
+    shape = {"orientation": "h", "side": "positive", "width": 1.7, "points": False}
+    shape |= {"box_visible": True, "showlegend": False, "spanmode": "hard"}
+    for kind in reversed([kind for kind in KINDS if (scores["kind"] == kind).any()]):
+        colour = {"feature": 0, "neuron": 1}.get(kind.partition("_")[0], 5)
+        for column, measure in enumerate(measures, 1):
+            at = {"line_color": figures.PALETTE[colour], "row": 1, "col": column}
+            values = scores.loc[scores["kind"] == kind, measure]
+            fig.add_violin(x=values, name=KINDS[kind], **shape, **at)
     fig.update_layout(title="Rules scored on the other half of the documents")
     fig.update_xaxes(range=[0.4, 1.0], col=1)
     fig.update_xaxes(range=[-0.15, 1.0], tickformat=".0%", col=2)

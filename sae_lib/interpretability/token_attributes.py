@@ -1,106 +1,129 @@
-"""What a rule may ask about a token: the token itself, what stands before it, its shape, its place, the brackets and quotes around it."""
+"""What a rule may ask about a token: the token itself, what stands before it, its shape, its
+place, the brackets and quotes around it.
+"""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from sae_lib.interpretability.syntax import AROUND, surroundings
 from sae_lib.text.display import Vocabulary, plain
 
 Array = np.ndarray
 NONE = -1  # raw value of an attribute where there is nothing, as before the first token of a row
-SHAPES = (
-    "lower-case letters",
-    "capitalised letters",
-    "capitals",
-    "letters of mixed case",
-    "a single letter",
-    "digits",
-    "letters and digits",
-    "an underscore",
-    "an opening bracket",
-    "a closing bracket",
-    "a quotation mark",
-    "a comma, semicolon or colon",
-    "a full stop",
-    "signs",
-    "blanks",
-    "a line break",
-    "a line break with indentation",
-    "several line breaks",
-    "letters beyond ASCII",
-    "mixed characters",
+
+
+def _table(text: str) -> list[list[str]]:
+    """A row per line; columns are two or more blanks apart."""
+    return [re.split(" {2,}", line) for line in text.strip().splitlines()]
+
+
+def _names(text: str) -> list[str]:
+    return text.strip().splitlines()
+
+
+# each shape with the pattern of a whole token that has it: of several the first
+SHAPES, SHAPE_PATTERNS = zip(
+    *_table(r"""
+lower-case letters              [a-z]{2,}
+capitalised letters             [A-Z][a-z]+
+capitals                        [A-Z]{2,}
+letters of mixed case           [A-Za-z]{2,}
+a single letter                 [A-Za-z]
+digits                          \d+
+letters and digits              [A-Za-z\d]+
+an underscore                   \w*_\w*
+an opening bracket              [\"'.]*[(\[{]+
+a closing bracket               [)\]}]+[.,:;]*
+a quotation mark                [\"'`]+
+a comma, semicolon or colon     [,;:]
+a full stop                     \.
+signs                           [^\w\s]+
+blanks                          [ \t]*
+a line break                    \r?\n
+a line break with indentation   \r?\n[ \t]+
+several line breaks             \s+
+letters beyond ASCII            [^\W\d_]+
+mixed characters                (?s:.*)
+"""),
+    strict=True,
 )
-SHAPE_PATTERNS = (
-    r"[a-z]{2,}",
-    r"[A-Z][a-z]+",
-    r"[A-Z]{2,}",
-    r"[A-Za-z]{2,}",
-    r"[A-Za-z]",
-    r"\d+",
-    r"[A-Za-z\d]+",
-    r"\w*_\w*",
-    r"[\"'.]*[(\[{]+",
-    r"[)\]}]+[.,:;]*",
-    r"[\"'`]+",
-    r"[,;:]",
-    r"\.",
-    r"[^\w\s]+",
-    r"[ \t]*",
-    r"\r?\n",
-    r"\r?\n[ \t]+",
-    r"\s+",
-    r"[^\W\d_]+",
-)
-BEGINNINGS = (
-    "with a leading blank",
-    "with a leading line break",
-    "at the start of a line",
-    "right after a letter",
-    "right after a digit",
-    "right after an underscore",
-    "right after a blank",
-    "right after a full stop",
-    "right after an opening bracket",
-    "right after a quotation mark",
-    "right after another sign",
-)
-OF_THE_TOKEN = 2  # the first two say how the token itself begins
-DEPTHS = (
-    "outside of brackets",
-    "one bracket deep",
-    "two brackets deep",
-    "three or more brackets deep",
-)
-PLACES = (
-    "at the start of the text",
-    "first on its line",
-    "second on its line",
-    "within columns 3 to 20",
-    "within columns 20 to 40",
-    "within columns 40 to 80",
-    "beyond column 80",
-)
-INDENTS = ("none", "1 to 3", "4", "5 to 7", "8", "9 to 11", "12", "13 or more")
+# how the token itself begins; else what the character before it is: the same names, and which
+# characters
+OWN_BEGINNINGS = ["with a leading blank", "with a leading line break"]
+AFTER = _table(r"""
+at the start of a line            [\0\n\r]
+right after a letter              [^\W\d_]|[\x80-\xff]
+right after a digit               [0-9]
+right after an underscore         _
+right after a blank               [ \t]
+right after a full stop           \.
+right after an opening bracket    [(\[{<]
+right after a quotation mark      [\"'`]
+right after another sign          (?s:.)
+""")
+BEGINNINGS = OWN_BEGINNINGS + [name for name, _ in AFTER]
+DEPTHS = _names("""
+outside of brackets
+one bracket deep
+two brackets deep
+three or more brackets deep
+""")
+PLACES = _names("""
+at the start of the text
+first on its line
+second on its line
+within columns 3 to 20
+within columns 20 to 40
+within columns 40 to 80
+beyond column 80
+""")
+INDENTS = _names("none\n1 to 3\n4\n5 to 7\n8\n9 to 11\n12\n13 or more")
+INDENT_STARTS = [1, 4, 5, 8, 9, 12, 13]  # of all but the first
+POSITIONS = _names("""
+first
+second
+3rd or 4th
+5th to 8th
+9th to 16th
+17th to 32nd
+33rd to 64th
+65th or later
+""")
 FIRST_WORD = re.compile(rb"^[ \t]*(\w+|[^\w\s]{1,3})", re.MULTILINE)
-POSITIONS = (
-    "first",
-    "second",
-    "3rd or 4th",
-    "5th to 8th",
-    "9th to 16th",
-    "17th to 32nd",
-    "33rd to 64th",
-    "65th or later",
+
+AROUND = _names("""
+outside brackets and quotes
+inside (…)
+inside […]
+inside {…}
+inside <…>
+inside a string
+inside a string of several lines
+in a comment
+inside `…`
+""")
+ROUND, ANGLE, STRING, LONG_STRING, COMMENT, CODE = 1, 4, 5, 6, 7, 8
+SIGNS = re.compile(
+    rb"\\."  # escaped: means nothing
+    rb"|(?P<long>\"\"\"|''')|(?P<code>`+)|(?P<string>\"|')|(?P<open>[(\[{])|(?P<close>[)\]}])"
+    rb"|(?P<tag></?[A-Za-z][^<>\n]{0,200}>)|(?P<block>/\*|<!--)|(?P<unblock>\*/|-->)"
+    rb"|(?P<line>(?<![^\s])#|(?<!:)//)|(?P<paragraph>\n\s*\n(?=\S))|(?P<end>\n)",
+    re.DOTALL,
 )
+OPENING = {b")": b"(", b"]": b"[", b"}": b"{"}
+KIND = {b"(": ROUND, b"[": ROUND + 1, b"{": ROUND + 2}
+SPANS = {"long": LONG_STRING, "code": CODE, "string": STRING, "block": COMMENT, "line": COMMENT}
+CLOSING = {b"/*": b"*/", b"<!--": b"-->", b"#": b"\n", b"//": b"\n"}  # else by what it opened with
 
 
 @dataclass(frozen=True)
 class Attribute:
-    """One thing that a rule may ask about: its name, how a condition on it reads, and the names of its values."""
+    """One thing that a rule may ask about: its name, how a condition on it reads, and the names
+    of its values.
+    """
 
     name: str
     phrase: str  # with {} for the values
@@ -110,23 +133,28 @@ class Attribute:
 
 def attributes(vocabulary: Vocabulary) -> list[Attribute]:
     """The attributes in the order of the columns of `raw_values`."""
-    token = lambda t: f"`{vocabulary.name(t)}`"  # noqa: E731
     size = len(vocabulary)
-    listed = lambda names: lambda v: names[v]  # noqa: E731
+
+    def token(t: int) -> str:
+        return f"`{vocabulary.name(t)}`"
+
+    def pair(v: int) -> str:
+        return f"{token(v % size)} after {token(v // size)}"
+
     return [
         Attribute("token", "{}", True, token),
         Attribute("previous", "after {}", False, token),
         Attribute("second", "two after {}", False, token),
-        Attribute("pair", "{}", True, lambda v: f"{token(v % size)} after {token(v // size)}"),
-        Attribute("characters", "after the characters {}", False, lambda v: f"`{_characters(v)}`"),
-        Attribute("line", "on a line that begins with {}", False, lambda v: f"`{_characters(v)}`"),
-        Attribute("shape", "{}", True, listed(SHAPES)),
-        Attribute("beginning", "{}", False, listed(BEGINNINGS)),
-        Attribute("place", "{}", False, listed(PLACES)),
-        Attribute("indent", "on a line with indentation {}", False, listed(INDENTS)),
-        Attribute("around", "{}", False, listed(AROUND)),
-        Attribute("depth", "{}", False, listed(DEPTHS)),
-        Attribute("position", "{} in the row", False, listed(POSITIONS)),
+        Attribute("pair", "{}", True, pair),
+        Attribute("characters", "after the characters {}", False, _characters),
+        Attribute("line", "on a line that begins with {}", False, _characters),
+        Attribute("shape", "{}", True, SHAPES.__getitem__),
+        Attribute("beginning", "{}", False, BEGINNINGS.__getitem__),
+        Attribute("place", "{}", False, PLACES.__getitem__),
+        Attribute("indent", "on a line with indentation {}", False, INDENTS.__getitem__),
+        Attribute("around", "{}", False, AROUND.__getitem__),
+        Attribute("depth", "{}", False, DEPTHS.__getitem__),
+        Attribute("position", "{} in the row", False, POSITIONS.__getitem__),
     ]
 
 
@@ -137,45 +165,45 @@ def raw_values(
     vocabulary: Vocabulary,
     special: set[int],
 ) -> Int[Array, "n attribute"]:
-    """Every attribute of every token of a split whose documents begin at `first_tokens` and which the model reads in rows of `context` tokens.
+    """Every attribute of every token of a split whose documents begin at `first_tokens` and which
+    the model reads in rows of `context` tokens.
 
-    Brackets, quotes and lines are those of the document, as a reader sees it; tokens and characters before are those of the row, as the model sees it.
+    Brackets, quotes and lines are those of the document, as a reader sees it; tokens and characters
+    before are those of the row, as the model sees it.
     """
-    n, size = len(ids), len(vocabulary)
-    in_row = np.arange(n) % context
+    n, in_row = len(ids), np.arange(len(ids)) % context
     previous, second = (np.where(in_row >= back, np.roll(ids, back), NONE) for back in (1, 2))
-    texts = [
-        b"\n" if t in special else b for t, b in enumerate(vocabulary.bytes)
-    ]  # a separator ends whatever line it stands on
+    # a separator ends whatever line it stands on
+    texts = [b"\n" if t in special else b for t, b in enumerate(vocabulary.bytes)]
     text = b"".join([texts[t] for t in ids.tolist()])
     data = np.frombuffer(text, dtype=np.uint8)
     bounds = np.concatenate([[0], np.cumsum(np.array([len(b) for b in texts])[ids])])
     starts, row_starts = bounds[:-1], bounds[np.arange(n) // context * context]
-    before = [
-        np.where(starts - back >= row_starts, data[np.maximum(starts - back, 0)], 0).astype(
-            np.int64
-        )
-        for back in (1, 2, 3)
-    ]
-    inside, depth = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
+    before = []
+    for back in (1, 2, 3):
+        character = data[np.maximum(starts - back, 0)].astype(np.int64)
+        before.append(np.where(starts - back >= row_starts, character, 0))
+    inside, depth = np.zeros((2, n), dtype=np.int64)
     for a, b in zip(first_tokens, np.append(first_tokens[1:], n), strict=True):
-        inside[a:b], depth[a:b] = surroundings(text[bounds[a] : bounds[b]], starts[a:b] - bounds[a])
+        document = text[bounds[a] : bounds[b]]
+        inside[a:b], depth[a:b] = surroundings(document, starts[a:b] - bounds[a])
     word, indent, place = _lines(text, data, starts)
     place[first_tokens] = 0
+    own = np.array(beginnings(vocabulary, special))[ids]
     columns = [
         ids,
         previous,
         second,
-        np.where(previous == NONE, NONE, previous * size + ids),
+        np.where(previous == NONE, NONE, previous * len(vocabulary) + ids),
         np.where(before[0] == 0, NONE, (before[2] << 16) + (before[1] << 8) + before[0]),
         word,
         np.array(shapes(vocabulary))[ids],
-        _beginning(texts, ids, before[0]),
+        np.where(own == NONE, _after()[before[0]], own),
         place,
-        np.searchsorted([1, 4, 5, 8, 9, 12, 13], indent, side="right"),
+        np.searchsorted(INDENT_STARTS, indent, side="right"),
         inside,
-        np.minimum(depth, 3),
-        np.searchsorted([1, 2, 4, 8, 16, 32, 64], in_row, side="right"),
+        np.minimum(depth, len(DEPTHS) - 1),
+        np.searchsorted(2 ** np.arange(len(POSITIONS) - 1), in_row, side="right"),
     ]
     return np.stack(columns, axis=1)
 
@@ -183,79 +211,109 @@ def raw_values(
 def _lines(
     text: bytes, data: UInt8[Array, " byte"], starts: Int[Array, " n"]
 ) -> tuple[Array, Array, Array]:
-    """Per token: a number for the word that its line begins with (`NONE` up to that word), the line's indentation, and its place on the line."""
+    """Per token: a number for the word that its line begins with (`NONE` up to that word), the
+    line's indentation, and its place on the line.
+    """
     breaks = np.flatnonzero(data == 10)
-    line = np.searchsorted(
-        breaks, starts, side="left"
-    )  # a token that begins with a line break still belongs to the line that it ends
+    # a token that begins with a line break still belongs to the line that it ends
+    line = np.searchsorted(breaks, starts, side="left")
     line_start = np.concatenate([[0], breaks + 1])
-    first, end, word = (
-        np.full(len(line_start), v, dtype=np.int64) for v in (len(data), len(data), NONE)
-    )
+    first, end = np.full((2, len(line_start)), len(data), dtype=np.int64)
+    word = np.full(len(line_start), NONE, dtype=np.int64)
     for found in FIRST_WORD.finditer(text):
         at = np.searchsorted(breaks, found.start(), side="left")
-        first[at], end[at], word[at] = found.start(1), found.end(1), _number(found[1])
-    column = starts - line_start[line]
+        # a word as a number that arrays can hold: its first seven bytes
+        first[at], end[at], word[at] = *found.span(1), int.from_bytes(found[1][:7], "big")
     up_to_first = starts <= first[line]
     second = np.roll(up_to_first, 1) & ~up_to_first
-    place = np.where(
-        up_to_first, 1, np.where(second, 2, 3 + np.searchsorted([20, 40, 80], column, side="right"))
-    )
-    return (
-        np.where(starts >= end[line], word[line], NONE),
-        np.maximum(0, first[line] - line_start[line]),
-        place,
-    )
-
-
-def _number(word: bytes) -> int:
-    """A short word as a number, its first seven bytes, so that arrays can hold it."""
-    return int.from_bytes(word[:7], "big")
+    column = np.searchsorted([20, 40, 80], starts - line_start[line], side="right")
+    place = np.where(up_to_first, 1, np.where(second, 2, 3 + column))
+    indent = np.maximum(0, first[line] - line_start[line])
+    return np.where(starts >= end[line], word[line], NONE), indent, place
 
 
 def _characters(number: int) -> str:
-    return plain(
-        number.to_bytes(8, "big").lstrip(b"\0").decode("utf-8", "surrogateescape"), every_blank=True
-    )
+    """The bytes that a number was made from, visible."""
+    characters = number.to_bytes(8, "big").lstrip(b"\0").decode("utf-8", "surrogateescape")
+    return f"`{plain(characters, every_blank=True)}`"
 
 
 def shapes(vocabulary: Vocabulary) -> list[int]:
     """The shape of every token, as an index of `SHAPES`; a leading blank is no part of it."""
-    return [_shape(text) for text in vocabulary.texts]
+    bare = [text.lstrip(" ") if text.strip(" ") else text for text in vocabulary.texts]
+    return [_first_match(SHAPE_PATTERNS, text) for text in bare]
 
 
-def _shape(text: str) -> int:
-    bare = text.lstrip(" ") if text.strip(" ") else text
-    return next(
-        (i for i, pattern in enumerate(SHAPE_PATTERNS) if re.fullmatch(pattern, bare)),
-        len(SHAPE_PATTERNS),
-    )
+def _first_match(patterns: Sequence[str], text: str) -> int:
+    return next(i for i, pattern in enumerate(patterns) if re.fullmatch(pattern, text))
 
 
-def _beginning(
-    texts: list[bytes], ids: Int[Array, " n"], before: Int[Array, " n"]
-) -> Int[Array, " n"]:
-    by_character = np.full(256, BEGINNINGS.index("right after another sign"))
-    letters = bytes(c for c in range(256) if chr(c).isalpha() or c > 127)
-    for characters, name in (
-        (b"\0\n\r", 2),
-        (letters, 3),
-        (b"0123456789", 4),
-        (b"_", 5),
-        (b" \t", 6),
-        (b".", 7),
-        (b"([{<", 8),
-        (b"\"'`", 9),
-    ):
-        by_character[list(characters)] = name
-    own = np.array([_own_beginning(b) for b in texts])[ids]
-    return np.where(own == NONE, by_character[before], own)
+def beginnings(vocabulary: Vocabulary, special: Collection[int] = ()) -> list[int]:
+    """Of tokens that begin with a blank or a line break themselves which it is, as an index of
+    `BEGINNINGS`; else `NONE`.
+    """
+    kinds = {b" ": 0, b"\t": 0, b"\n": 1, b"\r": 1}
+    own = [kinds.get(token[:1], NONE) for token in vocabulary.bytes]
+    return [1 if t in special else kind for t, kind in enumerate(own)]
 
 
-def beginnings(vocabulary: Vocabulary) -> list[int]:
-    """Of tokens that begin with a blank or a line break themselves which it is, as an index of `BEGINNINGS`; else `NONE`."""
-    return [_own_beginning(b) for b in vocabulary.bytes]
+def _after() -> Int[Array, " byte"]:
+    """For each byte before a token, the index of `BEGINNINGS` that it makes."""
+    patterns = [pattern for _, pattern in AFTER]
+    kinds = [_first_match(patterns, chr(byte)) for byte in range(256)]
+    return np.array(kinds) + len(OWN_BEGINNINGS)
 
 
-def _own_beginning(token: bytes) -> int:
-    return 0 if token[:1] in (b" ", b"\t") else 1 if token[:1] in (b"\n", b"\r") else NONE
+def surroundings(
+    text: bytes, places: Int[np.ndarray, " n"]
+) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    """For each of the byte offsets `places`, as indices of `AROUND`: the innermost thing around it;
+    and how many brackets are open.
+
+    A quotation mark left open ends with its line, a bracket left open with the next unindented line
+    after an empty one: prose closes neither.
+    """
+    at, kinds, depths = map(np.array, zip((0, 0, 0), *_changes(text), strict=True))
+    last = np.searchsorted(at, places, side="right") - 1
+    return kinds[last], depths[last]
+
+
+def _changes(text: bytes) -> Iterator[tuple[int, int, int]]:
+    """(offset, index of `AROUND`, number of open brackets from there on): one cheap pass that
+    knows no language in particular.
+    """
+    stack: list[bytes] = []
+    inside, closing = 0, b""  # a string, comment or code span that we are in, and what ends it
+    for sign in SIGNS.finditer(text):
+        group, found, (start, end) = sign.lastgroup, sign[0], sign.span()
+        at_break = group in ("end", "paragraph")
+        if inside:
+            one_line = closing == b"\n" or (inside in (STRING, CODE) and closing != b"```")
+            if found != closing and not (at_break and one_line):
+                continue
+            inside, end = 0, start if at_break else end
+        elif group == "open":
+            stack.append(found)
+        elif group == "close":
+            if OPENING[found] in stack[-3:]:  # one that was forgotten in between is closed with it
+                while stack.pop() != OPENING[found]:
+                    pass
+        elif group in SPANS:
+            if found == b"'" and _in_word(text, start):
+                continue
+            inside, closing = SPANS[group], CLOSING.get(found, found)
+        elif group == "tag":
+            yield start + 1, ANGLE, len(stack)
+        elif group != "paragraph":
+            continue
+        if group == "paragraph":
+            stack.clear()
+        yield end, inside or (KIND[stack[-1]] if stack else 0), len(stack)
+
+
+def _in_word(text: bytes, at: int) -> bool:
+    """Whether the mark at this place is an apostrophe: letters stand before it, more than a
+    string's prefix such as rb.
+    """
+    word = re.search(rb"\w*$", text[max(0, at - 3) : at])[0]
+    return bool(word) and not re.fullmatch(rb"[rbfuRBFU]{1,2}", word)

@@ -15,8 +15,10 @@ from sae_lib.device import upload
 from sae_lib.errors import CorpusError, ModelError, SettingsError
 from sae_lib.text.tokenizer import token_ids
 
-# Where a hook lies in the plain model: the module, and whether the hook is its input or its output. The MLP's hook_post is
-# no module's output in a gated MLP, but always the input of the down projection (checked against TransformerBridge in the tests).
+# Where a hook lies in the plain model: the module, and whether the hook is its input or its output.
+# The MLP's hook_post is
+# no module's output in a gated MLP, but always the input of the down projection (checked against
+# TransformerBridge in the tests).
 BLOCKS = {"gpt2": "transformer.h.{layer}", "llama": "model.layers.{layer}"}
 HOOKS = {
     "gpt2": {
@@ -37,7 +39,9 @@ HOOKS = {
 
 
 def find_hook(hook_name: str, family: str, n_layer: int) -> tuple[int, str, str]:
-    """(layer, module below the block, input or output) of a hook name; `ModelError` that lists near ones where there is none."""
+    """(layer, module below the block, input or output) of a hook name; `ModelError` that lists
+    near ones where there is none.
+    """
     names = {
         f"blocks.{layer}.{hook}": (layer, *place)
         for layer in range(n_layer)
@@ -46,7 +50,8 @@ def find_hook(hook_name: str, family: str, n_layer: int) -> tuple[int, str, str]
     if hook_name not in names:
         near = difflib.get_close_matches(hook_name, names, 4, 0.3) or list(names)[:4]
         raise ModelError(
-            f"hook name {hook_name!r} does not exist in this {family} model of {n_layer} layer(s); similar names: {', '.join(near)}"
+            f"hook name {hook_name!r} does not exist in this {family} model of {n_layer} layer(s);"
+            f" similar names: {', '.join(near)}"
         )
     return names[hook_name]
 
@@ -68,7 +73,8 @@ class HookPoint:
             )
         except AttributeError:
             raise ModelError(
-                f"{type(model).__name__} has neither GPT-2's nor Llama's layout; only these two are supported"
+                f"{type(model).__name__} has neither GPT-2's nor Llama's layout; only these two"
+                " are supported"
             ) from None
 
     @property
@@ -131,7 +137,9 @@ class HookPoint:
 
 
 class ActivationTable:
-    """Stands where a model's hook would: token t has row t of a table. For experiments whose ground truth is known."""
+    """Stands where a model's hook would: token t has row t of a table. For experiments whose
+    ground truth is known.
+    """
 
     def __init__(self, table: Float[Tensor, "vocab d_in"]):
         self.table, self.device = table, table.device
@@ -148,8 +156,9 @@ Source = HookPoint | ActivationTable  # what activations come from
 class ActivationBuffer:
     """Shuffled batches of activations from **all** positions of randomly drawn rows of text.
 
-    A chunk of `buffer_rows` random rows is harvested and all its positions are shuffled together. Order and content depend on
-    (seed, position) alone, so the whole state is the number of batches handed out: `start` refills the buffer from there.
+    A chunk of `buffer_rows` random rows is harvested and all its positions are shuffled together.
+    Order and content depend on (seed, position) alone, so the whole state is the number of batches
+    handed out: `start` refills the buffer from there.
     """
 
     def __init__(
@@ -163,18 +172,22 @@ class ActivationBuffer:
     ):
         if len(rows) * rows.shape[1] < batch:
             raise CorpusError(
-                f"the corpus has {rows.size:,} tokens in whole rows, fewer than one batch of {batch} activations (sae.batch); give more text"
+                f"the corpus has {rows.size:,} tokens in whole rows, fewer than one batch of"
+                f" {batch} activations (sae.batch); give more text"
             )
         self.hook, self.rows, self.batch, self.seed = hook, rows, batch, seed
         self.buffer_rows = min(buffer_rows, len(rows))
         if self.buffer_rows * rows.shape[1] < batch:
             raise SettingsError(
-                f"sae.buffer_rows: {buffer_rows} rows of {rows.shape[1]} positions are fewer activations than one batch of {batch} (sae.batch); expected at least {-(-batch // rows.shape[1])} rows"
+                f"sae.buffer_rows: {buffer_rows} rows of {rows.shape[1]} positions are fewer"
+                f" activations than one batch of {batch} (sae.batch); expected at least"
+                f" {-(-batch // rows.shape[1])} rows"
             )
         self.per_chunk = max(1, self.buffer_rows * rows.shape[1] // batch)
         self.position = start
         self.store: Tensor | None = (
-            None  # one chunk; written again and again, as fresh memory costs more than the forward pass
+            # one chunk; written again and again, as fresh memory costs more than the forward pass
+            None
         )
 
     def __iter__(self) -> Iterator[Float[Tensor, "batch d_in"]]:
@@ -191,7 +204,9 @@ class ActivationBuffer:
                 ].float()  # a large model's are bfloat16
 
     def _chunk(self, chunk: int) -> tuple[Float[Tensor, "n d_in"], Int[Tensor, " n"]]:
-        """The activations of the chunk of that number, and the order in which they are handed out."""
+        """The activations of the chunk of that number, and the order in which they are handed
+        out.
+        """
         epoch, part = divmod(chunk, max(1, len(self.rows) // self.buffer_rows))
         drawn = np.random.default_rng((self.seed, epoch)).permutation(len(self.rows))[
             part * self.buffer_rows : (part + 1) * self.buffer_rows
@@ -206,7 +221,9 @@ class ActivationBuffer:
         return acts, order
 
     def _start(self, chunk: int, stream: torch.cuda.Stream) -> tuple[Tensor, Tensor]:
-        """Harvest a chunk on a stream of its own, so that a GPU does it while it trains on the one before."""
+        """Harvest a chunk on a stream of its own, so that a GPU does it while it trains on the
+        one before.
+        """
         self.store = None  # which is still being read
         stream.wait_stream(torch.cuda.current_stream(self.hook.device))
         with torch.cuda.stream(stream):
@@ -229,7 +246,9 @@ def harvest(
     rows_at_once: int = 64,
     out: Float[Tensor, "n d_in"] | None = None,
 ) -> Float[Tensor, "n d_in"]:
-    """Activations of all positions of `rows` [row, position], in order, on the model's device; into `out` where given."""
+    """Activations of all positions of `rows` [row, position], in order, on the model's device;
+    into `out` where given.
+    """
     tokens = upload(rows.astype(np.int64), hook.device)
     for i in range(0, len(rows), rows_at_once):
         acts = rearrange(
@@ -243,7 +262,9 @@ def harvest(
 def of_token(
     hook: HookPoint, tokenizer, text: str, token: int | str
 ) -> tuple[str, Float[Tensor, " d_in"]]:
-    """The activations of one token in a text, given by its index or by its string (its first occurrence): (token, activations)."""
+    """The activations of one token in a text, given by its index or by its string (its first
+    occurrence): (token, activations).
+    """
     ids = token_ids(tokenizer, text)
     strings = [tokenizer.decode([i]) for i in ids]
     index = token
@@ -264,16 +285,18 @@ def of_token(
 def generate(
     hook: HookPoint, tokenizer, prompt: str, new_tokens: int, temperature: float, seed: int
 ) -> tuple[Int[Tensor, " n"], Float[Tensor, "n d_in"], int]:
-    """Sample a continuation: (token ids of prompt and continuation, the hook's activations of all of them, prompt length)."""
+    """Sample a continuation: (token ids of prompt and continuation, the hook's activations of
+    all of them, prompt length).
+    """
     ids = torch.tensor(
-        [token_ids(tokenizer, prompt) or [tokenizer.eos_token_id]],
-        device=hook.device,
+        [token_ids(tokenizer, prompt) or [tokenizer.eos_token_id]], device=hook.device
     )
     limit = hook.model.config.max_position_embeddings
     new_tokens = min(new_tokens, limit - ids.shape[1])
     if new_tokens < 1:
         raise ModelError(
-            f"the prompt has {ids.shape[1]} tokens and the model's context is {limit}: there is no room for a new token; shorten the prompt"
+            f"the prompt has {ids.shape[1]} tokens and the model's context is {limit}: there is no"
+            " room for a new token; shorten the prompt"
         )
     with torch.random.fork_rng(devices=[hook.device] if hook.device.type == "cuda" else []):
         torch.manual_seed(seed)

@@ -1,4 +1,6 @@
-"""A prompt corpus: prompts, the text a model generates from them, and the activations of every token of both."""
+"""A prompt corpus: prompts, the text a model generates from them, and the activations of every
+token of both.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,11 @@ from sae_lib.settings import PromptSettings
 def write_prompt_corpus(
     hook: HookPoint, tokenizer: Any, s: PromptSettings, seed: int, folder: Path
 ) -> None:
-    """Generate from each of `s.prompts`; writes `texts.parquet`, `tokens.parquet` and `activations.npy`.
+    """Generate from each of `s.prompts`; writes `texts.parquet`, `tokens.parquet` and
+    `activations.npy`.
 
-    Row i of `activations.npy` [n, d_in] belongs to row i of `tokens.parquet` (prompt, position, token, generated or not).
+    Row i of `activations.npy` [n, d_in] belongs to row i of `tokens.parquet` (prompt, position,
+    token, generated or not).
     """
     texts, tokens, activations = [], [], []
     for number, prompt in enumerate(s.prompts):
@@ -58,13 +62,16 @@ def load_prompt_corpus(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, np.nda
     activations = np.load(folder / "activations.npy", mmap_mode="r")
     if len(activations) != len(tokens):
         raise ArtefactError(
-            f"{folder}: {len(activations)} rows of activations for {len(tokens)} tokens, so it is damaged; delete the folder and run again"
+            f"{folder}: {len(activations)} rows of activations for {len(tokens)} tokens, so it is"
+            " damaged; delete the folder and run again"
         )
     return texts, tokens, activations
 
 
 def summary(folder: Path) -> dict:
-    """Texts, tokens, lengths, the share of active neurons, and the most frequent tokens, of prompts and of what was generated."""
+    """Texts, tokens, lengths, the share of active neurons, and the most frequent tokens, of
+    prompts and of what was generated.
+    """
     texts, tokens, activations = load_prompt_corpus(folder)
     result = {}
     for name, part in (

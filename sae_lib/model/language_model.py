@@ -1,8 +1,11 @@
-"""The language model under study: a small one trained here, or any causal language model in Hugging Face's format."""
+"""The language model under study: a small one trained here, or any causal language model in
+Hugging Face's format.
+"""
 
 import math
 import time
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,20 +19,21 @@ from torch import Tensor
 
 from sae_lib import checkpoints
 from sae_lib.device import keep_freed_memory, precision, product
-from sae_lib.errors import CorpusError, Interrupted, ModelError
+from sae_lib.errors import CorpusError, ModelError
 from sae_lib.model.activations import HookPoint
 from sae_lib.progress import tqdm
 from sae_lib.settings import LanguageModelSettings
 from sae_lib.text import hub
 from sae_lib.text.tokens import Tokens
 
-if TYPE_CHECKING:  # seconds of imports, left to `bridge`; of `transformers` the same holds for everything taken by attribute
+# seconds of imports, left to `bridge`; of `transformers` the same holds for everything taken by
+# attribute
+if TYPE_CHECKING:
     import transformer_lens
 
-EXPLODED = 7  # times the loss of a guess among all tokens alike
-TINY = (
-    1e-38  # a smaller probability of the token that came counts as this: 87 nats are an explosion
-)
+MAX_LOSS_RATIO = 7  # times the loss of a guess among all tokens alike
+# a smaller probability of the token that came counts as this: 87 nats are an explosion
+MIN_PROBABILITY = 1e-38
 LOSS_CHUNK = 512  # tokens whose logits exist at once: small enough for a core's cache
 
 
@@ -39,13 +43,16 @@ def load(source: str, context: int, device: torch.device) -> "transformers.PreTr
     longest = getattr(model.config, "max_position_embeddings", None)
     if longest and context > longest:
         raise ModelError(
-            f"lm.context {context} is more than the {longest} positions of {source}; set a smaller one"
+            f"lm.context {context} is more than the {longest} positions of {source}; set a smaller"
+            " one"
         )
     return model.eval().requires_grad_(False)
 
 
 def open_model(source: str, device: torch.device | str = "cpu") -> "transformers.PreTrainedModel":
-    """A causal language model from a local folder or the hub on its device: on a GPU in its own precision, else in float32."""
+    """A causal language model from a local folder or the hub on its device: on a GPU in its own
+    precision, else in float32.
+    """
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             source, dtype="auto", local_files_only=Path(source).exists() or not hub.reached()
@@ -58,7 +65,9 @@ def open_model(source: str, device: torch.device | str = "cpu") -> "transformers
 def bridge(
     source: str, tokenizer: Any, device: torch.device
 ) -> "transformer_lens.model_bridge.TransformerBridge":
-    """The same model for exploring: every hook name of TransformerLens, on its own copy of the weights."""
+    """The same model for exploring: every hook name of TransformerLens, on its own copy of the
+    weights.
+    """
     from transformer_lens.model_bridge import TransformerBridge
 
     return TransformerBridge.boot_transformers(
@@ -69,7 +78,9 @@ def bridge(
 def build(
     settings: LanguageModelSettings, vocab_size: int, eos: int
 ) -> "transformers.PreTrainedModel":
-    """A fresh model: GPT-2's shape with ReLU and without dropout, or a small Llama with its gated MLP. The head is not tied."""
+    """A fresh model: GPT-2's shape with ReLU and without dropout, or a small Llama with its
+    gated MLP. The head is not tied.
+    """
     common = dict(
         vocab_size=vocab_size, bos_token_id=eos, eos_token_id=eos, tie_word_embeddings=False
     )
@@ -101,7 +112,9 @@ def build(
 def untrained(
     s: LanguageModelSettings, tokenizer: Any, seed: int, device: torch.device
 ) -> "transformers.PreTrainedModel":
-    """The language model as it would be before training: its own configuration with random weights."""
+    """The language model as it would be before training: its own configuration with random
+    weights.
+    """
     torch.manual_seed(seed)
     if s.source == "train":
         model = build(s, len(tokenizer), tokenizer.eos_token_id)
@@ -118,8 +131,9 @@ def untrained(
 class LinearCrossEntropy(torch.autograd.Function):
     """Mean cross-entropy of a linear head, and its gradients, a chunk of tokens at a time.
 
-    The logits of all tokens never exist together: at GPT-2's vocabulary they would be 200 kB a token. Since the loss is a
-    scalar, the gradients are made in the forward pass, where the chunk's logits still lie in cache.
+    The logits of all tokens never exist together: at GPT-2's vocabulary they would be 200 kB a
+    token. Since the loss is a scalar, the gradients are made in the forward pass, where the chunk's
+    logits still lie in cache.
     """
 
     @staticmethod
@@ -138,7 +152,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, n, chunk):
             h, t = hidden[start : start + chunk], targets[start : start + chunk, None]
             grad = F.softmax(product(h, weight), dim=-1, dtype=torch.float32)
-            total -= grad.gather(1, t).clamp_min(TINY).log().sum()
+            total -= grad.gather(1, t).clamp_min(MIN_PROBABILITY).log().sum()
             if not ctx.needs_input_grad[0]:  # an evaluation: the loss alone
                 continue
             grad.scatter_add_(1, t, torch.full_like(t, -1, dtype=grad.dtype))  # softmax − one-hot
@@ -165,13 +179,92 @@ def next_token_loss(
     tokens: Int[Tensor, "row position"],
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy in nats per predicted token; `dtype` is that of the trunk's and the head's matrix products."""
+    """Mean cross-entropy in nats per predicted token; `dtype` is that of the trunk's and the
+    head's matrix products.
+    """
     with _autocast(tokens.device, dtype):
         hidden = model.base_model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
     hidden = hidden.reshape(-1, hidden.shape[-1]).to(dtype)
     return LinearCrossEntropy.apply(
         hidden, model.get_output_embeddings().weight, tokens[:, 1:].reshape(-1), LOSS_CHUNK
     )
+
+
+@dataclass
+class TrainingState:
+    """What a checkpoint holds: weights, AdamW's moments, and the record so far."""
+
+    model: "transformers.PreTrainedModel"
+    optimiser: torch.optim.Optimizer
+    step: int = 0
+    began: float = field(default_factory=time.perf_counter)
+    curve: list[dict] = field(default_factory=list)
+
+    def restore(self, checkpoint: tuple[int, dict[str, Tensor], dict] | None) -> None:
+        """Go on from a checkpoint, if there is one."""
+        if checkpoint is None:
+            return
+        self.step, tensors, record = checkpoint
+        self.model.load_state_dict(checkpoints.under("model.", tensors))
+        checkpoints.restore_optimiser(self.optimiser, tensors)
+        self.curve, self.began = record["curve"], time.perf_counter() - record["seconds"]
+
+    def save(self, store: checkpoints.CheckpointFolder, budget_gb: float) -> None:
+        """Write a checkpoint."""
+        record = {"curve": self.curve, "seconds": time.perf_counter() - self.began}
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= checkpoints.optimiser_tensors(self.optimiser)
+        store.save(self.step, tensors, record, budget_gb)
+
+    def check_loss(
+        self, loss: float, norm: float, s: LanguageModelSettings, folder: Path | None
+    ) -> None:
+        """`TrainingError` where loss or gradient is not finite, or the loss far above that of a
+        guess.
+        """
+        limit = (
+            MAX_LOSS_RATIO * math.log(self.model.config.vocab_size) if math.isfinite(norm) else -1.0
+        )
+        causes = f"lm.lr {s.lr} too high, or lm.grad_clip {s.grad_clip} too lax"
+        checkpoints.check_loss("language model", loss, limit, self.step, folder, causes)
+
+    def summary(self, s: LanguageModelSettings, tokens: Tokens, dtype: torch.dtype) -> dict:
+        """Loss curve, seconds, tokens per second and more."""
+        seconds, trained = time.perf_counter() - self.began, self.step * s.batch * s.context
+        return {
+            "curve": self.curve,
+            "seconds": seconds,
+            "tokens": trained,
+            "tokens_per_second": trained / seconds,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "epochs": trained / tokens.train.size,
+            "precision": str(dtype).removeprefix("torch."),
+        }
+
+
+def prepare(
+    s: LanguageModelSettings, tokens: Tokens, seed: int, device: torch.device, dtype: torch.dtype
+) -> TrainingState:
+    """A fresh model and AdamW."""
+    torch.manual_seed(seed)
+    model = build(s, len(tokens.tokenizer), tokens.tokenizer.eos_token_id).to(device)
+    if device.type == "cpu" and dtype == torch.bfloat16:
+        model.set_attn_implementation("eager")  # its backward pass takes a third of the fused one's
+    options = {"betas": (0.9, 0.95), "weight_decay": s.weight_decay, "fused": device.type != "mps"}
+    return TrainingState(model, torch.optim.AdamW(model.parameters(), lr=s.lr, **options))
+
+
+def training_rows(s: LanguageModelSettings, tokens: Tokens) -> np.ndarray:
+    """The training text in rows [row, position] of one token more than the context;
+    `CorpusError` where it fills no batch.
+    """
+    rows = tokens.rows("train", s.context + 1)
+    if len(rows) < s.batch:
+        raise CorpusError(
+            f"the corpus has {len(tokens.train):,} training tokens, fewer than one batch of"
+            f" {s.batch} × {s.context + 1} (lm.batch, lm.context); give more text"
+        )
+    return rows
 
 
 def train(
@@ -181,108 +274,53 @@ def train(
     device: torch.device,
     store: checkpoints.CheckpointFolder,
 ) -> tuple["transformers.PreTrainedModel", dict]:
-    """(model, summary): AdamW, linear warm-up, cosine decay, gradient clipping; goes on from the newest checkpoint in `store`.
+    """(model, summary): AdamW, linear warm-up, cosine decay, gradient clipping; goes on from the
+    newest checkpoint in `store`.
 
     The summary holds loss curve, seconds, tokens per second and each neuron's density.
     """
     keep_freed_memory()
-    dtype = precision(s.precision, device)
+    dtype, rows = precision(s.precision, device), training_rows(s, tokens)
     store.under(**checkpoints.environment_fingerprint(device, dtype))
-    rows = tokens.rows("train", s.context + 1)
-    if len(rows) < s.batch:
-        raise CorpusError(
-            f"the corpus has {len(tokens.train):,} training tokens, fewer than one batch of {s.batch} × {s.context + 1} (lm.batch, lm.context); give more text"
-        )
-    torch.manual_seed(seed)
-    model = build(s, len(tokens.tokenizer), tokens.tokenizer.eos_token_id).to(device)
-    if device.type == "cpu" and dtype == torch.bfloat16:
-        model.set_attn_implementation(
-            "eager"
-        )  # whose backward pass takes a third of the fused one's
-    optimiser = torch.optim.AdamW(
-        model.parameters(),
-        lr=s.lr,
-        betas=(0.9, 0.95),
-        weight_decay=s.weight_decay,
-        fused=device.type != "mps",
-    )
     n_steps = max(1, s.train_tokens // (s.batch * s.context))
-    start, curve, seconds = 0, [], 0.0
-    if checkpoint := store.load():
-        start, tensors, state = checkpoint
-        model.load_state_dict(
-            {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-        )
-        checkpoints.restore_optimiser(optimiser, tensors)
-        curve, seconds = state["curve"], state["seconds"]
-    began = time.perf_counter() - seconds
-    for step in (
-        bar := tqdm(range(start, n_steps), desc="language model", initial=start, total=n_steps)
-    ):
+    state = prepare(s, tokens, seed, device, dtype)
+    state.restore(store.load())
+    model, optimiser, start = state.model, state.optimiser, state.step
+    bar = tqdm(range(start, n_steps), desc="language model", initial=start, total=n_steps)
+    for step in bar:
         for group in optimiser.param_groups:
             group["lr"] = s.lr * schedule(step, n_steps, s.warmup, s.final_lr)
-        batch = torch.from_numpy(
-            rows[rows_of_step(step, len(rows), s.batch, seed)].astype(np.int64)
-        ).to(device)
-        loss = next_token_loss(model, batch, dtype)
+        chosen = rows[rows_of_step(step, len(rows), s.batch, seed)]
+        loss = next_token_loss(model, torch.from_numpy(chosen.astype(np.int64)).to(device), dtype)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), s.grad_clip)
         optimiser.step()
-        last = step + 1 == n_steps
-        due = not last and ((step + 1) % s.checkpoint_every == 0 or store.interrupted.is_set())
-        if due or last or (step + 1) % s.eval_every == 0:
-            limit = (
-                EXPLODED * math.log(model.config.vocab_size) if math.isfinite(norm.item()) else -1.0
-            )
-            checkpoints.check_loss(
-                "language model",
-                loss.item(),
-                limit,
-                step + 1,
-                store.folder,
-                f"lm.lr {s.lr} too high, or lm.grad_clip {s.grad_clip} too lax",
-            )
-        if (step + 1) % s.eval_every == 0 or last:
+        state.step, last = step + 1, step + 1 == n_steps
+        logged, stop = last or state.step % s.eval_every == 0, store.interrupted.is_set()
+        due = not last and (state.step % s.checkpoint_every == 0 or stop)
+        if due or logged:
+            state.check_loss(loss.item(), norm.item(), s, store.folder)
+        if logged:
             heldout, density = evaluate(model, tokens, s)
-            point = {
-                "step": step + 1,
-                "tokens": (step + 1) * s.batch * s.context,
-                "train": loss.item(),
-                "heldout": heldout,
-                "density_median": density.median().item(),
-            }
-            curve.append(point)
-            bar.set_postfix(heldout=f"{heldout:.3f}", density=f"{point['density_median']:.0%}")
+            point = {"step": state.step, "tokens": state.step * s.batch * s.context}
+            point |= {"train": loss.item(), "heldout": heldout}
+            state.curve.append(point | {"density_median": density.median().item()})
+            bar.set_postfix(heldout=f"{heldout:.3f}", density=f"{density.median():.0%}")
         if due:
-            state = {"curve": curve, "seconds": time.perf_counter() - began}
-            tensors = {
-                f"model.{k}": v for k, v in model.state_dict().items()
-            } | checkpoints.optimiser_tensors(optimiser)
-            store.save(step + 1, tensors, state, s.checkpoint_gb)
-            if store.interrupted.is_set():
-                raise Interrupted(
-                    f"language model: interrupted; step {step + 1} of {n_steps} is saved; run the same command to continue"
-                )
-    seconds = time.perf_counter() - began
-    trained = n_steps * s.batch * s.context
-    return model, {
-        "curve": curve,
-        "seconds": seconds,
-        "tokens": trained,
-        "tokens_per_second": trained / seconds,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "epochs": trained / tokens.train.size,
-        "precision": str(dtype).removeprefix("torch."),
-        "density": density.tolist(),
-    }
+            state.save(store, s.checkpoint_gb)
+            if stop:
+                raise checkpoints.interrupted_at("language model", state.step, n_steps)
+    return model, state.summary(s, tokens, dtype) | {"density": density.tolist()}
 
 
 @torch.no_grad()
 def evaluate(
     model: "transformers.PreTrainedModel", tokens: Tokens, s: LanguageModelSettings
 ) -> tuple[float, Float[Tensor, " d_mlp"]]:
-    """Held-out loss (nats/token) and the density of the last MLP's neurons, on the same `eval_rows` rows every time."""
+    """Held-out loss (nats/token) and the density of the last MLP's neurons, on the same
+    `eval_rows` rows every time.
+    """
     rows = tokens.rows("heldout", s.context + 1)
     rows = rows[np.linspace(0, len(rows) - 1, min(s.eval_rows, len(rows))).astype(int)]
     device = next(model.parameters()).device
@@ -300,7 +338,9 @@ def evaluate(
 
 
 def rows_of_step(step: int, n_rows: int, batch: int, seed: int) -> np.ndarray:
-    """Row numbers of a step: each epoch its own permutation, so that the position in the data is just the step."""
+    """Row numbers of a step: each epoch its own permutation, so that the position in the data is
+    just the step.
+    """
     epoch, i = divmod(step, n_rows // batch)
     return _permutation(n_rows, seed, epoch)[i * batch : (i + 1) * batch]
 
@@ -311,7 +351,9 @@ def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def schedule(step: int, n_steps: int, warmup: float, final: float) -> float:
-    """Share of the peak rate: linear warm-up over `warmup` of the steps, then a cosine down to `final`."""
+    """Share of the peak rate: linear warm-up over `warmup` of the steps, then a cosine down to
+    `final`.
+    """
     warm = max(1, round(warmup * n_steps))
     if step < warm:
         return (step + 1) / warm
@@ -327,7 +369,17 @@ def _autocast(device: torch.device, dtype: torch.dtype):
 def _why_not(source: str, error: Exception) -> str:
     text = str(error)
     if "gated" in text.lower() or "401" in text or "403" in text:
-        return f"model {source}: the hub asks for permission; accept its licence on its page, then set HF_TOKEN in the environment"
+        return (
+            f"model {source}: the hub asks for permission; accept its licence on its page, then"
+            " set HF_TOKEN in the environment"
+        )
     if Path(source).exists():
-        return f"model folder {source} cannot be loaded ({text.splitlines()[0]}); expected config.json and model.safetensors of a causal language model"
-    return f"model {source} is neither a local folder nor to be had from the hub ({type(error).__name__}); check the name and the network, or give a local folder with --set lm.source=FOLDER"
+        return (
+            f"model folder {source} cannot be loaded ({text.splitlines()[0]}); expected"
+            " config.json and model.safetensors of a causal language model"
+        )
+    return (
+        f"model {source} is neither a local folder nor to be had from the hub"
+        f" ({type(error).__name__}); check the name and the network, or give a local folder with"
+        " --set lm.source=FOLDER"
+    )

@@ -21,18 +21,20 @@ SHAPES = {
 
 
 class SparseAutoencoder(nn.Module):
-    """f = σ((x − b_dec) W_enc + b_enc),  x̂ = f W_dec + b_dec.
+    """f = σ((x − b_dec) W_enc + b_enc), x̂ = f W_dec + b_dec.
 
-    σ by `architecture`: "standard" ReLU (Bricken et al. 2023); "topk" ReLU of the `k` largest of each activation (Gao et al.
-    2024); "batchtopk" ReLU of the k·n largest of a batch of n, for training (Bussmann et al. 2024); "jumprelu" z where
-    z > `threshold`, else 0 (Rajamanoharan et al. 2024). A feature is one column of `W_enc` and the same row of `W_dec`; it is
-    active where f > 0.
+    σ by `architecture`: "standard" ReLU (Bricken et al. 2023); "topk" ReLU of the `k` largest of
+    each activation (Gao et al. 2024); "batchtopk" ReLU of the k·n largest of a batch of n, for
+    training (Bussmann et al. 2024); "jumprelu" z where z > `threshold`, else 0 (Rajamanoharan et
+    al. 2024). A feature is one column of `W_enc` and the same row of `W_dec`; it is active where f
+    > 0.
     """
 
     def __init__(self, d_in: int, d_sae: int, architecture: str = "standard", k: int = 0):
         super().__init__()
         self.architecture, self.k = architecture, k
-        # Kept transposed: a feature's weights lie together, as sparse gradients and the fused optimiser want them.
+        # Kept transposed: a feature's weights lie together, as sparse gradients and the fused
+        # optimiser want them.
         self.W_enc_T = nn.Parameter(torch.zeros(d_sae, d_in))
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
         self.W_dec = nn.Parameter(torch.zeros(d_sae, d_in))
@@ -45,7 +47,9 @@ class SparseAutoencoder(nn.Module):
 
     @property
     def W_enc(self) -> Float[Tensor, "d_in d_sae"]:
-        """The encoder as the formula has it; a view, so that writing into it writes the parameter."""
+        """The encoder as the formula has it; a view, so that writing into it writes the
+        parameter.
+        """
         return self.W_enc_T.T
 
     @property
@@ -78,14 +82,18 @@ class SparseAutoencoder(nn.Module):
 
     @torch.no_grad()
     def fold_scale(self, scale: float) -> None:
-        """Trained on `scale · x`, from now on for x itself: the features' activations stay the same."""
+        """Trained on `scale · x`, from now on for x itself: the features' activations stay the
+        same.
+        """
         self.W_enc_T *= scale
         self.W_dec /= scale
         self.b_dec /= scale
 
     @torch.no_grad()
     def for_inference(self) -> None:
-        """A batch-wise choice would make an activation's features depend on its neighbours: from now on a threshold decides."""
+        """A batch-wise choice would make an activation's features depend on its neighbours: from
+        now on a threshold decides.
+        """
         if self.architecture == "batchtopk":
             self.architecture, self.k = "jumprelu", 0
 
@@ -116,7 +124,7 @@ class SparseAutoencoder(nn.Module):
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> "SparseAutoencoder":
-        """Read such a folder; `ArtefactError` names what is missing, unknown or of the wrong shape."""
+        """Read such a folder; `ArtefactError` names what is missing, unknown or misshapen."""
         folder = Path(folder)
         if (folder / RECORD).exists():
             verify(folder)
@@ -125,23 +133,19 @@ class SparseAutoencoder(nn.Module):
             tensors = load_file(folder / "sae_weights.safetensors")
         except (OSError, ValueError, SafetensorError) as error:
             raise ArtefactError(
-                f"{folder} is not a readable autoencoder ({error}); expected cfg.json and sae_weights.safetensors in SAELens' layout"
+                f"{folder} is not a readable autoencoder ({error}); expected cfg.json and"
+                " sae_weights.safetensors in SAELens' layout"
             ) from None
         architecture, k = config.get("architecture"), config.get("k", 0)
-        if architecture not in ("standard", "topk", "jumprelu") or (
-            architecture == "topk" and not k
-        ):
+        known = architecture in ("standard", "topk", "jumprelu")
+        if not known or (architecture == "topk" and not k):
             raise ArtefactError(
-                f"{folder}/cfg.json: architecture {architecture!r} with k {k} is not supported; expected 'standard', 'jumprelu', or 'topk' with its k"
+                f"{folder}/cfg.json: architecture {architecture!r} with k {k} is not supported;"
+                " expected 'standard', 'jumprelu', or 'topk' with its k"
             )
-        if unsupported := [
-            key
-            for key in ("normalize_activations", "reshape_activations")
-            if config.get(key, "none") != "none"
-        ]:
-            raise ArtefactError(
-                f"{folder}/cfg.json: {unsupported[0]} is {config[unsupported[0]]!r}; expected 'none'"
-            )
+        for key in ("normalize_activations", "reshape_activations"):
+            if (value := config.get(key, "none")) != "none":
+                raise ArtefactError(f"{folder}/cfg.json: {key} is {value!r}; expected 'none'")
         sizes = {"d_in": config.get("d_in"), "d_sae": config.get("d_sae")}
         expected = {
             name: tuple(sizes[axis] for axis in axes)
@@ -156,9 +160,8 @@ class SparseAutoencoder(nn.Module):
         with torch.no_grad():
             for name, tensor in tensors.items():
                 getattr(sae, name).copy_(tensor)
-            if not config.get(
-                "apply_b_dec_to_input", True
-            ):  # w·x + b is w·(x − b_dec) + (b + w·b_dec)
+            # w·x + b is w·(x − b_dec) + (b + w·b_dec)
+            if not config.get("apply_b_dec_to_input", True):
                 sae.b_enc += sae.W_enc_T @ sae.b_dec
         return sae.to(device).requires_grad_(False)
 

@@ -1,8 +1,10 @@
-"""What is measured beside an autoencoder, through the same code: neurons, random directions, principal directions."""
+"""What is measured beside an autoencoder, through the same code: neurons, random directions,
+principal directions.
+"""
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lib.sae.autoencoder import SparseAutoencoder
@@ -26,7 +28,8 @@ class Neurons:
 
 
 class Directions:
-    """Unit directions as features: f = z where z = (x − centre) · direction is above its threshold (≥ 0), else 0.
+    """Unit directions as features: f = z where z = (x − centre) · direction is above its threshold
+    (≥ 0), else 0.
 
     They have no decoder: `W_dec` holds the directions, for logit effects and neighbours.
     """
@@ -48,8 +51,11 @@ class Directions:
     def at_density(
         self, x: Float[Tensor, "n d_in"], density: Float[Tensor, " d_sae"]
     ) -> "Directions":
-        """The same directions with thresholds at which each is active on its share `density` of the activations `x`."""
-        nth = (len(x) - (density * len(x)).round().long() - 1).clamp(0, len(x) - 1)  # from below
+        """The same directions with thresholds at which each is active on its share `density` of
+        the activations `x`.
+        """
+        n_active = (density.to(x.device) * len(x)).round().long()
+        nth = (len(x) - n_active - 1).clamp(0, len(x) - 1)  # from below
         x, thresholds = x - self.centre, []
         for some, n in zip(
             self.W_dec.split(DIRECTIONS_AT_ONCE), nth.split(DIRECTIONS_AT_ONCE), strict=True
@@ -61,7 +67,9 @@ class Directions:
 
 
 def _sorted(z: Tensor) -> Tensor:
-    """Its rows in rising order; numpy sorts floats in a tenth of the time that torch takes on the CPU."""
+    """Its rows in rising order; numpy sorts floats in a tenth of the time that torch takes on
+    the CPU.
+    """
     return (
         torch.from_numpy(np.sort(z.numpy(), axis=1))
         if z.device.type == "cpu"
@@ -69,13 +77,24 @@ def _sorted(z: Tensor) -> Tensor:
     )
 
 
-Dictionary = (
-    SparseAutoencoder | Neurons | Directions
-)  # whatever can be asked where its features are active
+class Selected:
+    """Some features of a dictionary: cheaper to encode than all of them where they are few."""
+
+    def __init__(self, dictionary: "Dictionary", features: Int[Tensor, " k"]):
+        self.dictionary, self.features, self.d_sae = dictionary, features, len(features)
+
+    def encode(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n k"]:
+        return activations_of(self.dictionary, x, self.features.to(x.device))
+
+
+# whatever can be asked where its features are active
+Dictionary = SparseAutoencoder | Neurons | Directions | Selected
 
 
 def active(dictionary: Dictionary, x: Float[Tensor, "n d_in"]) -> ActivePairs:
-    """Where a dictionary's features are above zero: a table of thousands of features is nearly empty."""
+    """Where a dictionary's features are above zero: a table of thousands of features is nearly
+    empty.
+    """
     return (
         active_pairs(dictionary, x)
         if isinstance(dictionary, SparseAutoencoder)
@@ -96,7 +115,9 @@ def reconstruction(
 def activations_of(
     dictionary: Dictionary, x: Float[Tensor, "n d_in"], features
 ) -> Float[Tensor, "n k"]:
-    """Activations of a few features only; where they do not depend on the others, without encoding those."""
+    """Activations of a few features only; where they do not depend on the others, without
+    encoding those.
+    """
     if isinstance(dictionary, Neurons):
         return x[:, features]
     if isinstance(dictionary, Directions):
@@ -115,18 +136,24 @@ def activations_of(
 
 
 def coordinate_directions(d_in: int, device: torch.device | str = "cpu") -> Directions:
-    """The neurons as directions, so that they can be thresholded; unlike `Neurons` only what is above zero counts."""
+    """The neurons as directions, so that they can be thresholded; unlike `Neurons` only what is
+    above zero counts.
+    """
     return Directions(torch.eye(d_in, device=device), torch.zeros(d_in, device=device))
 
 
 def random_directions(x: Float[Tensor, "n d_in"], n: int, seed: int) -> Directions:
-    """`n` directions drawn evenly from the sphere, around the mean of `x`: the null for whatever is said of features."""
+    """`n` directions drawn evenly from the sphere, around the mean of `x`: the null for whatever
+    is said of features.
+    """
     drawn = torch.randn(n, x.shape[1], generator=torch.Generator().manual_seed(seed)).to(x.device)
     return Directions(drawn, x.mean(0))
 
 
 def principal_directions(x: Float[Tensor, "n d_in"]) -> Directions:
-    """The principal components of `x`, each in both senses: 2 d_in directions, the largest variance first."""
+    """The principal components of `x`, each in both senses: 2 d_in directions, the largest
+    variance first.
+    """
     _, vectors = torch.linalg.eigh(torch.cov(x.double().T))
     components = vectors.T.flip(0).to(x.dtype)
     return Directions(torch.stack([components, -components], 1).flatten(0, 1), x.mean(0))

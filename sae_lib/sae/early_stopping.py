@@ -11,7 +11,9 @@ ACTIVATIONS = 65_536  # held-out ones that are looked at
 
 
 class EarlyStopping:
-    """Says stop after `patience` checks without a better score, FVU + L0 / d_in, and keeps the best weights."""
+    """Says stop after `patience` checks without a better score, FVU + L0 / d_in, and keeps the
+    best weights.
+    """
 
     def __init__(self, x: Float[Tensor, "n d_in"], patience: int):
         self.x, self.patience = x, patience

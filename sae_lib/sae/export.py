@@ -13,7 +13,9 @@ from sae_lib.sae.autoencoder import SparseAutoencoder
 
 @torch.no_grad()
 def to_dictionary_learning(sae: SparseAutoencoder, folder: Path) -> Path:
-    """Write `folder/ae.pt` and `folder/config.json`; jumprelu only with one threshold for all features, as batchtopk leaves it."""
+    """Write `folder/ae.pt` and `folder/config.json`; jumprelu only with one threshold for all
+    features, as batchtopk leaves it.
+    """
     weights = {
         "encoder.weight": sae.W_enc_T,
         "encoder.bias": sae.b_enc,
@@ -29,7 +31,9 @@ def to_dictionary_learning(sae: SparseAutoencoder, folder: Path) -> Path:
             sae.threshold, threshold.expand(sae.d_sae)
         ):
             raise SettingsError(
-                "export: dictionary_learning's BatchTopKSAE has one threshold for all features, and this jumprelu autoencoder has one for each feature; open its folder with SAELens instead"
+                "export: dictionary_learning's BatchTopKSAE has one threshold for all features,"
+                " and this jumprelu autoencoder has one for each feature; open its folder with"
+                " SAELens instead"
             )
         k = sae.k or 1  # with a threshold of its own, BatchTopKSAE does not use k
         weights |= {

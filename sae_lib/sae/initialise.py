@@ -17,7 +17,9 @@ STATISTICS_ROWS = 256  # rows of text that the scale and the mean are taken from
 def statistics(
     hook: Source, rows: np.ndarray, recipe: Recipe
 ) -> tuple[Float[Tensor, " d_in"], float]:
-    """The activations' mean, and the factor that makes their mean squared norm d_in (1 for recipes that keep their units)."""
+    """The activations' mean, and the factor that makes their mean squared norm d_in (1 for
+    recipes that keep their units).
+    """
     acts = harvest(
         hook, rows[np.linspace(0, len(rows) - 1, min(STATISTICS_ROWS, len(rows))).astype(int)]
     ).float()
@@ -33,7 +35,9 @@ def statistics(
 def initialise(
     recipe: Recipe, mean: Float[Tensor, " d_in"], d_sae: int, seed: int
 ) -> SparseAutoencoder:
-    """A fresh autoencoder: random unit features with a small tied encoder around the mean, or torch's `nn.Linear` defaults."""
+    """A fresh autoencoder: random unit features with a small tied encoder around the mean, or
+    torch's `nn.Linear` defaults.
+    """
     sae, generator = (
         SparseAutoencoder(len(mean), d_sae, recipe.architecture, recipe.k),
         torch.Generator().manual_seed(seed),

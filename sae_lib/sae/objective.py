@@ -1,4 +1,6 @@
-"""What an autoencoder is trained for, as the papers write it. `sparse_step.py` computes the gradient of the same, faster."""
+"""What an autoencoder is trained for, as the papers write it. `sparse_step.py` computes the
+gradient of the same, faster.
+"""
 
 from dataclasses import dataclass
 
@@ -11,10 +13,11 @@ from sae_lib.sae.autoencoder import SparseAutoencoder
 
 @dataclass(frozen=True)
 class Objective:
-    """loss = mean over activations of  mse · Σ_d (x − x̂)² + sparsity · penalty,  with the penalty
+    """loss = mean over activations of mse · Σ_d (x − x̂)² + sparsity · penalty, with the penalty
 
-    "l1": Σ_f f (Bricken et al. 2023);  "l1_norm": Σ_f f ‖W_dec_f‖ (Anthropic, April 2024);  "l0": the number of active features,
-    with a rectangle of width `bandwidth` for the derivative of the step (Rajamanoharan et al. 2024);  "none".
+    "l1": Σ_f f (Bricken et al. 2023); "l1_norm": Σ_f f ‖W_dec_f‖ (Anthropic, April 2024); "l0": the
+    number of active features, with a rectangle of width `bandwidth` for the derivative of the step
+    (Rajamanoharan et al. 2024); "none".
     """
 
     mse: float
@@ -24,7 +27,9 @@ class Objective:
 
 
 class Step(torch.autograd.Function):
-    """z > threshold as 0 or 1; its derivative by the threshold is −rectangle((z − threshold)/ε)/ε, by z nothing."""
+    """z > threshold as 0 or 1; its derivative by the threshold is −rectangle((z −
+    threshold)/ε)/ε, by z nothing.
+    """
 
     @staticmethod
     def forward(ctx, z, threshold, bandwidth):
@@ -54,7 +59,9 @@ def feature_activations(
 def loss(
     sae: SparseAutoencoder, x: Float[Tensor, "n d_in"], objective: Objective
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss and what it is made of: means over the batch, which features fired, the smallest activation above zero."""
+    """The loss and what it is made of: means over the batch, which features fired, the smallest
+    activation above zero.
+    """
     f, active = feature_activations(sae, x, objective)
     squared_error = (x - sae.decode(f)).pow(2).sum(1).mean()
     penalties = {

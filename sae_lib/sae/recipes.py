@@ -1,4 +1,6 @@
-"""Named training recipes, as data. A recipe differs from another in its values; there is one training loop for all."""
+"""Named training recipes, as data. A recipe differs from another in its values; there is one
+training loop for all.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -14,7 +16,9 @@ class Resampling:
 
     at: tuple[float, ...] = ()  # shares of training …
     every: int = 0  # … or every so many steps, to the end
-    fresh_sample: int = 0  # dead: silent on so many fresh activations; 0: silent on the training stream for `sae.dead_window`
+    # dead: silent on so many fresh activations; 0: silent on the training stream for
+    # `sae.dead_window`
+    fresh_sample: int = 0
     encoder_scale: float = 0.2  # new encoder norm as a share of the alive features' mean norm
     centred: bool = True  # the new direction is x − b_dec, else x
 
@@ -64,13 +68,32 @@ BRICKEN_2023 = Recipe(
     name="bricken_2023",
     source="Bricken et al. 2023, Towards Monosemanticity, appendix on training",
     differences=(
-        "activations are scaled so that their mean squared norm is d_in, so that λ carries over from model to model",
+        (
+            "activations are scaled so that their mean squared norm is d_in, so that λ carries"
+            " over from model to model"
+        ),
         "b_dec starts at the mean of the data instead of its geometric median",
-        "the encoder starts at 0.1 times the transposed decoder, instead of independently: few features die and the reconstruction is better",
-        "learning rate, λ and the number of activations are our own: the settings of the run say which",
-        "batches of 1024 instead of 8192; the learning rate is warmed up over 5 % of training and λ over 10 %, and the rate falls linearly to zero over the last 30 %",
-        "resampling at 20, 40 and 60 % of training instead of at four fixed steps; a feature is dead after `sae.dead_window` silent activations instead of 12 500 steps of 8192",
-        "`sae.resampling_inputs` inputs are scored instead of 819 200, by their squared reconstruction error without the L1 term; the new directions are x − b_dec, so that the feature fires on the input it was drawn from",
+        (
+            "the encoder starts at 0.1 times the transposed decoder, instead of independently: few"
+            " features die and the reconstruction is better"
+        ),
+        (
+            "learning rate, λ and the number of activations are our own: the settings of the run"
+            " say which"
+        ),
+        (
+            "batches of 1024 instead of 8192; the learning rate is warmed up over 5 % of training"
+            " and λ over 10 %, and the rate falls linearly to zero over the last 30 %"
+        ),
+        (
+            "resampling at 20, 40 and 60 % of training instead of at four fixed steps; a feature"
+            " is dead after `sae.dead_window` silent activations instead of 12 500 steps of 8192"
+        ),
+        (
+            "`sae.resampling_inputs` inputs are scored instead of 819 200, by their squared"
+            " reconstruction error without the L1 term; the new directions are x − b_dec, so that"
+            " the feature fires on the input it was drawn from"
+        ),
     ),
     batch=1024,
     lr=8e-3,
@@ -89,13 +112,28 @@ WARD_2024 = Recipe(
     name="ward_2024",
     source="J. Ward, Monosemanticity at Home, 2024 (public notebook)",
     differences=(
-        "kept: the decoder is normalised along the wrong axis (unit rows over features, not unit features)",
-        "kept: a feature is dead when it fires on none of 9 856 fresh activations, tested every 1000 steps to the end of training",
+        (
+            "kept: the decoder is normalised along the wrong axis (unit rows over features, not"
+            " unit features)"
+        ),
+        (
+            "kept: a feature is dead when it fires on none of 9 856 fresh activations, tested"
+            " every 1000 steps to the end of training"
+        ),
         "kept: mean-over-dimensions squared error against a summed L1",
-        "kept: b_dec starts at random and nothing is normalised at the start; activations are not scaled",
+        (
+            "kept: b_dec starts at random and nothing is normalised at the start; activations are"
+            " not scaled"
+        ),
         "not kept: all positions of a row are used, not one in 128",
-        "not kept: the language model is ours (attention scaled by 1/√d_head, with an output projection)",
-        "not kept: top examples are the true top, and losses are measured on held-out text with one threshold, f > 0",
+        (
+            "not kept: the language model is ours (attention scaled by 1/√d_head, with an output"
+            " projection)"
+        ),
+        (
+            "not kept: top examples are the true top, and losses are measured on held-out text"
+            " with one threshold, f > 0"
+        ),
     ),
     batch=896,
     lr=1e-4,
@@ -113,7 +151,10 @@ APRIL_2024 = Recipe(
     differences=(
         "b_dec starts at the mean of the data instead of zero",
         "learning rate, λ, the batch of 1024 and the number of activations are our own",
-        "features start with norm 0.1 and the encoder equal to their transpose, as published for d_sae well above d_in",
+        (
+            "features start with norm 0.1 and the encoder equal to their transpose, as published"
+            " for d_sae well above d_in"
+        ),
     ),
     batch=1024,
     lr=4e-3,
@@ -135,8 +176,14 @@ TOPK = Recipe(
     name="topk",
     source="Gao et al. 2024, Scaling and evaluating sparse autoencoders",
     differences=(
-        "no auxiliary loss keeps features alive, and none are resampled: with a small encoder they are never among the largest, with a whole one reconstruction got worse",
-        "the encoder starts at 0.1 times the transposed decoder; learning rate, batch and k are our own",
+        (
+            "no auxiliary loss keeps features alive, and none are resampled: with a small encoder"
+            " they are never among the largest, with a whole one reconstruction got worse"
+        ),
+        (
+            "the encoder starts at 0.1 times the transposed decoder; learning rate, batch and k"
+            " are our own"
+        ),
     ),
     batch=1024,
     lr=4e-3,
@@ -158,17 +205,29 @@ BATCHTOPK = replace(
     source="Bussmann et al. 2024, BatchTopK sparse autoencoders",
     differences=(
         *TOPK.differences,
-        "the threshold of inference is a moving average of the smallest chosen activation of a batch; saved as a jumprelu autoencoder, as SAELens does",
+        (
+            "the threshold of inference is a moving average of the smallest chosen activation of a"
+            " batch; saved as a jumprelu autoencoder, as SAELens does"
+        ),
     ),
     architecture="batchtopk",
 )
 
 JUMPRELU = Recipe(
     name="jumprelu",
-    source="Rajamanoharan et al. 2024, Jumping ahead: improving reconstruction fidelity with JumpReLU sparse autoencoders",
+    source=(
+        "Rajamanoharan et al. 2024, Jumping ahead: improving reconstruction fidelity with JumpReLU"
+        " sparse autoencoders"
+    ),
     differences=(
-        "thresholds are learned themselves instead of their logarithms, and their gradient has z/ε where the paper has θ/ε (within the rectangle the two are at most ε/2 apart)",
-        "the encoder starts at 0.1 times the transposed decoder; learning rate, λ, bandwidth and batch are our own",
+        (
+            "thresholds are learned themselves instead of their logarithms, and their gradient has"
+            " z/ε where the paper has θ/ε (within the rectangle the two are at most ε/2 apart)"
+        ),
+        (
+            "the encoder starts at 0.1 times the transposed decoder; learning rate, λ, bandwidth"
+            " and batch are our own"
+        ),
     ),
     batch=1024,
     lr=4e-3,
@@ -189,9 +248,15 @@ JUMPRELU = Recipe(
 TIED = replace(
     BRICKEN_2023,
     name="tied",
-    source="Cunningham et al. 2023, Sparse autoencoders find highly interpretable features in language models",
+    source=(
+        "Cunningham et al. 2023, Sparse autoencoders find highly interpretable features in"
+        " language models"
+    ),
     differences=(
-        "unit features, b_dec and the scaling as in `bricken_2023`; learning rate, λ, batch, resampling and the rule for stopping are our own",
+        (
+            "unit features, b_dec and the scaling as in `bricken_2023`; learning rate, λ, batch,"
+            " resampling and the rule for stopping are our own"
+        ),
     ),
     tied=True,
     lr_decay=0.0,
@@ -205,7 +270,9 @@ RECIPES = {
 
 
 def rate(step: int, n_steps: int, warmup: float, decay: float) -> float:
-    """Share of the peak value: linear up over the first `warmup`, linear down to zero over the last `decay` of training."""
+    """Share of the peak value: linear up over the first `warmup`, linear down to zero over the
+    last `decay` of training.
+    """
     up = (step + 1) / max(1, round(warmup * n_steps))
     down = (n_steps - step) / max(1, round(decay * n_steps)) if decay else 1.0
     return min(1.0, up, down)
@@ -260,7 +327,8 @@ def resolve(sae: SAESettings) -> Recipe:
     at = recipe.resampling.at if sae.resampling and recipe.resampling else ()
     if at and max(at) * sae.activations < sae.dead_window:
         raise SettingsError(
-            f"sae.dead_window: no feature can be silent for {sae.dead_window:,} activations before the last resampling, at {max(at):.0%} of "
+            f"sae.dead_window: no feature can be silent for {sae.dead_window:,} activations before"
+            f" the last resampling, at {max(at):.0%} of "
             f"sae.activations={sae.activations:,}; set a smaller window, or sae.resampling=false"
         )
     if (sae.k or recipe.k) > sae.d_sae:
@@ -276,7 +344,9 @@ def resolve(sae: SAESettings) -> Recipe:
 
 
 def variants(settings: Settings) -> dict[str, SAESettings]:
-    """The autoencoders a run trains, by name: its recipe, the same without resampling and at other widths, and other recipes."""
+    """The autoencoders a run trains, by name: its recipe, the same without resampling and at
+    other widths, and other recipes.
+    """
     main = settings.sae
     chosen = {main.recipe: main}
     if main.resampling and resolve(main).resampling and main.compare:

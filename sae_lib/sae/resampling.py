@@ -25,11 +25,13 @@ def resample(
     centred: bool,
     generator: torch.Generator,
 ) -> int:
-    """Point each dead feature at an input that the autoencoder explains badly; returns how many were touched.
+    """Point each dead feature at an input that the autoencoder explains badly; returns how many
+    were touched.
 
-    The input is drawn from `x` without replacement, ∝ loss². Its unit vector becomes the decoder row; the encoder column is
-    the same direction at `encoder_scale` times the alive features' mean encoder norm; encoder bias and jumprelu threshold are zero. Adam's
-    moments of exactly these slices are zeroed. With more dead features than inputs, the rest stay dead.
+    The input is drawn from `x` without replacement, ∝ loss². Its unit vector becomes the decoder
+    row; the encoder column is the same direction at `encoder_scale` times the alive features' mean
+    encoder norm; encoder bias and jumprelu threshold are zero. Adam's moments of exactly these
+    slices are zeroed. With more dead features than inputs, the rest stay dead.
     """
     loss = torch.cat([((part - reconstruction(sae, part)) ** 2).sum(-1) for part in x.split(4096)])
     indices = dead.nonzero().squeeze(-1)[: int((loss > 0).sum())]

@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from sae_lib import checkpoints
 from sae_lib.device import precision
-from sae_lib.errors import Interrupted
 from sae_lib.model.activations import ActivationBuffer, Source, harvest
 from sae_lib.progress import tqdm
 from sae_lib.sae.autoencoder import SparseAutoencoder
@@ -26,7 +25,7 @@ from sae_lib.sae.recipes import Recipe, is_resampling_step, rate, resolve
 from sae_lib.sae.resampling import resample
 from sae_lib.settings import SAESettings
 
-EXPLODED = 1000  # times the loss of the first step
+MAX_LOSS_RATIO = 1000  # times the loss of the first step
 THRESHOLD_SPEED = 0.01  # of the moving average that batchtopk's threshold is, per step
 
 
@@ -48,7 +47,9 @@ def training_fingerprint(sae: SAESettings) -> dict:
 
 @dataclass
 class TrainingState:
-    """What a checkpoint holds: weights, Adam's moments, for how long each feature has been silent, and the record so far."""
+    """What a checkpoint holds: weights, Adam's moments, for how long each feature has been
+    silent, and the record so far.
+    """
 
     sae: SparseAutoencoder
     optimiser: torch.optim.Optimizer
@@ -65,13 +66,16 @@ class TrainingState:
         if checkpoint is None:
             return
         self.step, tensors, record = checkpoint
-        self.sae.load_state_dict(_under("sae.", tensors))
+        self.sae.load_state_dict(checkpoints.under("sae.", tensors))
         checkpoints.restore_optimiser(self.optimiser, tensors)
         self.silent.copy_(tensors["silent"])
         self.curve, self.events = record["curve"], record["events"]
         self.reference, self.began = record["reference"], time.perf_counter() - record["seconds"]
         if self.stopping:
-            self.stopping.checks, self.stopping.best = record["checks"], _under("best.", tensors)
+            self.stopping.checks, self.stopping.best = (
+                record["checks"],
+                checkpoints.under("best.", tensors),
+            )
 
     def save(self, store: checkpoints.CheckpointFolder, budget_gb: float) -> None:
         """Write a checkpoint; in training by several processes the first one does."""
@@ -94,16 +98,16 @@ class TrainingState:
         total = (measured.squared_error + measured.l1).item()
         self.reference = total if self.reference is None else self.reference
         finite = math.isfinite(self.reference)
-        limit = EXPLODED * self.reference if finite else sys.float_info.max
+        limit = MAX_LOSS_RATIO * self.reference if finite else sys.float_info.max
         causes = f"sae.lr {recipe.lr} or λ {recipe.l1} too high, or activations that are not finite"
         checkpoints.check_loss(recipe.name, total, limit, self.step, folder, causes)
 
-    def log(self, measured: StepResult, dead_window: int) -> dict:
-        """Append a point to the curves and return it."""
+    def log(self, measured: StepResult, dead_window: int) -> dict[str, str]:
+        """Append a point to the curves, and return what of it a progress bar shows."""
         values = {name: getattr(measured, name).item() for name in ("squared_error", "l1", "l0")}
         silent = (self.silent >= dead_window).float().mean().item()
         self.curve.append({"step": self.step} | values | {"silent": silent})
-        return self.curve[-1]
+        return {"error": f"{values['squared_error']:.3g}", "L0": f"{values['l0']:.1f}"}
 
     def summary(self, recipe: Recipe, activations: int, scale: float, dead_window: int) -> dict:
         """Curves, resampling events, seconds, activations per second."""
@@ -121,14 +125,12 @@ class TrainingState:
         }
 
 
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
 def prepare(
     hook: Source, rows: np.ndarray, settings: SAESettings, seed: int, heldout: np.ndarray | None
 ) -> tuple[TrainingState, float]:
-    """(a fresh training, the scale of the activations): weights, Adam, and early stopping where the recipe has it."""
+    """(a fresh training, the scale of the activations): weights, Adam, and early stopping where
+    the recipe has it.
+    """
     recipe = resolve(settings)
     mean, scale = statistics(hook, rows, recipe)
     sae = initialise(recipe, mean * scale, settings.d_sae, seed).to(mean.device)
@@ -149,14 +151,12 @@ def fit(
     settings: SAESettings,
     seed: int,
     store: checkpoints.CheckpointFolder | None = None,
-    no_resampling: checkpoints.CheckpointFolder | None = None,
     heldout: np.ndarray | None = None,
 ) -> tuple[SparseAutoencoder, dict]:
-    """(autoencoder for unscaled activations, summary): the training loop, on all positions of `rows` [row, position].
+    """(autoencoder for unscaled activations, summary): trained on all positions of `rows`.
 
-    Goes on from the newest checkpoint in `store`, which Ctrl-C makes it write. Until resampling touches a feature, training
-    without it is the same computation: up to there its checkpoint also goes to `no_resampling`. `heldout` rows are for early
-    stopping.
+    Goes on from the newest checkpoint in `store`, which Ctrl-C makes it write. `heldout` rows are
+    for early stopping.
     """
     recipe, (rank, ranks) = resolve(settings), distributed.rank_and_world_size()
     store = store or checkpoints.CheckpointFolder()
@@ -165,8 +165,7 @@ def fit(
     state, scale = prepare(hook, rows, settings, seed, heldout)
     sae, device = state.sae, state.silent.device
     dtype = precision(settings.precision, device)
-    for folder in filter(None, (store, no_resampling)):
-        folder.under(**checkpoints.environment_fingerprint(device, dtype), processes=ranks)
+    store.under(**checkpoints.environment_fingerprint(device, dtype), processes=ranks)
     state.restore(store.load())
     buffer = ActivationBuffer(
         hook, rows[rank::ranks], recipe.batch, settings.buffer_rows, seed, state.step
@@ -193,11 +192,8 @@ def fit(
         if due or logged or state.reference is None:
             state.check_loss(measured, recipe, store.folder)
         if logged:
-            point = state.log(measured, settings.dead_window)
-            bar.set_postfix(error=f"{point['squared_error']:.3g}", L0=f"{point['l0']:.1f}")
+            bar.set_postfix(state.log(measured, settings.dead_window))
         if is_resampling_step(recipe, state.step, n_steps):
-            if no_resampling and not any(e["resampled"] for e in state.events):
-                replace(state, events=[]).save(no_resampling, settings.checkpoint_gb)
             state.events.append(resample_dead(hook, rows, settings, state, scale, seed))
         if state.stopping and (last or state.step % settings.check_every == 0):
             if distributed.any_process(state.stopping.stop(sae, state.step)):
@@ -205,20 +201,28 @@ def fit(
         if due:
             state.save(store, settings.checkpoint_gb)
             if stop:
-                raise Interrupted(
-                    f"{recipe.name}: interrupted; step {state.step} of {n_steps} is saved; run the same command to continue"
-                )
-    if state.stopping and state.stopping.best:
-        sae.load_state_dict(state.stopping.best)
+                raise checkpoints.interrupted_at(recipe.name, state.step, n_steps)
     used = state.step * recipe.batch * ranks
     summary = state.summary(recipe, used, scale, settings.dead_window)
+    return finished(state, scale), summary
+
+
+def finished(state: TrainingState, scale: float) -> SparseAutoencoder:
+    """The trained autoencoder, or the best one where early stopping kept it, for activations
+    that are not scaled.
+    """
+    sae = state.sae
+    if state.stopping and state.stopping.best:
+        sae.load_state_dict(state.stopping.best)
     sae.fold_scale(scale)
     sae.for_inference()
-    return sae.requires_grad_(False), summary
+    return sae.requires_grad_(False)
 
 
 def trained(sae: SparseAutoencoder, recipe: Recipe) -> list[Tensor]:
-    """What the optimiser moves: with tied weights the encoder follows the decoder, and batchtopk's threshold follows its batches."""
+    """What the optimiser moves: with tied weights the encoder follows the decoder, and
+    batchtopk's threshold follows its batches.
+    """
     left_out = {"W_enc_T"} if recipe.tied else set()
     left_out |= {"threshold"} if sae.architecture == "batchtopk" else set()
     return [parameter for name, parameter in sae.named_parameters() if name not in left_out]
@@ -242,7 +246,9 @@ def update(sae: SparseAutoencoder, optimiser: torch.optim.Optimizer, recipe: Rec
 
 @torch.no_grad()
 def normalize_decoder_(sae: SparseAutoencoder, recipe: Recipe) -> None:
-    """Unit features (rows of W_dec), or, faithful to the original's mistake, unit dimensions (columns of W_dec), or free; tied weights."""
+    """Unit features (rows of W_dec), or, faithful to the original's mistake, unit dimensions
+    (columns of W_dec), or free; tied weights.
+    """
     if recipe.decoder_norm != "free":
         sae.W_dec /= sae.W_dec.norm(
             dim=1 if recipe.decoder_norm == "features" else 0, keepdim=True
@@ -261,7 +267,9 @@ def resample_dead(
     scale: float,
     seed: int,
 ) -> dict:
-    """Find the dead features, resample them, count: {"step", "dead", "resampled"}. Their silence is counted from 0 again."""
+    """Find the dead features, resample them, count: {"step", "dead", "resampled"}. Their silence
+    is counted from 0 again.
+    """
     recipe, sae, step = resolve(settings), state.sae, state.step
     r = recipe.resampling
     rng = np.random.default_rng((seed, step))

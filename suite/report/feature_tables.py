@@ -9,7 +9,7 @@ from suite.report.tables import Value
 
 
 def rules_table(v: dict[str, Any]) -> str:
-    """How well rules foretell each kind of unit."""
+    """How well rules predict each kind of unit."""
     rows = []
     for kind, s in v["interpretability"]["scores"].items():
         low, high = s["auroc_median_interval"]
@@ -55,11 +55,11 @@ def rules_compared(v: dict[str, Any]) -> str:
             d = v["interpretability"]["differences"][pair]["auroc_median"]
             low, high = d["interval"]
             verdict = (
-                "ours are the better foretold"
+                "ours are predicted better"
                 if low > 0
-                else "the others are the better foretold"
+                else "the others are predicted better"
                 if high < 0
-                else "which leaves open who is ahead"
+                else "the interval holds 0, so neither is ahead"
             )
             said.append(
                 f"The median AUROC of features minus that of {other} is {f.signed(d['difference'])} {what} (95 % interval {f.interval(low, high, f.signed)}): {verdict}."

@@ -1,7 +1,8 @@
 """Which features are active where: the one product of an autoencoder that is dense by nature.
 
-Where the processor multiplies bfloat16 at speed, that product merely proposes candidates, with a margin that provably misses none,
-and float32 decides about them: the result is that of the float32 product at a third of its cost.
+Where the processor multiplies bfloat16 at speed, that product merely proposes candidates, with a
+margin that provably misses none, and float32 decides about them: the result is that of the float32
+product at a third of its cost.
 """
 
 from typing import NamedTuple
@@ -14,14 +15,18 @@ from torch import Tensor
 from sae_lib.device import fast_bfloat16, product
 from sae_lib.sae.autoencoder import SparseAutoencoder
 
-ROUNDING = (
-    2**-7 * 1.1
-)  # of a bfloat16 product with float32 sums, relative to ‖x‖‖w‖: twice bfloat16's 2⁻⁸, and a tenth for the sums
-MANY = 0.1  # share of candidates from which the float32 product is the cheaper way to decide
+# of a bfloat16 product with float32 sums, relative to ‖x‖‖w‖: twice bfloat16's 2⁻⁸, and a tenth for
+# the sums
+ROUNDING = 2**-7 * 1.1
+MAX_CANDIDATE_SHARE = (
+    0.1  # share of candidates from which the float32 product is the cheaper way to decide
+)
 
 
 class ActivePairs(NamedTuple):
-    """The active (activation, feature) pairs, activation by activation, and the features' activations there."""
+    """The active (activation, feature) pairs, activation by activation, and the features'
+    activations there.
+    """
 
     row: Int[Tensor, " pair"]
     column: Int[Tensor, " pair"]
@@ -43,10 +48,11 @@ def active_pairs(
     dtype: torch.dtype = torch.float32,
     margin: float = 0.0,
 ) -> ActivePairs:
-    """The pairs where `sae.encode(x)` is above zero, with the pre-activations there, which are its values.
+    """The pairs where `sae.encode(x)` is above zero, with the pre-activations there, which are its
+    values.
 
-    `dtype` is the precision of the values, and float32 is exact. Of a jumprelu autoencoder also the pairs that miss their threshold
-    by less than `margin`.
+    `dtype` is the precision of the values, and float32 is exact. Of a jumprelu autoencoder also the
+    pairs that miss their threshold by less than `margin`.
     """
     if x.device.type != "cpu":
         return pairs_of(sae.encode(x))
@@ -82,7 +88,7 @@ def _above(
         row, column = _where_above(
             _bfloat16_product(sae, centred, bias + 2**-7 * bias.abs(), margin)
         )  # every pair that float32 could find above
-        if len(row) < MANY * len(x) * sae.d_sae:
+        if len(row) < MAX_CANDIDATE_SHARE * len(x) * sae.d_sae:
             pattern = ActivePairs(row, column, torch.zeros(len(row))).csr((len(x), sae.d_sae))
             z = (
                 torch.sparse.sampled_addmm(pattern, centred, sae.W_enc, beta=0)
@@ -97,9 +103,11 @@ def _above(
 
 
 def _largest(sae: SparseAutoencoder, x: Float[Tensor, "n d_in"], dtype: torch.dtype) -> ActivePairs:
-    """The k largest of each activation, or the k·n largest of all; as ReLU has it, only those above zero.
+    """The k largest of each activation, or the k·n largest of all; as ReLU has it, only those above
+    zero.
 
-    Only pairs above a floor, guessed from a few activations, are ranked; where it turns out too high, all are.
+    Only pairs above a floor, guessed from a few activations, are ranked; where it turns out too
+    high, all are.
     """
     sample, k = sae.pre_activations(x[:: max(1, len(x) // 64)]), sae.k
     if sae.architecture == "batchtopk":
@@ -147,7 +155,9 @@ def _bfloat16_product(
     bias: Tensor,
     margin: tuple[Tensor, Tensor] | None = None,
 ) -> Float[Tensor, "n d_sae"]:
-    """x·w + bias, and + margin₀ margin₁ where given, in one product: each is one column more (to a multiple of 32, as the processor likes it)."""
+    """x·w + bias, and + margin₀ margin₁ where given, in one product: each is one column more (to
+    a multiple of 32, as the processor likes it).
+    """
     d_in = sae.d_in
     x, w = (
         torch.zeros(len(t), -(-(d_in + 2) // 32) * 32, dtype=torch.bfloat16)
@@ -163,7 +173,9 @@ def _bfloat16_product(
 def _where_above(
     z: Float[Tensor, "n d_sae"], threshold: Float[Tensor, " d_sae"] | float = 0.0
 ) -> tuple[Int[Tensor, " pair"], Int[Tensor, " pair"]]:
-    """Like `nonzero` of `z > threshold`; on the CPU several times as fast (a positive bfloat16 is a positive int16)."""
+    """Like `nonzero` of `z > threshold`; on the CPU several times as fast (a positive bfloat16
+    is a positive int16).
+    """
     if z.device.type != "cpu":
         return (z > threshold).nonzero(as_tuple=True)
     bits = z.view(torch.int16) if z.dtype == torch.bfloat16 else z

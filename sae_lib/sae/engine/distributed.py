@@ -1,4 +1,6 @@
-"""Data parallelism with torchrun: every process harvests its own share of the text, and gradients are averaged."""
+"""Data parallelism with torchrun: every process harvests its own share of the text, and
+gradients are averaged.
+"""
 
 import os
 from collections.abc import Iterator
@@ -30,7 +32,9 @@ def rank_and_world_size() -> tuple[int, int]:
 
 @contextmanager
 def first_process_first() -> Iterator[None]:
-    """The first process goes through the block alone; the others follow, and find what it has made."""
+    """The first process goes through the block alone; the others follow, and find what it has
+    made.
+    """
     rank, size = rank_and_world_size()
     if rank > 0:
         dist.barrier()

@@ -1,8 +1,9 @@
 """The gradient of an autoencoder's loss, exactly, at the cost of its active features.
 
-After ReLU a few dozen of thousands of features are active. Decoding, the gradient into the features, and both weight gradients
-are sums over active (activation, feature) pairs alone, and are written out here as sparse products; the values are those of the
-dense gradient (tests/test_sparse_step.py compares with autograd).
+After ReLU a few dozen of thousands of features are active. Decoding, the gradient into the
+features, and both weight gradients are sums over active (activation, feature) pairs alone, and are
+written out here as sparse products; the values are those of the dense gradient
+(tests/test_sparse_step.py compares with autograd).
 """
 
 import warnings
@@ -19,7 +20,9 @@ from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.engine.active_pairs import ActivePairs, active_pairs, starts
 from sae_lib.sae.objective import Objective, loss
 
-DENSE_ABOVE = 0.1  # density of feature activations at which dense products become the faster ones (benchmarks/sae_step.py)
+# density of feature activations at which dense products become the faster ones
+# (benchmarks/sae_step.py)
+DENSE_ABOVE = 0.1
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 
 
@@ -41,7 +44,8 @@ def gradients(
 ) -> StepResult:
     """Set `.grad` of all parameters for `objective.loss`.
 
-    `encoder_dtype` is the precision of the features' activations alone; with float32 the gradient is exact.
+    `encoder_dtype` is the precision of the features' activations alone; with float32 the gradient
+    is exact.
     """
     if x.device.type == "cpu" and _density(sae, x[:: max(1, len(x) // 8)]) < 1.5 * DENSE_ABOVE:
         pairs = active_pairs(sae, x, encoder_dtype, objective.bandwidth / 2)
@@ -80,7 +84,8 @@ def _sparse(sae, x, pairs: ActivePairs, objective: Objective) -> StepResult:
     error *= 2 * objective.mse / n  # now the gradient into the reconstruction
     into_f = torch.sparse.sampled_addmm(by_row, error, sae.W_dec.T, beta=0).values()
 
-    # The same pairs ordered by feature: a stable sort keeps the rows of a feature in order (numpy's is a radix sort up to 16 bits).
+    # The same pairs ordered by feature: a stable sort keeps the rows of a feature in order (numpy's
+    # is a radix sort up to 16 bits).
     order = torch.from_numpy(
         np.argsort(column.numpy().astype(np.min_scalar_type(d_sae - 1)), kind="stable")
     )

@@ -1,0 +1,92 @@
+"""Where does what fire? One streaming pass over text answers it for everyone who asks. Active
+means f > 0, everywhere.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Integer
+from torch import Tensor
+
+from sae_lib.features.statistics import lists
+from sae_lib.model.activations import Source, harvest
+from sae_lib.progress import tqdm
+from sae_lib.sae.dictionaries import Dictionary, active
+from sae_lib.sae.engine.active_pairs import ActivePairs
+
+ROWS_AT_ONCE = 64
+VALUES_AT_ONCE = 1 << 27  # activations of features, most of them zero, that may exist together
+ALIVE = 100  # activations on the evaluation set, the original's own threshold
+
+
+class Batch(NamedTuple):
+    """Some rows of a text: their token ids, activations, and each dictionary's active pairs."""
+
+    first: int  # number of its first token in the whole text
+    ids: Int[np.ndarray, "row position"]
+    x: Float[Tensor, "n d_in"]
+    pairs: dict[str, ActivePairs]
+
+    def arrays(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(token within the batch, feature, activation) of a dictionary's active pairs, ordered
+        by token.
+        """
+        return tuple(part.cpu().numpy() for part in self.pairs[name])
+
+
+class Firing(NamedTuple):
+    """Where a unit fires: numbers of tokens in the text, rising, and its activation on each."""
+
+    token: Integer[np.ndarray, " n"]
+    value: Float[np.ndarray, " n"]
+
+
+def spread_rows(rows: Integer[np.ndarray, "row position"], n_tokens: int) -> np.ndarray:
+    """At most `n_tokens` of the text as rows, spread evenly over it."""
+    wanted = max(1, n_tokens // rows.shape[1])
+    return rows if wanted >= len(rows) else rows[np.linspace(0, len(rows) - 1, wanted).astype(int)]
+
+
+@torch.no_grad()
+def batches(
+    hook: Source, dictionaries: dict[str, Dictionary], rows: np.ndarray, desc: str
+) -> Iterator[Batch]:
+    """One pass over `rows` [row, position], a few at a time: fewer where a dictionary has very
+    many features.
+    """
+    widest = max([1, *(dictionary.d_sae for dictionary in dictionaries.values())])
+    step = max(1, min(ROWS_AT_ONCE, VALUES_AT_ONCE // widest // rows.shape[1]))
+    for i in tqdm(range(0, len(rows), step), desc=desc):
+        ids = rows[i : i + step].astype(np.int64)
+        x = harvest(hook, ids).float()
+        pairs = {name: active(dictionary, x) for name, dictionary in dictionaries.items()}
+        yield Batch(i * rows.shape[1], ids, x, pairs)
+
+
+def firing(
+    hook: Source, dictionaries: dict[str, Dictionary], rows: np.ndarray
+) -> dict[str, list[Firing]]:
+    """By name, where each feature of a dictionary fires over all of `rows`: one pass for all of
+    them.
+    """
+    parts: dict[str, list] = {name: [] for name in dictionaries}
+    for batch in batches(hook, dictionaries, rows, "firing"):
+        for name, dictionary in dictionaries.items():
+            token, feature, value = batch.arrays(name)
+            # numpy sorts small integers fastest
+            feature = feature.astype(np.min_scalar_type(dictionary.d_sae))
+            order = feature.argsort(kind="stable")
+            columns = ((token[order] + batch.first).astype(np.int32), value[order])
+            parts[name].append([lists(feature[order], c, dictionary.d_sae) for c in columns])
+    return {
+        name: [_joined(parts[name], i) for i in range(dictionary.d_sae)]
+        for name, dictionary in dictionaries.items()
+    }
+
+
+def _joined(parts: list[list], feature: int) -> Firing:
+    """A feature's part of the (tokens, values) by feature of all batches."""
+    tokens, values = zip(*((t[feature], v[feature]) for t, v in parts), strict=True)
+    return Firing(np.concatenate(tokens), np.concatenate(values))
