@@ -1,0 +1,115 @@
+"""The language model and the autoencoder for `browser.html`: int8 with a scale per row, and the tokeniser's merges.
+
+The page runs them in plain JavaScript (app/model.js), so only the model that this project trains fits: GPT-2's
+shape with one layer and ReLU. `why_not` says what else a run holds; then the page is written without a model.
+"""
+
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int8
+from torch import Tensor
+
+from sae_lib.sae.autoencoder import SparseAutoencoder
+from sae_lib.sae.dictionaries import Dictionary
+from sae_lib.text.display import Vocabulary
+from suite.browser.blocks import with_binary
+
+LEVELS = 127
+UNUSUAL = "continuing_subword_prefix end_of_word_suffix ignore_merges byte_fallback dropout".split()
+
+
+def why_not(model: Any, tokenizer: Any) -> str:
+    """Empty where the page can run the model; else the reason, as the end of a sentence."""
+    c = model.config
+    if c.model_type != "gpt2" or c.n_layer != 1:
+        return (
+            f"it is a {c.model_type} model of {c.num_hidden_layers} layers, "
+            "and the page runs only GPT-2's shape with one layer"
+        )
+    if (c.activation_function, c.scale_attn_weights, c.scale_attn_by_inverse_layer_idx) != (
+        "relu",
+        True,
+        False,
+    ):
+        return (
+            f"its activation function is {c.activation_function} or its attention is scaled "
+            "otherwise, and the page runs only ReLU and plain attention"
+        )
+    described = json.loads(tokenizer.backend_tokenizer.to_str())
+    pre, bpe = described["pre_tokenizer"] or {}, described["model"]
+    plain = pre.get("type") == "ByteLevel" and pre.get("use_regex", True)
+    plain = plain and not pre.get("add_prefix_space") and described["normalizer"] is None
+    plain = plain and bpe.get("type", "BPE") == "BPE" and "merges" in bpe
+    added = described["added_tokens"]
+    flags = any(token[f] for token in added for f in ("lstrip", "rstrip", "single_word"))
+    if not plain or flags or any(bpe.get(key) for key in UNUSUAL):
+        return (
+            "its tokeniser is no byte-level BPE with GPT-2's splitting rule, "
+            "and the page runs only that"
+        )
+    return ""
+
+
+def quantised(
+    weight: Float[Tensor, "row column"],
+) -> tuple[Int8[np.ndarray, "row column"], Float[np.ndarray, " row"]]:
+    """(levels, scale of each row): weight ≈ levels · scale, off by at most half a scale."""
+    scale = weight.abs().amax(1).clamp_min(1e-12) / LEVELS
+    return (weight / scale[:, None]).round().to(torch.int8).numpy(), scale.float().numpy()
+
+
+def weights(model: Any, dictionary: Dictionary) -> dict[str, Tensor]:
+    """All weights by name; a matrix is [out, in] or [entry, d], so that its rows are one output's or one entry's."""
+    found = {}
+    for name, weight in model.named_parameters():  # a tied head is not among them
+        conv1d = name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight"))
+        short = name.removeprefix("transformer.").removeprefix("h.0.")
+        found[short] = weight.T if conv1d else weight  # Conv1D stores [in, out]
+    if isinstance(dictionary, SparseAutoencoder):
+        found |= dict(dictionary.named_parameters())
+    return {name: weight.detach().float().cpu() for name, weight in found.items()}
+
+
+def model_block(model: Any, dictionary: Dictionary, hook_name: str, tokenizer: Any) -> bytes:
+    """Header, then float32 vectors and scales of matrices' rows, then int8 matrices, all in the header's order."""
+    c, floats, levels, layout = model.config, [], [], {}
+    for name, weight in weights(model, dictionary).items():
+        layout[name] = list(weight.shape)
+        vector = weight.numpy()
+        if weight.dim() == 2:
+            matrix, vector = quantised(weight)
+            levels.append(matrix)
+        floats.append(vector)
+    header = {
+        "layout": layout,
+        "heads": c.n_head,
+        "epsilon": c.layer_norm_epsilon,
+        "n_positions": c.n_positions,
+        "hook": hook_name.removeprefix("blocks.0."),
+        "architecture": getattr(dictionary, "architecture", "neurons"),
+        "k": getattr(dictionary, "k", 0),
+        "tokenizer": tokenizer_data(tokenizer),
+    }
+    return with_binary(header, *floats, *levels)
+
+
+def tokenizer_data(tokenizer: Any) -> dict[str, Any]:
+    """Merges as (left id, right id, merged id) in the order of their rank, the token of each byte, the added tokens.
+
+    As everywhere in this project (`tokenizer.exact_encoder`) special tokens in a text are ordinary text, so
+    they are left out.
+    """
+    described = json.loads(tokenizer.backend_tokenizer.to_str())
+    ids, merges = described["model"]["vocab"], described["model"]["merges"]
+    pairs = [m.split(" ") if isinstance(m, str) else m for m in merges]
+    added = {t["id"]: t for t in described["added_tokens"]}
+    single = {b: i for i, b in enumerate(Vocabulary(tokenizer).bytes) if i not in added}
+    return {
+        "merges": [ids[part] for left, right in pairs for part in (left, right, left + right)],
+        "bytes": [single[bytes([b])] for b in range(256)],
+        "added": [[t["content"], i] for i, t in added.items() if not t["special"]],
+        "end": tokenizer.eos_token_id,
+    }
