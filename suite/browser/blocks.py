@@ -46,7 +46,7 @@ class Blocks:
         if name in self.extra:
             return self.extra[name]
         if name == "index":
-            return as_json(index(self.table) | self.about)
+            return as_json(index(self.table) | self.about | {"rated": self.rated is not dict})
         if name == "vocabulary":
             return as_json(self.table.vocabulary.texts)
         if name == "rating":

@@ -17,6 +17,7 @@ from suite.runs import Run
 
 DARKEST = 0.62  # opacity of the strongest colour: text stays readable on it, on white and on black
 ACTIVE, LOSS = ("240,125,20", ""), ("208,60,60", "50,110,200")  # colours above and below zero
+Number = float | np.number
 TOKENS = 12  # tokens listed that the strongest examples are strongest on
 STYLE = Markup("""<style>
 .sae { max-width: 1100px; font-size: 14px; line-height: 1.5; margin-bottom: 20px }
@@ -27,19 +28,19 @@ STYLE = Markup("""<style>
 </style>""")
 
 
-def percent(share: float) -> str:
+def percent(share: Number) -> str:
     """A share as `0.213 %`, three significant digits and never an exponent."""
     return f"{decimal(100 * share)} %"
 
 
-def decimal(x: float) -> str:
+def decimal(x: Number) -> str:
     """Three significant digits, never an exponent; thousands apart by a thin space."""
     if x == 0 or abs(x) >= 100:
         return f"{x:,.0f}".replace(",", "\u2009")
     return np.format_float_positional(x, precision=3, fractional=False, trim="-")
 
 
-def signed(x: float) -> str:
+def signed(x: Number) -> str:
     """`decimal` with its sign: +0.31, -0.0021."""
     return ("-" if x < 0 else "+") + decimal(abs(x))
 
@@ -121,7 +122,7 @@ def example_html(table: FeatureTable, e) -> Markup:
 def tokens_html(
     vocabulary: Vocabulary,
     ids: Sequence[int],
-    values: Sequence[float],
+    values: Iterable[Number],
     largest: float,
     focus: int = -1,
     colours: tuple[str, str] = ACTIVE,

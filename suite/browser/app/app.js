@@ -1,7 +1,7 @@
 // The application: list, search and turning pages; the panels are in try.js, rate.js and context.js.
 // The address says what is shown: feature=123, view=list, feature, try, context or rate, and the row and position of a context.
 
-const VIEWS = { list: "List", feature: "Feature", try: "Try a text", context: "Whole context", rate: "Rate, blind" };
+const VIEWS = { list: "List", feature: "Feature", try: "Try a text", context: "Context", rate: "Rate" };
 const SORTS = [["number", "feature"], ["density", "density"], ["maximum", "maximum"], ["auroc", "auroc"], ["balanced accuracy", "balanced_accuracy"]];
 const COLUMNS = [["density", "density", percent], ["maximum", "maximum", decimal], ["auroc", "AUROC", decimal]];
 const NARROW = 820; // px: below, one view at a time
@@ -35,7 +35,7 @@ function mount_file() {
   const source = new FileSource(document.title);
   return mount(document.querySelector("main"), source).then((app) => {
     document.documentElement.dataset.ready = "yes";
-    globalThis.sae = { app, source, decimal, percent, signed, pieces, plain, isolated, Vocabulary, matches, page_html, text_html }; // for the console, and the tests
+    globalThis.sae = { app, source, decimal, percent, signed, pieces, plain, isolated, Vocabulary, matches, parse_query, page_html, draw_blind }; // for the console, and the tests
   });
 }
 

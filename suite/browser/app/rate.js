@@ -22,6 +22,7 @@ class Rate {
   constructor(app) { Object.assign(this, { app, items: [], at: 0 }); }
 
   frame() {
+    if (!this.app.features.rated) return html`<p class="note">Features and neurons are rated together, in the page of the features.</p>`;
     return html`<p class="note">Features and neurons, mixed and without a sign of which is which. How clearly does what you see stand for one thing? Begun again with the same name and seed, it goes on where it stopped.</p>
 <div class="row"><label>Your name <input id="rater" maxlength="60"></label><label>Of each kind <input id="each" type="number" value="20" min="1" max="500"></label><label>Seed <input id="rate-seed" type="number" value="0" min="0"></label><button id="begin" type="button">Begin</button>
 ${!this.app.source.in_kernel && html`<button id="download" type="button" title="as the run's ratings folder has them">Download all ratings</button>`}</div>
@@ -33,6 +34,7 @@ ${!this.app.source.in_kernel && html`<button id="download" type="button" title="
   $(id) { return this.app.$(id); }
 
   listen(on) {
+    if (!this.$("begin")) return;
     const said = (action) => this.app.try.said.call(this, "rate-note", action);
     on("begin", "click", () => said(() => this.begin()));
     on("back", "click", () => said(() => this.show(this.at - 1)));
