@@ -562,24 +562,24 @@ def test_a_stopped_session_goes_on_and_back_corrects(tab, tokenizer, tmp_path, s
 
     def rate(value, then):
         tab.click(f"[data-rating='{value}']")
-        tab.wait_for_function(f"sae.app.$('rate-note').textContent.startsWith({then!r})")
+        tab.wait_for_function(f"() => sae.app.$('rate-note').textContent.startsWith({then!r})")
 
     open_page(tab, path, "#view=rate")
     begin(" ")
-    tab.wait_for_function("sae.app.$('rate-note').textContent.includes('printable')")
+    tab.wait_for_function("() => sae.app.$('rate-note').textContent.includes('printable')")
     begin('A "B", <b>')
     for value in (1, 2, 3):
         rate(value, f"{value + 1} of 6")
     shown = tab.evaluate("sae.app.rate.items")
     tab.click("#back")
-    tab.wait_for_function("sae.app.$('rate-note').textContent.startsWith('3 of 6')")
+    tab.wait_for_function("() => sae.app.$('rate-note').textContent.startsWith('3 of 6')")
     rate(5, "4 of 6")
     ratings = {(r["kind"], r["unit"]): r["rating"] for r in tab.evaluate(kept)}
     assert [ratings[i["kind"], i["unit"]] for i in shown[:3]] == [1, 2, 5] and len(ratings) == 3
     if stored:  # another day
         open_page(tab, path, "#view=rate")
         begin('A "B", <b>')
-        tab.wait_for_function("sae.app.$('rate-note').textContent.startsWith('4 of 6')")
+        tab.wait_for_function("() => sae.app.$('rate-note').textContent.startsWith('4 of 6')")
         assert tab.evaluate("sae.app.rate.items[3]") not in shown[:3]
     for then in ("5 of 6", "6 of 6", "All 6"):
         rate(4, then)

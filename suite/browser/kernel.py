@@ -8,7 +8,6 @@ import anywidget
 import numpy as np
 import pandas as pd
 import torch
-import traitlets
 from IPython.display import HTML
 from jaxtyping import Float, Int
 from markupsafe import Markup
@@ -129,10 +128,9 @@ def widget(run: Run, name: str = "") -> "FeatureBrowser":
 class FeatureBrowser(anywidget.AnyWidget):
     """The page, which asks the kernel; where there is none (an export), the pages of a few features."""
 
-    _esm = traitlets.Unicode().tag(sync=True)
-
     def __init__(self, run: Run, name: str = ""):
-        super().__init__(_esm=f"{module()}\nexport default {{ render }};\n")
+        self._esm = f"{module()}\nexport default {{ render }};\n"
+        super().__init__()
         rated = "" if name in feature_table.BASELINES else name
         self.model, self.table = Model(run, name), open_table(run, name)
         self.ratings = rating.ratings_file(run, rated)
