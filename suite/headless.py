@@ -150,7 +150,6 @@ def _execute(
                 km=kernel,
                 start_timeout=START_LIMIT,
                 iopub_timeout=OUTPUT_LIMIT,
-                store_widget_state=False,  # so that an export shows what a widget has without a kernel
                 on_cell_execute=watch.cell_started,
             )
         except PapermillExecutionError as error:

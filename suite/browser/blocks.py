@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from sae_lib.features.evaluation import ALIVE
 from sae_lib.text.display import SHAPELESS
@@ -21,7 +22,7 @@ from suite.runs import Run
 
 APP = Path(__file__).parent / "app"
 CHUNK, ROWS = 64, 512  # features whose pages are in one block; rows of text in one
-DIGITS = 6  # significant digits of every number that is written as text
+DIGITS = 8  # behind the point, of every number that is written as text
 LISTS = ("top_tokens", "before_tokens", "top_logits", "bottom_logits")  # that the search looks into
 SCRIPTS = "html text features query tokenizer model sources pages app try rate context".split()
 
@@ -46,12 +47,14 @@ class Blocks:
         if name in self.extra:
             return self.extra[name]
         if name == "index":
-            return as_json(index(self.table) | self.about | {"rated": self.rated is not dict})
+            sizes = {"kind": self.table.kind, "chunk": CHUNK, "rows": ROWS}
+            rated = {"rated": self.rated is not dict}
+            return as_json(self.about | sizes | rated | {"features": listed(self.table)}).encode()
         if name == "vocabulary":
-            return as_json(self.table.vocabulary.texts)
+            return json.dumps(self.table.vocabulary.texts).encode()
         if name == "rating":
-            tables = self.rated()
-            return as_json({kind: table.alive(ALIVE) for kind, table in tables.items()})
+            tables = self.rated().items()
+            return as_json({kind: t.alive(ALIVE).tolist() for kind, t in tables}).encode()
         kind, _, at = name.rpartition("-")
         if kind == "rows":
             part = self.rows[int(at) * ROWS :][:ROWS]
@@ -94,16 +97,12 @@ def heldout(run: Run) -> np.ndarray:
     return stages.heldout_rows(run, run.settings.evaluation.tokens)
 
 
-def index(table: FeatureTable) -> dict[str, Any]:
-    """What the list, the search and the sorting need: an entry per feature in each column."""
-    features = table.features
+def listed(table: FeatureTable) -> pd.DataFrame:
+    """What the list, the search and the sorting need of each feature."""
+    features, examples = table.features, table.examples
+    strongest = examples[examples["tenth"] < 0].groupby("feature")["token_id"].unique()
     columns = [c for c in features if c in LISTS or features[c].dtype != object]
-    top = table.examples[table.examples["tenth"] < 0].groupby("feature")["token_id"].unique()
-    strongest = [top.get(number, ()) for number in range(len(table))]
-    columns = {column: features[column].tolist() for column in columns}
-    return {"kind": table.kind, "chunk": CHUNK, "rows": ROWS, "columns": columns} | {
-        "strongest": strongest
-    }
+    return features[columns].assign(strongest=strongest.reindex(features["feature"]).to_numpy())
 
 
 def pages(table: FeatureTable, at: int, limits: tuple[int, int] | None) -> bytes:
@@ -115,38 +114,29 @@ def pages(table: FeatureTable, at: int, limits: tuple[int, int] | None) -> bytes
         examples = examples[nth < np.where(examples["tenth"] < 0, *limits)]
     texts = examples[["activations", "token_ids"]]
     activations, ids = (np.concatenate([np.zeros(0), *texts[column]]) for column in texts)
-    head = {
-        "features": table.features.iloc[first:last].to_dict("records"),
-        "examples": examples.drop(columns=texts.columns).to_dict("records"),
-        "lengths": [len(ids) for ids in texts["token_ids"]],
-    }
     id_type = np.uint16 if ids.max(initial=0) < 1 << 16 else np.uint32
+    shown = examples.drop(columns=texts.columns).assign(length=texts["token_ids"].map(len))
+    head = {"features": table.features.iloc[first:last], "examples": shown}
     return with_binary(head, activations.astype(np.float32), ids.astype(id_type))
 
 
-def as_json(data: Any) -> bytes:
-    return json.dumps(rounded(data), separators=(",", ":"), allow_nan=False).encode()
+def as_json(parts: dict[str, Any]) -> str:
+    """An object as JSON; a table in it becomes a list of records, in which what is not finite is null."""
+    texts = [
+        part.to_json(orient="records", double_precision=DIGITS)
+        if isinstance(part, pd.DataFrame)
+        else json.dumps(part)
+        for part in parts.values()
+    ]
+    return f"{{{','.join(map('{}:{}'.format, map(json.dumps, parts), texts))}}}"
 
 
-def with_binary(head: Any, *arrays: np.ndarray) -> bytes:
+def with_binary(head: dict[str, Any], *arrays: np.ndarray) -> bytes:
     """Length of the head, the head as JSON, then the arrays' little-endian numbers."""
-    text = as_json(head)
+    text = as_json(head).encode()
     text += b" " * (-len(text) % 4)
     data = [a.astype(a.dtype.newbyteorder("<")).tobytes() for a in arrays]
     return b"".join([struct.pack("<I", len(text)), text, *data])
-
-
-def rounded(value: Any) -> Any:
-    """Plain data with numbers to `DIGITS` significant digits; what is not finite becomes null."""
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}") if np.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: rounded(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [rounded(v) for v in value]
-    return value
 
 
 @lru_cache(maxsize=1)

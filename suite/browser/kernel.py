@@ -1,5 +1,6 @@
 """The page in JupyterLab, and what it asks of the model in the kernel; the same answers as HTML without a script."""
 
+import os
 from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
@@ -12,6 +13,7 @@ from IPython.display import HTML
 from jaxtyping import Float, Int
 from markupsafe import Markup
 
+from sae_lib import progress
 from sae_lib.errors import UserError
 from sae_lib.features import clamping, feature_table
 from sae_lib.features.clamping import Clamp
@@ -20,9 +22,9 @@ from sae_lib.sae.dictionaries import Dictionary
 from sae_lib.text.tokenizer import token_ids
 from suite import stages
 from suite.browser import rating
-from suite.browser.blocks import Blocks, about, heldout, module, rated_tables, rounded
+from suite.browser.blocks import Blocks, about, heldout, module, rated_tables
 from suite.browser.page import LOSS, boxed, decimal, signed, static_html, tokens_html
-from suite.browser.table import open_table
+from suite.browser.table import FeatureTable, open_table
 from suite.runs import Run
 
 PER_TOKEN = 5  # features named for each token of a text
@@ -117,12 +119,19 @@ class Model:
         return {"ids": ids.tolist(), "values": values, "effects": effects}
 
 
-def widget(run: Run, name: str = "") -> "FeatureBrowser":
+def widget(run: Run, name: str = "") -> "FeatureBrowser | HTML":
     """The browser of one autoencoder's features (the run's recipe by default), or of one of `features.BASELINES`.
 
-    These are "neurons", "random" and "principal".
+    These are "neurons", "random" and "principal". In a headless run: the pages of a few features.
     """
+    if progress.FILE in os.environ:
+        return HTML(without_kernel(open_table(run, name)))
     return FeatureBrowser(run, name)
+
+
+def without_kernel(table: FeatureTable) -> str:
+    """What stands in place of the widget where no kernel runs."""
+    return static_html(table, table.features["density"].nlargest(FALLBACK).index)
 
 
 class FeatureBrowser(anywidget.AnyWidget):
@@ -146,7 +155,7 @@ class FeatureBrowser(anywidget.AnyWidget):
             return rating.save_rating(self.ratings, **arguments)
         if question not in ("activations", "clamp", "context"):
             raise ValueError(f"{question!r} is no question of the page")
-        return rounded(getattr(self.model, question)(**arguments))
+        return getattr(self.model, question)(**arguments)
 
     def _answer(self, _, message: dict[str, Any], __) -> None:
         answer, buffers = {"id": message["id"]}, []
@@ -165,8 +174,7 @@ class FeatureBrowser(anywidget.AnyWidget):
 
     def _repr_mimebundle_(self, **kwargs) -> tuple[dict, dict]:
         data, metadata = super()._repr_mimebundle_(**kwargs)
-        densest = self.table.features["density"].nlargest(FALLBACK).index
-        return data | {"text/html": static_html(self.table, densest)}, metadata
+        return data | {"text/html": without_kernel(self.table)}, metadata
 
 
 def own_text(

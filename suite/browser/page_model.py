@@ -14,7 +14,6 @@ from torch import Tensor
 
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.dictionaries import Dictionary
-from sae_lib.text.display import Vocabulary
 from suite.browser.blocks import with_binary
 
 LEVELS = 127
@@ -29,11 +28,8 @@ def why_not(model: Any, tokenizer: Any) -> str:
             f"it is a {c.model_type} model of {c.num_hidden_layers} layers, "
             "and the page runs only GPT-2's shape with one layer"
         )
-    if (c.activation_function, c.scale_attn_weights, c.scale_attn_by_inverse_layer_idx) != (
-        "relu",
-        True,
-        False,
-    ):
+    scaled_otherwise = not c.scale_attn_weights or c.scale_attn_by_inverse_layer_idx
+    if c.activation_function != "relu" or scaled_otherwise:
         return (
             f"its activation function is {c.activation_function} or its attention is scaled "
             "otherwise, and the page runs only ReLU and plain attention"
@@ -91,25 +87,7 @@ def model_block(model: Any, dictionary: Dictionary, hook_name: str, tokenizer: A
         "hook": hook_name.removeprefix("blocks.0."),
         "architecture": getattr(dictionary, "architecture", "neurons"),
         "k": getattr(dictionary, "k", 0),
-        "tokenizer": tokenizer_data(tokenizer),
-    }
-    return with_binary(header, *floats, *levels)
-
-
-def tokenizer_data(tokenizer: Any) -> dict[str, Any]:
-    """Merges as (left id, right id, merged id) in the order of their rank, the token of each byte, the added tokens.
-
-    As everywhere in this project (`tokenizer.exact_encoder`) special tokens in a text are ordinary text, so
-    they are left out.
-    """
-    described = json.loads(tokenizer.backend_tokenizer.to_str())
-    ids, merges = described["model"]["vocab"], described["model"]["merges"]
-    pairs = [m.split(" ") if isinstance(m, str) else m for m in merges]
-    added = {t["id"]: t for t in described["added_tokens"]}
-    single = {b: i for i, b in enumerate(Vocabulary(tokenizer).bytes) if i not in added}
-    return {
-        "merges": [ids[part] for left, right in pairs for part in (left, right, left + right)],
-        "bytes": [single[bytes([b])] for b in range(256)],
-        "added": [[t["content"], i] for i, t in added.items() if not t["special"]],
+        "tokenizer": json.loads(tokenizer.backend_tokenizer.to_str()),
         "end": tokenizer.eos_token_id,
     }
+    return with_binary(header, *floats, *levels)

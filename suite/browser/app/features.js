@@ -20,8 +20,10 @@ class Features {
   }
 
   constructor(source, index, vocabulary) {
-    Object.assign(this, index);
-    Object.assign(this, { source, vocabulary, count: this.strongest.length, chunks: new Map(), texts: null });
+    const column = (name) => index.features.map((f) => f[name]), names = Object.keys(index.features[0] ?? {});
+    Object.assign(this, index, { source, vocabulary, count: index.features.length, chunks: new Map(), texts: null });
+    this.columns = Object.fromEntries(names.map((name) => [name, column(name)]));
+    this.strongest = this.columns.strongest.map((ids) => ids ?? []);
     this.folded = vocabulary.texts.map((t) => t.toLowerCase());
   }
 
@@ -73,13 +75,13 @@ class Features {
 }
 
 function unpacked(buffer) {
-  const [head, start] = with_binary(buffer), total = head.lengths.reduce((a, b) => a + b, 0);
+  const [head, start] = with_binary(buffer), total = head.examples.reduce((sum, e) => sum + e.length, 0);
   const values = new Float32Array(buffer, start, total), ids = integers(buffer, start + 4 * total, total);
   let at = 0;
-  head.examples.forEach((e, i) => {
-    const end = at + head.lengths[i];
+  for (const e of head.examples) {
+    const end = at + e.length;
     Object.assign(e, { ids: Array.from(ids.subarray(at, end)), values: Array.from(values.subarray(at, end)) });
     at = end;
-  });
+  }
   return head;
 }

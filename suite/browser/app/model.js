@@ -180,7 +180,7 @@ class Model {
         if (drawn > best) [best, next] = [drawn, t];
       });
       ids.push(next);
-      if (next === this.tokenizer.end) break;
+      if (next === this.end) break;
     }
     return ids;
   }
