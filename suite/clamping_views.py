@@ -19,7 +19,7 @@ from sae_lib.figures import PALETTE
 from sae_lib.text import markup
 from sae_lib.text.display import SIGNS, Vocabulary, isolated, plain
 from suite import stages
-from suite.browser.page import decimal, percent
+from suite.browser.table import decimal, percent
 from suite.report.formats import small
 from suite.runs import Run, verify
 

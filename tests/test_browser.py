@@ -20,7 +20,7 @@ from sae_lib.text.markup import span
 from sae_lib.text.tokenizer import train_tokenizer
 from suite.browser import close_reading, page, rating, single_file
 from suite.browser.blocks import Blocks
-from suite.browser.table import FeatureTable
+from suite.browser.table import FeatureTable, decimal
 
 SCRIPT = "<script>window.hit=1</script>"
 IMAGE = '"><img src=x onerror="window.hit=1">'
@@ -292,23 +292,18 @@ def shown_text(page_html: str) -> str:
     return re.sub(r"\s+", " ", html.unescape(re.sub("<[^>]+>", " ", page_html)))
 
 
-@pytest.mark.parametrize("how", ["script", "static"])
-def test_the_page_shows_the_whole_table(full, full_tab, how):
-    text = shown_text(drawn(full_tab, 0) if how == "script" else page.static_html(full, [0]))
-    text = re.sub(" ?:", "", text)
+def test_the_page_shows_the_whole_table(full_tab):
+    text = shown_text(drawn(full_tab, 0))
     for part in (
+        "on marked positions 12.5 %",
         "numpy 2.5 ",
         "Before it <|endoftext|> 77 ! 66",
         "Neurons 41 +0.8 42 -0.3",
         "Correlated 43 +0.7",
         "after <b>`x` ",
-        "AUROC 0.5",
+        "accuracy 0.9 , AUROC 0.5",
     ):
         assert part in text, part
-    if how == "static":
-        assert "Nearest 1 +0.9 2 -0.1" in text
-        return
-    assert "on marked positions 12.5 %" in text
     assert re.search(r"Nearest 1 \S+ \+0.9 2 \S+ -0.1", text)
     assert text.index("9 to 10 25 % of its activations 9.5 marked") < text.index(
         "0 to 1 50 % of its activations 0.5 "
@@ -317,6 +312,12 @@ def test_the_page_shows_the_whole_table(full, full_tab, how):
     assert "AUROC" not in drawn(full_tab, 1)
     links = re.findall('href="([^"]*)"', drawn(full_tab, 0))
     assert links == ["#feature=1", "#feature=2"]  # without a model there is no whole context
+
+
+def test_the_static_page_shows_rule_and_scores(full):
+    text = shown_text(page.static_html(full, [0]))
+    assert "Rule: after <b>`x` (balanced accuracy 0.9, AUROC 0.5)" in text
+    assert text.count(" marked") == 1 and "Rule" not in page.static_html(full, [1])
 
 
 def test_limits_leave_out_what_is_over_the_range(full):
@@ -538,13 +539,11 @@ def test_ratings_are_summed_up_by_kind():
         and abs(spread["low"] - 3 + 1.96 * 0.2) < 0.05
     )
     fig = rating.figure(ratings)
-    assert [bar.name for bar in fig.data] == [
-        "features: mean 4.00 [4.00, 4.00], n = 3",
-        "neurons: mean 2.00 [2.00, 2.00], n = 3",
+    assert [trace.name for trace in fig.data] == [
+        "features: mean 4.00 [4.00, 4.00], n = 3 (the original's 4.08)",
+        "neurons: mean 2.00 [2.00, 2.00], n = 3 (the original's 2.19)",
     ]
-    assert list(fig.data[0].y) == [0, 0, 25, 50, 25] and {
-        a.text for a in fig.layout.annotations
-    } == {"the original's features 4.08", "the original's neurons 2.19"}
+    assert [sorted(trace.x) for trace in fig.data] == [[3, 4, 4, 5], [2, 2, 2]]
 
 
 @pytest.mark.parametrize("stored", [True, False])
@@ -628,7 +627,7 @@ def test_a_histogram_is_drawn_where_there_is_one(full_tab, plain_tab):
     ],
 )
 def test_numbers_have_no_exponent(x, text):
-    assert page.decimal(x) == text
+    assert decimal(x) == text
 
 
 def test_the_draw_is_seeded_and_leaves_rare_features_out(tokenizer):

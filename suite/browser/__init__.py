@@ -21,8 +21,9 @@ kernel, where the model itself answers; so the output stays small, and any model
 
 from suite.browser.close_reading import gallery, markdown
 from suite.browser.kernel import FeatureBrowser, own_text, whole_context, widget
-from suite.browser.page import percent, static
+from suite.browser.page import static
 from suite.browser.rating import rating_histogram
+from suite.browser.table import percent
 
 __all__ = [
     "FeatureBrowser",

@@ -16,8 +16,7 @@ import pandas as pd
 from sae_lib.features.evaluation import ALIVE
 from sae_lib.text.display import SHAPELESS
 from suite import stages
-from suite.browser.page import decimal
-from suite.browser.table import FeatureTable, open_table
+from suite.browser.table import FeatureTable, decimal, open_table
 from suite.runs import Run
 
 APP = Path(__file__).parent / "app"

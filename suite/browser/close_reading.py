@@ -11,8 +11,7 @@ import pandas as pd
 from sae_lib.features.evaluation import ALIVE
 from sae_lib.text.display import plain
 from sae_lib.text.markup import span
-from suite.browser.page import decimal, percent, signed
-from suite.browser.table import SCORES, FeatureTable, open_table
+from suite.browser.table import SCORES, FeatureTable, decimal, open_table, percent, signed
 from suite.runs import Run
 
 EXAMPLES, BEFORE, AFTER, LOGITS = 5, 12, 6, 6

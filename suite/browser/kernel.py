@@ -23,8 +23,8 @@ from sae_lib.text.tokenizer import token_ids
 from suite import stages
 from suite.browser import rating
 from suite.browser.blocks import Blocks, about, heldout, module, rated_tables
-from suite.browser.page import LOSS, boxed, decimal, signed, static_html, tokens_html
-from suite.browser.table import FeatureTable, open_table
+from suite.browser.page import LOSS, boxed, static_html, tokens_html
+from suite.browser.table import FeatureTable, decimal, open_table, signed
 from suite.runs import Run
 
 PER_TOKEN = 5  # features named for each token of a text

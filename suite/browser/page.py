@@ -5,20 +5,18 @@ Whatever comes from the corpus is escaped: `Markup.format` escapes all that it i
 
 from collections.abc import Iterable, Sequence
 
-import numpy as np
 import pandas as pd
 from IPython.display import HTML
 from markupsafe import Markup
 
 from sae_lib.figures import NO_MATHEMATICS
 from sae_lib.text.display import Vocabulary, isolated, plain
-from suite.browser.table import FeatureTable, open_table
+from suite.browser.close_reading import in_full
+from suite.browser.table import FeatureTable, Number, decimal, open_table, percent, signed
 from suite.runs import Run
 
 DARKEST = 0.62  # opacity of the strongest colour: text stays readable on it, on white and on black
 ACTIVE, LOSS = ("240,125,20", ""), ("208,60,60", "50,110,200")  # colours above and below zero
-Number = float | np.number
-TOKENS = 12  # tokens listed that the strongest examples are strongest on
 STYLE = Markup("""<style>
 .sae { max-width: 1100px; font-size: 14px; line-height: 1.5; margin-bottom: 20px }
 .sae .sae-text, .sae code { font-family: monospace; font-size: 12.5px; white-space: pre-wrap;
@@ -26,36 +24,6 @@ STYLE = Markup("""<style>
 .sae small, .sae-prompt { opacity: 0.65 } .sae h3, .sae h4, .sae p { margin: 4px 0 }
 .sae bdi > b { border-bottom: 2px solid }
 </style>""")
-
-
-def percent(share: Number) -> str:
-    """A share as `0.213 %`, three significant digits and never an exponent."""
-    return f"{decimal(100 * share)} %"
-
-
-def decimal(x: Number) -> str:
-    """Three significant digits, never an exponent; thousands apart by a thin space."""
-    if x == 0 or abs(x) >= 100:
-        return f"{x:,.0f}".replace(",", "\u2009")
-    return np.format_float_positional(x, precision=3, fractional=False, trim="-")
-
-
-def signed(x: Number) -> str:
-    """`decimal` with its sign: +0.31, -0.0021."""
-    return ("-" if x < 0 else "+") + decimal(abs(x))
-
-
-# What a feature's page lists: title, column, column of the values, how these are written. The first four
-# columns hold token ids, the others numbers of features or neurons.
-LISTS = [
-    ("By mean", "top_tokens", "top_token_means", decimal),
-    ("Before it", "before_tokens", "before_counts", decimal),
-    ("Raises", "top_logits", "top_logit_values", signed),
-    ("Lowers", "bottom_logits", "bottom_logit_values", signed),
-    ("Nearest", "near_features", "near_cosines", signed),
-    ("Neurons", "aligned_neurons", "aligned_values", signed),
-    ("Correlated", "correlated_neurons", "correlated_values", signed),
-]
 
 
 def static(run: Run, features: Iterable[int], name: str = "", examples: int | None = None) -> HTML:
@@ -77,23 +45,19 @@ def boxed(*parts: str) -> str:
 
 
 def feature_html(table: FeatureTable, number: int, examples: int | None) -> Markup:
-    f, name = table.features.iloc[number], table.vocabulary.name
-    head = Markup('<h3 data-feature="{0}">{1} {0}</h3><p>{2}</p>')
-    parts = [head.format(number, table.kind.capitalize(), facts(f))]
-    if isinstance(f.get("rule"), str):
-        score = f"balanced accuracy {decimal(f['balanced_accuracy'])}, AUROC {decimal(f['auroc'])}"
-        rule = Markup("<p>Rule <code>{}</code> <small>{}</small></p>")
-        parts.append(rule.format(plain(f["rule"]), score))
-    lists = [("Strongest on", [(name(t), n) for t, n in table.strongest_on(number)[:TOKENS]])]
-    for title, column, values, written in LISTS:
-        shown = name if title in ("By mean", "Before it", "Raises", "Lowers") else str
-        pairs = zip(f.get(column, ()), f.get(values, ()), strict=True)
-        lists.append((title, [(shown(int(n)), written(v)) for n, v in pairs]))
-    for title, pairs in lists:
-        named = Markup(" ").join(
-            Markup("<bdi><code>{}</code></bdi> <small>{}</small>").format(*pair) for pair in pairs
-        )
-        parts.append(Markup("<p>{}: {}</p>").format(title, named) if pairs else "")
+    f, known = table.features.iloc[number], in_full(table, number)
+    head = Markup('<h3 data-feature="{0}">{1} {0}</h3>')
+    parts = [head.format(number, table.kind.capitalize())]
+    lines = [facts(f)]
+    if known["score"]["rule"]:
+        scores = "Rule: {rule} (balanced accuracy {balanced_accuracy:.3g}, AUROC {auroc:.3g})"
+        lines.append(scores.format(**known["score"]))
+    if on := known["top_tokens"]:
+        lines.append("Strongest on " + ", ".join("{token} {count}".format(**t) for t in on))
+    for end in ("raised", "lowered"):
+        moved = [f"{isolated(t['token'])} {signed(t['value'])}" for t in known[end]]
+        lines.append(f"Logits {end}: {', '.join(moved)}")
+    parts += [Markup("<p>{}</p>").format(line) for line in lines]
     parts += [example_html(table, e) for e in table.strongest(number)[:examples].itertuples()]
     if examples is None and len(table.sampled(number)):
         parts.append(Markup("<h4>Over the whole range, drawn at random</h4>"))
@@ -102,6 +66,7 @@ def feature_html(table: FeatureTable, number: int, examples: int | None) -> Mark
 
 
 def facts(f: pd.Series) -> str:
+    """A feature's numbers in a line."""
     if not f["n_active"]:
         return "Dead: silent on the whole evaluation text."
     tokens = decimal(round(f["n_active"] / f["density"]))

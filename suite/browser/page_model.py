@@ -24,28 +24,24 @@ def why_not(model: Any, tokenizer: Any) -> str:
     """Empty where the page can run the model; else the reason, as the end of a sentence."""
     c = model.config
     if c.model_type != "gpt2" or c.n_layer != 1:
-        return (
-            f"it is a {c.model_type} model of {c.num_hidden_layers} layers, "
-            "and the page runs only GPT-2's shape with one layer"
-        )
-    scaled_otherwise = not c.scale_attn_weights or c.scale_attn_by_inverse_layer_idx
-    if c.activation_function != "relu" or scaled_otherwise:
-        return (
-            f"its activation function is {c.activation_function} or its attention is scaled "
-            "otherwise, and the page runs only ReLU and plain attention"
-        )
-    described = json.loads(tokenizer.backend_tokenizer.to_str())
-    pre, bpe = described["pre_tokenizer"] or {}, described["model"]
-    plain = pre.get("type") == "ByteLevel" and pre.get("use_regex", True)
-    plain = plain and not pre.get("add_prefix_space") and described["normalizer"] is None
-    plain = plain and bpe.get("type", "BPE") == "BPE" and "merges" in bpe
-    added = described["added_tokens"]
-    flags = any(token[f] for token in added for f in ("lstrip", "rstrip", "single_word"))
-    if not plain or flags or any(bpe.get(key) for key in UNUSUAL):
-        return (
-            "its tokeniser is no byte-level BPE with GPT-2's splitting rule, "
-            "and the page runs only that"
-        )
+        found = f"it is a {c.model_type} model of {c.num_hidden_layers} layers"
+        return f"{found}, and the page runs only GPT-2's shape with one layer"
+    plain = c.scale_attn_weights and not c.scale_attn_by_inverse_layer_idx
+    if c.activation_function != "relu" or not plain:
+        found = f"its activation function is {c.activation_function} or its attention is scaled"
+        return f"{found} otherwise, and the page runs only ReLU and plain attention"
+    saved = json.loads(tokenizer.backend_tokenizer.to_str())
+    splitter, bpe = saved["pre_tokenizer"] or {}, saved["model"]
+    expected = {"type": "ByteLevel", "use_regex": True, "add_prefix_space": False}
+    fits = all(({"use_regex": True} | splitter).get(k) == v for k, v in expected.items())
+    unusual = [bpe.get(key) for key in UNUSUAL] + [
+        token[flag]
+        for token in saved["added_tokens"]
+        for flag in ("lstrip", "rstrip", "single_word")
+    ]
+    if not fits or saved["normalizer"] or bpe.get("merges") is None or any(unusual):
+        found = "its tokeniser is no byte-level BPE with GPT-2's splitting rule"
+        return f"{found}, and the page runs only that"
     return ""
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import plotly.express as px
 import plotly.graph_objects as go
 
 from sae_lib.errors import SettingsError
@@ -85,38 +86,28 @@ def summary(ratings: pd.DataFrame) -> dict[str, dict[str, float]]:
 
 
 def figure(ratings: pd.DataFrame) -> go.Figure:
-    """Ratings of features against neurons in the original's layout: one histogram over the other, with the means."""
-    fig, found = go.Figure(), summary(ratings)
-    for kind, colour, side in zip(ORIGINAL, PALETTE, ("right", "left"), strict=False):
-        if kind not in found:
-            continue
-        scores, s = ratings.loc[ratings["kind"] == kind, "rating"], found[kind]
-        fig.add_bar(
-            x=list(SCALE),
-            y=[100 * float((scores == rating).mean()) for rating in SCALE],
-            name=f"{kind}s: mean {s['mean']:.2f} [{s['low']:.2f}, {s['high']:.2f}], n = {s['n']}",
-            marker_color=colour,
-            opacity=0.6,
-            width=1,
-            hovertemplate="%{x}: %{y:.0f} %",
-        )
-        fig.add_vline(s["mean"], line_color=colour, line_width=2)
-        fig.add_vline(
-            ORIGINAL[kind],
-            line_color=colour,
-            line_dash="dot",
-            annotation_text=f"the original's {kind}s {ORIGINAL[kind]}",
-            annotation_font_size=11,
-            annotation_position=f"top {side}",
-        )
-    legend = dict(orientation="h", y=1.02, yanchor="bottom")
-    fig.update_layout(barmode="overlay", bargap=0, title="Blind ratings", legend=legend)
-    fig.update_layout(margin_t=100, width=760, height=440)
-    names = [f"{rating}<br>{text}" for rating, text in SCALE.items()]
-    ticks = dict(tickangle=0, tickvals=list(SCALE), ticktext=names)
-    fig.update_xaxes(title="rating", range=[0.5, 5.5], **ticks)
-    fig.update_yaxes(title="% of those rated")
-    return fig
+    """Ratings of features against neurons, one histogram over the other, with the means beside the original's."""
+    named = "{kind}s: mean {mean:.2f} [{low:.2f}, {high:.2f}], n = {n} (the original's {original})"
+    names = {
+        kind: named.format(kind=kind, original=ORIGINAL[kind], **s)
+        for kind, s in summary(ratings).items()
+    }
+    fig = px.histogram(
+        ratings.assign(kind=ratings["kind"].map(names)),
+        x="rating",
+        color="kind",
+        histnorm="percent",
+        barmode="overlay",
+        opacity=0.6,
+        title="Blind ratings",
+        category_orders={"kind": list(names.values())},
+        color_discrete_sequence=PALETTE,
+        labels={"kind": ""},
+    )
+    texts = [f"{rating}<br>{text}" for rating, text in SCALE.items()]
+    fig.update_xaxes(range=[0.5, 5.5], tickvals=list(SCALE), ticktext=texts)
+    fig.update_traces(xbins=dict(start=0.5, end=5.5, size=1))
+    return fig.update_layout(legend=dict(orientation="h", y=1.02, yanchor="bottom"))
 
 
 def rating_histogram(run: Run, name: str = "") -> go.Figure:

@@ -18,6 +18,24 @@ KINDS = {
     "random": "random direction",
     "principal": "principal direction",
 }  # name of a table → what its rows are
+Number = float | np.number
+
+
+def percent(share: Number) -> str:
+    """A share as `0.213 %`, three significant digits and never an exponent."""
+    return f"{decimal(100 * share)} %"
+
+
+def decimal(x: Number) -> str:
+    """Three significant digits, never an exponent; thousands apart by a thin space."""
+    if x == 0 or abs(x) >= 100:
+        return f"{x:,.0f}".replace(",", "\u2009")
+    return np.format_float_positional(x, precision=3, fractional=False, trim="-")
+
+
+def signed(x: Number) -> str:
+    """`decimal` with its sign: +0.31, -0.0021."""
+    return ("-" if x < 0 else "+") + decimal(abs(x))
 
 
 class FeatureTable:
