@@ -1,4 +1,6 @@
-"""What clamping does, as text, tables and figures. Prompts and generated text are data: shown, never obeyed."""
+"""What clamping does, as text, tables and figures. Prompts and generated text are data: shown,
+never obeyed.
+"""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -26,9 +28,7 @@ from suite.runs import Run, verify
 TOKENS = 10  # that the command lists
 COLOURS = {"random directions": PALETTE[5], "other features": PALETTE[1], "feature": PALETTE[0]}
 MEASURES = {"kl": "KL, nats", "change": "probability gained"}
-SIDES = Markup(
-    '<div style="display:grid;grid-template-columns:1fr 1fr;gap:1em 1.5em;max-width:1000px">{}</div>'
-)
+SIDES = Markup('<div style="display:grid;grid-template-columns:1fr 1fr;gap:1em 1.5em">{}</div>')
 SIDE = Markup(
     '<div><b>{}</b><pre style="white-space:pre-wrap;overflow-wrap:anywhere;font-size:13px">'
     '<span style="opacity:.55">{}</span>{}'
@@ -39,7 +39,9 @@ SIDE = Markup(
 def clamps_of(
     features: Sequence[int], how: str, values: Sequence[float], positions: Sequence[int] = ()
 ) -> list[Clamp]:
-    """Clamps from a command line: one value for all features or one for each; `SettingsError` otherwise."""
+    """Clamps from a command line: one value for all features or one for each; `SettingsError`
+    otherwise.
+    """
     if how == "ablate":
         if values:
             raise SettingsError(
@@ -68,7 +70,9 @@ def command(
     temperature: float,
     seed: int,
 ) -> str:
-    """What `python -m suite clamp` prints: the next token before and after, KL, and both continuations."""
+    """What `python -m suite clamp` prints: the next token before and after, KL, and both
+    continuations.
+    """
     dictionary, tokenizer = run.get("autoencoder"), run.get("tokens").tokenizer
     clamping.check(dictionary, clamps)
     lines = [described(c) + _maximum(run, c.feature) for c in clamps]
@@ -123,7 +127,9 @@ def shared(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def visible_text(vocabulary: Vocabulary, ids: Sequence[int]) -> str:
-    """Tokens as one text, blanks and line ends as they are; everything else that has no shape as a sign."""
+    """Tokens as one text, blanks and line ends as they are; everything else that has no shape as
+    a sign.
+    """
     data = "".join(map(vocabulary.text, ids)).encode("utf-8", "surrogateescape")
     text = data.decode("utf-8", "surrogateescape")
     return re.sub("[^ \n]+", lambda word: plain(word[0]), text)
@@ -132,7 +138,8 @@ def visible_text(vocabulary: Vocabulary, ids: Sequence[int]) -> str:
 def side_by_side_html(
     vocabulary: Vocabulary, pairs: dict[str, tuple[Sequence[int], Sequence[int], int]]
 ) -> HTML:
-    """Continuations without and with a clamp in two columns; by title (baseline, clamped, prompt length).
+    """Continuations without and with a clamp in two columns; by title (baseline, clamped, prompt
+    length).
 
     The prompt is grey, and what differs is shaded.
     """
@@ -232,7 +239,9 @@ def _table(columns: dict[str, str], rows: Iterable[dict]) -> Styler:
 
 
 def chosen_table(context, chosen: dict[int, str]) -> Styler:
-    """What is known of the chosen features before anything is clamped; `chosen` says how each was."""
+    """What is known of the chosen features before anything is clamped; `chosen` says how each
+    was.
+    """
     rows = []
     for feature, how in chosen.items():
         f, maximum = context.table.loc[feature], context.maximum(feature)
@@ -257,7 +266,9 @@ def ablation_table(ablated: pd.DataFrame) -> Styler:
 
 
 def error_table(held: dict[int, dict], dropped: dict[int, dict]) -> Styler:
-    """The same clamp with the autoencoder's error kept and dropped: KL in nats, percentage points gained."""
+    """The same clamp with the autoencoder's error kept and dropped: KL in nats, percentage points
+    gained.
+    """
     rows = (h | {"gained": _gained(h), "dropped": dropped[f]} for f, h in held.items())
     return _table(ERRORS, rows)
 
@@ -279,7 +290,9 @@ def label(context, feature: int, how: str, tokens: int = 3) -> str:
 def next_tokens_figure(
     vocabulary: Vocabulary, found: dict[str, NextTokens], title: str, rows: int = 6
 ) -> go.Figure:
-    """The tokens whose probability a clamp changed most, before and after: a panel per clamp, under its `label`."""
+    """The tokens whose probability a clamp changed most, before and after: a panel per clamp,
+    under its `label`.
+    """
     parts = []
     for name, n in found.items():
         table = n.table.head(rows).melt("token_id", ["before", "after"], "", "probability")
@@ -303,7 +316,8 @@ def next_tokens_figure(
 def sweep_figure(
     spreads: dict[str, pd.DataFrame], maxima: Sequence[float], title: str
 ) -> go.Figure:
-    """KL, and the change of the probability of the feature's top-logit tokens, over the pinned value.
+    """KL, and the change of the probability of the feature's top-logit tokens, over the pinned
+    value.
 
     A column per feature, under its `label`; bars reach from the least to the most of the draws.
     """

@@ -1,4 +1,6 @@
-"""The data of the page in named blocks of bytes, the same for the notebook and for `browser.html`."""
+"""The data of the page in named blocks of bytes, the same for the notebook and for
+`browser.html`.
+"""
 
 import json
 import struct
@@ -30,9 +32,9 @@ SCRIPTS = "html text features query tokenizer model sources pages app try rate c
 class Blocks:
     """Blocks of one table, made when they are asked for.
 
-    `about` is what the page says of itself. `rated` gives the tables that blind ratings draw from, by kind.
-    `limits` are the strongest examples of a feature and those of each tenth that go into its page; None
-    means all of them.
+    `about` is what the page says of itself. `rated` gives the tables that blind ratings draw
+    from, by kind. `limits` are the strongest examples of a feature and those of each tenth that
+    go into its page; None means all of them.
     """
 
     table: FeatureTable
@@ -105,7 +107,9 @@ def listed(table: FeatureTable) -> pd.DataFrame:
 
 
 def pages(table: FeatureTable, at: int, limits: tuple[int, int] | None) -> bytes:
-    """`CHUNK` features with their examples; of these the activations and the token ids as binary numbers."""
+    """`CHUNK` features with their examples; of these the activations and the token ids as binary
+    numbers.
+    """
     first, last = at * CHUNK, min((at + 1) * CHUNK, len(table))
     examples = table.examples.iloc[table.starts[first] : table.starts[last]]
     if limits:
@@ -120,7 +124,9 @@ def pages(table: FeatureTable, at: int, limits: tuple[int, int] | None) -> bytes
 
 
 def as_json(parts: dict[str, Any]) -> str:
-    """An object as JSON; a table in it becomes a list of records, in which what is not finite is null."""
+    """An object as JSON; a table in it becomes a list of records, in which what is not finite is
+    null.
+    """
     texts = [
         part.to_json(orient="records", double_precision=DIGITS)
         if isinstance(part, pd.DataFrame)
@@ -140,7 +146,9 @@ def with_binary(head: dict[str, Any], *arrays: np.ndarray) -> bytes:
 
 @lru_cache(maxsize=1)
 def module() -> str:
-    """The page's JavaScript: its sources joined, in one scope, with `mount` and anywidget's `render` exported."""
+    """The page's JavaScript: its sources joined, in one scope, with `mount` and anywidget's
+    `render` exported.
+    """
     classes = ", ".join(f"{name}: /[{ranges}]/u" for name, ranges in unicode_classes().items())
     sources = [(APP / f"{name}.js").read_text() for name in SCRIPTS]
     style = json.dumps((APP / "style.css").read_text())
@@ -148,7 +156,9 @@ def module() -> str:
 
 
 def unicode_classes() -> dict[str, str]:
-    """What `text.display` asks of Unicode, as ranges, so that a browser with other tables shows the same text."""
+    """What `text.display` asks of Unicode, as ranges, so that a browser with other tables shows
+    the same text.
+    """
     tests = {
         "shapeless": lambda c: unicodedata.category(c) in SHAPELESS,
         "combining": lambda c: unicodedata.combining(c) > 0,

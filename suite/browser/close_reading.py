@@ -1,4 +1,5 @@
-"""Features for the report: drawn at random, read closely, and one that looks clean only at the top.
+"""Features for the report: drawn at random, read closely, and one that looks clean only at the
+top.
 
 Everything here is plain data for `results/*.json`: texts are made visible, and none is escaped.
 """
@@ -20,7 +21,9 @@ CLEAN = 0.9  # share of the strongest examples that agree on one token
 
 
 def gallery(run: Run, n: int = 5, seed: int = 0, name: str = "") -> list[dict[str, Any]]:
-    """`n` features drawn among those with at least `evaluation.ALIVE` activations, or all where there are fewer."""
+    """`n` features drawn among those with at least `evaluation.ALIVE` activations, or all where
+    there are fewer.
+    """
     table = open_table(run, name)
     return [entry(table, number) for number in draw(table, n, seed)]
 
@@ -65,7 +68,9 @@ def shortened(table: FeatureTable, e) -> dict[str, Any]:
 
 
 def markdown(entry: dict[str, Any]) -> str:
-    """A gallery entry as Markdown; texts stand in code spans, where neither Markdown nor HTML means anything."""
+    """A gallery entry as Markdown; texts stand in code spans, where neither Markdown nor HTML
+    means anything.
+    """
     tokens = ", ".join(f"{span(t['token'])} {t['count']}" for t in entry["top_tokens"])
     raised = ", ".join(f"{span(r['token'])} {signed(r['value'])}" for r in entry["raised"])
     examples = [
@@ -87,7 +92,9 @@ def read_closely(run: Run, n: int = 5, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def in_full(table: FeatureTable, number: int) -> dict[str, Any]:
-    """A gallery entry with rule and scores (where there are any), and an example from every tenth of the range."""
+    """A gallery entry with rule and scores (where there are any), and an example from every tenth
+    of the range.
+    """
     f = table.features.iloc[number]
     maximum = float(f.get("maximum_all", f["maximum"]))
     score: dict[str, Any] = {"rule": ""}
@@ -108,10 +115,11 @@ def in_full(table: FeatureTable, number: int) -> dict[str, Any]:
 
 
 def clean_only_at_the_top(table: FeatureTable) -> dict[str, Any] | None:
-    """The feature whose strongest examples agree most on one token while those from its lowest tenths do not.
+    """The feature whose strongest examples agree most on one token while those from its lowest
+    tenths do not.
 
-    Both are shares of examples on the token that is most frequent among the strongest; the gap between
-    them decides. None where there is no such feature.
+    Both are shares of examples on the token that is most frequent among the strongest; the gap
+    between them decides. None where there is no such feature.
     """
     strongest = table.examples.query("tenth < 0")
     token = strongest.groupby("feature")["token_id"].agg(lambda ids: ids.mode().iloc[0])

@@ -1,4 +1,6 @@
-"""The page in JupyterLab, and what it asks of the model in the kernel; the same answers as HTML without a script."""
+"""The page in JupyterLab, and what it asks of the model in the kernel; the same answers as HTML
+without a script.
+"""
 
 import os
 from collections.abc import Iterable
@@ -33,7 +35,8 @@ FALLBACK = 3  # features shown where the widget cannot be
 
 
 class Model:
-    """Language model, dictionary and tokeniser of a run, loaded when first needed: most readers only turn pages.
+    """Language model, dictionary and tokeniser of a run, loaded when first needed: most readers
+    only turn pages.
 
     `activations`, `clamp` and `context` are the page's questions.
     """
@@ -72,7 +75,9 @@ class Model:
         return self.dictionary.encode(acts).cpu()
 
     def activations(self, text: str, feature: int, per_token: int = PER_TOKEN) -> dict[str, Any]:
-        """A feature on each token of a text, and each token's strongest features with their activations."""
+        """A feature on each token of a text, and each token's strongest features with their
+        activations.
+        """
         ids, cut = self.encoded(text)
         acts = self.feature_acts(ids)
         values, numbers = acts.topk(min(per_token, acts.shape[1]), dim=1)
@@ -90,7 +95,8 @@ class Model:
         temperature: float = 0.8,
         seed: int = 0,
     ) -> dict[str, Any]:
-        """The next token before and after, and (for `new_tokens` > 0) two continuations of `prompt` tokens.
+        """The next token before and after, and (for `new_tokens` > 0) two continuations of
+        `prompt` tokens.
 
         Both continuations have what the feature does on them when it is not clamped.
         """
@@ -111,7 +117,9 @@ class Model:
         return {"kl": after.kl, "next": next_, "sides": continued, "prompt": prompt}
 
     def context(self, row: int, feature: int, ablate: bool = False) -> dict[str, Any]:
-        """A row of held-out text, the feature on it, and the change of the loss (nats) when it is ablated there."""
+        """A row of held-out text, the feature on it, and the change of the loss (nats) when it is
+        ablated there.
+        """
         ids: Int[torch.Tensor, " position"] = torch.from_numpy(self.rows[row].astype(np.int64))
         parts = (self.hook, self.dictionary, ids, feature)
         values = feature_table.row_activations(*parts).clamp_min(0).tolist()
@@ -120,7 +128,8 @@ class Model:
 
 
 def widget(run: Run, name: str = "") -> "FeatureBrowser | HTML":
-    """The browser of one autoencoder's features (the run's recipe by default), or of one of `features.BASELINES`.
+    """The browser of one autoencoder's features (the run's recipe by default), or of one of
+    `features.BASELINES`.
 
     These are "neurons", "random" and "principal". In a headless run: the pages of a few features.
     """
@@ -135,7 +144,9 @@ def without_kernel(table: FeatureTable) -> str:
 
 
 class FeatureBrowser(anywidget.AnyWidget):
-    """The page, which asks the kernel; where there is none (an export), the pages of a few features."""
+    """The page, which asks the kernel; where there is none (an export), the pages of a few
+    features.
+    """
 
     def __init__(self, run: Run, name: str = ""):
         self._esm = f"{module()}\nexport default {{ render }};\n"
@@ -180,7 +191,9 @@ class FeatureBrowser(anywidget.AnyWidget):
 def own_text(
     run: Run, text: str, features: Iterable[int] = (), name: str = "", per_token: int = PER_TOKEN
 ) -> HTML:
-    """A text of one's own as HTML that needs no kernel: coloured by each of `features`, and the strongest per token."""
+    """A text of one's own as HTML that needs no kernel: coloured by each of `features`, and the
+    strongest per token.
+    """
     table, model = open_table(run, name), Model(run, name)
     named, parts = table.vocabulary.name, []
     for feature in map(int, features):
@@ -200,7 +213,9 @@ def own_text(
 def whole_context(
     run: Run, feature: int, example: int = 0, name: str = "", ablate: bool = False
 ) -> HTML:
-    """The whole row around a feature's example (0 is the strongest) as HTML; `ablate` adds the change of the loss."""
+    """The whole row around a feature's example (0 is the strongest) as HTML; `ablate` adds the
+    change of the loss.
+    """
     table = open_table(run, name)
     examples = pd.concat([table.strongest(feature), table.sampled(feature)[::-1]])
     chosen = examples.iloc[example]

@@ -1,4 +1,5 @@
-"""Pages of features as HTML without a script, for exports and outputs that no kernel stands behind.
+"""Pages of features as HTML without a script, for exports and outputs that no kernel stands
+behind.
 
 Whatever comes from the corpus is escaped: `Markup.format` escapes all that it is given.
 """
@@ -92,7 +93,9 @@ def tokens_html(
     focus: int = -1,
     colours: tuple[str, str] = ACTIVE,
 ) -> Markup:
-    """Tokens coloured by their values; the one at `focus` stands out. Point at one for name and value."""
+    """Tokens coloured by their values; the one at `focus` stands out. Point at one for name and
+    value.
+    """
     whole, parts = vocabulary.characters(list(ids)), []
     for i, (token, value) in enumerate(zip(ids, map(float, values), strict=True)):
         colour, share = colours[value < 0], min(1.0, abs(value) / largest) if largest > 0 else 0.0

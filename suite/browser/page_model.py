@@ -1,7 +1,9 @@
-"""The language model and the autoencoder for `browser.html`: int8 with a scale per row, and the tokeniser's merges.
+"""The language model and the autoencoder for `browser.html`: int8 with a scale per row, and the
+tokeniser's merges.
 
-The page runs them in plain JavaScript (app/model.js), so only the model that this project trains fits: GPT-2's
-shape with one layer and ReLU. `why_not` says what else a run holds; then the page is written without a model.
+The page runs them in plain JavaScript (app/model.js), so only the model that this project trains
+fits: GPT-2's shape with one layer and ReLU. `why_not` says what else a run holds; then the page
+is written without a model.
 """
 
 import json
@@ -54,7 +56,9 @@ def quantised(
 
 
 def weights(model: Any, dictionary: Dictionary) -> dict[str, Tensor]:
-    """All weights by name; a matrix is [out, in] or [entry, d], so that its rows are one output's or one entry's."""
+    """All weights by name; a matrix is [out, in] or [entry, d], so that its rows are one output's
+    or one entry's.
+    """
     found = {}
     for name, weight in model.named_parameters():  # a tied head is not among them
         conv1d = name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight"))
@@ -66,7 +70,9 @@ def weights(model: Any, dictionary: Dictionary) -> dict[str, Tensor]:
 
 
 def model_block(model: Any, dictionary: Dictionary, hook_name: str, tokenizer: Any) -> bytes:
-    """Header, then float32 vectors and scales of matrices' rows, then int8 matrices, all in the header's order."""
+    """Header, then float32 vectors and scales of matrices' rows, then int8 matrices, all in the
+    header's order.
+    """
     c, floats, levels, layout = model.config, [], [], {}
     for name, weight in weights(model, dictionary).items():
         layout[name] = list(weight.shape)

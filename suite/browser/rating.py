@@ -30,7 +30,9 @@ def ratings_file(run: Run, name: str = "") -> Path:
 
 
 def save_rating(path: Path, rater: str, seed: int, kind: str, unit: int, rating: int) -> None:
-    """Append one line and flush it to disk; what an interrupted write left behind stays a line of its own."""
+    """Append one line and flush it to disk; what an interrupted write left behind stays a line of
+    its own.
+    """
     when = datetime.now(UTC).isoformat(timespec="seconds")
     line = io.StringIO()
     writer = csv.writer(line, lineterminator="\n")
@@ -73,7 +75,9 @@ def rater_name(text: str) -> str:
 
 
 def summary(ratings: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """By kind: number, mean, and its 95 % bootstrap interval over the units rated (seeded, `RESAMPLES` times)."""
+    """By kind: number, mean, and its 95 % bootstrap interval over the units rated (seeded,
+    `RESAMPLES` times).
+    """
     result = {}
     for kind, group in ratings.groupby("kind", sort=True):
         # Several raters' ratings of one unit are not independent, so units are resampled.
@@ -86,7 +90,9 @@ def summary(ratings: pd.DataFrame) -> dict[str, dict[str, float]]:
 
 
 def figure(ratings: pd.DataFrame) -> go.Figure:
-    """Ratings of features against neurons, one histogram over the other, with the means beside the original's."""
+    """Ratings of features against neurons, one histogram over the other, with the means beside
+    the original's.
+    """
     named = "{kind}s: mean {mean:.2f} [{low:.2f}, {high:.2f}], n = {n} (the original's {original})"
     names = {
         kind: named.format(kind=kind, original=ORIGINAL[kind], **s)

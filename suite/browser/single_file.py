@@ -1,7 +1,9 @@
-"""`browser.html`: all features, their search, and the model itself in one file that opens from disk.
+"""`browser.html`: all features, their search, and the model itself in one file that opens from
+disk.
 
-The page's module (see `suite.browser`) and its blocks lie in the file, the blocks deflated, as base64; they
-are inflated when the page asks for them. The Content-Security-Policy allows this one script by its hash and no connection.
+The page's module (see `suite.browser`) and its blocks lie in the file, the blocks deflated, as
+base64; they are inflated when the page asks for them. The Content-Security-Policy allows this one
+script by its hash and no connection.
 """
 
 import html
@@ -22,7 +24,8 @@ LIMITS = 10, 1  # true top examples of each feature; examples of each tenth of i
 
 
 def write_browser(run: Run, name: str = "") -> Path:
-    """Write `browser.html` for the run's recipe, `browser_<name>.html` for another autoencoder or "neurons".
+    """Write `browser.html` for the run's recipe, `browser_<name>.html` for another autoencoder or
+    "neurons".
 
     What it needs is made first.
     """

@@ -1,4 +1,6 @@
-"""The feature table of a run as pages and reports need it: one feature's examples, tokens by name."""
+"""The feature table of a run as pages and reports need it: one feature's examples, tokens by
+name.
+"""
 
 from functools import lru_cache
 from pathlib import Path
@@ -39,10 +41,11 @@ def signed(x: Number) -> str:
 
 
 class FeatureTable:
-    """Features and examples in the columns of `feature_table.build`, with scores where there are any.
+    """Features and examples in the columns of `feature_table.build`, with scores where there are
+    any.
 
-    Row i is feature i. `examples` has the strongest of each feature first (tenth -1), then those drawn
-    from each tenth of its range. An older table may lack columns.
+    Row i is feature i. `examples` has the strongest of each feature first (tenth -1), then those
+    drawn from each tenth of its range. An older table may lack columns.
     """
 
     def __init__(
@@ -86,7 +89,9 @@ class FeatureTable:
         return float(f["maximum"] or f.get("maximum_all", 0.0))
 
     def strongest_on(self, number: int) -> list[tuple[int, int]]:
-        """(token id, how many of the strongest examples are strongest on it), the most frequent first."""
+        """(token id, how many of the strongest examples are strongest on it), the most frequent
+        first.
+        """
         ids, counts = np.unique(self.strongest(number)["token_id"], return_counts=True)
         order = np.argsort(-counts, kind="stable")
         return list(zip(ids[order].tolist(), counts[order].tolist(), strict=True))
@@ -98,7 +103,8 @@ class FeatureTable:
 
 
 def open_table(run: Run, name: str = "") -> FeatureTable:
-    """The table of one autoencoder (the run's recipe by default) or of a baseline, made where it is missing.
+    """The table of one autoencoder (the run's recipe by default) or of a baseline, made where it
+    is missing.
 
     With scores where there are some.
     """
