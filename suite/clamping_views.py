@@ -5,7 +5,6 @@ never obeyed.
 import re
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
-from string import Formatter
 
 import pandas as pd
 import plotly.express as px
@@ -21,8 +20,7 @@ from sae_lib.figures import PALETTE
 from sae_lib.text import markup
 from sae_lib.text.display import SIGNS, Vocabulary, isolated, plain
 from suite import stages
-from suite.browser.table import decimal, percent
-from suite.report.formats import small
+from suite.browser.table import decimal
 from suite.runs import Run, verify
 
 TOKENS = 10  # that the command lists
@@ -162,79 +160,48 @@ def _lines(vocabulary: Vocabulary, ids: Sequence[int]) -> Markup:
 # --- tables ---
 
 
-class _Written(Formatter):
-    """`str.format` with the specifications of `WAYS`."""
-
-    def format_field(self, value, way):
-        return WAYS[way](value) if way in WAYS else super().format_field(value, way)
-
-
-def _nats(x: float) -> str:
-    return small(x, 2).replace(" ", "\u00a0")
-
-
-def _signed(x: float) -> str:
-    return f"{'−' if x < 0 else '+'}{_nats(abs(x))}" if x else "0"
-
-
-def _movers(movers: list[dict]) -> str:
-    arrows = ("↑" if m["after"] > m["before"] else "↓" for m in movers)
-    named = (f"{isolated(m['token'])}\u00a0" for m in movers)
-    return "  ".join(map(str.__add__, named, arrows))
-
-
-WAYS = {
-    "decimal": decimal,
-    "percent": percent,
-    "nats": _nats,
-    "signed": _signed,
-    "points": lambda share: _signed(100 * share),
-    "range": lambda three: "{} ({}\u00a0…\u00a0{})".format(*map(_nats, three)),
-    "gains": lambda three: "{} ({}\u00a0…\u00a0{})".format(*map(WAYS["points"], three)),
-    "movers": _movers,
-}
+RANGE = "{{{0}[0]:{1}}} ({{{0}[1]:{1}}}\u00a0…\u00a0{{{0}[2]:{1}}})".format  # mean (least … most)
 # Tables for display: a column's head, and how its cells are written from a row of the results.
 CHOSEN = {
     "feature": "{feature}",
     "chosen": "{chosen}",
-    "density": "{density:percent}",
-    "maximum": "{maximum:decimal}",
+    "density": "{density:.2%}",
+    "maximum": "{maximum:.3g}",
     "raises": "{raises}",
-    "largest push on a logit": "{push:signed}",
+    "largest push on a logit": "{push:+.2g}",
 }
 NULLS = {
     "feature": "{feature}",
     "chosen": "{chosen}",
-    "value": "{value:decimal}",
-    "KL": "{kl:nats}",
-    "KL, random directions": "{nulls[random directions][kl]:range}",
-    "KL, other features": "{nulls[other features][kl]:range}",
-    "gained": "{gained:points}",
-    "gained, random directions": "{nulls[random directions][change]:gains}",
-    "gained, other features": "{nulls[other features][change]:gains}",
-    "moved most": "{movers:movers}",
+    "value": "{value:.3g}",
+    "KL": "{kl:.2g}",
+    "KL, random directions": RANGE("nulls[random directions][kl]", ".2g"),
+    "KL, other features": RANGE("nulls[other features][kl]", ".2g"),
+    "gained": "{gained:+.2%}",
+    "gained, random directions": RANGE("nulls[random directions][change]", "+.2%"),
+    "gained, other features": RANGE("nulls[other features][change]", "+.2%"),
+    "moved most": "{moved}",
 }
 ABLATED = {
     "feature": "{feature}",
     "places": "{n_active}",
-    "active": "{active:signed}",
-    "95 %": "{low:signed} … {high:signed}",
-    "worse at": "{hurt:percent}",
-    "random": "{null:signed} ({null_least:signed}\u00a0…\u00a0{null_most:signed})",
-    "silent": "{silent:signed}",
+    "active": "{active:+.2g}",
+    "95 %": "{low:+.2g} … {high:+.2g}",
+    "worse at": "{hurt:.2%}",
+    "random": "{null:+.2g} ({null_least:+.2g}\u00a0…\u00a0{null_most:+.2g})",
+    "silent": "{silent:+.2g}",
 }
 ERRORS = {
     "feature": "{feature}",
-    "KL, kept": "{kl:nats}",
-    "KL, dropped": "{dropped[kl]:nats}",
-    "gained, kept": "{gained:points}",
-    "gained, dropped": "{dropped[gained]:points}",
+    "KL, kept": "{kl:.2g}",
+    "KL, dropped": "{dropped[kl]:.2g}",
+    "gained, kept": "{gained:+.2%}",
+    "gained, dropped": "{dropped[gained]:+.2%}",
 }
 
 
 def _table(columns: dict[str, str], rows: Iterable[dict]) -> Styler:
-    write = _Written().format
-    cells = [{head: write(cell, **row) for head, cell in columns.items()} for row in rows]
+    cells = [{head: cell.format(**row) for head, cell in columns.items()} for row in rows]
     return pd.DataFrame(cells).style.format(escape="html").hide(axis="index")
 
 
@@ -257,7 +224,11 @@ def null_table(held: Iterable[dict]) -> Styler:
 
     Both stand beside mean and range of both nulls.
     """
-    return _table(NULLS, (h | {"gained": _gained(h), "movers": h["movers"][:3]} for h in held))
+    rows = []
+    for h in held:
+        up = [(isolated(m["token"]), "↓↑"[m["after"] > m["before"]]) for m in h["movers"][:3]]
+        rows.append(h | {"gained": _gained(h), "moved": "  ".join(map("\u00a0".join, up))})
+    return _table(NULLS, rows)
 
 
 def ablation_table(ablated: pd.DataFrame) -> Styler:

@@ -243,8 +243,8 @@ def test_the_kernel_answers_every_question_and_every_error(run):
         return answer, buffers
 
     answer, (index,) = ask("block", name="index")
-    columns = json.loads(index)["columns"]
-    assert answer == {} and len(columns["density"]) == 256
+    shown = json.loads(index)
+    assert answer == {} and len(shown["features"]) == 256 and shown["rated"]
     rate = {"seed": 1, "kind": "feature", "unit": 3, "rating": 4}
     assert ask("rate", rater="tester", **rate) == ({"answer": None}, [])
     saved = ask("ratings")[0]["answer"]

@@ -65,23 +65,23 @@ class Blocks:
 
     def names(self) -> Iterator[str]:
         """All of them, those first that a page asks for first."""
-        yield from ("index", "vocabulary")
-        sizes = {self.table.kind: len(self.table)}
-        if rated := self.rated():
-            yield "rating"
-            sizes |= {kind: len(table) for kind, table in rated.items()}
-        for kind, size in sizes.items():
-            yield from (f"{kind}-{at}" for at in range(-(-size // CHUNK)))
-        if self.rows is not None:
-            yield from (f"rows-{at}" for at in range(-(-len(self.rows) // ROWS)))
+        yield from ("index", "vocabulary", "rating")
+        parts = {
+            kind: -(-len(table) // CHUNK)
+            for kind, table in ({self.table.kind: self.table} | self.rated()).items()
+        }
+        parts["rows"] = 0 if self.rows is None else -(-len(self.rows) // ROWS)
+        for kind, n in parts.items():
+            yield from (f"{kind}-{at}" for at in range(n))
         yield from self.extra
 
 
 def about(run: Run, name: str, table: FeatureTable) -> dict[str, Any]:
     """What the page says of itself, and what its fields hold at first."""
-    s, recipe = run.settings, name or run.settings.sae.recipe
+    s = run.settings
+    of = f", {name or s.sae.recipe}" if table.kind == "feature" else ""
     return {
-        "title": f"{table.kind.capitalize()}s of run {run.folder.resolve().name}, {recipe}",
+        "title": f"{table.kind.capitalize()}s of run {run.folder.resolve().name}{of}",
         "facts": f"{decimal(len(table))} {table.kind}s on {s.sae.hook_name}, "
         f"{decimal(s.evaluation.tokens)} held-out tokens",
         "text": "\n".join(s.prompts.prompts),

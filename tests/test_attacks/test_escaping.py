@@ -124,7 +124,7 @@ def look(chromium, tmp_path):
     tab.on("request", lambda r: asked.append(r.url))
     tab.route(re.compile("^https?:"), lambda route: route.abort())
 
-    def look(html: str | Path, own: frozenset | set = frozenset(), tab=False, opened=tab):
+    def look(html: str | Path, own: frozenset | set = frozenset()) -> str:
         page = html
         if isinstance(html, str):
             page = tmp_path / "page.html"
