@@ -92,3 +92,16 @@ def chromium():
         )
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def tab(chromium):
+    """A tab in which nothing is asked of a network, nothing fails, nothing is refused by the page's policy."""
+    tab, wrong = chromium.new_page(viewport={"width": 1280, "height": 900}), []
+    quiet = ("file:", "about:", "blob:")
+    tab.on("request", lambda r: wrong.append(r.url) if not r.url.startswith(quiet) else None)
+    tab.on("console", lambda m: wrong.append(m.text) if m.type in ("error", "warning") else None)
+    tab.on("pageerror", lambda e: wrong.append(str(e)))
+    yield tab
+    assert wrong == []
+    tab.close()

@@ -15,7 +15,7 @@ from sae_lib.settings import LanguageModelSettings
 from sae_lib.text.tokenizer import exact_encoder, token_ids
 from sae_lib.text.tokens import load_tokenizer
 from suite import stages
-from suite.browser.model import Model
+from suite.browser.kernel import Model
 from tests.conftest import SHARED
 
 

@@ -1,6 +1,7 @@
-"""The browser: corpus text is shown and never executed; search, sort and turning pages do what they say; values are the table's."""
+"""The feature page's parts: corpus text is shown and never executed; values are the table's; ratings are kept."""
 
 import html
+import json
 import re
 from html.parser import HTMLParser
 
@@ -17,11 +18,9 @@ from sae_lib.errors import SettingsError
 from sae_lib.text import display as visible
 from sae_lib.text.markup import span
 from sae_lib.text.tokenizer import train_tokenizer
-from suite.browser import page, random_draw, rating
-from suite.browser import query as language
-from suite.browser.rating_panel import RatingPanel
-from suite.browser.table import FeatureTable
-from suite.browser.widget import LISTED, FeatureBrowser
+from suite.browser import close_reading, page, rating, single_file
+from suite.browser.blocks import Blocks
+from suite.browser.table import FeatureTable, decimal
 
 SCRIPT = "<script>window.hit=1</script>"
 IMAGE = '"><img src=x onerror="window.hit=1">'
@@ -81,33 +80,36 @@ def make_table(tokenizer, texts, n_features=None, kind="feature"):
     return FeatureTable(features, pd.DataFrame(rows, columns=columns), tokenizer, kind)
 
 
-@pytest.fixture(scope="module")
-def table(tokenizer):
-    table = make_table(tokenizer, TEXTS)
-    table._strongest = table._strongest.copy()
-    table.raised[0, 0], table._strongest[0] = (
-        len(tokenizer) - 2,
-        len(tokenizer) - 1,
-    )  # markup as one token, in the list as well
+def with_markup_as_a_token(table: FeatureTable, tokenizer) -> FeatureTable:
+    """Markup as one token: feature 0 raises it, and is strongest on it in the list as well."""
+    table.features.at[0, "top_logits"] = [len(tokenizer) - 2, 1, 2]
+    table.examples.loc[table.examples.index[0], "token_id"] = len(tokenizer) - 1
     return table
 
 
-@pytest.fixture
-def tab(chromium):
-    tab, requests = chromium.new_page(viewport={"width": 1280, "height": 900}), []
-    tab.on("request", lambda r: requests.append(r.url))
-    tab.on("console", lambda m: requests.append(m.text) if m.type == "error" else None)
-    yield tab
-    assert requests == []  # no network, no attempt at one
-    tab.close()
+@pytest.fixture(scope="module")
+def table(tokenizer):
+    return with_markup_as_a_token(make_table(tokenizer, TEXTS), tokenizer)
 
 
-# --- text is data ---
+def write_page(path, table, rated=dict, **about):
+    """`browser.html` of a crafted table, without a model."""
+    about = {"title": "t", "facts": "f", "text": "", "temperature": 1, "no_model": "none"} | about
+    blocks = Blocks(table, about, rated=rated)
+    path.write_text(single_file.page_text(blocks, blocks.names()), encoding="utf-8")
+    return path
 
 
-@pytest.mark.parametrize(
-    "how", ["page", "innerHTML"]
-)  # a static page; the way the HTML widget sets its value
+def open_page(tab, path, address=""):
+    tab.goto("about:blank")  # another address of the same file would not load it again
+    tab.goto(f"file://{path.resolve()}{address}")
+    tab.wait_for_selector("html[data-ready]")
+
+
+# --- text is data, in pages that need no script ---
+
+
+@pytest.mark.parametrize("how", ["page", "innerHTML"])
 def test_markup_in_the_corpus_is_shown_and_not_executed(tab, table, how):
     content = page.static_html(table, range(len(TEXTS)))
     if how == "page":
@@ -116,10 +118,10 @@ def test_markup_in_the_corpus_is_shown_and_not_executed(tab, table, how):
         tab.evaluate("content => { document.body.innerHTML = content }", content)
     tab.wait_for_timeout(100)
     assert tab.evaluate("window.hit") is None
-    assert tab.locator("script, img, .sae-browser a, .sae-browser iframe").count() == 0
-    shown = tab.locator("[data-feature='0'] .sae-text").first.inner_text()
+    assert tab.locator("script, img, .sae a, .sae iframe").count() == 0
+    shown = tab.locator(".sae-text").first.inner_text()
     assert SCRIPT in shown and IMAGE in shown and "{{ 7*7 }}" in shown and "</table>" in shown
-    listed = tab.locator(".sae-list tbody tr").first.inner_text()
+    listed = tab.locator(".sae").inner_text()
     assert SCRIPT in listed and IMAGE.replace(" ", "·") in listed
 
 
@@ -129,10 +131,10 @@ def test_nothing_in_the_page_hides_or_reorders(tab, table):
         "[...document.querySelectorAll('[title]')].map(e => e.title).join('')"
     )
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u200b\u202a-\u202e\ufeff\ud800-\udfff]", text)
-    shown = tab.locator("[data-feature='1'] .sae-text").first.inner_text()
-    assert (
-        "⟨U+0000⟩⟨U+0007⟩⟨U+001B⟩[31m⟨CR⟩⏎⇥" in shown and "⟨U+202E⟩" not in shown
-    )  # its three bytes are three tokens here
+    tab.set_content(page.static_html(table, [1]))
+    shown = tab.locator(".sae-text").first.inner_text()
+    # The three bytes of the mark are three tokens here.
+    assert "⟨U+0000⟩⟨U+0007⟩⟨U+001B⟩[31m⟨CR⟩⏎⇥" in shown and "⟨U+202E⟩" not in shown
     assert "⟨e2⟩⟨80⟩⟨ae⟩gpj" in shown
 
 
@@ -140,7 +142,7 @@ def test_right_to_left_tokens_stand_in_token_order(tab, tokenizer):
     own = train_tokenizer(["שלום עולם"] * 5, 290)  # whole words are tokens
     tab.set_content(page.static_html(make_table(own, ["abc שלום עולם 123 def"]), [0]))
     boxes = tab.evaluate(
-        "[...document.querySelector('.sae-text').children].map(e => e.getBoundingClientRect().x)"
+        "[...document.querySelectorAll('.sae-text')[0].querySelectorAll('bdi')].map(e => e.getBoundingClientRect().x)"
     )
     assert len(boxes) > 6 and boxes == sorted(boxes)
 
@@ -148,9 +150,10 @@ def test_right_to_left_tokens_stand_in_token_order(tab, tokenizer):
 def test_hover_shows_token_and_value(tab, table):
     tab.set_content(page.static_html(table, [4]))
     strongest = tab.locator(".sae-text bdi:has(b)").first
-    assert strongest.get_attribute("title").split() == [table.label(4)[0], "8"]
+    name = table.vocabulary.name(int(table.strongest(4)["token_id"].iloc[0]))
+    assert strongest.get_attribute("title").split() == [name, "8"]
     colours = tab.evaluate(
-        "[...document.querySelector('.sae-text').children].map(e => getComputedStyle(e).backgroundColor)"
+        "[...document.querySelector('.sae-text').querySelectorAll('bdi')].map(e => getComputedStyle(e).backgroundColor)"
     )
     assert colours[0].startswith("rgba(240, 125, 20") and set(colours[1:]) == {"rgba(0, 0, 0, 0)"}
 
@@ -223,131 +226,6 @@ def test_sentencepiece_tokens():
     assert [vocabulary.name(i) for i in range(3)] == ["·the", "⟨e4⟩", "cat"]
 
 
-# --- search, sort ---
-
-
-def test_search_finds_tokens_logits_and_numbers(tokenizer):
-    table = make_table(tokenizer, TEXTS, 60)
-    by_token = {
-        n
-        for n in range(5)
-        if "imp"
-        in tokenizer.decode(
-            [int(t) for t in table.examples.loc[table.examples.feature == n, "token_id"]]
-        )
-    }
-    by_logit = {
-        n for n in range(60) if any("imp" in tokenizer.decode([t]) for t in table.raised[n])
-    }
-    assert 4 in by_token and by_logit - by_token  # both kinds are there to be found
-    assert set(table.search("imp")) == set(table.search("IMP")) == {*by_token, *by_logit}
-    assert (
-        list(table.search("#12")) == [12]
-        and 12 in table.search("12")
-        and list(table.search("#60")) == []
-    )
-    assert len(table.search("")) == 60 and len(table.search("no such token")) == 0
-    assert len(table.matches("2")) > 1  # a token may hold the digits too
-    assert [table.matches("2", "number", down)[0] for down in (True, False)] == [
-        2,
-        2,
-    ]  # the feature named comes first
-    newline = table.search("⏎")  # as copied from the page
-    assert len(newline) and set(newline) == set(table.search('"\n"'))
-
-
-def test_logits_without_a_token_do_not_break_the_search(tokenizer):
-    table = make_table(tokenizer, TEXTS)
-    table.raised[:] = len(tokenizer) + 7
-    assert len(table.search("import")) and "⟨#" in page.page_html(table.kind, table.page(2))
-    assert len(table.search(IMAGE)) == 0  # the last token is none of theirs
-
-
-@pytest.mark.parametrize(
-    ("sort", "column"), [("density", "density"), ("maximum", "maximum"), ("number", "feature")]
-)
-@pytest.mark.parametrize("descending", [True, False])
-def test_sort(tokenizer, sort, column, descending):
-    table = make_table(tokenizer, TEXTS, 8)
-    order = table.matches("", sort, descending)
-    assert sorted(order) == list(range(8))
-    shown = order if sort == "number" else order[:5]
-    keys = table.features[column].to_numpy()[shown]
-    assert (np.diff(keys) < 0).all() if descending else (np.diff(keys) > 0).all()
-    assert sort == "number" or set(order[5:]) == {5, 6, 7}  # the dead come last either way
-
-
-# --- the widget, driven from Python ---
-
-
-def number_shown(browser):
-    return int(re.search(r'data-feature="(\d+)"', browser.page.value)[1])
-
-
-def test_buttons_and_list_turn_the_page(tokenizer):
-    browser = FeatureBrowser(make_table(tokenizer, TEXTS, 8))
-    browser.sort.value, browser.direction.value = "maximum", "largest first"
-    browser.list.value = 4
-    assert number_shown(browser) == 4
-    seen = []
-    for _ in range(3):
-        browser.next.click()
-        seen.append(number_shown(browser))
-    assert seen == [3, 2, 1] and browser.list.value == 1
-    browser.previous.click()
-    assert number_shown(browser) == browser.current == 2
-    for _ in range(5):
-        before = browser.current
-        browser.random.click()
-        assert (
-            number_shown(browser) == browser.current != before and browser.current < 5
-        )  # never the same again, never a dead one
-    browser.list.value = 7
-    assert "Dead" in browser.page.value
-
-
-def test_search_in_the_widget(tokenizer):
-    browser = FeatureBrowser(make_table(tokenizer, TEXTS, 60))
-    browser.search.value = "#12"
-    assert (
-        number_shown(browser) == 12
-        and [n for _, n in browser.list.options] == [12]
-        and "1 of 60 features" in browser.count.value
-    )
-    browser.search.value = "i"
-    assert (
-        len(browser.matches) > 2 and browser.current == browser.matches[0]
-    )  # the best match, not what happened to be shown
-    browser.next.click()
-    shown = browser.current
-    browser.sort.value = "maximum"
-    assert browser.current == shown == browser.list.value  # sorting keeps the page
-    browser.search.value = "im"
-    assert shown in browser.matches and browser.current == browser.matches[0]
-    browser.search.value = "no such token"
-    assert (
-        "Nothing matches" in browser.page.value
-        and browser.next.disabled
-        and browser.list.options == ()
-    )
-    browser.search.value = ""
-    assert len(browser.list.options) == 60 and not browser.next.disabled
-
-
-def test_a_long_list_shows_the_part_around_the_page(tokenizer):
-    browser = FeatureBrowser(make_table(tokenizer, TEXTS, 3 * LISTED))
-    browser.sort.value, browser.direction.value = "number", "smallest first"
-    assert [n for _, n in browser.list.options] == list(
-        range(LISTED)
-    ) and "600" in browser.count.value
-    browser.show(LISTED - 1)
-    browser.next.click()
-    assert (
-        number_shown(browser) == browser.list.value == LISTED
-        and len(browser.list.options) == LISTED
-    )
-
-
 # --- the full table ---
 
 
@@ -393,12 +271,29 @@ def full(tokenizer):
     return FeatureTable(plain.features.assign(**columns), examples, tokenizer, scores=scores)
 
 
+@pytest.fixture(scope="module")
+def full_tab(chromium, full, tokenizer, tmp_path_factory):
+    """The page of the full table, with other features to be rated that look the same at another scale."""
+    path = tmp_path_factory.mktemp("full") / "browser.html"
+    tab = chromium.new_page(viewport={"width": 1280, "height": 900})
+    open_page(
+        tab, write_page(path, full, lambda: {"feature": full, "neuron": disguised(full, tokenizer)})
+    )
+    yield tab
+    tab.close()
+
+
+def drawn(tab, number: int) -> str:
+    script = "n => sae.app.features.page(n).then((p) => sae.page_html(sae.app.features, p).text)"
+    return tab.evaluate(script, number)
+
+
 def shown_text(page_html: str) -> str:
     return re.sub(r"\s+", " ", html.unescape(re.sub("<[^>]+>", " ", page_html)))
 
 
-def test_the_page_shows_the_whole_table(full):
-    text = shown_text(page.page_html("feature", full.page(0)))
+def test_the_page_shows_the_whole_table(full_tab):
+    text = shown_text(drawn(full_tab, 0))
     for part in (
         "on marked positions 12.5 %",
         "numpy 2.5 ",
@@ -408,56 +303,48 @@ def test_the_page_shows_the_whole_table(full):
         "after <b>`x` ",
         "accuracy 0.9 , AUROC 0.5",
     ):
-        assert part in text
+        assert part in text, part
     assert re.search(r"Nearest 1 \S+ \+0.9 2 \S+ -0.1", text)
     assert text.index("9 to 10 25 % of its activations 9.5 marked") < text.index(
         "0 to 1 50 % of its activations 0.5 "
     )
     assert text.count("marked") == 2  # the share in the head, and the one marked example
-    assert "AUROC" not in page.page_html("feature", full.page(1))
+    assert "AUROC" not in drawn(full_tab, 1)
+    links = re.findall('href="([^"]*)"', drawn(full_tab, 0))
+    assert links == ["#feature=1", "#feature=2"]  # without a model there is no whole context
 
 
-def test_only_the_one_file_browser_gets_links(full):
-    assert re.findall('href="([^"]*)"', page.page_html("feature", full.page(0), links=True)) == [
-        "#feature=1",
-        "#feature=2",
-    ]
-    assert "<a" not in page.page_html("feature", full.page(0)) + page.static_html(full, [0])
+def test_the_static_page_shows_rule_and_scores(full):
+    text = shown_text(page.static_html(full, [0]))
+    assert "Rule: after <b>`x` (balanced accuracy 0.9, AUROC 0.5)" in text
+    assert text.count(" marked") == 1 and "Rule" not in page.static_html(full, [1])
 
 
 def test_limits_leave_out_what_is_over_the_range(full):
-    assert [len(t["examples"]) for t in full.page(0)["tenths"]] == [1, 1] and full.page(0, 1, 0)[
-        "tenths"
-    ] == []
-    assert [len(full.page(0, n)["examples"]) for n in (0, 1, None)] == [0, 1, 2]
-    assert "Over the whole range" in page.static_html(
-        full, [0]
-    ) and "Over the whole range" not in page.static_html(full, [0], examples=1)
+    assert "Over the whole range" in page.static_html(full, [0])
+    one = page.static_html(full, [0], examples=1)
+    assert "Over the whole range" not in one and one.count('class="sae-text"') == 1
+    blocks = {limits: Blocks(full, {}, limits=limits)("feature-0") for limits in (None, (1, 0))}
+    heads = [json.loads(b[4 : 4 + int.from_bytes(b[:4], "little")]) for b in blocks.values()]
+    of_0 = [[e for e in head["examples"] if e["feature"] == 0] for head in heads]
+    assert [[e["tenth"] for e in own] for own in of_0] == [[-1, -1, 0, 9], [-1]]
 
 
 def test_only_true_top_examples_are_in_the_gallery(full):
-    assert [e["activation"] for e in random_draw.entry(full, 0)["examples"]] == [4.0, 3.0]
-    assert full.label(0)[0] == full.vocabulary.name(int(full.examples["token_id"].iloc[0]))
+    examples = close_reading.entry(full, 0)["examples"]
+    assert [e["activation"] for e in examples] == [4.0, 3.0]
 
 
-def test_buttons_turn_to_the_nearest(full):
-    browser = FeatureBrowser(full)
-    browser.show(0)
-    assert [b.description.split()[0] for b in browser.near if b.layout.display != "none"] == [
-        "1",
-        "2",
-    ]
-    browser.near[1].click()
-    assert number_shown(browser) == browser.current == 2 and browser.near[0].number == 3
-    browser.search.value = "no such token"
-    assert all(b.layout.display == "none" for b in browser.near)
+# --- search and sort ---
 
 
-# --- the query language ---
+def found(tab, query: str, sort: str = "feature", descending: bool = False) -> list[int]:
+    script = "([q, s, d]) => sae.matches(sae.app.features, q, s, d)"
+    return tab.evaluate(script, [query, sort, descending])
 
 
 @pytest.mark.parametrize(
-    ("query", "found"),
+    ("query", "expected"),
     [
         ("auroc>0.55", {2, 3, 4}),
         ("auroc>0.55 accuracy<=0.7", {3, 4}),
@@ -479,84 +366,98 @@ def test_buttons_turn_to_the_nearest(full):
         ('"', {0}),
     ],
 )
-def test_queries(full, query, found):
-    assert set(full.search(query).tolist()) == found
+def test_queries(full_tab, query, expected):
+    assert set(found(full_tab, query)) == expected
 
 
-def test_a_blank_before_the_first_word_belongs_to_it(full):
-    parts = [language.parse(q) for q in (" numpy", '" numpy"', "·numpy", "text:⏎x", "numpy  as")]
-    assert parts[0] == parts[1] == parts[2] == [language.Text("", " numpy")]
-    assert parts[3] == [language.Text("text", "\nx")] and parts[4] == [
-        language.Text("", "numpy"),
-        language.Text("", "as"),
-    ]
+def test_a_blank_before_the_first_word_belongs_to_it(full_tab):
+    queries = [" numpy", '" numpy"', "·numpy", "text:⏎x", "numpy  as"]
+    parts = full_tab.evaluate("qs => qs.map(sae.parse_query)", queries)
+    assert parts[0] == parts[1] == parts[2] == [{"place": "", "wanted": " numpy"}]
+    assert parts[3] == [{"place": "text", "wanted": "\nx"}]
+    assert [p["wanted"] for p in parts[4]] == ["numpy", "as"]
 
 
-def test_scores_that_are_not_there_match_nothing(tokenizer):
-    table = make_table(tokenizer, TEXTS)
-    assert len(table.search("auroc>0")) == 0 and table.sorts == ["number", "density", "maximum"]
+@pytest.fixture(scope="module")
+def plain_tab(chromium, tokenizer, tmp_path_factory):
+    """The page of a table of an older run, 60 features without scores; a logit without a token."""
+    table = make_table(tokenizer, TEXTS, 60)
+    table.features.at[2, "top_logits"] = [len(tokenizer) + 7] * 3
+    tab = chromium.new_page()
+    open_page(tab, write_page(tmp_path_factory.mktemp("plain") / "browser.html", table))
+    yield tab, table
+    tab.close()
+
+
+def test_search_finds_tokens_logits_and_numbers(plain_tab, tokenizer):
+    tab, table = plain_tab
+    decoded = [tokenizer.decode([t]) for t in range(len(tokenizer))]
+    strongest = table.examples.groupby("feature")["token_id"]
+    by_token = {n for n, ids in strongest if any("imp" in decoded[t] for t in ids)}
+    logits = [[t for t in ids if t < len(decoded)] for ids in table.features["top_logits"]]
+    by_logit = {n for n, ids in enumerate(logits) if any("imp" in decoded[t] for t in ids)}
+    assert 4 in by_token and by_logit - by_token  # both kinds are there to be found
+    assert set(found(tab, "imp")) == set(found(tab, "IMP")) == {*by_token, *by_logit}
+    assert found(tab, "#12") == [12] and 12 in found(tab, "12") and found(tab, "#60") == []
+    assert len(found(tab, "")) == 60 and found(tab, "no such token") == []
+    assert len(found(tab, "2")) > 1  # a token may hold the digits too
+    assert [found(tab, "2", "feature", down)[0] for down in (True, False)] == [2, 2]
+    newline = found(tab, "⏎")  # as copied from the page
+    assert newline and newline == found(tab, '"\n"')
+    assert "⟨#" in drawn(tab, 2)
+
+
+def test_scores_that_are_not_there_match_nothing(plain_tab):
+    tab, _ = plain_tab
+    assert found(tab, "auroc>0") == []
+    assert tab.locator("#sort option").all_inner_texts() == ["number", "density", "maximum"]
+
+
+@pytest.mark.parametrize("column", ["density", "maximum", "feature"])
+@pytest.mark.parametrize("descending", [True, False])
+def test_sort(plain_tab, column, descending):
+    tab, table = plain_tab
+    order = found(tab, "", column, descending)
+    assert sorted(order) == list(range(60))
+    shown = order if column == "feature" else order[:5]
+    keys = table.features[column].to_numpy()[shown]
+    assert (np.diff(keys) < 0).all() if descending else (np.diff(keys) > 0).all()
+    assert column == "feature" or set(order[5:]) == set(range(5, 60))  # the dead come last
 
 
 @pytest.mark.parametrize(
     ("descending", "order"), [(True, [2, 4, 3, 0, 1, 5]), (False, [0, 3, 4, 2, 1, 5])]
 )
-def test_sorted_by_score_those_without_are_last(full, descending, order):
-    assert full.matches("", "auroc", descending).tolist() == order
-
-
-@given(
-    examples=st.lists(
-        st.tuples(st.integers(0, 3), st.lists(st.integers(0, 5), max_size=5)), max_size=8
-    ),
-    wanted=st.text(alphabet="abé", min_size=1, max_size=4),
-)
-@settings(max_examples=200, deadline=None)
-def test_the_index_of_texts_finds_what_a_plain_search_finds(examples, wanted):
-    texts = ["a", "b", "ab", "É", "\udcc3", "\udca9"]  # the last two: é in parts
-    examples.sort(key=lambda e: e[0])
-    made = language.ExampleTexts(
-        [np.array(ids, dtype=np.uint16) for _, ids in examples],
-        np.array([owner for owner, _ in examples], dtype=int),
-        texts,
-    )
-    spelled = [
-        "".join(texts[i].casefold() for i in ids).encode("utf-8", "surrogateescape")
-        for _, ids in examples
-    ]
-    assert made.owners(wanted) == sorted(
-        {owner for (owner, _), s in zip(examples, spelled, strict=True) if wanted.encode() in s}
-    )
+def test_sorted_by_score_those_without_are_last(full_tab, descending, order):
+    assert found(full_tab, "", "auroc", descending) == order
 
 
 # --- blind ratings ---
 
 
-def test_the_draw_mixes_alive_units_of_both_kinds(tokenizer):
-    tables = {kind: make_table(tokenizer, TEXTS, 40, kind) for kind in ("feature", "neuron")}
-    for table in tables.values():
-        table.features.loc[:20, "n_active"] = 100
-    draws = [rating.draw_blind(tables, n, seed) for n, seed in ((5, 0), (5, 0), (5, 1), (8, 0))]
+def test_the_draw_mixes_alive_units_of_both_kinds(full_tab):
+    units = {"feature": list(range(21)), "neuron": list(range(30, 51))}
+    script = "([units, n, seed]) => sae.draw_blind(units, n, seed).map((i) => [i.kind, i.unit])"
+    draws = [
+        [tuple(item) for item in full_tab.evaluate(script, [units, n, seed])]
+        for n, seed in ((5, 0), (5, 0), (5, 1), (8, 0))
+    ]
     assert draws[0] == draws[1] != draws[2] and set(draws[0]) < set(draws[3])
-    assert [sum(kind == k for k, _ in draws[0]) for kind in tables] == [5, 5]
-    assert [kind for kind, _ in draws[0]] not in (
-        ["feature"] * 5 + ["neuron"] * 5,
-        ["neuron"] * 5 + ["feature"] * 5,
-    )
-    assert (
-        len(rating.draw_blind(tables, 99, 0)) == 42
-        and max(n for _, n in rating.draw_blind(tables, 99, 0)) == 20
-    )
+    assert [sum(kind == k for k, _ in draws[0]) for kind in units] == [5, 5]
+    kinds = [kind for kind, _ in draws[0]]
+    assert kinds not in (sorted(kinds), sorted(kinds, reverse=True))
+    assert len(full_tab.evaluate(script, [units, 99, 0])) == 42
 
 
-def test_a_blind_page_does_not_give_its_kind_away(full, tokenizer):
-    """The same examples at another scale, number, density, with other neighbours, neurons and scores: the same page."""
+def disguised(full, tokenizer):
+    """The same examples at another scale, number, density, with other neighbours, neurons and scores."""
     frame, examples = (
         full.features.drop(columns=["rule", "n_conditions", "balanced_accuracy", "auroc"]),
-        full._all.copy(),
+        full.examples.copy(),
     )
     frame = frame.assign(
         density=0.3,
-        n_active=99,
+        n_active=199,
         mean_active=7.0,
         maximum=frame["maximum"] * 4,
         maximum_all=40.0,
@@ -578,12 +479,15 @@ def test_a_blind_page_does_not_give_its_kind_away(full, tokenizer):
         examples["activation"] * 4,
         [a * 4 for a in examples["activations"]],
     )
-    other = FeatureTable(frame, examples, tokenizer, "neuron")
-    blind = [page.page_html("unit", rating.blinded(table.page(0), 3)) for table in (full, other)]
+    return FeatureTable(frame, examples, tokenizer, "neuron")
+
+
+def test_a_blind_page_does_not_give_its_kind_away(full_tab):
+    script = "kind => sae.app.features.page(0, kind).then((p) => sae.page_html(sae.app.features, p, 3).text)"
+    blind = [full_tab.evaluate(script, kind) for kind in ("feature", "neuron")]
     assert blind[0] == blind[1] and "Unit 3" in blind[0] and 'data-feature=""' in blind[0]
-    assert ">100<" in blind[0] and not re.search(
-        "density|neuron|feature(?!=)", shown_text(blind[0]), re.IGNORECASE
-    )
+    hidden = "density|neuron|feature(?!=)"
+    assert ">100<" in blind[0] and not re.search(hidden, shown_text(blind[0]), re.IGNORECASE)
 
 
 def test_ratings_survive_a_torn_line_and_the_last_one_counts(tmp_path):
@@ -635,56 +539,58 @@ def test_ratings_are_summed_up_by_kind():
         and abs(spread["low"] - 3 + 1.96 * 0.2) < 0.05
     )
     fig = rating.figure(ratings)
-    assert [bar.name for bar in fig.data] == [
-        "features: mean 4.00 [4.00, 4.00], n = 3",
-        "neurons: mean 2.00 [2.00, 2.00], n = 3",
+    assert [trace.name for trace in fig.data] == [
+        "features: mean 4.00 [4.00, 4.00], n = 3 (the original's 4.08)",
+        "neurons: mean 2.00 [2.00, 2.00], n = 3 (the original's 2.19)",
     ]
-    assert list(fig.data[0].y) == [0, 0, 25, 50, 25] and {
-        a.text for a in fig.layout.annotations
-    } == {"the original's features 4.08", "the original's neurons 2.19"}
+    assert [sorted(trace.x) for trace in fig.data] == [[3, 4, 4, 5], [2, 2, 2]]
 
 
-def rated(panel: RatingPanel, value: int) -> None:
-    next(b for b in panel.buttons if b.description.startswith(str(value))).click()
-
-
-def test_a_stopped_session_goes_on_and_back_corrects(tokenizer, tmp_path):
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_stopped_session_goes_on_and_back_corrects(tab, tokenizer, tmp_path, stored):
     tables = {kind: make_table(tokenizer, TEXTS, 5, kind) for kind in ("feature", "neuron")}
-    path, shown = tmp_path / "r.csv", []
+    path = write_page(tmp_path / "b.html", tables["feature"], lambda: tables, title=f"{stored}")
+    if not stored:  # a browser that keeps nothing for files
+        tab.add_init_script("delete Window.prototype.localStorage")
+    note, kept = tab.locator("#rate-note"), "() => sae.source.ratings()"
 
-    def begun() -> RatingPanel:
-        panel = RatingPanel(lambda: tables, path)
-        panel.rater.value, panel.n.value = "me", 3
-        panel.begin.click()
-        return panel
+    def begin(rater="me"):
+        tab.fill("#rater", rater)
+        tab.fill("#each", "3")
+        tab.click("#begin")
 
-    nameless = RatingPanel(lambda: tables, path)
-    nameless.begin.click()
-    assert "printable" in nameless.note.value and nameless.page.value == ""
-    panel = begun()
+    def rate(value, then):
+        tab.click(f"[data-rating='{value}']")
+        tab.wait_for_function(f"() => sae.app.$('rate-note').textContent.startsWith({then!r})")
+
+    open_page(tab, path, "#view=rate")
+    begin(" ")
+    tab.wait_for_function("() => sae.app.$('rate-note').textContent.includes('printable')")
+    begin('A "B", <b>')
     for value in (1, 2, 3):
-        shown.append(panel.items[panel.at])
-        rated(panel, value)
-    panel.back.click()
-    assert panel.items[panel.at] == shown[-1]
-    rated(panel, 5)
-    panel = begun()  # another day
-    assert (
-        panel.at == 3 and panel.items[panel.at] not in shown and "<b>4</b> of 6" in panel.note.value
-    )
-    for _ in range(3):
-        rated(panel, 4)
-    kept = rating.load_ratings(path)
-    assert len(kept) == 6 and kept.set_index(["kind", "unit"])["rating"].loc[[*shown]].tolist() == [
-        1,
-        2,
-        5,
-    ]
-    assert (
-        panel.page.value == ""
-        and "6" in panel.note.value
-        and panel.controls.layout.display == "none"
-    )
+        rate(value, f"{value + 1} of 6")
+    shown = tab.evaluate("sae.app.rate.items")
+    tab.click("#back")
+    tab.wait_for_function("() => sae.app.$('rate-note').textContent.startsWith('3 of 6')")
+    rate(5, "4 of 6")
+    ratings = {(r["kind"], r["unit"]): r["rating"] for r in tab.evaluate(kept)}
+    assert [ratings[i["kind"], i["unit"]] for i in shown[:3]] == [1, 2, 5] and len(ratings) == 3
+    if stored:  # another day
+        open_page(tab, path, "#view=rate")
+        begin('A "B", <b>')
+        tab.wait_for_function("() => sae.app.$('rate-note').textContent.startsWith('4 of 6')")
+        assert tab.evaluate("sae.app.rate.items[3]") not in shown[:3]
+    for then in ("5 of 6", "6 of 6", "All 6"):
+        rate(4, then)
+    assert "All 6 are rated" in note.inner_text() and tab.locator("#scale").is_hidden()
+    assert "features" in tab.locator("#unit").inner_text()
+    with tab.expect_download() as download:
+        tab.click("#download")
+    (tmp_path / "ratings").mkdir()
+    download.value.save_as(tmp_path / "ratings" / "a.csv")
+    table = rating.load_ratings(tmp_path / "ratings" / "a.csv")  # as the run's folder has them
+    assert len(table) == 6 and set(table["rater"]) == {'A "B", <b>'}
+    assert set(rating.summary(table)) == {"feature", "neuron"}
 
 
 # --- static page and gallery ---
@@ -700,16 +606,13 @@ def test_the_static_page_holds_the_true_values(table):
     )
     assert re.search(r"maximum\s+8\b", text) and re.search(r"mean when active\s+1\.25", text)
     assert all(v in text for v in ("+0.5", "+0.25", "+0.125", "-0.0021"))
-    assert len(re.findall('class="sae-value"', page.static_html(table, [4], examples=1))) == 1
+    assert page.static_html(table, [4], examples=1).count('class="sae-text"') == 1
 
 
-def test_a_histogram_is_drawn_where_there_is_one(tokenizer):
-    table = make_table(tokenizer, TEXTS)
-    assert "<svg" not in page.page_html(table.kind, table.page(0))
-    table.features["histogram"] = [[8, 4, 0, 1]] * len(table)
-    assert re.findall(
-        r'<rect[^>]*height="([\d.]+)"', page.page_html(table.kind, table.page(0))
-    ) == ["40.0", "29.3", "0.0", "12.6"]  # log(1 + count)
+def test_a_histogram_is_drawn_where_there_is_one(full_tab, plain_tab):
+    assert "<svg" not in drawn(plain_tab[0], 0)
+    heights = re.findall(r'<rect[^>]*height="([\d.]+)"', drawn(full_tab, 0))
+    assert heights == ["40.0", "29.3", "0.0", "12.6"]  # log(1 + count)
 
 
 @pytest.mark.parametrize(
@@ -724,21 +627,23 @@ def test_a_histogram_is_drawn_where_there_is_one(tokenizer):
     ],
 )
 def test_numbers_have_no_exponent(x, text):
-    assert page.decimal(x) == text
+    assert decimal(x) == text
 
 
 def test_the_draw_is_seeded_and_leaves_rare_features_out(tokenizer):
     table = make_table(tokenizer, TEXTS, 300)
     table.features.loc[:250, "n_active"] = 100
     table.features.loc[7, "n_active"] = 99
-    draws = [[e["feature"] for e in random_draw.draw(table, 20, seed)] for seed in (0, 0, 1)]
+    draws = [close_reading.draw(table, 20, seed) for seed in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2] and len(set(draws[0])) == 20
-    everything = [e["feature"] for e in random_draw.draw(table, 999, 0)]
+    everything = close_reading.draw(table, 999, 0)
     assert sorted(everything) == [n for n in range(251) if n != 7]
 
 
 def test_characters_are_whole_again_around_the_strongest_token(table):
-    second = random_draw.entry(table, 3)["examples"][1]  # "naïve", strongest on a; ï is two tokens
+    second = close_reading.entry(table, 3)["examples"][
+        1
+    ]  # "naïve", strongest on a; ï is two tokens
     assert (second["before"], second["token"], second["after"]) == ("n", "a", "ïve ⟨e4⟩")
 
 
@@ -769,13 +674,13 @@ RENDERERS = [python_markdown.markdown, markdown2html]
 
 @pytest.mark.parametrize("render", RENDERERS, ids=["markdown", "mistune"])
 def test_corpus_text_cannot_break_the_gallery(table, render):
-    for entry in (random_draw.entry(table, n) for n in range(len(TEXTS))):
-        read = Reader(render(random_draw.markdown(entry)))
+    for entry in (close_reading.entry(table, n) for n in range(len(TEXTS))):
+        read = Reader(render(close_reading.markdown(entry)))
         assert read.tags <= {"p", "strong", "code", "ul", "li"}
         assert read.bold == [span(e["token"]).strip("` ") for e in entry["examples"]]
         assert len(entry["examples"]) == 2
     assert SCRIPT in "".join(
-        e["before"] + e["token"] + e["after"] for e in random_draw.entry(table, 0)["examples"]
+        e["before"] + e["token"] + e["after"] for e in close_reading.entry(table, 0)["examples"]
     )
 
 

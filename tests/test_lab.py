@@ -1,7 +1,6 @@
 """The browser's widget in a real JupyterLab: a server, a kernel and headless Chromium, on a run whose corpus holds markup."""
 
 import csv
-import html
 import json
 import os
 import re
@@ -14,6 +13,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,8 +21,8 @@ from sae_lib.features import clamping
 from sae_lib.features import feature_table as features
 from sae_lib.features.clamping import Clamp
 from suite import browser, stages
-from suite.browser import context, page, try_text
-from suite.browser.model import Model
+from suite.browser import page
+from suite.browser.kernel import Model
 from suite.browser.table import open_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,7 +72,9 @@ def lab(run):
     code = f"""
 from suite import browser
 from suite.stages import open_run
-browser.widget(open_run("smoke", {str(run.folder)!r}, {[f"corpus=files:{home / 'text'}", *OVERRIDES]!r}))"""
+run = open_run("smoke", {str(run.folder)!r}, {[f"corpus=files:{home / 'text'}", *OVERRIDES]!r})
+display(browser.widget(run))
+browser.widget(run, "neurons")"""
     notebook = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(code.strip())],
         metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
@@ -154,7 +156,7 @@ def tab(chromium, lab):
         timeout=60_000,
     )
     tab.keyboard.press("Control+Enter")
-    tab.locator("[data-feature]").first.wait_for(timeout=120_000)
+    tab.locator("#page [data-feature]").first.wait_for(timeout=120_000)
     yield tab
     tab.close()
 
@@ -174,205 +176,239 @@ def test_own_text_has_the_activations_of_the_model(run, model):
         cut == 0 and len(ids) > 6 and model.tokenizer.eos_token_id not in ids
     )  # typed, it is text
     direct = run.get("autoencoder").encode(model.hook.activations(torch.tensor([ids]))[0])
-    acts = model.feature_acts(ids)
-    assert torch.allclose(acts, direct, atol=1e-5)
-    rows = try_text.strongest_per_token(table, ids, acts, 3)
-    assert [r["name"] for r in rows] == [table.vocabulary.name(t) for t in ids]
-    for row, values in zip(rows, direct, strict=True):
-        assert [s["number"] for s in row["strongest"]] == values.topk(3).indices[
-            values.topk(3).values > 0
-        ].tolist()
     number = int(direct.max(0).values.argmax())
+    found = model.activations(text, number, 3)
+    np.testing.assert_allclose(found["values"], direct[:, number], atol=1e-5)
+    for pairs, values in zip(found["strongest"], direct, strict=True):
+        top = values.topk(3)
+        assert [n for n, _ in pairs] == top.indices[top.values > 0].tolist()
     shown = browser.own_text(run, text, [number]).data
-    assert (
-        f"strongest here <b>{page.decimal(float(direct[:, number].max()))}</b>" in shown
-        and 'class="sae-per-token"' in shown
-    )
-    assert 'class="sae-text"' not in browser.own_text(run, "").data  # nothing typed yet
+    assert f"strongest here {page.decimal(direct[:, number].max().item())} of" in shown
+    assert shown.count("<div><bdi>") == len(ids)
+    assert table.vocabulary.name(ids[0]) in shown
+    assert "<bdi" not in browser.own_text(run, "").data  # nothing typed yet
     assert (
         model.encoded("x y " * 100)[0] == model.encoded("x y " * 200)[0]
         and model.encoded("x y " * 100)[1] > 0
     )
 
 
-def test_the_open_panel_follows_the_page(run, model):
-    widget = browser.widget(run)
-    _, try_panel, clamp_panel, _ = widget.panels.children
-    widget.panels.selected_index = 1
-    try_panel.text.value = "import json " * 40
-    assert "64 tokens" in try_panel.note.value
-    number = next(n for (_, n) in dict(try_panel.list.options).values() if n != widget.current)
-    try_panel.list.value = next(v for v in dict(try_panel.list.options).values() if v[1] == number)
-    assert widget.current == number and f"<b>{number}</b>" in try_panel.shown.value
-    try_panel.text.value = ""
-    assert try_panel.shown.value == "" and try_panel.list.options == ()
-    widget.panels.selected_index = 2
-    assert clamp_panel.feature.value == number and clamp_panel.value.value == round(
-        float(widget.table.features["maximum"][number]), 2
-    )
-    clamp_panel.how.value = "ablate"
-    assert clamp_panel.value.disabled and clamp_panel.value.value == 0
-
-
 def test_the_whole_row_agrees_with_the_example_and_the_ablation(run, model):
     table = open_table(run)
     number = int(table.alive(200)[0])
-    for index in (0, len(table.all_examples(number)) - 1):  # a true top one; one from a tenth
-        example = table.all_examples(number).iloc[index]
-        ids = model.row(int(example["row"]))
-        text = context.whole(table, model, number, index, ablate=True)
-        first, second = (
-            re.findall(r'<bdi title="([^"]*)"', part) for part in text.split("Change of the loss")
-        )
-        assert len(first) == len(second) == len(ids) == 64
-        assert (
-            first[example["position"]].split()[-1] == page.decimal(float(example["activation"]))
-            or "part of" in first[example["position"]]
-        )
+    for index, examples in ((0, table.strongest(number)), (-1, table.sampled(number)[::-1])):
+        example = examples.iloc[index]  # a true top one; one from a tenth
+        found = model.context(int(example["row"]), number, ablate=True)
+        assert len(found["ids"]) == len(found["values"]) == len(found["effects"]) == 64
+        at = found["values"][example["position"]]
+        assert at == pytest.approx(float(example["activation"]), rel=1e-4)
+        ids = torch.from_numpy(model.rows[int(example["row"])].astype("int64"))
+        assert found["ids"] == ids.tolist()
         effect = features.ablation_effect(model.hook, model.dictionary, ids, number)
-        assert [t.split()[-2] for t in second] == [page.signed(float(v)) for v in effect]
+        np.testing.assert_allclose(found["effects"], effect, atol=1e-6)
         assert effect.abs().max() > 0
-    assert "Change of the loss" not in browser.whole_context(run, number).data
+        shown = browser.whole_context(run, number, index, ablate=True).data
+        assert page.decimal(float(example["activation"])) in shown
+        assert shown.count("<bdi") == 128 and "change of the loss" in shown
+    assert "change of the loss" not in browser.whole_context(run, number).data
 
 
 def test_clamped_sides_are_those_of_clamping(run, model):
     number = int(open_table(run).alive(100)[0])
-    made = Clamp(number, "pin", 30.0)
-    shown = browser.clamp(run, "import js", number, "pin", 30.0, new_tokens=8, seed=3).data
-    parts = (model.hook, model.tokenizer, model.dictionary, "import js", [made])
-    sides = clamping.side_by_side(*parts, 8, 0.8, 3)
-    baseline, clamped = re.findall(r'<div class="sae-text" dir="ltr">(.*?)</div>', shown, re.DOTALL)
-    vocabulary = open_table(run).vocabulary
-    for text, ids in ((baseline, sides[0]), (clamped, sides[1])):
-        titles = [
-            html.unescape(t).strip("\u2068\u2069").split("  ")[0]
-            for t in re.findall(r'title="([^"]*)"', text)
-        ]
-        assert (
-            titles == [vocabulary.name(t) for t in ids.tolist()]
-            and text.count("sae-prompt") == sides[2]
-        )
-    table = clamping.next_tokens(*parts, k=12).table
-    assert (
-        page.percent(float(table["before"][0])) in shown
-        and f"feature {number} pinned at 30" in shown
-    )
-    silent = browser.clamp(run, "import js", number, "scale", 1.0, new_tokens=0).data
-    assert 'class="sae-sides"' not in silent and "KL(as it is ‖ clamped) 0 nats" in silent
+    clamp = {"feature": number, "how": "pin", "value": 30.0}
+    found = model.clamp("import js", clamp, new_tokens=8, seed=3)
+    parts = (model.hook, model.tokenizer, model.dictionary, "import js", [Clamp(**clamp)])
+    *sides, prompt = clamping.side_by_side(*parts, 8, 0.8, 3)
+    assert [side["ids"] for side in found["sides"]] == [ids.tolist() for ids in sides]
+    assert found["prompt"] == prompt
+    own = model.activations("import js", number)["values"]
+    assert found["sides"][0]["values"][:prompt] == pytest.approx(own, abs=1e-5)
+    after = clamping.next_tokens(*parts, k=12)
+    first = after.table.iloc[0]
+    assert found["kl"] == after.kl and len(found["next"]) == 12
+    assert found["next"][0] == (first["token_id"], first["before"], first["after"])
+    silent = model.clamp("import js", clamp | {"how": "scale", "value": 1.0})
+    assert silent["sides"] == [] and silent["kl"] == 0
+
+
+def test_the_kernel_answers_every_question_and_every_error(run):
+    widget, sent = browser.widget(run), []
+    widget.send = lambda answer, buffers: sent.append((answer, buffers))
+
+    def ask(question, **arguments):
+        message = {"id": "7", "question": question, "arguments": arguments}
+        widget._handle_custom_msg(message, [])
+        answer, buffers = sent.pop()
+        assert answer.pop("id") == "7" and not sent
+        return answer, buffers
+
+    answer, (index,) = ask("block", name="index")
+    shown = json.loads(index)
+    assert answer == {} and len(shown["features"]) == 256 and shown["rated"]
+    rate = {"seed": 1, "kind": "feature", "unit": 3, "rating": 4}
+    assert ask("rate", rater="tester", **rate) == ({"answer": None}, [])
+    saved = ask("ratings")[0]["answer"]
+    assert saved == [{"rater": "tester", **rate}]
+    assert "printable" in ask("rate", rater=" ", **rate)[0]["error"]
+    clamp = {"feature": 999, "how": "pin", "value": 1.0}
+    assert "0 to 255" in ask("clamp", text="a", clamp=clamp)[0]["error"]
+    assert "empty" in ask("clamp", text="", clamp=clamp | {"feature": 1})[0]["error"]
+    assert "no question" in ask("__class__")[0]["error"]
+    json.dumps(ask("activations", text="import", feature=3)[0], allow_nan=False)
+    (run.folder / "ratings" / "bricken_2023.csv").unlink()
+
+
+def test_where_there_is_no_kernel_the_widget_is_a_page(run):
+    bundle, _ = browser.widget(run)._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    assert bundle["text/html"].count("data-feature") == 3 and "<script" not in bundle["text/html"]
 
 
 # --- in JupyterLab ---
 
 
-def number_shown(tab) -> int:
-    return int(tab.locator("[data-feature]").first.get_attribute("data-feature"))
+class Widget:
+    """The first of the notebook's two widgets. Playwright looks into shadow roots by itself."""
+
+    def __init__(self, tab):
+        self.tab, self.page = tab, tab.locator(".jp-OutputArea-output:has(#query)").first
+
+    def __call__(self, selector: str):
+        return self.page.locator(selector)
+
+    @property
+    def number(self) -> int:
+        return int(self("#page [data-feature]").get_attribute("data-feature"))
+
+    def turned_to(self, number: int) -> None:
+        self(f"#page [data-feature='{number}']").wait_for()
+
+    def view(self, name: str) -> None:
+        self(f"nav a[data-view={name}]").click()
 
 
-def turned_from(tab, number: int) -> int:
-    tab.wait_for_function(
-        "n => document.querySelector('[data-feature]')?.dataset.feature !== n", arg=str(number)
+@pytest.fixture(scope="module")
+def widget(tab):
+    return Widget(tab)
+
+
+def test_search_finds_and_the_page_turns(widget, run):
+    table = open_table(run)
+    spelled = table.examples["token_ids"].map(lambda ids: table.spelled(ids.tolist()))
+    hit = spelled.str.casefold().str.contains("<script>", regex=False)
+    owners = table.features.loc[table.examples.loc[hit, "feature"].unique()]
+    owners = owners.query("density < 0.9").sort_values(
+        ["density", "feature"], ascending=[False, True]
     )
-    return number_shown(tab)
-
-
-def opened(tab, title: str):
-    """The panel of that title, opened."""
-    heading = tab.locator(".jupyter-widget-Collapse-header", has_text=title)
-    heading.click()
-    return heading.locator("xpath=..")
-
-
-def test_search_finds_and_the_page_turns(tab, run):
-    found = open_table(run).matches('text:"<script>" density<90%', "density", descending=True)
+    found = owners["feature"].tolist()
     assert len(found) > 2
-    search, first = tab.get_by_role("textbox", name="Search"), number_shown(tab)
-    other = next(n for n in range(256) if n not in (first, *found[:2]))
-    search.fill(f"#{other}")
-    assert turned_from(tab, first) == other
-    search.fill('text:"<script>" density<90%')
-    assert turned_from(tab, other) == found[0]
-    assert "<script>" in tab.locator("[data-feature]").first.inner_text()
-    tab.get_by_role("button", name="Next").click()
-    assert turned_from(tab, found[0]) == found[1]
-    tab.get_by_role("button", name="Previous").click()
-    assert turned_from(tab, found[1]) == found[0]
-    tab.locator(
-        "button", has_text=re.compile(r"^\d+  .* \d\.\d\d$")
-    ).first.click()  # the nearest feature
-    assert turned_from(tab, found[0]) == open_table(run).page(int(found[0]))["near"][0]["number"]
+    other = next(n for n in range(256) if n not in (widget.number, *found[:2]))
+    widget("#query").fill(f"#{other}")
+    widget.turned_to(other)
+    widget("#query").fill('text:"<script>" density<90%')
+    widget.turned_to(found[0])
+    assert "<script>" in widget("#page").inner_text()
+    widget("#next").click()
+    widget.turned_to(found[1])
+    widget("#previous").click()
+    widget.turned_to(found[0])
+    near = int(table.features["near_features"][found[0]][0])
+    widget("#page dl a").first.click()
+    widget.turned_to(near)
+    assert "#" not in widget.tab.url  # the notebook's address is its own
 
 
-def test_hover_shows_values(tab):
-    tab.get_by_role("textbox", name="Search").fill("text:import active>5")
-    tab.locator(".sae-examples .sae-text bdi[style] b").first.wait_for()
-    titles = tab.locator(".sae-examples .sae-text bdi:has(b)").evaluate_all(
-        "tokens => tokens.map(t => t.title)"
-    )
+def test_what_is_typed_is_no_shortcut_of_the_notebook(widget):
+    cells = widget.tab.locator(".jp-Cell").count()
+    widget("#query").click()
+    widget.tab.keyboard.press("Control+a")
+    widget.tab.keyboard.type("abdd#7")
+    assert widget("#query").input_value() == "abdd#7"
+    widget("#query").fill("#7")
+    widget.turned_to(7)
+    widget("#rows").click(position={"x": 5, "y": 5})
+    widget("#query").fill("")
+    widget("#rows").focus()
+    for key in "jkjr":
+        widget.tab.keyboard.press(key)
+    widget.tab.wait_for_timeout(300)
+    assert widget.tab.locator(".jp-Cell").count() == cells
+
+
+def test_two_widgets_do_not_disturb_each_other(widget):
+    second = widget.tab.locator(".jp-OutputArea-output:has(#query)").nth(1)
+    second.locator("#query").fill("#3")
+    second.locator("#page [data-feature='3']").wait_for()
+    assert second.locator("#page h3").inner_text() == "Neuron 3"
+    assert widget("#page h3").inner_text().startswith("Feature")
+    assert "neurons" in second.locator("#count").inner_text()
+
+
+def test_hover_shows_values(widget):
+    widget("#query").fill("text:import active>5")
+    widget(".examples .text bdi[style] b").first.wait_for()
+    titles = widget(".examples .text bdi:has(b)").evaluate_all("ts => ts.map(t => t.title)")
     values = [float(re.search(r"([\d.]+)(\s+\(part of .*\))?$", t)[1]) for t in titles]
     assert values and values == sorted(values, reverse=True) and min(values) > 0
 
 
-def test_own_text_shows_activations_and_turns_the_page(tab):
-    panel = opened(tab, "Try your own text")
-    before = number_shown(tab)
-    panel.locator("textarea").fill("import json\n" + MARKUP)
-    panel.locator("option").first.wait_for(state="attached")
-    assert MARKUP.strip() in panel.locator(".sae-text").inner_text().replace("⏎", "\n")
-    numbers = panel.locator("option").evaluate_all(
-        "lines => lines.map(l => parseInt(l.textContent.slice(16).trim().split(/\\s+/)[0]))"
-    )
-    other = next(i for i, n in enumerate(numbers) if n != before)
-    panel.locator("select").select_option(index=other)
-    assert turned_from(tab, before) == numbers[other]
-    panel.locator(
-        ".sae-text bdi[style]"
-    ).first.wait_for()  # coloured by the feature that is strong there
+def test_own_text_shows_activations_and_turns_the_page(widget):
+    widget.view("try")
+    widget("#text").fill("import json\n" + MARKUP)
+    widget.page.locator("#tried .text").filter(has_text="window.hit").wait_for(timeout=60_000)
+    assert MARKUP.strip() in widget("#tried .text").inner_text().replace("⏎", "\n")
+    before = widget("#clamp-name").inner_text()
+    links = widget("#per-token a").all_inner_texts()
+    other = next(i for i, n in enumerate(links) if f"feature {n}" != before)
+    widget("#per-token a").nth(other).click()
+    widget.page.locator("#clamp-name").filter(
+        has_text=re.compile(f"^feature {links[other]}$")
+    ).wait_for()
+    widget("#tried bdi[style]").first.wait_for()  # coloured by the feature that is strong there
 
 
-def test_a_whole_row_is_opened(tab):
-    panel = opened(tab, "Whole context")
-    panel.locator("select").select_option(index=0)
-    panel.locator(".sae-text").first.wait_for()
-    assert panel.locator(".sae-text bdi").count() == 64  # the whole row
-    panel.get_by_label("change of the loss").check()
-    panel.locator("h4").wait_for()
-    assert panel.locator(".sae-text").nth(1).locator("bdi[title$=nats]").count() == 64
+def test_clamping_shows_both_sides(widget):
+    widget("#generate").click()
+    widget(".sides .text").nth(1).wait_for(timeout=30_000)
+    assert "KL" in widget("#clamped").inner_text()
+    widget("#text").fill("")
+    widget("#generate").click()
+    widget.page.get_by_text("the prompt is empty").wait_for()
 
 
-def test_clamping_shows_both_sides(tab):
-    panel = opened(tab, "Clamp")
-    panel.get_by_role("button", name="Generate").click()
-    panel.locator(".sae-next tbody tr").first.wait_for(timeout=30_000)
-    assert panel.locator(".sae-sides .sae-text").count() == 2 and "KL" in panel.inner_text()
-    panel.locator("textarea").fill("")
-    panel.get_by_role("button", name="Generate").click()
-    panel.get_by_text("the prompt is empty").wait_for()
+def test_a_whole_row_is_opened(widget):
+    widget.view("feature")
+    widget("#page .value a").first.click()
+    widget("#whole .text").first.wait_for()
+    assert widget("#whole .text bdi").count() == 64  # the whole row
+    widget("#ablate").check()
+    widget("#whole h4").wait_for()
+    assert widget("#whole .text").nth(1).locator("bdi[title$=nats]").count() == 64
 
 
-def test_ratings_are_saved_and_summed_up(tab, run):
+def test_ratings_are_saved_and_summed_up(widget, run):
     path = run.folder / "ratings" / "bricken_2023.csv"
-    panel = opened(tab, "Rate, blind")
-    panel.get_by_label("Your name").fill("R. <b>")
-    panel.get_by_label("Of each kind").fill("2")
-    panel.get_by_label("Of each kind").press("Tab")
-    panel.get_by_role("button", name="Begin").click()
+    widget.view("rate")
+    widget("#rater").fill("R. <b>")
+    widget("#each").fill("2")
+    widget("#begin").click()
     for i in range(1, 5):
-        panel.get_by_text(re.compile(rf"^{i} of \d")).wait_for()
-        shown = panel.locator("section").inner_text()
-        assert (
-            not re.search("feature|neuron|density", shown, re.IGNORECASE)
-            and panel.locator("section").get_attribute("data-feature") == ""
-        )
-        panel.get_by_role("button", name=re.compile(f"^{i} ")).click()
-    panel.locator(".js-plotly-plot .bars").first.wait_for()
-    assert "features 4.08" in panel.locator(".js-plotly-plot").inner_text()
+        widget.page.get_by_text(re.compile(rf"^{i} of \d")).wait_for(timeout=60_000)
+        shown = widget("#unit section")
+        hidden = "feature|neuron|density"
+        assert not re.search(hidden, shown.inner_text(), re.IGNORECASE)
+        assert shown.get_attribute("data-feature") == ""
+        widget(f"[data-rating='{i}']").click()
+    widget(".ratings").wait_for()
+    assert "4.08" in widget(".ratings").inner_text()
     rows = list(csv.DictReader(path.open()))
     assert [int(r["rating"]) for r in rows] == [1, 2, 3, 4] and {r["rater"] for r in rows} == {
         "R. <b>"
     }
     assert sorted(r["kind"] for r in rows) == ["feature", "feature", "neuron", "neuron"]
+    assert len(browser.rating_histogram(run).data) == 2
 
 
-def test_nothing_from_the_corpus_ran(tab):
+def test_nothing_from_the_corpus_ran(tab, widget):
     assert tab.evaluate("window.hit") is None
-    assert tab.locator(".sae-browser script, .sae-browser img").count() == 0
+    assert widget("script, img, iframe").count() == 0

@@ -1,16 +1,36 @@
-"""Look at features: a widget for JupyterLab, static pages, and a gallery for the report, all from one template."""
+"""Look at features: one page for JupyterLab and for `browser.html`, and HTML that needs no script.
 
-from suite.browser.clamp_panel import clamp
-from suite.browser.context import whole_context
-from suite.browser.page import percent, static
-from suite.browser.random_draw import gallery, markdown
+The page is the JavaScript module in `app/`. `mount(element, source)` draws it in a shadow root of
+the element. A source has two asynchronous calls and an address:
+
+    block(name)    the bytes that Python packed under this name (`blocks.Blocks`): "index",
+                   "vocabulary", "feature-3" or "neuron-3" (pages of 64 units), "rating" (the
+                   numbers of the units to rate), "rows-3" (rows of held-out text)
+    ask(question, arguments)    plain data, or an error of one line for the reader (`kernel.Model`)
+        "activations" {text, feature}: the token ids of a text, the feature on each token, and
+                   each token's strongest features
+        "clamp" {text, clamp, keep_error, new_tokens, temperature, seed}: the next tokens, KL, and
+                   two continuations
+        "context" {row, feature, ablate}: a whole row of text, the feature on it, and the change of
+                   the loss
+        "ratings" {}: every blind rating so far
+        "rate" {rater, seed, kind, unit, rating}: one more
+    address        what is shown, as "feature=12&view=try": location.hash, or a variable
+
+There are two sources. `KernelSource` (the notebook, through anywidget's messages) passes both calls
+to the kernel, where the model itself answers; so the output stays small, and any model of a run can
+be asked. `FileSource` (`browser.html`) has the blocks in the page. It answers from the int8 model
+among them (`page_model`), or says why there is none, and keeps ratings in localStorage.
+"""
+
+from suite.browser.close_reading import gallery, markdown
+from suite.browser.kernel import FeatureBrowser, own_text, whole_context, widget
+from suite.browser.page import static
 from suite.browser.rating import rating_histogram
-from suite.browser.try_text import own_text
-from suite.browser.widget import FeatureBrowser, widget
+from suite.browser.table import percent
 
 __all__ = [
     "FeatureBrowser",
-    "clamp",
     "gallery",
     "markdown",
     "own_text",

@@ -1,4 +1,8 @@
-"""A few features read closely, for the report: rule, examples over the whole range, logit effects, score; and one that looks clean only at the top."""
+"""Features for the report: drawn at random, read closely, and one that looks clean only at the
+top.
+
+Everything here is plain data for `results/*.json`: texts are made visible, and none is escaped.
+"""
 
 from typing import Any
 
@@ -6,73 +10,136 @@ import numpy as np
 import pandas as pd
 
 from sae_lib.features.evaluation import ALIVE
-from suite.browser.random_draw import entry, shortened
-from suite.browser.table import FeatureTable, open_table
+from sae_lib.text.display import plain
+from sae_lib.text.markup import span
+from suite.browser.table import SCORES, FeatureTable, decimal, open_table, percent, signed
 from suite.runs import Run
 
-PER_TENTH = 1
+EXAMPLES, BEFORE, AFTER, LOGITS = 5, 12, 6, 6
 LOWER = 3  # tenths at the bottom of the range that count as "lower down"
+CLEAN = 0.9  # share of the strongest examples that agree on one token
+
+
+def gallery(run: Run, n: int = 5, seed: int = 0, name: str = "") -> list[dict[str, Any]]:
+    """`n` features drawn among those with at least `evaluation.ALIVE` activations, or all where
+    there are fewer.
+    """
+    table = open_table(run, name)
+    return [entry(table, number) for number in draw(table, n, seed)]
+
+
+def draw(table: FeatureTable, n: int, seed: int) -> list[int]:
+    return np.random.default_rng(seed).permutation(table.alive(ALIVE))[:n].tolist()
+
+
+def entry(table: FeatureTable, number: int) -> dict[str, Any]:
+    """One feature as plain data."""
+    f, name = table.features.iloc[number], table.vocabulary.name
+    strongest = table.strongest(number)
+
+    def moved(end: str) -> list[dict[str, Any]]:
+        pairs = list(zip(f[f"{end}_logits"], f[f"{end}_logit_values"], strict=True))[:LOGITS]
+        return [{"token": name(int(token)), "value": float(value)} for token, value in pairs]
+
+    return {
+        "feature": number,
+        "density": float(f["density"]),
+        "n_active": int(f["n_active"]),
+        "maximum": float(f["maximum"]),
+        "top_tokens": [
+            {"token": name(token), "count": count}
+            for token, count in table.strongest_on(number)[:LOGITS]
+        ],
+        "n_examples": len(strongest),
+        "raised": moved("top"),
+        "lowered": moved("bottom"),
+        "examples": [shortened(table, e) for e in strongest[:EXAMPLES].itertuples()],
+    }
+
+
+def shortened(table: FeatureTable, e) -> dict[str, Any]:
+    ids = [int(token) for token in e.token_ids]
+    return {
+        "before": table.spelled(ids[max(0, e.focus - BEFORE) : e.focus]),
+        "token": table.vocabulary.name(ids[e.focus]),
+        "after": table.spelled(ids[e.focus + 1 : e.focus + 1 + AFTER]),
+        "activation": float(e.activation),
+    }
+
+
+def markdown(entry: dict[str, Any]) -> str:
+    """A gallery entry as Markdown; texts stand in code spans, where neither Markdown nor HTML
+    means anything.
+    """
+    tokens = ", ".join(f"{span(t['token'])} {t['count']}" for t in entry["top_tokens"])
+    raised = ", ".join(f"{span(r['token'])} {signed(r['value'])}" for r in entry["raised"])
+    examples = [
+        f"- {decimal(e['activation'])}: {span(e['before'])}**{span(e['token'])}**{span(e['after'])}"
+        for e in entry["examples"]
+    ]
+    head = (
+        f"**Feature {entry['feature']}**: density {percent(entry['density'])}"
+        f" ({decimal(entry['n_active'])} activations), maximum {decimal(entry['maximum'])}"
+    )
+    top = f"Strongest on {tokens} of the top {entry['n_examples']}; raises {raised}"
+    return "\n".join([head, "", top, "", *examples]) + "\n"
 
 
 def read_closely(run: Run, n: int = 5, seed: int = 0) -> list[dict[str, Any]]:
-    """`n` features drawn by `seed` among those with at least `ALIVE` activations (the gallery's own draw), each with all that is known of it."""
+    """The gallery's own draw, each feature with all that is known of it."""
     table = open_table(run)
-    drawn = np.random.default_rng(seed).permutation(table.alive(ALIVE))[:n]
-    return [in_full(table, number) for number in drawn.tolist()]
+    return [in_full(table, number) for number in draw(table, n, seed)]
 
 
 def in_full(table: FeatureTable, number: int) -> dict[str, Any]:
-    """A gallery entry with rule and scores (where there are any), and an example from every tenth of the range."""
-    page = table.page(number, 0, PER_TENTH)
+    """A gallery entry with rule and scores (where there are any), and an example from every tenth
+    of the range.
+    """
+    f = table.features.iloc[number]
+    maximum = float(f.get("maximum_all", f["maximum"]))
+    score: dict[str, Any] = {"rule": ""}
+    if isinstance(f.get("rule"), str):
+        score = dict(zip(SCORES, (plain(f["rule"]), *f[SCORES[1:]].tolist()), strict=True))
+        score["n_conditions"] = int(score["n_conditions"])
     tenths = [
         {
-            "from": t["from"],
-            "to": t["to"],
-            "share": t["share"],
-            "examples": [shortened(e) for e in t["examples"]],
+            "from": maximum * e.tenth / 10,
+            "to": maximum * (e.tenth + 1) / 10,
+            "share": float(f["tenths"][e.tenth]),
+            "examples": [shortened(table, e)],
         }
-        for t in page["tenths"]
+        for e in table.sampled(number).drop_duplicates("tenth")[::-1].itertuples()
     ]
-    return entry(table, number) | {
-        "score": page["score"],
-        "tenths": tenths,
-        "marked_share": page["marked_share"],
-    }
+    marked = float(f.get("marked_share", 0.0))
+    return entry(table, number) | {"score": score, "tenths": tenths, "marked_share": marked}
 
 
 def clean_only_at_the_top(table: FeatureTable) -> dict[str, Any] | None:
-    """The feature whose strongest examples agree most on one token while those from the lowest tenths of its range do not; None where there is none.
+    """The feature whose strongest examples agree most on one token while those from its lowest
+    tenths do not.
 
-    Both are shares of examples on the token that is most frequent among the strongest; the gap between them decides.
+    Both are shares of examples on the token that is most frequent among the strongest; the gap
+    between them decides. None where there is no such feature.
     """
-    samples = table.samples[table.samples["tenth"] < LOWER]
-    token = table.examples.groupby("feature")["token_id"].agg(lambda ids: ids.mode().iloc[0])
-    at_top = (
-        (table.examples["token_id"] == table.examples["feature"].map(token))
-        .groupby(table.examples["feature"])
-        .agg(["mean", "size"])
-    )
-    lower = (
-        (samples["token_id"] == samples["feature"].map(token))
-        .groupby(samples["feature"])
-        .agg(["mean", "size"])
-    )
-    both = at_top.join(lower, lsuffix="_top", rsuffix="_lower", how="inner")
-    both = both[
-        (both["size_top"] >= 10) & (both["size_lower"] >= 2 * LOWER) & (both["mean_top"] >= 0.9)
-    ]
-    both = both.loc[both.index.intersection(pd.Index(table.alive(ALIVE)))]
+    strongest = table.examples.query("tenth < 0")
+    token = strongest.groupby("feature")["token_id"].agg(lambda ids: ids.mode().iloc[0])
+
+    def agreement(examples: pd.DataFrame) -> pd.DataFrame:
+        on_it = examples["token_id"] == examples["feature"].map(token)
+        return on_it.groupby(examples["feature"]).agg(["mean", "size"])
+
+    lower = agreement(table.examples.query("0 <= tenth < @LOWER"))
+    both = agreement(strongest).join(lower, lsuffix="_top", rsuffix="_lower", how="inner")
+    both = both.query("size_top >= 10 and size_lower >= 2 * @LOWER and mean_top >= @CLEAN")
+    both = both[both.index.isin(table.alive(ALIVE))]
     if both.empty:
         return None
-    worst = both.sort_values(
-        ["mean_lower", "mean_top", "size_lower"], ascending=[True, False, False], kind="stable"
-    ).iloc[0]
-    chosen = in_full(table, int(worst.name)) | {
+    keys = ["mean_lower", "mean_top", "size_lower"]
+    worst = both.sort_values(keys, ascending=[True, False, False], kind="stable").iloc[0]
+    return in_full(table, int(worst.name)) | {
         "top_share": float(worst["mean_top"]),
         "lower_share": float(worst["mean_lower"]),
         "lower_examples": int(worst["size_lower"]),
-    }
-    return chosen | {
-        "clean_top": int((both["mean_top"] >= 0.9).sum()),
-        "unclean_lower": int(((both["mean_top"] >= 0.9) & (both["mean_lower"] < 0.5)).sum()),
+        "clean_top": len(both),
+        "unclean_lower": int((both["mean_lower"] < 0.5).sum()),
     }

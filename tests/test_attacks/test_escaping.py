@@ -140,6 +140,7 @@ def look(chromium, tmp_path):
         assert hosts <= own, hosts
         return tab.locator("body").inner_text()
 
+    look.tab = tab
     yield look
     tab.close()
 
@@ -173,15 +174,48 @@ def test_the_browser_page_is_inert(poisoned, look):
     assert "window.hit" in shown
 
 
-def test_the_widget_is_inert(poisoned, look):
-    from suite.browser import widget
+def test_every_page_and_panel_of_the_file_is_inert(poisoned, look):
+    """The page in its shadow root: each feature, a text of one's own, a whole context, blind pages."""
+    look(poisoned / "browser.html")
+    tab = look.tab
+    tab.wait_for_selector("html[data-ready]")
+    assert "run <img src=x onerror=window.hit=30> $x$" in tab.locator("h1").inner_text()
+    shown = ""
+    for number in range(0, tab.evaluate("sae.app.features.count"), 3):
+        tab.evaluate("n => sae.app.show(n)", number)
+        shown += tab.locator("#page").inner_text()
+    assert "window.hit" in shown
+    tab.evaluate("location.hash = '#feature=1&view=try'")
+    tab.fill("#text", "".join(PAYLOADS[:6]))
+    tab.locator("#tried .text").filter(has_text="parent.hit=6").wait_for()
+    tab.click("#generate")
+    tab.wait_for_selector(".sides")
+    tab.evaluate("location.hash = '#feature=1&view=rate'")
+    tab.fill("#rater", SCRIPT[:50])
+    tab.click("#begin")
+    tab.wait_for_selector("#unit section")
+    odd = (
+        "script, img, iframe, svg:not(.histogram), base, meta, link, [onclick], [onload], [onerror]"
+    )
+    assert tab.locator("main").locator(odd).count() == 0
+    assert tab.evaluate(LOOK)["hit"] is None
+    hrefs = tab.evaluate(
+        "[...sae.app.root.querySelectorAll('[href], [src]')].map(e => e.getAttribute('href'))"
+    )
+    assert all(re.fullmatch(r"#[\w=&]*", href) for href in hrefs)
 
-    browser = widget(stages.open_run("smoke", poisoned, overrides(poisoned.parent / "text")))
-    pages = []
-    for number in browser.matches[:40]:
-        browser.show(int(number))
-        pages.append(browser.page.value)
-    assert "window.hit" in look("".join(pages)) and len(pages) > 20
+
+def test_the_widget_without_a_kernel_is_inert(poisoned, look):
+    from suite.browser import static, widget
+
+    run = stages.open_run("smoke", poisoned, overrides(poisoned.parent / "text"))
+    bundle, _ = widget(run)._repr_mimebundle_()
+    assert "density" in look(bundle["text/html"])
+    assert "window.hit" in look(static(run, range(40)).data)
+    notebook = nbformat.read(poisoned / "notebooks" / "04_feature_browser.ipynb", 4)
+    body, _ = HTMLExporter().from_notebook_node(notebook)
+    shown = look(body, OUR_OWN)
+    assert shown.count("mean when active") > 3 and "widget-view" not in body
 
 
 @pytest.mark.parametrize("text", PAYLOADS)

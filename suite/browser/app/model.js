@@ -1,61 +1,94 @@
 // The language model (GPT-2's shape, one layer, ReLU) and the autoencoder, in float32 from int8 weights. Matrices are [out, in].
 
+const PER_TOKEN = 5, NEXT = 12; // features named for each token; tokens listed
+
 class Model {
   constructor(buffer) {
     let [header, at] = with_binary(buffer);
-    Object.assign(this, header);
-    this.tokenizer = new Tokenizer(this.tokenizer);
-    this.sizes = this.layout;
+    Object.assign(this, header, { tokenizer: new Tokenizer(header.tokenizer), weights: {} });
     for (const [name, [rows]] of Object.entries(this.layout)) { // vectors, and the scales of matrices
-      this[name] = new Float32Array(buffer.slice(at, at + 4 * rows));
+      this.weights[name] = new Float32Array(buffer.slice(at, at + 4 * rows));
       at += 4 * rows;
     }
     for (const [name, [rows, columns]] of Object.entries(this.layout)) {
       if (columns === undefined) continue;
-      const levels = new Int8Array(buffer, at, rows * columns), scale = this[name], weight = new Float32Array(rows * columns);
+      const levels = new Int8Array(buffer, at, rows * columns), scale = this.weights[name], weight = new Float32Array(rows * columns);
       for (let r = 0, i = 0; r < rows; r++) for (let c = 0; c < columns; c++, i++) weight[i] = levels[i] * scale[r];
-      this[name] = weight;
+      this.weights[name] = weight;
       at += rows * columns;
     }
-    this.head ??= this.token_embedding; // tied
-    this.sizes.head ??= this.sizes.token_embedding;
-    this.d_model = this.sizes.token_embedding[1];
-    this.vocabulary_size = this.sizes.head[0];
+    this.weights["lm_head.weight"] ??= this.weights["wte.weight"]; // tied
+    [this.vocabulary_size, this.d_model] = this.layout["lm_head.weight"] ?? this.layout["wte.weight"];
   }
 
-  encode_text(text) {
-    // At most `context` tokens, from the beginning.
-    const ids = this.tokenizer.encode(text);
-    return ids.slice(0, this.context);
+  // --- the questions of a source ---
+
+  activations({ text, feature }) {
+    const all = this.tokenizer.encode(text), ids = all.slice(0, this.n_positions), rows = this.rows_at_hook(ids);
+    const strongest = rows.map((x) => {
+      const f = this.features(x);
+      return top_of(f, PER_TOKEN).filter((n) => f[n] > 0).map((n) => [n, f[n]]);
+    });
+    return { ids, cut: all.length - ids.length, values: this.on_rows(rows, feature), strongest };
   }
+
+  clamp({ text, clamp, keep_error = true, new_tokens = 0, temperature = 0.8, seed = 0 }) {
+    const ids = this.tokenizer.encode(text), change = this.clamped(clamp, keep_error);
+    if (!ids.length) throw new Error("the prompt is empty: give at least one token of text");
+    if (ids.length + (new_tokens ? 1 : 0) > this.n_positions) throw new Error(`the prompt has ${ids.length} tokens and the model's context is ${this.n_positions}; shorten the prompt`);
+    const before = softmax(this.run(ids)[0]), after = softmax(this.run(ids, change)[0]), moved = before.map((p, i) => Math.abs(after[i] - p));
+    const likely = [...new Set([before, after, moved].flatMap((p) => top_of(p, NEXT)))].sort((a, b) => moved[b] - moved[a] || a - b).slice(0, NEXT);
+    const sides = new_tokens ? [undefined, change].map((how) => {
+      const continued = this.generate(ids, new_tokens, temperature, seed, how);
+      return { ids: continued, values: this.on_rows(this.rows_at_hook(continued), clamp.feature) };
+    }) : [];
+    return { kl: divergence(before, after), next: likely.map((t) => [t, before[t], after[t]]), sides, prompt: ids.length };
+  }
+
+  context({ feature, ablate }, ids) {
+    const values = this.on_rows(this.rows_at_hook(ids), feature);
+    if (!ablate) return { ids, values, effects: [] };
+    const [before, after] = [undefined, this.clamped({ feature, how: "ablate" })].map((change) => this.losses(ids, change));
+    return { ids, values, effects: [0, ...after.map((loss, t) => loss - before[t])] };
+  }
+
+  // --- the language model ---
 
   run(ids, change = () => {}, last_only = true) {
     // Logits [position][token] of the last position, or of all. `change(x, d)` sees, and may write into, what passes the hook.
-    const n = ids.length, d = this.d_model;
+    const n = ids.length, d = this.d_model, w = this.weights;
     let x = new Float32Array(n * d);
-    for (let t = 0; t < n; t++) for (let i = 0; i < d; i++) x[t * d + i] = this.token_embedding[ids[t] * d + i] + this.position_embedding[t * d + i];
+    const norm = (name, values, rows) => normalised(values, rows, d, w[`${name}.weight`], w[`${name}.bias`], this.epsilon);
+    const linear = (name, values) => affine(values, n, w[`${name}.weight`], w[`${name}.bias`]);
+    const add = (written) => { for (let i = 0; i < x.length; i++) x[i] += written[i]; };
+    for (let t = 0; t < n; t++) for (let i = 0; i < d; i++) x[t * d + i] = w["wte.weight"][ids[t] * d + i] + w["wpe.weight"][t * d + i];
     this.at("hook_resid_pre", x, d, change);
-    const attended = affine(this.attention(normalised(x, n, d, this.norm_1, this.norm_1_bias, this.epsilon), n), n, this.attention_out, this.attention_out_bias);
-    for (let i = 0; i < x.length; i++) x[i] += attended[i];
-    const hidden = affine(normalised(x, n, d, this.norm_2, this.norm_2_bias, this.epsilon), n, this.mlp_in, this.mlp_in_bias), width = this.mlp_in_bias.length;
+    add(linear("attn.c_proj", this.attention(linear("attn.c_attn", norm("ln_1", x, n)), n)));
+    const hidden = linear("mlp.c_fc", norm("ln_2", x, n)), width = hidden.length / n;
     this.at("mlp.hook_pre", hidden, width, change);
     for (let i = 0; i < hidden.length; i++) if (!(hidden[i] > 0)) hidden[i] = 0;
     this.at("mlp.hook_post", hidden, width, change);
-    const written = affine(hidden, n, this.mlp_out, this.mlp_out_bias);
+    const written = linear("mlp.c_proj", hidden);
     this.at("hook_mlp_out", written, d, change);
-    for (let i = 0; i < x.length; i++) x[i] += written[i];
+    add(written);
     this.at("hook_resid_post", x, d, change);
     if (last_only) x = x.slice((n - 1) * d);
-    const rows = x.length / d, logits = affine(normalised(x, rows, d, this.norm_final, this.norm_final_bias, this.epsilon), rows, this.head, null);
+    const rows = x.length / d, logits = affine(norm("ln_f", x, rows), rows, w["lm_head.weight"], null);
     return Array.from({ length: rows }, (_, t) => logits.subarray(t * this.vocabulary_size, (t + 1) * this.vocabulary_size));
+  }
+
+  losses(ids, change) {
+    // Nats, of predicting each token but the first.
+    const logits = this.run(ids, change, false);
+    return ids.slice(1).map((token, t) => -Math.log(Math.max(softmax(logits[t])[token], 1e-300)));
   }
 
   at(name, x, d, change) {
     if (name === this.hook) change(x, d);
   }
 
-  attention(x, n) {
-    const d = this.d_model, size = d / this.heads, qkv = affine(x, n, this.attention_in, this.attention_in_bias), out = new Float32Array(n * d);
+  attention(qkv, n) {
+    const d = this.d_model, size = d / this.heads, out = new Float32Array(n * d);
     const weights = new Float64Array(n), root = Math.sqrt(size);
     for (let h = 0; h < this.heads; h++) {
       for (let t = 0; t < n; t++) {
@@ -77,57 +110,77 @@ class Model {
     return out;
   }
 
-  hooked(ids) {
-    // What passes the hook: [position, d_in], flat.
-    let seen;
-    this.run(ids, (x) => { seen = x.slice(); });
-    return seen;
+  // --- the autoencoder ---
+
+  rows_at_hook(ids) {
+    // What passes the hook: an activation vector per position.
+    let rows = [];
+    if (ids.length) this.run(ids, (x, d) => { rows = ids.map((_, t) => x.slice(t * d, (t + 1) * d)); });
+    return rows;
   }
 
-  features(x, d) {
+  on_rows(rows, number) {
+    return rows.map((x) => Math.max(0, this.feature(x, number)));
+  }
+
+  features(x) {
     // Activations of all features of one activation vector.
     if (this.architecture === "neurons") return Float32Array.from(x);
-    const centred = x.map((value, i) => value - this.b_dec[i]);
-    const z = affine(centred, 1, this.W_enc, this.b_enc);
+    const w = this.weights, centred = x.map((value, i) => value - w.b_dec[i]), z = affine(centred, 1, w.W_enc_T, w.b_enc);
     if (this.architecture === "topk") {
-      const kept = new Set(Array.from(z.keys()).sort((a, b) => z[b] - z[a]).slice(0, this.k));
+      const kept = new Set(top_of(z, this.k));
       return z.map((value, f) => (kept.has(f) && value > 0 ? value : 0));
     }
-    return z.map((value, f) => (value > 0 && (!this.threshold || value > this.threshold[f]) ? value : 0));
+    return z.map((value, f) => (value > (w.threshold?.[f] ?? 0) && value > 0 ? value : 0));
   }
 
-  feature(x, d, number) {
+  feature(x, number) {
     // One feature's activation, without the others where it does not depend on them.
     if (this.architecture === "neurons") return x[number];
-    if (this.architecture === "topk") return this.features(x, d)[number];
-    let z = this.b_enc[number];
-    for (let i = 0; i < d; i++) z += (x[i] - this.b_dec[i]) * this.W_enc[number * d + i];
-    return z > Math.max(0, this.threshold ? this.threshold[number] : 0) ? Math.fround(z) : 0;
+    if (this.architecture === "topk") return this.features(x)[number];
+    const w = this.weights, d = x.length;
+    let z = w.b_enc[number];
+    for (let i = 0; i < d; i++) z += (x[i] - w.b_dec[i]) * w.W_enc_T[number * d + i];
+    return z > Math.max(0, w.threshold?.[number] ?? 0) ? Math.fround(z) : 0;
   }
 
-  clamp(number, value) {
-    // A change for `run`: the feature is pinned to `value` at every position; the autoencoder's error stays as it is.
+  clamped({ feature, how = "pin", value = 0 }, keep_error = true) {
+    // A change for `run`, as in features/clamping.py: at every position, the autoencoder's error kept or dropped.
+    const after = (f) => ({ pin: value, scale: value * f, ablate: 0 })[how];
     return (x, d) => {
       for (let t = 0; t < x.length / d; t++) {
-        const row = x.subarray(t * d, (t + 1) * d), by = value - this.feature(row, d, number);
-        if (this.architecture === "neurons") row[number] += by;
-        else for (let i = 0; i < d; i++) row[i] += by * this.W_dec[number * d + i];
+        const row = x.subarray(t * d, (t + 1) * d), f = this.feature(row, feature);
+        if (!keep_error) row.set(this.decoded(this.features(row)));
+        this.add(row, feature, after(f) - f);
       }
     };
   }
 
+  add(row, feature, by) {
+    const { W_dec } = this.weights, d = row.length;
+    if (this.architecture === "neurons") row[feature] += by;
+    else for (let i = 0; i < d; i++) row[i] += by * W_dec[feature * d + i];
+  }
+
+  decoded(f) {
+    if (this.architecture === "neurons") return f;
+    const x = this.weights.b_dec.slice();
+    f.forEach((value, number) => { if (value) this.add(x, number, value); });
+    return x;
+  }
+
   generate(ids, new_tokens, temperature, seed, change) {
     // Sampled continuation by Gumbel noise: the same seed gives every token the same noise at every step, clamped or not.
-    const random = mulberry32(seed), last = Math.min(this.context, ids.length + new_tokens);
+    const random = mulberry32(seed), last = Math.min(this.n_positions, ids.length + new_tokens);
     ids = ids.slice();
     while (ids.length < last) {
       let best = -Infinity, next = 0;
       this.run(ids, change)[0].forEach((logit, t) => {
-        const drawn = logit / temperature - Math.log(-Math.log(random() + 1e-12));
+        const drawn = logit - temperature * Math.log(-Math.log(random() + 1e-12));
         if (drawn > best) [best, next] = [drawn, t];
       });
       ids.push(next);
-      if (next === this.tokenizer.end) break;
+      if (next === this.end) break;
     }
     return ids;
   }
@@ -186,4 +239,17 @@ function mulberry32(seed) {
     t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
     return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
   };
+}
+
+function top_of(values, k) {
+  // Places of the k largest, the largest first.
+  const best = [];
+  for (let i = 0; i < values.length; i++) {
+    if (best.length === k && values[i] <= values[best[k - 1]]) continue;
+    let at = best.length;
+    while (at > 0 && values[best[at - 1]] < values[i]) at--;
+    best.splice(at, 0, i);
+    if (best.length > k) best.pop();
+  }
+  return best;
 }

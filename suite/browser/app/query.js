@@ -1,8 +1,13 @@
-// The list's query language of query.py once more, on the index that the page carries.
+// The search's language: `import`, `" import" density<0.1%`, `text:"def main" auroc>0.9`, `#12`. All parts must hold.
 
-const PLACES = CONSTANTS.places.join("|");
-const PART = new RegExp(`(?:(${PLACES}):)?(?:"([^"]+)"(?=\\s|$)|(\\S+))`, "g");
-const COMPARISON = new RegExp(`^(${Object.keys(CONSTANTS.fields).join("|")})(<=|>=|<|>|=)(\\d+\\.?\\d*|\\.\\d+)(%?)$`, "i");
+const FIELDS = { // name in a query → column
+  number: "feature", density: "density", active: "n_active", maximum: "maximum", mean: "mean_active", marked: "marked_share",
+  auroc: "auroc", accuracy: "balanced_accuracy", conditions: "n_conditions",
+};
+const PLACES = ["token", "text", "before", "raises", "lowers", "rule"]; // where a text is looked for; without one: token, raises and rule
+const HELP = `Parts, all of which must hold: a token or a piece of one (in "quotes" where it has blanks) is looked for in the tokens that features are strongest on, in the logits that they raise and in their rules; text:, token:, before:, raises:, lowers: or rule: in front says where; text:"def main" looks at the examples. Numbers: ${Object.keys(FIELDS).join(", ")} with <, <=, =, >= or >, as in density<0.1% auroc>0.9. #12 is feature 12.`;
+const PART = new RegExp(`(?:(${PLACES.join("|")}):)?(?:"([^"]+)"(?=\\s|$)|(\\S+))`, "g");
+const COMPARISON = new RegExp(`^(${Object.keys(FIELDS).join("|")})(<=|>=|<|>|=)(\\d+\\.?\\d*|\\.\\d+)(%?)$`, "i");
 const HOLDS = { "<": (a, b) => a < b, ">": (a, b) => a > b, "<=": (a, b) => a <= b, ">=": (a, b) => a >= b, "=": (a, b) => a === b };
 const SHOWN = { "\u23ce": "\n", "\u00b7": " ", "\u21e5": "\t" }; // what a reader copies from the page, back to what it stands for
 const END_OF_EXAMPLE = "\uffff";
@@ -40,24 +45,27 @@ async function matches(features, query, column, descending, waiting = () => {}) 
 }
 
 function compared(features, { field, sign, value }) {
-  const column = features.numbers[CONSTANTS.fields[field]];
+  const column = features.columns[FIELDS[field]];
   return (i) => column !== undefined && column[i] !== null && HOLDS[sign](column[i], value);
 }
 
 function with_text(features, { place, wanted }) {
   if (place === "text") return (i) => features.texts[i].includes(wanted);
   const hit = features.folded.map((text) => text.includes(wanted)), tests = [];
-  const in_list = (column) => tests.push((i) => (features[column]?.[i] ?? []).some((t) => hit[t]));
-  if (place === "" || place === "token") ["strongest", "top_tokens"].forEach(in_list);
-  if (place === "" || place === "raises") in_list("raised");
-  if (place === "lowers") in_list("lowered");
+  const in_list = (column) => tests.push((i) => (features.columns[column]?.[i] ?? []).some((t) => hit[t]));
+  if (place === "" || place === "token") {
+    tests.push((i) => features.strongest[i].some((t) => hit[t]));
+    in_list("top_tokens");
+  }
+  if (place === "" || place === "raises") in_list("top_logits");
+  if (place === "lowers") in_list("bottom_logits");
   if (place === "before") in_list("before_tokens");
-  if (place === "" || place === "rule") tests.push((i) => (features.rule[i] ?? "").toLowerCase().includes(wanted));
+  if (place === "" || place === "rule") tests.push((i) => (features.columns.rule?.[i] ?? "").toLowerCase().includes(wanted));
   return (i) => tests.some((test) => test(i));
 }
 
 function sorted(features, found, column, descending) {
-  const keys = features.numbers[column], dead = features.numbers.n_active, sign = descending ? -1 : 1;
+  const keys = features.columns[column], dead = features.columns.n_active, sign = descending ? -1 : 1;
   const last = (i) => keys[i] === null || (dead[i] === 0 && column !== "feature");
   return found.slice().sort((a, b) => last(a) - last(b) || (keys[a] === null ? 0 : sign * (keys[a] - keys[b])) || a - b);
 }

@@ -1,4 +1,4 @@
-// The filters and globals of page.py and the tokens of visible.py once more: they must give the same text, character by character.
+// Numbers as page.py writes them and tokens as text/display.py shows them: the same text, character by character.
 
 const SIGNS = new Map([["\n", "\u23ce"], ["\r", "\u27e8CR\u27e9"], ["\t", "\u21e5"]]);
 
@@ -32,11 +32,6 @@ function decimal(x) {
 
 const percent = (share) => `${decimal(100 * share)} %`;
 const signed = (x) => (x < 0 ? "-" : "+") + decimal(Math.abs(x));
-const shade = (value, maximum) => (value > 0 && maximum > 0 ? fixed(CONSTANTS.darkest * Math.min(1, value / maximum), 2) : "");
-
-const bar = (count, tallest) => (tallest > 0 ? Number(fixed((40 * Math.log1p(count)) / Math.log1p(tallest), 1)) : 0);
-const tone = (value, largest) => (Math.abs(value) > 0.02 * largest ? shade(Math.abs(value), largest) : "");
-
 function signs(text, every_blank) {
   const found = [];
   for (const match of text.matchAll(/ +|[^ ]/gu)) {
@@ -62,8 +57,6 @@ function pieces(text, every_blank = false) {
 
 const plain = (text, every_blank = false) => signs(text, every_blank).map(([, part]) => part).join("");
 const isolated = (text) => (UNICODE.right_to_left.test(text) ? `\u2068${text}\u2069` : text);
-
-const filters = { percent, decimal, signed, shade, bar, tone, pieces, isolated };
 
 // --- tokens as bytes ---
 
@@ -120,11 +113,5 @@ class Vocabulary {
       at += length;
     }
     return found;
-  }
-
-  tokens(ids, values, focus = -1) {
-    // What the template draws as a text: one entry per token.
-    const whole = this.characters(ids);
-    return ids.map((t, i) => ({ text: this.text(t), name: this.name(t), value: values[i], whole: plain(whole.get(i) ?? ""), strongest: i === focus }));
   }
 }

@@ -2,16 +2,24 @@
 
 const SPLIT = /'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\p{White_Space}\p{L}\p{N}]+|\p{White_Space}+(?!\P{White_Space})|\p{White_Space}+/gu;
 
+function byte_letters() {
+  // GPT-2's letters for the 256 bytes: printable ones stand for themselves, the rest follow from U+0100.
+  const printable = (b) => (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174;
+  let next = 256;
+  return Array.from({ length: 256 }, (_, b) => String.fromCharCode(printable(b) ? b : next++));
+}
+
 class Tokenizer {
-  constructor({ merges, bytes, added, end }) {
-    this.bytes = bytes;
-    this.end = end;
+  constructor({ model, added_tokens }) {
+    // What `tokenizers` saves. As everywhere in this project special tokens in a text are ordinary text, so they are left out.
+    const ids = model.vocab;
+    this.bytes = byte_letters().map((letter) => ids[letter]);
     this.ranks = new Map(); // left id · 2^20 + right id → [rank, merged id]
-    for (let i = 0; i < merges.length; i += 3) {
-      const pair = merges[i] * 2 ** 20 + merges[i + 1];
-      this.ranks.set(pair, [i, merges[i + 2]]); // as in tokenizers, a pair listed twice has its last rank
-    }
-    this.added = new Map(added);
+    model.merges.forEach((merge, rank) => {
+      const [left, right] = typeof merge === "string" ? merge.split(" ") : merge;
+      this.ranks.set(ids[left] * 2 ** 20 + ids[right], [rank, ids[left + right]]); // as in tokenizers, a pair listed twice has its last rank
+    });
+    this.added = new Map(added_tokens.filter((t) => !t.special).map((t) => [t.content, t.id]));
     const contents = [...this.added.keys()].sort((a, b) => b.length - a.length).map((t) => t.replace(/[.*+?^${}()|[\]\\\/-]/g, "\\$&"));
     this.special = contents.length ? new RegExp(`(${contents.join("|")})`, "u") : null;
     this.cache = new Map();

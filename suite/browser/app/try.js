@@ -1,117 +1,107 @@
 // A text of the reader's own: the chosen feature on it, the strongest features of each token, and what clamping changes.
 
-const PER_TOKEN = 5, NEXT = 12;
-const trial = { model: null, loading: null, ids: [], x: null, d: 0, number: -1 };
-
-async function open_trial() {
-  if (!CONSTANTS.model) return;
-  trial.loading ??= block("model-data").then((buffer) => {
-    trial.model = new Model(buffer);
-    $("model").hidden = false;
-    $("model-note").hidden = true;
-    listen_to_trial();
-    read_text();
-  });
-  await trial.loading;
-  turn_trial();
-}
-
-function listen_to_trial() {
-  let wait;
-  $("text").addEventListener("input", () => { clearTimeout(wait); wait = setTimeout(() => { read_text(); draw_trial(); }, 200); });
-  $("example").addEventListener("click", () => {
-    const example = shown.page.examples[0];
-    $("text").value = example ? text_of_bytes(example.tokens.flatMap((t) => bytes_of(t.text))).replace(/[\udc80-\udcff]/gu, "") : "";
-    read_text();
-    draw_trial();
-  });
-  const to = (value) => { $("value").value = $("value-number").value = value; draw_clamped(); };
-  $("value").addEventListener("input", () => to($("value").value));
-  $("value-number").addEventListener("input", () => { $("value").value = $("value-number").value; draw_clamped(); });
-  $("ablate").addEventListener("click", () => to(0));
-  $("maximum").addEventListener("click", () => to(Number(largest().toPrecision(3))));
-  $("generate").addEventListener("click", generate);
-}
-
-function read_text() {
-  const { model } = trial, all = model.tokenizer.encode($("text").value);
-  trial.ids = all.slice(0, model.context);
-  $("tokens").textContent = all.length > model.context ? `${all.length} tokens; the model reads the first ${model.context}` : `${all.length} tokens`;
-  trial.x = trial.ids.length ? model.hooked(trial.ids) : new Float32Array();
-  trial.d = trial.ids.length ? trial.x.length / trial.ids.length : 0;
-  draw_per_token();
-}
-
-function turn_trial() {
-  // Another feature: its own range of values.
-  if (trial.number === shown.number) return;
-  trial.number = shown.number;
-  const top = largest();
-  $("value").min = 0;
-  $("value").max = Number((2 * top).toPrecision(3));
-  $("value").step = Number((top / 50).toPrecision(2));
-  $("value").value = $("value-number").value = Number(top.toPrecision(3));
-  $("clamp-name").textContent = `${CONSTANTS.kind} ${trial.number}`;
-  draw_trial();
-}
-
-const largest = () => features.numbers.maximum[trial.number] || 1;
-const at_position = (t) => trial.x.subarray(t * trial.d, (t + 1) * trial.d);
-
-function draw_trial() {
-  const values = trial.ids.map((_, t) => trial.model.feature(at_position(t), trial.d, trial.number));
-  const tried = { number: trial.number, strongest: Math.max(0, ...values), maximum: largest(), tokens: features.vocabulary.tokens(trial.ids, values) };
-  $("tried").innerHTML = template.tried(CONSTANTS.kind, tried).html;
-  draw_clamped();
-}
-
-function draw_per_token() {
-  const rows = trial.ids.map((id, t) => {
-    const f = trial.model.features(at_position(t), trial.d), strongest = top_of(f, PER_TOKEN).filter((number) => f[number] > 0);
-    return { name: features.vocabulary.name(id), strongest: strongest.map((number) => ({ number, value: f[number], token: features.token(number) })) };
-  });
-  $("per-token").innerHTML = template.per_token(CONSTANTS.kind, rows, true).html;
-}
-
-function top_of(values, k) {
-  // Places of the k largest, the largest first.
-  const best = [];
-  for (let i = 0; i < values.length; i++) {
-    if (best.length === k && values[i] <= values[best[k - 1]]) continue;
-    let at = best.length;
-    while (at > 0 && values[best[at - 1]] < values[i]) at--;
-    best.splice(at, 0, i);
-    if (best.length > k) best.pop();
+class Try {
+  constructor(app) {
+    Object.assign(this, { app, number: -1, listening: false });
+    this.look = one_at_a_time(() => this.said("text-note", () => this.read()));
+    this.clamp = one_at_a_time((continued) => this.said("clamp-note", () => this.draw_clamped(continued)));
   }
-  return best;
-}
 
-function draw_clamped(continued = [[], []]) {
-  // The next token before and after; with the continuations where somebody asked for them.
-  const { model, number } = trial, value = Number($("value-number").value), ids = prompt_ids();
-  const before = softmax(model.run(ids)[0]), after = softmax(model.run(ids, model.clamp(number, value))[0]), moved = before.map((p, i) => Math.abs(after[i] - p));
-  const likely = [before, after, moved].flatMap((p) => top_of(p, NEXT)), tokens = [...new Set(likely)].sort((a, b) => moved[b] - moved[a] || before[b] - before[a]).slice(0, NEXT);
-  const next = tokens.map((t) => ({ token: features.vocabulary.name(t), before: before[t], after: after[t] }));
-  const what = `${CONSTANTS.kind} ${number} pinned at ${decimal(value)}`, [baseline, clamped] = continued;
-  $("clamped").innerHTML = template.clamped({ baseline, clamped, maximum: largest(), what, kl: divergence(before, after), next }).html;
-  $("said").textContent = "";
-}
-
-const prompt_ids = () => (trial.ids.length ? trial.ids : [trial.model.tokenizer.end]);
-
-async function generate() {
-  const { model, number } = trial, ids = prompt_ids(), value = Number($("value-number").value);
-  const [count, temperature, seed] = ["new-tokens", "temperature", "seed"].map((id) => Number($(id).value));
-  if (ids.length >= model.context) {
-    $("said").textContent = `The text fills the model's context of ${model.context} tokens: shorten it.`;
-    return;
+  frame() {
+    const { no_model, text, temperature } = this.app.features;
+    if (no_model && !this.app.source.in_kernel) return html`<p id="model-note" class="note">The language model is not in this page: ${no_model}.</p>`;
+    return html`<label for="text">Your own text <small id="tokens"></small></label>
+<button id="example" type="button" class="quiet">the feature's strongest example</button>
+<textarea id="text" rows="5" spellcheck="false" autocapitalize="off">${text}</textarea>
+<p id="text-note" class="note" role="status"></p>
+<div id="tried"></div>
+<h2>Clamp <span id="clamp-name"></span></h2>
+<p class="note">Hold the feature at every token of the text, and see what the model expects next.</p>
+<div class="row"><label>How <select id="how" aria-label="How"><option value="pin">pin to a value</option><option value="scale">scale by a factor</option><option value="ablate">ablate</option></select></label>
+<label>value <input id="value" type="range" aria-label="Value"></label><input id="value-number" type="number" step="any" aria-label="Value as a number"><button id="zero" type="button">0</button><button id="maximum" type="button">its maximum</button>
+<label title="what the autoencoder does not explain goes on unchanged"><input id="keep-error" type="checkbox" checked> keep the error term</label></div>
+<div class="row"><label>Continue by <input id="new-tokens" type="number" value="24" min="1" max="4096"> tokens</label><label>temperature <input id="temperature" type="number" value="${temperature}" min="0" step="0.05"></label><label>seed <input id="seed" type="number" value="0" min="0" step="1"></label><button id="generate" type="button">Continue the text</button></div>
+<p id="clamp-note" class="note" role="status"></p>
+<div id="clamped"></div>
+<h2>Strongest on each token</h2>
+<div id="per-token"></div>`;
   }
-  $("said").textContent = "\u2026";
-  await new Promise((done) => setTimeout(done, 20)); // let that be drawn
-  const texts = [undefined, model.clamp(number, value)].map((change) => {
-    const all = model.generate(ids, count, Math.max(temperature, 0.01), seed, change), x = model.hooked(all), d = x.length / all.length;
-    const values = all.map((_, t) => model.feature(x.subarray(t * d, (t + 1) * d), d, number));
-    return features.vocabulary.tokens(all, values).map((token, i) => ({ ...token, prompt: i < ids.length }));
-  });
-  draw_clamped(texts);
+
+  $(id) { return this.app.$(id); }
+
+  listen(on) {
+    if (!this.$("text")) return;
+    let wait;
+    on("text", "input", () => { clearTimeout(wait); wait = setTimeout(() => this.look(), 200); });
+    on("example", "click", () => {
+      const example = this.app.page.examples[0], { vocabulary } = this.app.features;
+      const bytes = example ? example.ids.flatMap((t) => bytes_of(vocabulary.text(t))) : [];
+      this.$("text").value = text_of_bytes(bytes).replace(/[\udc80-\udcff]/gu, "");
+      this.look();
+    });
+    const to = (value) => { this.$("value").value = this.$("value-number").value = value; this.clamp(); };
+    on("value", "input", () => to(this.$("value").value));
+    on("value-number", "input", () => { this.$("value").value = this.$("value-number").value; this.clamp(); });
+    on("zero", "click", () => to(0));
+    on("maximum", "click", () => to(Number(this.largest.toPrecision(3))));
+    on("how", "change", () => { this.propose(); this.clamp(); });
+    on("keep-error", "change", () => this.clamp());
+    on("generate", "click", () => this.clamp(true));
+  }
+
+  async open() {
+    if (!this.$("text") || this.number === this.app.number) return;
+    this.number = this.app.number;
+    this.propose();
+    this.$("clamp-name").textContent = `${this.app.features.kind} ${this.number}`;
+    await this.look();
+  }
+
+  get largest() { return this.app.features.maximum(this.number); }
+
+  propose() {
+    // A range and a value that do something: the feature's maximum to pin it at, twice as much to scale it by.
+    const how = this.$("how").value, top = how === "scale" ? 2 : this.largest;
+    const value = how === "ablate" ? 0 : Number(top.toPrecision(3)), [range, number] = [this.$("value"), this.$("value-number")];
+    Object.assign(range, { min: 0, max: Number((2 * top).toPrecision(3)), step: Number((top / 50).toPrecision(2)) });
+    range.value = number.value = value;
+    for (const id of ["value", "value-number", "zero", "maximum"]) this.$(id).disabled = how === "ablate";
+  }
+
+  async said(id, action) {
+    // What went wrong stands beside what was asked.
+    const late = setTimeout(() => { this.$(id).textContent = "asking the model\u2026"; }, 300);
+    try {
+      this.$(id).textContent = (await action()) ?? "";
+    } catch (error) {
+      this.$(id).textContent = error.message;
+    } finally {
+      clearTimeout(late);
+    }
+  }
+
+  async read() {
+    const { features } = this.app, feature = this.number, given = await this.app.ask("activations", { text: this.$("text").value, feature });
+    if (feature !== this.number) return "";
+    const { ids, cut, values } = given, all = ids.length + cut, here = Math.max(0, ...values);
+    this.ids = ids;
+    this.$("tokens").textContent = cut ? `${all} tokens; the model reads the first ${ids.length}` : `${all} tokens`;
+    show(this.$("tried"), html`<p class="facts"><span>${features.kind} <b>${feature}</b></span> <span>strongest here <b>${decimal(here)}</b> <small>of ${decimal(this.largest)} on the evaluation text</small></span></p>${text_html(features.vocabulary, given, this.largest)}`);
+    show(this.$("per-token"), per_token_html(features, given));
+    this.clamp();
+    return "";
+  }
+
+  async draw_clamped(continued = false) {
+    const number = (id) => Number(this.$(id).value), how = this.$("how").value, feature = this.number, value = how === "ablate" ? 0 : number("value-number");
+    const given = { text: this.$("text").value, clamp: { feature, how, value }, keep_error: this.$("keep-error").checked };
+    if (continued) Object.assign(given, { new_tokens: Math.round(number("new-tokens")), temperature: number("temperature"), seed: Math.round(number("seed")) });
+    else if (!given.text) { show(this.$("clamped"), html``); return ""; } // nothing typed yet
+    await new Promise((done) => setTimeout(done, 20)); // let the page be drawn
+    const answer = await this.app.ask("clamp", given);
+    const done = { pin: `pinned at ${decimal(value)}`, scale: `times ${decimal(value)}`, ablate: "ablated" }[how];
+    const what = `${this.app.features.kind} ${feature} ${done}${given.keep_error ? "" : ", what the autoencoder does not explain left out"}`;
+    show(this.$("clamped"), clamped_html(this.app.features, answer, this.largest, what));
+    return "";
+  }
 }

@@ -1,0 +1,234 @@
+"""The page in JupyterLab, and what it asks of the model in the kernel; the same answers as HTML
+without a script.
+"""
+
+import os
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
+
+import anywidget
+import numpy as np
+import pandas as pd
+import torch
+from IPython.display import HTML
+from jaxtyping import Float, Int
+from markupsafe import Markup
+
+from sae_lib import progress
+from sae_lib.errors import UserError
+from sae_lib.features import clamping, feature_table
+from sae_lib.features.clamping import Clamp
+from sae_lib.model.activations import HookPoint
+from sae_lib.sae.dictionaries import Dictionary
+from sae_lib.text.tokenizer import token_ids
+from suite import stages
+from suite.browser import rating
+from suite.browser.blocks import Blocks, about, heldout, module, rated_tables
+from suite.browser.page import LOSS, boxed, static_html, tokens_html
+from suite.browser.table import FeatureTable, decimal, open_table, signed
+from suite.runs import Run
+
+PER_TOKEN = 5  # features named for each token of a text
+NEXT = 12  # tokens listed, those first whose probability changes most
+FALLBACK = 3  # features shown where the widget cannot be
+
+
+class Model:
+    """Language model, dictionary and tokeniser of a run, loaded when first needed: most readers
+    only turn pages.
+
+    `activations`, `clamp` and `context` are the page's questions.
+    """
+
+    def __init__(self, run: Run, name: str = ""):
+        self.run, self.name = run, name or run.settings.sae.recipe
+
+    @cached_property
+    def hook(self) -> HookPoint:
+        return stages.hook(self.run, self.name)
+
+    @cached_property
+    def dictionary(self) -> Dictionary:
+        return self.run.get("dictionary", self.name)
+
+    @cached_property
+    def tokenizer(self):
+        return self.run.get("tokens").tokenizer
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        return heldout(self.run)
+
+    def encoded(self, text: str) -> tuple[list[int], int]:
+        """(token ids, how many were cut off because the model's context is full)."""
+        ids = token_ids(self.tokenizer, text)
+        room = self.hook.model.config.max_position_embeddings
+        return ids[:room], max(0, len(ids) - room)
+
+    @torch.no_grad()
+    def feature_acts(self, ids: list[int]) -> Float[torch.Tensor, "position d_sae"]:
+        """Activations of all features on every token of one text."""
+        if not ids:
+            return torch.zeros(0, self.dictionary.d_sae)
+        acts = self.hook.activations(torch.tensor([ids], device=self.hook.device))[0].float()
+        return self.dictionary.encode(acts).cpu()
+
+    def activations(self, text: str, feature: int, per_token: int = PER_TOKEN) -> dict[str, Any]:
+        """A feature on each token of a text, and each token's strongest features with their
+        activations.
+        """
+        ids, cut = self.encoded(text)
+        acts = self.feature_acts(ids)
+        values, numbers = acts.topk(min(per_token, acts.shape[1]), dim=1)
+        pairs = zip(numbers.tolist(), values.tolist(), strict=True)
+        strongest = [[(n, v) for n, v in zip(*row, strict=True) if v > 0] for row in pairs]
+        shown = acts[:, feature].clamp_min(0).tolist()
+        return {"ids": ids, "cut": cut, "values": shown, "strongest": strongest}
+
+    def clamp(
+        self,
+        text: str,
+        clamp: dict[str, Any],
+        keep_error: bool = True,
+        new_tokens: int = 0,
+        temperature: float = 0.8,
+        seed: int = 0,
+    ) -> dict[str, Any]:
+        """The next token before and after, and (for `new_tokens` > 0) two continuations of
+        `prompt` tokens.
+
+        Both continuations have what the feature does on them when it is not clamped.
+        """
+        made = Clamp(**clamp)
+        parts = (self.hook, self.tokenizer, self.dictionary, text, [made])
+        after = clamping.next_tokens(*parts, k=NEXT, keep_error=keep_error)
+        rows = after.table.head(NEXT)[["token_id", "before", "after"]]
+        sides, prompt = [], 0
+        if new_tokens:
+            *sides, prompt = clamping.side_by_side(
+                *parts, new_tokens, temperature, seed, keep_error
+            )
+        continued = []
+        for ids in (side.tolist() for side in sides):
+            values = self.feature_acts(ids)[:, made.feature].clamp_min(0)
+            continued.append({"ids": ids, "values": values.tolist()})
+        next_ = list(rows.itertuples(index=False, name=None))
+        return {"kl": after.kl, "next": next_, "sides": continued, "prompt": prompt}
+
+    def context(self, row: int, feature: int, ablate: bool = False) -> dict[str, Any]:
+        """A row of held-out text, the feature on it, and the change of the loss (nats) when it is
+        ablated there.
+        """
+        ids: Int[torch.Tensor, " position"] = torch.from_numpy(self.rows[row].astype(np.int64))
+        parts = (self.hook, self.dictionary, ids, feature)
+        values = feature_table.row_activations(*parts).clamp_min(0).tolist()
+        effects = feature_table.ablation_effect(*parts).tolist() if ablate else []
+        return {"ids": ids.tolist(), "values": values, "effects": effects}
+
+
+def widget(run: Run, name: str = "") -> "FeatureBrowser | HTML":
+    """The browser of one autoencoder's features (the run's recipe by default), or of one of
+    `features.BASELINES`.
+
+    These are "neurons", "random" and "principal". In a headless run: the pages of a few features.
+    """
+    if progress.FILE in os.environ:
+        return HTML(without_kernel(open_table(run, name)))
+    return FeatureBrowser(run, name)
+
+
+def without_kernel(table: FeatureTable) -> str:
+    """What stands in place of the widget where no kernel runs."""
+    return static_html(table, table.features["density"].nlargest(FALLBACK).index)
+
+
+class FeatureBrowser(anywidget.AnyWidget):
+    """The page, which asks the kernel; where there is none (an export), the pages of a few
+    features.
+    """
+
+    def __init__(self, run: Run, name: str = ""):
+        self._esm = f"{module()}\nexport default {{ render }};\n"
+        super().__init__()
+        rated = "" if name in feature_table.BASELINES else name
+        self.model, self.table = Model(run, name), open_table(run, name)
+        self.ratings = rating.ratings_file(run, rated)
+        said = about(run, name, self.table)
+        self.blocks = Blocks(self.table, said, rated=lambda: rated_tables(run, rated))
+        self.on_msg(self._answer)
+
+    def ask(self, question: str, arguments: dict[str, Any]) -> Any:
+        """The answer to one of the page's questions."""
+        if question == "ratings":
+            return rating.load_ratings(self.ratings).drop(columns="time").to_dict("records")
+        if question == "rate":
+            return rating.save_rating(self.ratings, **arguments)
+        if question not in ("activations", "clamp", "context"):
+            raise ValueError(f"{question!r} is no question of the page")
+        return getattr(self.model, question)(**arguments)
+
+    def _answer(self, _, message: dict[str, Any], __) -> None:
+        answer, buffers = {"id": message["id"]}, []
+        try:
+            if message["question"] == "block":
+                buffers = [self.blocks(**message["arguments"])]
+            else:
+                answer["answer"] = self.ask(message["question"], message["arguments"])
+        except (UserError, OSError) as error:
+            answer["error"] = str(error)
+        except (
+            Exception
+        ) as error:  # else the page would wait for ever, and the log is not looked at
+            answer["error"] = f"{type(error).__name__}: {error}"
+        self.send(answer, buffers)
+
+    def _repr_mimebundle_(self, **kwargs) -> tuple[dict, dict]:
+        data, metadata = super()._repr_mimebundle_(**kwargs)
+        return data | {"text/html": without_kernel(self.table)}, metadata
+
+
+def own_text(
+    run: Run, text: str, features: Iterable[int] = (), name: str = "", per_token: int = PER_TOKEN
+) -> HTML:
+    """A text of one's own as HTML that needs no kernel: coloured by each of `features`, and the
+    strongest per token.
+    """
+    table, model = open_table(run, name), Model(run, name)
+    named, parts = table.vocabulary.name, []
+    for feature in map(int, features):
+        found = model.activations(text, feature, per_token)
+        largest, here = table.maximum(feature), max(found["values"], default=0.0)
+        head = f"{table.kind} {feature}: strongest here {decimal(here)} of {decimal(largest)}"
+        shown = tokens_html(table.vocabulary, found["ids"], found["values"], largest or here)
+        parts.append(Markup('<p>{}</p><div class="sae-text">{}</div>').format(head, shown))
+    found = model.activations(text, 0, per_token)
+    for token, strongest in zip(found["ids"], found["strongest"], strict=True):
+        line = ", ".join(f"{number} ({decimal(value)})" for number, value in strongest)
+        row = "<div><bdi><code>{}</code></bdi> <small>{}</small></div>"
+        parts.append(Markup(row).format(named(token), line))
+    return HTML(boxed(*parts))
+
+
+def whole_context(
+    run: Run, feature: int, example: int = 0, name: str = "", ablate: bool = False
+) -> HTML:
+    """The whole row around a feature's example (0 is the strongest) as HTML; `ablate` adds the
+    change of the loss.
+    """
+    table = open_table(run, name)
+    examples = pd.concat([table.strongest(feature), table.sampled(feature)[::-1]])
+    chosen = examples.iloc[example]
+    found = Model(run, name).context(int(chosen["row"]), feature, ablate)
+    position, largest = int(chosen["position"]), table.maximum(feature) or chosen["activation"]
+    parts = (table.vocabulary, found["ids"])
+    head = f"row {chosen['row']}, position {position}: activation {decimal(chosen['activation'])}"
+    text = '<p>{}</p><div class="sae-text">{}</div>'
+    shown = tokens_html(*parts, found["values"], largest, position)
+    shown = Markup(text).format(head, shown)
+    if effects := found["effects"]:
+        head = f"change of the loss when it is ablated: sum {signed(sum(effects))} nats"
+        largest = max(map(abs, effects))
+        lost = tokens_html(*parts, effects, largest, position, LOSS)
+        shown += Markup(text).format(head, lost)
+    return HTML(boxed(shown))
