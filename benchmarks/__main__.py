@@ -1,4 +1,6 @@
-"""`python -m benchmarks [NAME …]`: measure, keep the results in results.json beside this file, print one table."""
+"""`python -m benchmarks [NAME …]`: measure, keep the results in results.json beside this file,
+print one table.
+"""
 
 import json
 import sys
@@ -28,7 +30,8 @@ def rows(result: dict):
 def main(names: list[str]) -> None:
     if unknown := set(names) - set(NAMES):
         sys.exit(
-            f"benchmarks: {', '.join(sorted(unknown))} does not exist; there are: {', '.join(NAMES)}"
+            f"benchmarks: {', '.join(sorted(unknown))} does not exist; there are: "
+            f"{', '.join(NAMES)}"
         )
     if "gpu" in names and not torch.cuda.is_available():
         sys.exit("benchmarks: gpu needs an NVIDIA GPU that torch can use; there is none here")

@@ -1,4 +1,6 @@
-"""From tokens to a trained activation: harvesting included, against the original's scheme on the same language model."""
+"""From tokens to a trained activation: harvesting included, against the original's scheme on the
+same language model.
+"""
 
 import numpy as np
 import torch

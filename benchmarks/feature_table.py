@@ -1,8 +1,10 @@
-"""The feature table: seconds and peak memory over N and 2 N tokens, of the raw neurons, and of an autoencoder of 100 000 features.
+"""The feature table: seconds and peak memory over N and 2 N tokens, of the raw neurons, and of an
+autoencoder of 100 000 features.
 
-Language model, text and the autoencoder of 4096 features are those of a `laptop` run, taken over from a finished one in runs/ or
-trained first. The text is of the training split, of which there is enough; nothing is judged here. The wide autoencoder is a random
-one with L0 20: what the table costs depends on how many features are active, not on what they mean.
+Language model, text and the autoencoder of 4096 features are those of a `laptop` run, taken over
+from a finished one in runs/ or trained first. The text is of the training split, of which there is
+enough; nothing is judged here. The wide autoencoder is a random one with L0 20: what the table
+costs depends on how many features are active, not on what they mean.
 """
 
 import json
@@ -62,7 +64,10 @@ def one(kind: str, n_tokens: int) -> dict:
 
 def run() -> dict:
     """Each case once, in a process of its own, so that each has its own peak."""
-    code = "import json, sys; from benchmarks.feature_table import one; print(json.dumps(one(sys.argv[1], int(sys.argv[2]))))"
+    code = (
+        "import json, sys; from benchmarks.feature_table import one; "
+        "print(json.dumps(one(sys.argv[1], int(sys.argv[2]))))"
+    )
     cases = {}
     for name, (kind, n) in CASES.items():
         done = subprocess.run(

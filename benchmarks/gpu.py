@@ -1,4 +1,6 @@
-"""On a GPU: the step at the original's size and the full scale that follows from it, the share of the matrix rate at Stheno's width, and training from tokens."""
+"""On a GPU: the step at the original's size and the full scale that follows from it, the share
+of the matrix rate at Stheno's width, and training from tokens.
+"""
 
 import tempfile
 import time
@@ -88,7 +90,9 @@ def at_full_scale(batch: int, on: torch.device) -> dict:
 
 
 def at_width(wide: tuple[int, int, int], matrix: int, on: torch.device) -> dict:
-    """Our step at an 8-billion-parameter model's width, as a share of what the device multiplies."""
+    """Our step at an 8-billion-parameter model's width, as a share of what the device
+    multiplies.
+    """
     d_in, d_sae, batch = wide
     a, b = (torch.randn(matrix, matrix, device=on, dtype=torch.bfloat16) for _ in range(2))
     product = {"bfloat16 product": waited(lambda: a @ b, on)}

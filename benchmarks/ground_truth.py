@@ -81,7 +81,9 @@ def run() -> dict:
         runs = [one(recipe, seed, changes) for seed in range(SEEDS)]
         found[recipe] = {key: [r[key] for r in runs] for key in runs[0]} | {"settings": changes}
     return {
-        "ground truth": f"{DIRECTIONS} directions in {D_IN} dimensions, {ACTIVE} active on average, {ACTIVATIONS:,} activations, {SEEDS} seeds",
+        "ground "
+        "truth": f"{DIRECTIONS} directions in {D_IN} dimensions, {ACTIVE} active on average, "
+        f"{ACTIVATIONS:,} activations, {SEEDS} seeds",
         "recipes": found,
         "recovered, median of the seeds": {
             recipe: statistics.median(r["recovered"]) for recipe, r in found.items()

@@ -1,4 +1,6 @@
-"""A training step of the 1-layer model: chunked head and loss, bf16 products, against the plain Hugging Face loop."""
+"""A training step of the 1-layer model: chunked head and loss, bf16 products, against the plain
+Hugging Face loop.
+"""
 
 import torch
 
@@ -51,5 +53,6 @@ def run() -> dict:
         "rates": measured,
         "ratios": {name: ratio(measured, name, "hugging face") for name in models},
         "loss at the same weights": losses,
-        "goal": "ours bfloat16 (float32 where the machine has no bf16 products) at least 1.5 times hugging face",
+        "goal": "ours bfloat16 (float32 where the machine has no bf16 products) at least 1.5 times "
+        "hugging face",
     }

@@ -1,4 +1,6 @@
-"""A process's own peak of memory (Linux). `ru_maxrss` will not do: a child starts with that of the process it was forked from."""
+"""A process's own peak of memory (Linux). `ru_maxrss` will not do: a child starts with that of
+the process it was forked from.
+"""
 
 import re
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""A training step of the autoencoder: exact sparse products against dense ones, SAELens and the original, beside the encoder's product alone."""
+"""A training step of the autoencoder: exact sparse products against dense ones, SAELens and the
+original, beside the encoder's product alone.
+"""
 
 import torch
 
@@ -17,7 +19,9 @@ ORIGINAL_BATCH = 896
 
 
 def autoencoder_with_l0(target: float, x: torch.Tensor, d_sae: int = D_SAE) -> SparseAutoencoder:
-    """Random unit features, biased so that `target` of them are active on an activation of `x` on average."""
+    """Random unit features, biased so that `target` of them are active on an activation of `x`
+    on average.
+    """
     sae = training.initialise(BRICKEN_2023, x.mean(0), d_sae, 0)
     with torch.no_grad():
         z = sae.pre_activations(x)

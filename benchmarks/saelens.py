@@ -1,4 +1,6 @@
-"""SAELens as a contender: its trainer waits in a process of its own environment, and is asked for a round when its turn comes."""
+"""SAELens as a contender: its trainer waits in a process of its own environment, and is asked
+for a round when its turn comes.
+"""
 
 import subprocess
 import tempfile

@@ -1,10 +1,14 @@
-"""SAELens' standard trainer on a run's activations, in the same order and number as ours, and ours at the L0 that it reaches.
+"""SAELens' standard trainer on a run's activations, in the same order and number as ours, and ours
+at the L0 that it reaches.
 
-    python -m benchmarks.saelens_frontier runs/pile 1e-3:2 1e-3:3 1e-3:5                            points beside a study of recipes
-    python -m benchmarks.saelens_frontier runs/pile 1e-3:3 --activations 3100000 --ours 0 1 2       and our recipe there, with these seeds
+    python -m benchmarks.saelens_frontier runs/pile 1e-3:2 1e-3:3 1e-3:5
+      points beside a study of recipes
+    python -m benchmarks.saelens_frontier runs/pile 1e-3:3 --activations 3100000 --ours 0 1 2
+      and our recipe there, with these seeds
 
-A point is a learning rate and an L1 coefficient. Points join `results/study_saelens.json` of the run. Needs `.venv-saelens`
-(`make .venv-saelens/.installed`) and 4 bytes × d_in × activations of disk.
+A point is a learning rate and an L1 coefficient. Points join `results/study_saelens.json` of the
+run. Needs `.venv-saelens` (`make .venv-saelens/.installed`) and 4 bytes × d_in × activations of
+disk.
 """
 
 import argparse
@@ -69,7 +73,9 @@ def main() -> None:
 
 
 def theirs(run: Run, hook: HookPoint, s, points: list[str]):
-    """A record per point, each when it has been trained and evaluated by the code that evaluates ours."""
+    """A record per point, each when it has been trained and evaluated by the code that evaluates
+    ours.
+    """
     rows, batch = run.get("tokens").rows("train", run.settings.lm.context), BRICKEN_2023.batch
     mean, scale = statistics(hook, rows, BRICKEN_2023)
     n_steps = s.activations // batch
@@ -120,7 +126,9 @@ def theirs(run: Run, hook: HookPoint, s, points: list[str]):
 
 
 def keep(run: Run, point: dict) -> None:
-    """Put the point into the run's results, in the place of an earlier one with the same settings."""
+    """Put the point into the run's results, in the place of an earlier one with the same
+    settings.
+    """
     path = run.results_folder / "study_saelens.json"
     known = json.loads(path.read_text())["points"] if path.exists() else []
     key = lambda p: [  # noqa: E731

@@ -1,8 +1,9 @@
 """SAELens' own trainer on a file of activations, in SAELens' own environment.
 
-Usage: python saelens_trainer.py D_SAE BATCH LR L1_COEFFICIENT ACTIVATIONS.npy OUT_FOLDER
-The schedule is that of our recipes: the rate warmed up over 5 % and falling linearly over the last 30 %, the penalty warmed up over 10 %; b_dec starts at the
-mean of the data, which SAELens leaves at zero.
+Usage: python saelens_trainer.py D_SAE BATCH LR L1_COEFFICIENT ACTIVATIONS.npy OUT_FOLDER The
+schedule is that of our recipes: the rate warmed up over 5 % and falling linearly over the last 30
+%, the penalty warmed up over 10 %; b_dec starts at the mean of the data, which SAELens leaves at
+zero.
 """
 
 import json

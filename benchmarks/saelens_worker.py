@@ -1,7 +1,9 @@
-"""SAELens' standard trainer step, in SAELens' own environment: a line on stdin asks for one timed round.
+"""SAELens' standard trainer step, in SAELens' own environment: a line on stdin asks for one timed
+round.
 
 Usage: python saelens_worker.py D_IN D_SAE BATCH L1_COEFFICIENT ACTIVATIONS.npy WEIGHTS_FOLDER
-Prints "ready", then for every line read the activations per second of that round. `WEIGHTS_FOLDER` (SAELens' layout) is where it starts from.
+Prints "ready", then for every line read the activations per second of that round. `WEIGHTS_FOLDER`
+(SAELens' layout) is where it starts from.
 """
 
 import sys

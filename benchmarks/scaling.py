@@ -1,4 +1,6 @@
-"""Cost per activation at 1, 4 and 16 times the features, and the memory that a step takes at its peak."""
+"""Cost per activation at 1, 4 and 16 times the features, and the memory that a step takes at its
+peak.
+"""
 
 import json
 import subprocess
@@ -32,7 +34,10 @@ def one(d_sae: int) -> dict:
 
 def run() -> dict:
     """Each width in a process of its own, so that each has its own peak."""
-    code = "import json, sys; from benchmarks.scaling import one; print(json.dumps(one(int(sys.argv[1]))))"
+    code = (
+        "import json, sys; from benchmarks.scaling import one; "
+        "print(json.dumps(one(int(sys.argv[1]))))"
+    )
     cases = {}
     for width in WIDTHS:
         found = json.loads(

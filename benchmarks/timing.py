@@ -1,4 +1,6 @@
-"""Alternating timings: every contender once per round, so that a noisy machine disturbs all of them alike."""
+"""Alternating timings: every contender once per round, so that a noisy machine disturbs all of
+them alike.
+"""
 
 import statistics
 import time
@@ -8,7 +10,8 @@ from collections.abc import Callable
 def rates(
     contenders: dict[str, Callable[[], object]], items: int, rounds: int = 7, repeats: int = 3
 ) -> dict[str, dict[str, float]]:
-    """Median and quartiles of items per second for each contender, over `rounds` rounds of `repeats` calls each.
+    """Median and quartiles of items per second for each contender, over `rounds` rounds of
+    `repeats` calls each.
 
     A contender that returns a float has timed its own round, elsewhere.
     """

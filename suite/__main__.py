@@ -1,4 +1,6 @@
-"""The command line: `python -m suite run | stage | sweep | study | clamp | explain | browser | export | report | lab | doctor`."""
+"""The command line: `python -m suite run | stage | sweep | study | clamp | explain | browser |
+export | report | lab | doctor`.
+"""
 
 import signal
 import subprocess
@@ -22,7 +24,8 @@ app = typer.Typer(
 Profile = Annotated[
     str,
     typer.Option(
-        help="smoke (tests), laptop (two cores, no network) or runpod (the original's scale, one GPU)"
+        help="smoke (tests), laptop (two cores, no network) or runpod (the original's scale, one "
+        "GPU)"
     ),
 ]
 Set = Annotated[
@@ -102,7 +105,9 @@ def run(
 
 @app.command()
 def stage(name: Stage, profile: Profile = "laptop", set_: Set = None, run_dir: RunDir = "") -> None:
-    """Make one stage's artefact, and what it needs before it, without notebooks. A finished stage is not redone."""
+    """Make one stage's artefact, and what it needs before it, without notebooks. A finished
+    stage is not redone.
+    """
     from sae_lib.settings import load
 
     load(profile, set_ or [])  # so that a mistake is told before slow imports
@@ -112,7 +117,8 @@ def stage(name: Stage, profile: Profile = "laptop", set_: Set = None, run_dir: R
     distributed.start()
     if distributed.rank_and_world_size()[1] > 1 and name is not Stage.sae:
         raise SettingsError(
-            f"stage {name.value}: only the stage sae runs in several processes; start this one without torchrun"
+            f"stage {name.value}: only the stage sae runs in several processes; start this one "
+            "without torchrun"
         )
     with distributed.first_process_first():
         opened = _open(profile, run_dir, set_)
@@ -128,7 +134,9 @@ def stage(name: Stage, profile: Profile = "laptop", set_: Set = None, run_dir: R
 
 @app.command()
 def sweep(profile: Profile = "laptop", set_: Set = None, run_dir: RunDir = "") -> None:
-    """Train a grid of autoencoders, for example --set sae.recipe=bricken_2023,topk --set sae.seed=0,1, and draw its frontier."""
+    """Train a grid of autoencoders, for example --set sae.recipe=bricken_2023,topk --set
+    sae.seed=0,1, and draw its frontier.
+    """
     from suite.sweep import sweep as train_grid
 
     typer.echo(f"sweep: {train_grid(profile, run_dir, set_ or [])}")
@@ -150,7 +158,9 @@ def study(
         bool, typer.Option(help="also copy it to ./report/studies/, for the report")
     ] = False,
 ) -> None:
-    """Many autoencoders on one language model, at the same L0 and over seeds: the recipes, the widths, or the classical recipe's settings."""
+    """Many autoencoders on one language model, at the same L0 and over seeds: the recipes, the
+    widths, or the classical recipe's settings.
+    """
     opened = _open(profile, run_dir, set_)
     from suite import studies
 
@@ -197,7 +207,8 @@ def clamp(
     drop_error: Annotated[
         bool,
         typer.Option(
-            help="the reconstruction goes on from the hook, without what the autoencoder leaves unexplained"
+            help="the reconstruction goes on from the hook, without what the autoencoder leaves "
+            "unexplained"
         ),
     ] = False,
     new_tokens: Annotated[
@@ -220,7 +231,9 @@ def clamp(
     set_: Set = None,
     run_dir: RunDir = "",
 ) -> None:
-    """Clamp features while the model runs: the next token before and after, and both continuations at the same random numbers."""
+    """Clamp features while the model runs: the next token before and after, and both
+    continuations at the same random numbers.
+    """
     from suite import clamping_views
 
     clamps = clamping_views.clamps_of(feature, how.value, value or [], position or [])
@@ -249,14 +262,17 @@ def explain(
     model: Annotated[
         str,
         typer.Option(
-            help="a Hugging Face chat model (folder or name), or the model's name at SAE_LLM_BASE_URL"
+            help="a Hugging Face chat model (folder or name), or the model's name at "
+            "SAE_LLM_BASE_URL"
         ),
     ] = "",
     profile: Profile = "laptop",
     set_: Set = None,
     run_dir: RunDir = "",
 ) -> None:
-    """Let a chat model explain features and test the explanations; skipped where there is no model (SAE_LLM_BASE_URL, SAE_LLM_MODEL, SAE_LLM_API_KEY)."""
+    """Let a chat model explain features and test the explanations; skipped where there is no
+    model (SAE_LLM_BASE_URL, SAE_LLM_MODEL, SAE_LLM_API_KEY).
+    """
     from suite.explain import explain as explain_features
 
     opened = _open(profile, run_dir, set_, reading=True)
@@ -271,7 +287,9 @@ def export(
     ],
     out: Path,
 ) -> None:
-    """Write an autoencoder in dictionary_learning's format. (The folder itself is SAELens' own format.)"""
+    """Write an autoencoder in dictionary_learning's format. (The folder itself is SAELens' own
+    format.)
+    """
     from sae_lib.sae.autoencoder import SparseAutoencoder
     from sae_lib.sae.export import to_dictionary_learning
     from suite.runs import check_own
@@ -356,7 +374,9 @@ def _open(profile: str, run_dir: str, set_: list[str] | None, reading: bool = Fa
 
 
 def main() -> None:
-    """Run the command line; what its user or the system can cause becomes one line on stderr and an exit status."""
+    """Run the command line; what its user or the system can cause becomes one line on stderr and
+    an exit status.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job ignores the first
         signal.signal(number, _stop)
     try:
@@ -380,7 +400,9 @@ def _told(error: BaseException) -> UserError | None:
 
 
 def _stop(*_: object) -> None:
-    """SIGTERM is handled as Ctrl-C: scratch files are removed, and one line says how to continue."""
+    """SIGTERM is handled as Ctrl-C: scratch files are removed, and one line says how to
+    continue.
+    """
     raise KeyboardInterrupt
 
 

@@ -1,5 +1,7 @@
-"""What is off on this machine: one check per package version, device, disk, memory, browser, network and token, each with how to fix it.
-Only the standard library is imported up front, so that it can tell of any other package's absence."""
+"""What is off on this machine: one check per package version, device, disk, memory, browser,
+network and token, each with how to fix it. Only the standard library is imported up front, so that
+it can tell of any other package's absence.
+"""
 
 import os
 import platform
@@ -21,7 +23,9 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Needs:
-    """What a profile takes, in GiB; estimated from its settings for runpod, with room to spare for the others."""
+    """What a profile takes, in GiB; estimated from its settings for runpod, with room to spare
+    for the others.
+    """
 
     disk: int | float
     memory: int | float
@@ -42,7 +46,9 @@ class Check:
 
 
 def check(profile: str = "laptop") -> list[Check]:
-    """Every check, in the order of the report; `needed` follows the profile. Takes a few seconds, 40 at the very most."""
+    """Every check, in the order of the report; `needed` follows the profile. Takes a few
+    seconds, 40 at the very most.
+    """
     if profile not in NEEDS:
         raise SettingsError(f"--profile {profile!r} does not exist; there are: {', '.join(NEEDS)}")
     needs = NEEDS[profile]
@@ -75,7 +81,8 @@ def report(checks: list[Check], profile: str = "laptop") -> str:
         optional = not c.needed and c.name in ("hub", "hub token")
         tag = "[OK]  " if c.ok else "[--]  " if optional else "[FAIL]"
         lines.append(
-            f"{tag} {c.name:<18} {c.found}{'; not needed by this profile' if optional and not c.ok else ''}"
+            f"{tag} {c.name:<18} "
+            f"{c.found}{'; not needed by this profile' if optional and not c.ok else ''}"
         )
         if not c.ok and not optional:
             lines.append(f"{'':25} to fix it: {c.fix}")
@@ -113,7 +120,9 @@ def packages(requirements: Path) -> list[Check]:
 
 
 def kernel() -> Check:
-    """The kernel that papermill starts must be this interpreter, not one that another installation registered."""
+    """The kernel that papermill starts must be this interpreter, not one that another
+    installation registered.
+    """
     try:
         from jupyter_client.kernelspec import KernelSpecManager
 
@@ -130,23 +139,37 @@ def kernel() -> Check:
 
 
 def device(needs: Needs) -> Check:
-    """The device that `device: auto` takes; on a CPU its threads and whether bfloat16 products are worth it."""
+    """The device that `device: auto` takes; on a CPU its threads and whether bfloat16 products
+    are worth it.
+    """
     try:
         import torch
     except Exception as error:  # a broken binary raises OSError, a missing one ImportError
         return Check("device", False, f"torch does not import: {error}", INSTALL)
-    fix = f"the {needs.gpu:g} GiB GPU that this profile is made for; smaller: --set last_mlp.sae.d_sae=16384, or --profile laptop"
+    fix = (
+        f"the {needs.gpu:g} GiB GPU that this profile is made for; smaller: --set "
+        "last_mlp.sae.d_sae=16384, or --profile laptop"
+    )
     if torch.cuda.is_available():
         total = torch.cuda.get_device_properties(0).total_memory / GIB
-        found = f"{torch.cuda.get_device_name()}, {total:.0f} GiB, bfloat16 {'yes' if torch.cuda.is_bf16_supported() else 'no'}"
+        found = (
+            f"{torch.cuda.get_device_name()}, {total:.0f} GiB, bfloat16 "
+            f"{'yes' if torch.cuda.is_bf16_supported() else 'no'}"
+        )
         return Check("device", total >= needs.gpu, found, fix)
     if torch.backends.mps.is_available():
         return Check("device", not needs.gpu, "Apple GPU (MPS)", fix)
     speed = _product_seconds(torch, torch.float32) / _product_seconds(torch, torch.bfloat16)
-    found = f"CPU, {torch.get_num_threads()} threads, bfloat16 products at {speed:.2g} times the speed of float32"
+    found = (
+        f"CPU, {torch.get_num_threads()} threads, bfloat16 products at {speed:.2g} times the "
+        "speed of float32"
+    )
     if shutil.which("nvidia-smi"):
         found += f"; torch {torch.__version__} sees no GPU although there is nvidia-smi"
-        fix = "a CUDA build of torch that this driver can run, or a newer driver: runpod_setup.sh chooses one"
+        fix = (
+            "a CUDA build of torch that this driver can run, or a newer driver: runpod_setup.sh "
+            "chooses one"
+        )
     return Check("device", not needs.gpu, found, fix)
 
 

@@ -46,7 +46,9 @@ def _widths(s: Settings) -> float:
 
 
 def _evaluated(s: Settings) -> float:
-    """Held-out tokens times the dictionaries that are evaluated on them: those of the run, and neurons."""
+    """Held-out tokens times the dictionaries that are evaluated on them: those of the run, and
+    neurons.
+    """
     return s.evaluation.tokens * (_widths(s) + 1)
 
 
@@ -111,7 +113,9 @@ class Estimate:
         return f"about {about(sum(self.seconds.values()))} on this machine ({each})"
 
     def corrected(self, name: str, measured: dict[str, float]) -> float:
-        """One notebook's estimate times how far off those before it were; a quarter of the run counts as exact."""
+        """One notebook's estimate times how far off those before it were; a quarter of the run
+        counts as exact.
+        """
         prior = sum(self.seconds.values()) / 4
         expected = sum(self.seconds[n] for n in measured)
         return self.seconds[name] * (sum(measured.values()) + prior) / (expected + prior)
@@ -147,7 +151,9 @@ def of_run(run: Run, names: list[str]) -> Estimate:
 
 
 def _timed(function: Callable[[], object]) -> float:
-    """The least seconds of several calls on one thread: two would wait for each other, where something else runs too."""
+    """The least seconds of several calls on one thread: two would wait for each other, where
+    something else runs too.
+    """
     taken: list[float] = []
     with one_thread():
         while sum(taken) < BUDGET or len(taken) < 2:
@@ -215,7 +221,9 @@ def _lm(run: Run) -> float:
 
 
 def _pass(run: Run) -> float:
-    """A thousand numbers read and written once: sorting out what is active costs many such passes."""
+    """A thousand numbers read and written once: sorting out what is active costs many such
+    passes.
+    """
     device = device_of(run.settings.device)
     n = 4_000 if device.type == "cpu" else 100_000
     x = torch.randn(n, 1000, device=device)

@@ -36,18 +36,23 @@ class NotebookError(UserError):
 
 
 def notebooks(only: str = "") -> list[Path]:
-    """The numbered notebooks without 00, which stands alone, or those numbered in `only`, such as "02,03"."""
+    """The numbered notebooks without 00, which stands alone, or those numbered in `only`, such
+    as "02,03".
+    """
     found = sorted((project.root() / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     numbers = [n.strip().zfill(2) for n in only.split(",") if n.strip()]
     if unknown := set(numbers) - {p.name[:2] for p in found}:
         raise SettingsError(
-            f"--only {only}: there is no notebook {', '.join(sorted(unknown))}; there are {', '.join(p.stem for p in found)}"
+            f"--only {only}: there is no notebook {', '.join(sorted(unknown))}; there are "
+            f"{', '.join(p.stem for p in found)}"
         )
     return [p for p in found if (p.name[:2] in numbers if numbers else p.name[:2] != "00")]
 
 
 def check_parameters(chosen: list[Path], parameters: dict[str, Any]) -> None:
-    """papermill only warns of a parameter that a notebook does not have, and takes one of any type; here both are errors."""
+    """papermill only warns of a parameter that a notebook does not have, and takes one of any
+    type; here both are errors.
+    """
     for notebook in chosen:
         known = papermill.inspect_notebook(notebook)
         for name, value in parameters.items():
@@ -61,7 +66,8 @@ def check_parameters(chosen: list[Path], parameters: dict[str, Any]) -> None:
                 int,
             ):
                 raise SettingsError(
-                    f"-p {name}={shown(value)}: expected a value like {shown(default)}, as in {notebook.name}"
+                    f"-p {name}={shown(value)}: expected a value like {shown(default)}, as in "
+                    f"{notebook.name}"
                 )
 
 
@@ -154,7 +160,8 @@ def _execute(
             cell = f"cell {error.cell_index + 1} (`{first_line(error.source)}`)"
             raise NotebookError(
                 f"{notebook.name}: {cell} raised {error.ename}: {error.evalue}\n"
-                f"the executed copy with the whole traceback is {out / notebook.name}, its log {log}; "
+                f"the executed copy with the whole traceback is {out / notebook.name}, its log "
+                f"{log}; "
                 "run the same command to continue"
             ) from None
         except KeyboardInterrupt:
@@ -162,7 +169,8 @@ def _execute(
                 raise
             _elsewhere(lambda: _interrupt(kernel))
             raise Interrupted(
-                f"{notebook.stem}: interrupted; finished stages and the last training step are saved; "
+                f"{notebook.stem}: interrupted; finished stages and the last training step are "
+                "saved; "
                 "run the same command to continue"
             ) from None
         except (CellTimeoutError, RuntimeError) as error:

@@ -20,7 +20,9 @@ for option in ("display.html.use_mathjax", "styler.html.mathjax"):
 
 
 def start(profile: str, run_dir: str = "", overrides: list[str] | None = None) -> Run:
-    """Open the run and show versions, device and folder. In JupyterLab, too, paths are relative to the repository."""
+    """Open the run and show versions, device and folder. In JupyterLab, too, paths are relative
+    to the repository.
+    """
     if (root := project.find()) and Path.cwd() == root / "notebooks":
         os.chdir(root)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -34,14 +36,18 @@ def start(profile: str, run_dir: str = "", overrides: list[str] | None = None) -
         else f"CPU, {torch.get_num_threads()} threads"
     )
     say(
-        f"Python {platform.python_version()}, {packages} · {where} · profile {code(profile)} · run folder {code(run.folder, False)}"
+        f"Python {platform.python_version()}, {packages} · {where} · profile {code(profile)} · run "
+        f"folder {code(run.folder, False)}"
     )
     return run
 
 
 def say(text: str) -> None:
-    """Show Markdown in which nothing runs, whatever it holds, and no dollar sign begins mathematics.
+    """Show Markdown in which nothing runs, whatever it holds, and no dollar sign begins
+    mathematics.
 
-    So that text of others also reads as what it is, put it through `markup.code`, `plain` or `block`."""
+    So that text of others also reads as what it is, put it through `markup.code`, `plain` or
+    `block`.
+    """
     body, _ = inert_html(text, Path.cwd())
     display(HTML(f'<div class="{figures.NO_MATHEMATICS}">{body}</div>'))

@@ -8,7 +8,9 @@ NAME = "monosemanticity-at-home"
 
 
 def find() -> Path | None:
-    """The working directory, or the nearest folder above it, that is a checkout of this project; None elsewhere."""
+    """The working directory, or the nearest folder above it, that is a checkout of this project;
+    None elsewhere.
+    """
     here = Path.cwd()
     for folder in (here, *here.parents):
         try:
@@ -20,7 +22,9 @@ def find() -> Path | None:
 
 
 def published(what: str) -> Path:
-    """Where the checkout keeps its last full run of `what`, for reports of runs that have made none."""
+    """Where the checkout keeps its last full run of `what`, for reports of runs that have made
+    none.
+    """
     return (find() or Path()) / "report" / what
 
 
@@ -29,5 +33,6 @@ def root() -> Path:
     if found := find():
         return found
     raise SettingsError(
-        f"{Path.cwd()} is not in a checkout of {NAME}, where the notebooks are; go to its folder and try again"
+        f"{Path.cwd()} is not in a checkout of {NAME}, where the notebooks are; go to its folder "
+        "and try again"
     )

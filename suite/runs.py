@@ -1,4 +1,6 @@
-"""One folder per run: artefacts written whole or not at all, each with a record of the settings it was made from."""
+"""One folder per run: artefacts written whole or not at all, each with a record of the settings
+it was made from.
+"""
 
 import hashlib
 import json
@@ -36,10 +38,12 @@ SETTINGS = "settings.yaml"
 
 @dataclass(frozen=True)
 class Stage:
-    """One row of the table of what a run can make: an artefact (a folder), results (JSON) from it, or both.
+    """One row of the table of what a run can make: an artefact (a folder), results (JSON) from it,
+    or both.
 
-    Every function takes the run and a name (of an autoencoder or baseline) first; `make` then fills a scratch folder (and where the
-    stage `trains`, it gets a folder for checkpoints), `load` reads the artefact's. `needed` says whether this run makes it at all.
+    Every function takes the run and a name (of an autoencoder or baseline) first; `make` then fills
+    a scratch folder (and where the stage `trains`, it gets a folder for checkpoints), `load` reads
+    the artefact's. `needed` says whether this run makes it at all.
     """
 
     folder: str = ""  # in the run folder; {name} stands for the name
@@ -58,7 +62,9 @@ class Stage:
 
 @dataclass(frozen=True)
 class Run:
-    """Settings, the folder that everything made from them goes into, and the table of what can be made."""
+    """Settings, the folder that everything made from them goes into, and the table of what can
+    be made.
+    """
 
     settings: Settings
     folder: Path
@@ -68,14 +74,18 @@ class Run:
     _loaded: dict = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def path(self, stage: str, name: str = "") -> Path:
-        """The folder of a stage's artefact, made with its results (and all that it needs) where they are not there."""
+        """The folder of a stage's artefact, made with its results (and all that it needs) where
+        they are not there.
+        """
         folder = self._made(stage, name)
         if self.stages[stage].results:
             self.results(stage, name)
         return folder
 
     def get(self, stage: str, name: str = "") -> Any:
-        """What a stage makes, loaded (or its results, where that is all it makes); made first where it is not there."""
+        """What a stage makes, loaded (or its results, where that is all it makes); made first
+        where it is not there.
+        """
         row, key = self.stages[stage], (stage, name or self.settings.sae.recipe)
         if row.load is None:
             return self.results(stage, name)
@@ -107,7 +117,9 @@ class Run:
     def _training(
         self, row: Stage, name: str, folder: Path, made_from: dict[str, Any]
     ) -> Iterator[list[CheckpointFolder]]:
-        """For a stage that trains: where it keeps checkpoints, and Ctrl-C asks it to write one and stop."""
+        """For a stage that trains: where it keeps checkpoints, and Ctrl-C asks it to write one
+        and stop.
+        """
         if not row.trains:
             yield []
             return
@@ -117,7 +129,9 @@ class Run:
             yield [CheckpointFolder(checkpoints_of(folder), made_from, interrupted)]
 
     def summary(self, stage: str, name: str = "") -> dict[str, Any]:
-        """What a training measured: curves, seconds, rates; see `language_model.train` and `training.fit`."""
+        """What a training measured: curves, seconds, rates; see `language_model.train` and
+        `training.fit`.
+        """
         return json.loads((self.folder_of(stage, name) / "training.json").read_text())
 
     def folder_of(self, stage: str, name: str = "") -> Path:
@@ -127,7 +141,9 @@ class Run:
         return self.folder / self.stages[stage].folder.format(name=name)
 
     def results_name(self, base: str, name: str = "") -> str:
-        """That of the main run's own autoencoder is plain; others say of which run and autoencoder they are."""
+        """That of the main run's own autoencoder is plain; others say of which run and
+        autoencoder they are.
+        """
         of = [self.folder.name] if self.parent else []
         of += [name] if name and name != self.settings.sae.recipe else []
         return "_".join([base, *of])
@@ -178,8 +194,8 @@ class Run:
     ) -> Iterator[bool]:
         """Whether an artefact (its folder) or results (their name) have yet to be made.
 
-        If so, this process alone writes in the run folder until the block ends; what is there is read without a lock.
-        `cheap` things are made for a command that only reads as well.
+        If so, this process alone writes in the run folder until the block ends; what is there is
+        read without a lock. `cheap` things are made for a command that only reads as well.
         """
         if self._is_there(what, made_from):
             yield False
@@ -203,7 +219,9 @@ class Run:
         return self.saved_results(what, made_from) is not None
 
     def _take_over(self, folder: Path, made_from: dict[str, Any]) -> bool:
-        """Whether a run folder beside this one holds the same artefact, which then is this one's too (by hard links)."""
+        """Whether a run folder beside this one holds the same artefact, which then is this one's
+        too (by hard links).
+        """
         if not folder.is_relative_to(self.root):
             return False
         for other in sorted(self.root.parent.glob(f"*/{SETTINGS}")):
@@ -216,7 +234,9 @@ class Run:
         return False
 
     def check_folder(self) -> None:
-        """`ArtefactError` where the folder holds a run of other settings, `SettingsError` where it holds something else."""
+        """`ArtefactError` where the folder holds a run of other settings, `SettingsError` where
+        it holds something else.
+        """
         record = self.root / SETTINGS
         if record.exists():
             check_same(self.root, read_yaml(record), self._recorded())
@@ -249,7 +269,9 @@ class Run:
         return path
 
     def saved_results(self, name: str, made_from: dict[str, Any]) -> dict[str, Any] | None:
-        """The results of that name if they come from these settings, else None: they have to be made (again)."""
+        """The results of that name if they come from these settings, else None: they have to be
+        made (again).
+        """
         path = self.results_folder / f"{name}.json"
         if not path.exists():
             return None
@@ -279,7 +301,9 @@ class Run:
         return fig
 
     def last_mlp(self) -> "Run":
-        """The run of notebook 05: the same corpus, another model and hook, in a folder inside this one."""
+        """The run of notebook 05: the same corpus, another model and hook, in a folder inside
+        this one.
+        """
         if "last_mlp" not in self._loaded:
             self._loaded["last_mlp"] = self._last_mlp()
         return self._loaded["last_mlp"]
@@ -308,9 +332,11 @@ def open_run(
     overrides: list[str] | tuple[str, ...] = (),
     reading: bool = False,
 ) -> Run:
-    """The run of a profile with overrides. Without `run_dir`: `runs/<profile>`, with overrides `runs/<profile>-<hash of them>`.
+    """The run of a profile with overrides. Without `run_dir`: `runs/<profile>`, with overrides
+    `runs/<profile>-<hash of them>`.
 
-    Nothing is written before something is made. `reading`: the run has to be there, and nothing is trained for it.
+    Nothing is written before something is made. `reading`: the run has to be there, and nothing is
+    trained for it.
     """
     settings = settings_module.load(profile, overrides)
     if run_dir:
@@ -332,11 +358,16 @@ def _existing(beside: Path) -> str:
     if not found:
         return "there are none yet; make one with `python -m suite run`"
     more = f" and {len(found) - 8} more" if len(found) > 8 else ""
-    return f"there are: {', '.join(found[:8])}{more}; choose one with --run, and its --profile and --set"
+    return (
+        f"there are: {', '.join(found[:8])}{more}; choose one with --run, and its --profile "
+        "and --set"
+    )
 
 
 def check_own(folder: Path, option: str, *marks: str) -> None:
-    """`SettingsError` where `folder` is not new or empty and holds none of `marks` (globs): it is somebody else's."""
+    """`SettingsError` where `folder` is not new or empty and holds none of `marks` (globs): it
+    is somebody else's.
+    """
     expected = "expected a folder that is new, empty, or of such a run"
     if folder.exists() and not folder.is_dir():
         raise SettingsError(f"{option} {folder} is a file; {expected}")
@@ -352,7 +383,9 @@ def check_own(folder: Path, option: str, *marks: str) -> None:
 
 
 def _check(run: Run) -> None:
-    """What settings alone cannot know: device, recipes and hook names, said before anything is made or written."""
+    """What settings alone cannot know: device, recipes and hook names, said before anything is
+    made or written.
+    """
     from sae_lib.device import check_memory, device_of
     from sae_lib.model.activations import find_hook
     from sae_lib.sae.recipes import variants
@@ -369,7 +402,9 @@ def _check(run: Run) -> None:
 
 
 def is_made(folder: Path, made_from: dict[str, Any]) -> bool:
-    """Whether the artefact is there, whole, and from these settings; `ArtefactError` where it is damaged or from others."""
+    """Whether the artefact is there, whole, and from these settings; `ArtefactError` where it is
+    damaged or from others.
+    """
     if not folder.exists():
         return False
     check_same(folder, read_record(folder)["settings"], json.loads(json.dumps(made_from)))
@@ -379,7 +414,9 @@ def is_made(folder: Path, made_from: dict[str, Any]) -> bool:
 
 @contextmanager
 def writing(folder: Path, made_from: dict[str, Any]) -> Iterator[Path]:
-    """A scratch folder that becomes `folder`, with its record, when the block ends without an error; its checkpoints then go."""
+    """A scratch folder that becomes `folder`, with its record, when the block ends without an
+    error; its checkpoints then go.
+    """
     scratch = scratch_name(folder)
     try:
         with in_plain_words(folder):
@@ -409,7 +446,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         data = None
     if not isinstance(data, dict):
         raise ArtefactError(
-            f"{path} is not readable as settings; delete the run folder or choose another with --run"
+            f"{path} is not readable as settings; delete the run folder or choose another with "
+            "--run"
         )
     return data
 

@@ -1,4 +1,6 @@
-"""Everything that a run can make: one table, and the only place that knows what is made from what."""
+"""Everything that a run can make: one table, and the only place that knows what is made from
+what.
+"""
 
 import json
 import shutil
@@ -73,7 +75,9 @@ def make_language_model(run: Run, name: str, out: Path, store: CheckpointFolder)
 
 
 def model_source(run: Run) -> str:
-    """The folder of the run's language model, trained first where it is not there; or the folder or hub name of a ready one."""
+    """The folder of the run's language model, trained first where it is not there; or the folder
+    or hub name of a ready one.
+    """
     lm = run.settings.lm
     return str(run.path("language_model")) if lm.source == "train" else lm.source
 
@@ -84,7 +88,9 @@ def load_language_model(run: Run, name: str, folder: Path | None) -> Any:
 
 
 def hook(run: Run, name: str = "") -> HookPoint:
-    """Where the autoencoder `name` (default: the run's own) reads the language model; the model is loaded once."""
+    """Where the autoencoder `name` (default: the run's own) reads the language model; the model
+    is loaded once.
+    """
     known = variants(run.settings)
     return HookPoint(run.get("language_model"), known.get(name, run.settings.sae).hook_name)
 
@@ -119,7 +125,9 @@ def fingerprint_of(run: Run, sae: SAESettings) -> Made:
 
 
 def make_autoencoder(run: Run, name: str, out: Path, store: CheckpointFolder) -> None:
-    """Train one of `recipes.variants(settings)`; where resampling found nothing dead, the run without it is the same and is copied."""
+    """Train one of `recipes.variants(settings)`; where resampling found nothing dead, the run
+    without it is the same and is copied.
+    """
     if name == f"{run.settings.sae.recipe}-no_resampling":
         main = run.path("autoencoder")
         if not any(e["resampled"] for e in run.summary("autoencoder")["resampling"]):
@@ -137,7 +145,8 @@ def fit(
 ) -> tuple[SparseAutoencoder, dict]:
     """Train on the run's training tokens.
 
-    Adam's moments of silent features decay into denormals, which are an order of magnitude slower: they count as zero here.
+    Adam's moments of silent features decay into denormals, which are an order of magnitude slower:
+    they count as zero here.
     """
     tokens, context = run.get("tokens"), run.settings.lm.context
     heldout = None
@@ -167,7 +176,9 @@ def save_autoencoder(
 
 
 def make_other_autoencoder(run: Run, hook: HookPoint, sae: SAESettings, folder: Path) -> None:
-    """Train an autoencoder of other settings than the run's own into `folder`, where that has not been done."""
+    """Train an autoencoder of other settings than the run's own into `folder`, where that has
+    not been done.
+    """
     made_from = fingerprint_of(run, sae)
     with run.making(folder, made_from) as missing:
         if missing:
@@ -194,7 +205,9 @@ def load_autoencoder(run: Run, name: str, folder: Path) -> SparseAutoencoder:
 
 
 def heldout_rows(run: Run, n_tokens: int):
-    """At most `n_tokens` held-out tokens as rows [row, position], spread evenly over the held-out documents."""
+    """At most `n_tokens` held-out tokens as rows [row, position], spread evenly over the
+    held-out documents.
+    """
     rows = run.get("tokens").rows("heldout", run.settings.lm.context)
     return firing.spread_rows(rows, n_tokens)
 
@@ -205,7 +218,9 @@ def evaluation_fingerprint(run: Run, name: str = "") -> Made:
 
 
 def measure_evaluation(run: Run, name: str = "") -> dict[str, dict]:
-    """Every autoencoder of the run and the raw neurons; copies of the same weights are measured once."""
+    """Every autoencoder of the run and the raw neurons; copies of the same weights are measured
+    once.
+    """
     names = list(variants(run.settings))
     same = {name: run.summary("autoencoder", name).get("same_as") for name in names}
     dictionaries: dict[str, Dictionary] = {
@@ -302,7 +317,9 @@ def summarise_scores(run: Run, name: str = "") -> dict:
 
 
 def shortened(sae: SAESettings, activations: int) -> SAESettings:
-    """The same recipe on fewer activations, with all that is measured in activations in proportion."""
+    """The same recipe on fewer activations, with all that is measured in activations in
+    proportion.
+    """
     part = min(1.0, activations / sae.activations)
     short = {
         "activations": round(sae.activations * part),
@@ -334,7 +351,9 @@ def make_untrained(run: Run, name: str, out: Path, store: CheckpointFolder) -> N
 
 
 def untrained_autoencoder(run: Run, name: str = "") -> tuple[HookPoint, SparseAutoencoder]:
-    """(hook of the untrained model, autoencoder trained there): the null for everything said of features."""
+    """(hook of the untrained model, autoencoder trained there): the null for everything said of
+    features.
+    """
     return untrained_hook(run, name), run.get("untrained", name)
 
 

@@ -1,4 +1,6 @@
-"""Questions that one autoencoder cannot answer: recipes and widths at the same L0, over several seeds, on one language model."""
+"""Questions that one autoencoder cannot answer: recipes and widths at the same L0, over several
+seeds, on one language model.
+"""
 
 import itertools
 import json
@@ -34,12 +36,16 @@ GRID = {
 }  # times the recipe's λ and learning rate, in the study of the classical recipe
 WIDTHS = (512, 1024, 2048, 4096, 8192)
 NULL_SEED = 10_000_019  # far from the seeds that autoencoders start from
-CHILD = 0.5  # cosine, and share of its activations inside the parent's, from which a feature of a wide dictionary counts as part of one of a narrow
+# cosine, and share of its activations inside the parent's, from which a feature of a wide
+# dictionary counts as part of one of a narrow
+CHILD = 0.5
 SPLIT_TOKENS = 131_072
 
 
 def study(run: Run, which: str) -> dict:
-    """Make `results/study_<which>.json`; trained autoencoders are kept, so that an interrupted study goes on."""
+    """Make `results/study_<which>.json`; trained autoencoders are kept, so that an interrupted
+    study goes on.
+    """
     run.path("language_model")
     hook = stages.hook(run)
     results = {"recipes": recipes_study, "widths": widths_study, "classical": classical_study}[
@@ -64,7 +70,9 @@ def about(run: Run) -> dict:
 
 
 def recipes_study(run: Run, hook: HookPoint) -> dict:
-    """Every recipe at the same L0 with the best of three learning rates, and near two other L0 with one seed; `ward_2024` also as it was given; bfloat16 against float32."""
+    """Every recipe at the same L0 with the best of three learning rates, and near two other L0
+    with one seed; `ward_2024` also as it was given; bfloat16 against float32.
+    """
     base, points, tuning, chosen = run.settings.sae, [], [], {}
     for name in RECIPES:
         given = of_recipe(base, name).model_copy(update={"precision": "float32"})
@@ -105,7 +113,9 @@ def recipes_study(run: Run, hook: HookPoint) -> dict:
 
 
 def trained_on_the_way(run: Run, settings: SAESettings, known: list[dict]) -> list[dict]:
-    """The further points of a contender that searches for an L0 have left behind: other λ or k, everything else the same."""
+    """The further points of a contender that searches for an L0 have left behind: other λ or k,
+    everything else the same.
+    """
     recipe = resolve(settings)
     same = {
         "recipe": settings.recipe,
@@ -128,7 +138,9 @@ def trained_on_the_way(run: Run, settings: SAESettings, known: list[dict]) -> li
 
 
 def widths_study(run: Run, hook: HookPoint) -> dict:
-    """The run's recipe at several widths and the same L0: what width buys, and which features of a narrow dictionary split in a wider one."""
+    """The run's recipe at several widths and the same L0: what width buys, and which features of
+    a narrow dictionary split in a wider one.
+    """
     points, agreement, chosen = [], {}, {}
     for width in WIDTHS:
         chosen[width], _ = at_l0(
@@ -150,7 +162,9 @@ def widths_study(run: Run, hook: HookPoint) -> dict:
 
 
 def classical_study(run: Run, hook: HookPoint) -> dict:
-    """Tied weights, L1 and early stopping, 2 and 4 times as wide as the input: λ and learning rate judged by FVU + L0 / d_in, then seeds of the best."""
+    """Tied weights, L1 and early stopping, 2 and 4 times as wide as the input: λ and learning
+    rate judged by FVU + L0 / d_in, then seeds of the best.
+    """
     d_in, recipe, grid = hook_width(hook), RECIPES["tied"], {}
     check_every = max(1, run.settings.sae.activations // recipe.batch // CHECKS)
     for times, l1, rate in itertools.product((2, 4), GRID["l1"], GRID["lr"]):
@@ -185,7 +199,8 @@ def at_l0(
     tolerance: float = 0.05,
     tries: int = 4,
 ) -> tuple[SAESettings, dict]:
-    """The settings with λ (or k) such that the held-out L0 is within `tolerance` of `l0`, or as near as `tries` trainings come; and that training's record.
+    """The settings with λ (or k) such that the held-out L0 is within `tolerance` of `l0`, or as
+    near as `tries` trainings come; and that training's record.
 
     log L0 falls about linearly with log λ: a first guess from the recipe's λ, then secants.
     """
@@ -216,7 +231,9 @@ def of_seeds(run: Run, hook: HookPoint, settings: SAESettings) -> list[dict]:
 
 
 def agreement_of_seeds(run: Run, hook: HookPoint, settings: SAESettings) -> dict:
-    """MMCS between the living features of every two seeds, both ways; and with as many random directions: {"pairs", "mean", "null"}."""
+    """MMCS between the living features of every two seeds, both ways; and with as many random
+    directions: {"pairs", "mean", "null"}.
+    """
     living = [
         living_directions(run, hook, settings.model_copy(update={"seed": seed})) for seed in SEEDS
     ]
@@ -240,8 +257,9 @@ def living_directions(
 def splitting(run: Run, hook: HookPoint, narrow: SAESettings, wide: SAESettings) -> dict:
     """Which features of the narrow dictionary have several parts in the wide one.
 
-    A wide feature is part of its nearest narrow one (decoder cosine) if that cosine is at least `CHILD` and the narrow one is active on at
-    least that share of the tokens on which it is. The null takes another narrow feature of similar density in its nearest one's place.
+    A wide feature is part of its nearest narrow one (decoder cosine) if that cosine is at least
+    `CHILD` and the narrow one is active on at least that share of the tokens on which it is. The
+    null takes another narrow feature of similar density in its nearest one's place.
     """
     pair = [SparseAutoencoder.load(sweep.folder_of(run, s), hook.device) for s in (narrow, wide)]
     rows = stages.heldout_rows(run, SPLIT_TOKENS)
@@ -284,7 +302,9 @@ def splitting(run: Run, hook: HookPoint, narrow: SAESettings, wide: SAESettings)
 def _together(
     hook: HookPoint, pair: list[SparseAutoencoder], rows: np.ndarray, tokenizer
 ) -> tuple[Float[Tensor, "narrow wide"], Tensor, Tensor, Callable[[int, int], str]]:
-    """Tokens on which a narrow and a wide feature are both active; on which each is; and a function that names the token a feature is strongest on."""
+    """Tokens on which a narrow and a wide feature are both active; on which each is; and a
+    function that names the token a feature is strongest on.
+    """
     together = scipy.sparse.csr_array((pair[0].d_sae, pair[1].d_sae), dtype=np.float32)
     counts, best = (
         [torch.zeros(sae.d_sae) for sae in pair],

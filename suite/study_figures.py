@@ -30,7 +30,9 @@ def spread(records: list[dict], key: str) -> float:
 
 
 def recipes_rows(study: dict) -> list[dict]:
-    """A row per contender, the best first: means over seeds, spread of loss recovered, MMCS between seeds."""
+    """A row per contender, the best first: means over seeds, spread of loss recovered, MMCS
+    between seeds.
+    """
     rows = []
     for name, records in by_contender(study["points"], study["about"]["l0"]).items():
         row = {
@@ -75,7 +77,9 @@ def widths_rows(study: dict) -> list[dict]:
 
 
 def saelens_rows(study: dict) -> list[dict]:
-    """A row per point of SAELens' trainer and per contender of ours at its L0: means over seeds, and seconds against SAELens' of that point."""
+    """A row per point of SAELens' trainer and per contender of ours at its L0: means over seeds,
+    and seconds against SAELens' of that point.
+    """
     rows = []
     for theirs in sorted(
         (p for p in study["points"] if "beside" not in p),
@@ -98,7 +102,9 @@ def saelens_rows(study: dict) -> list[dict]:
 
 
 def difference(study: dict, one: str, other: str, key: str = "recovered_mean") -> dict:
-    """How two contenders compare at the study's L0: means, their difference, and whether every seed of one is above every seed of the other."""
+    """How two contenders compare at the study's L0: means, their difference, and whether every
+    seed of one is above every seed of the other.
+    """
     groups = by_contender(study["points"], study["about"]["l0"])
     a, b = ([r[key] for r in groups[name]] for name in (one, other))
     return {
@@ -110,7 +116,9 @@ def difference(study: dict, one: str, other: str, key: str = "recovered_mean") -
 
 
 def recipes_figure(study: dict, saelens: dict | None = None) -> go.Figure:
-    """Loss recovered over L0, a line per recipe; bars span the seeds. What is lost is drawn logarithmically. SAELens' own trainer beside them where it was measured."""
+    """Loss recovered over L0, a line per recipe; bars span the seeds. What is lost is drawn
+    logarithmically. SAELens' own trainer beside them where it was measured.
+    """
     fig = go.Figure()
     groups = defaultdict(lambda: defaultdict(list))
     budgets = {point["activations"] for point in study["points"]}

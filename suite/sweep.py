@@ -1,6 +1,7 @@
-"""A grid of autoencoders on one language model, and the frontier between sparsity and loss recovered that they draw."""
+"""A grid of autoencoders on one language model, and the frontier between sparsity and loss
+recovered that they draw.
+"""
 
-import hashlib
 import itertools
 import json
 import math
@@ -12,6 +13,7 @@ import plotly.graph_objects as go
 from sae_lib import figures
 from sae_lib.errors import SettingsError, shown
 from sae_lib.features import evaluation
+from sae_lib.files import digest
 from sae_lib.model.activations import HookPoint
 from sae_lib.sae import training
 from sae_lib.sae.autoencoder import SparseAutoencoder
@@ -34,7 +36,9 @@ COLUMNS = [
 
 
 def split(overrides: list[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """(overrides with one value, settings of `sae` with several): `sae.l1=1,2,4` is an axis of the grid."""
+    """(overrides with one value, settings of `sae` with several): `sae.l1=1,2,4` is an axis of
+    the grid.
+    """
     single, axes = [], {}
     for override in overrides:
         key, _, text = override.partition("=")
@@ -50,7 +54,8 @@ def split(overrides: list[str]) -> tuple[list[str], dict[str, list[str]]]:
         axes[key] = values
     if not axes:
         raise SettingsError(
-            "sweep: no setting has several values; give at least one of sae, for example --set sae.l1=1,2,4 --set sae.seed=0,1,2"
+            "sweep: no setting has several values; give at least one of sae, for example --set "
+            "sae.l1=1,2,4 --set sae.seed=0,1,2"
         )
     if (points := math.prod(map(len, axes.values()))) > MOST_POINTS:
         raise SettingsError(f"sweep: {points:,} points; at most {MOST_POINTS} are trained at once")
@@ -58,7 +63,9 @@ def split(overrides: list[str]) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def grid(profile: str, single: list[str], axes: dict[str, list[str]]) -> dict[str, SAESettings]:
-    """The autoencoder's settings at every point, by name; checked before anything is trained. What a recipe does not use is left out for it."""
+    """The autoencoder's settings at every point, by name; checked before anything is trained.
+    What a recipe does not use is left out for it.
+    """
     points = {}
     for values in itertools.product(*axes.values()):
         chosen = [f"{key}={value}" for key, value in zip(axes, values, strict=True)]
@@ -73,9 +80,11 @@ def grid(profile: str, single: list[str], axes: dict[str, list[str]]) -> dict[st
 
 
 def sweep(profile: str, run_dir: str | Path, overrides: list[str]) -> Path:
-    """Train and evaluate every point, in the folder of the run without the grid; returns `results/sweep.json`.
+    """Train and evaluate every point, in the folder of the run without the grid; returns
+    `results/sweep.json`.
 
-    A finished point is not done again, and points of earlier sweeps of the same run stay in the table and the figure.
+    A finished point is not done again, and points of earlier sweeps of the same run stay in the
+    table and the figure.
     """
     single, axes = split(overrides)
     points = grid(profile, single, axes)
@@ -95,7 +104,9 @@ def sweep(profile: str, run_dir: str | Path, overrides: list[str]) -> Path:
 
 
 def measure(run: Run, hook: HookPoint, settings: SAESettings) -> dict:
-    """Train and evaluate one autoencoder, where that has not been done: what it is, `COLUMNS`, and the density of its features."""
+    """Train and evaluate one autoencoder, where that has not been done: what it is, `COLUMNS`,
+    and the density of its features.
+    """
     made_from = stages.fingerprint_of(run, settings) | {
         "evaluation": run.settings.evaluation.model_dump()
     }
@@ -136,11 +147,13 @@ def folder_of(run: Run, settings: SAESettings) -> Path:
 
 
 def _point_name(settings: SAESettings) -> str:
-    return f"{settings.recipe}-{hashlib.sha256(json.dumps(training.training_fingerprint(settings), sort_keys=True).encode()).hexdigest()[:8]}"
+    return f"{settings.recipe}-{digest(training.training_fingerprint(settings))[:8]}"
 
 
 def table(points: list[dict]) -> pd.DataFrame:
-    """A row per setting: means over its seeds, their number, and the spread (largest − smallest) of loss recovered."""
+    """A row per setting: means over its seeds, their number, and the spread (largest − smallest)
+    of loss recovered.
+    """
     frame = pd.DataFrame(points)
     groups = frame.groupby(
         ["recipe", "d_sae", "lambda", "k", "lr", "precision", "activations"], sort=True

@@ -23,7 +23,9 @@ def first_line(source: str) -> str:
 
 
 class Watch:
-    """Follows one notebook from a thread while it runs; `left` gives the seconds the run still takes."""
+    """Follows one notebook from a thread while it runs; `left` gives the seconds the run still
+    takes.
+    """
 
     def __init__(
         self,

@@ -19,7 +19,9 @@ def completion(text, usage=True):
 
 
 class Endpoint:
-    """`script(prompt, number)` gives a text, a (status, body[, headers]), "hang", "drip", "drip headers" or "close"; `requests` holds what came."""
+    """`script(prompt, number)` gives a text, a (status, body[, headers]), "hang", "drip", "drip
+    headers" or "close"; `requests` holds what came.
+    """
 
     def __init__(self):
         self.script, self.requests, self.headers, self.over = (

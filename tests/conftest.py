@@ -1,4 +1,6 @@
-"""Shared fixtures: jaxtyping's shapes are checked at run time, and one small trained run serves many tests."""
+"""Shared fixtures: jaxtyping's shapes are checked at run time, and one small trained run serves
+many tests.
+"""
 
 import sys
 from pathlib import Path
@@ -52,7 +54,9 @@ def small_overrides(text_folder) -> list[str]:
 
 @pytest.fixture(scope="session")
 def small_run(small_overrides, tmp_path_factory, request):
-    """A `smoke` run on those files with everything trained once: tokens, language model, autoencoder."""
+    """A `smoke` run on those files with everything trained once: tokens, language model,
+    autoencoder.
+    """
 
     run = stages.open_run("smoke", tmp_path_factory.mktemp("runs") / "small", small_overrides)
     run.path("autoencoder")
@@ -62,7 +66,9 @@ def small_run(small_overrides, tmp_path_factory, request):
 
 @pytest.fixture(scope="module", autouse=True)
 def _fresh_objects(request):
-    """What one module's tests did to a loaded model or autoencoder does not reach the next module."""
+    """What one module's tests did to a loaded model or autoencoder does not reach the next
+    module.
+    """
     yield
     run = request.session.stash.get(SMALL_RUN, None)
     if run is not None:
@@ -77,13 +83,16 @@ def hook(small_run):
 
 @pytest.fixture(scope="session")
 def chromium():
-    """Headless Chromium. Tests that need it fail where it is absent: what a reader sees is not left untested."""
+    """Headless Chromium. Tests that need it fail where it is absent: what a reader sees is not
+    left untested.
+    """
     from choreographer.browsers.chromium import Chromium
     from playwright.sync_api import sync_playwright
 
     found = Chromium.find_browser(skip_local=False)
     assert found, (
-        "no Chromium found, and these tests look at pages in one; to fix it: scripts/chromium.sh --download, or apt-get install chromium"
+        "no Chromium found, and these tests look at pages in one; to fix it: scripts/chromium.sh "
+        "--download, or apt-get install chromium"
     )
     with sync_playwright() as p:
         browser = p.chromium.launch(
@@ -96,7 +105,9 @@ def chromium():
 
 @pytest.fixture
 def tab(chromium):
-    """A tab in which nothing is asked of a network, nothing fails, nothing is refused by the page's policy."""
+    """A tab in which nothing is asked of a network, nothing fails, nothing is refused by the
+    page's policy.
+    """
     tab, wrong = chromium.new_page(viewport={"width": 1280, "height": 900}), []
     quiet = ("file:", "about:", "blob:")
     tab.on("request", lambda r: wrong.append(r.url) if not r.url.startswith(quiet) else None)

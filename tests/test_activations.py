@@ -142,7 +142,9 @@ def test_the_activations_of_a_token(small_run, hook):
 
 
 def test_a_special_token_in_a_text_is_ordinary_text_everywhere(small_run, hook, monkeypatch):
-    """Where a person's text becomes tokens: single tokens, generation, clamping, the browser's own text."""
+    """Where a person's text becomes tokens: single tokens, generation, clamping, the browser's
+    own text.
+    """
     tokenizer, text = small_run.get("tokens").tokenizer, "a <|endoftext|> b"
     expected = exact_encoder(tokenizer).encode(text, add_special_tokens=False).ids
     assert tokenizer.eos_token_id not in expected == token_ids(tokenizer, text)

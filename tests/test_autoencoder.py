@@ -1,4 +1,6 @@
-"""The autoencoder's folder: what SAELens reads, read back equal, and refused when something is off."""
+"""The autoencoder's folder: what SAELens reads, read back equal, and refused when something is
+off.
+"""
 
 import json
 

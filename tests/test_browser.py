@@ -1,4 +1,6 @@
-"""The feature page's parts: corpus text is shown and never executed; values are the table's; ratings are kept."""
+"""The feature page's parts: corpus text is shown and never executed; values are the table's;
+ratings are kept.
+"""
 
 import html
 import json
@@ -41,7 +43,9 @@ def tokenizer():
 
 
 def make_table(tokenizer, texts, n_features=None, kind="feature"):
-    """Feature i fires on text i; beyond the texts: dead. Density and maximum fall, then rise, so that each sort differs."""
+    """Feature i fires on text i; beyond the texts: dead. Density and maximum fall, then rise, so
+    that each sort differs.
+    """
     d, rows = n_features or len(texts), []
     ids = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
     for i, sequence in enumerate(ids):
@@ -142,7 +146,8 @@ def test_right_to_left_tokens_stand_in_token_order(tab, tokenizer):
     own = train_tokenizer(["שלום עולם"] * 5, 290)  # whole words are tokens
     tab.set_content(page.static_html(make_table(own, ["abc שלום עולם 123 def"]), [0]))
     boxes = tab.evaluate(
-        "[...document.querySelectorAll('.sae-text')[0].querySelectorAll('bdi')].map(e => e.getBoundingClientRect().x)"
+        "[...document.querySelectorAll('.sae-text')[0].querySelectorAll('bdi')].map(e => "
+        "e.getBoundingClientRect().x)"
     )
     assert len(boxes) > 6 and boxes == sorted(boxes)
 
@@ -153,7 +158,8 @@ def test_hover_shows_token_and_value(tab, table):
     name = table.vocabulary.name(int(table.strongest(4)["token_id"].iloc[0]))
     assert strongest.get_attribute("title").split() == [name, "8"]
     colours = tab.evaluate(
-        "[...document.querySelector('.sae-text').querySelectorAll('bdi')].map(e => getComputedStyle(e).backgroundColor)"
+        "[...document.querySelector('.sae-text').querySelectorAll('bdi')].map(e => "
+        "getComputedStyle(e).backgroundColor)"
     )
     assert colours[0].startswith("rgba(240, 125, 20") and set(colours[1:]) == {"rgba(0, 0, 0, 0)"}
 
@@ -231,7 +237,9 @@ def test_sentencepiece_tokens():
 
 @pytest.fixture(scope="module")
 def full(tokenizer):
-    """The table with every column of `features.build` and scores; feature 1 has no score, feature 5 is dead."""
+    """The table with every column of `features.build` and scores; feature 1 has no score,
+    feature 5 is dead.
+    """
     plain = make_table(tokenizer, TEXTS, 6)
     d, word = 6, tokenizer(" numpy", add_special_tokens=False)["input_ids"][0]
     columns = {
@@ -273,7 +281,9 @@ def full(tokenizer):
 
 @pytest.fixture(scope="module")
 def full_tab(chromium, full, tokenizer, tmp_path_factory):
-    """The page of the full table, with other features to be rated that look the same at another scale."""
+    """The page of the full table, with other features to be rated that look the same at another
+    scale.
+    """
     path = tmp_path_factory.mktemp("full") / "browser.html"
     tab = chromium.new_page(viewport={"width": 1280, "height": 900})
     open_page(
@@ -450,7 +460,9 @@ def test_the_draw_mixes_alive_units_of_both_kinds(full_tab):
 
 
 def disguised(full, tokenizer):
-    """The same examples at another scale, number, density, with other neighbours, neurons and scores."""
+    """The same examples at another scale, number, density, with other neighbours, neurons and
+    scores.
+    """
     frame, examples = (
         full.features.drop(columns=["rule", "n_conditions", "balanced_accuracy", "auroc"]),
         full.examples.copy(),
@@ -483,7 +495,10 @@ def disguised(full, tokenizer):
 
 
 def test_a_blind_page_does_not_give_its_kind_away(full_tab):
-    script = "kind => sae.app.features.page(0, kind).then((p) => sae.page_html(sae.app.features, p, 3).text)"
+    script = (
+        "kind => sae.app.features.page(0, kind).then((p) => sae.page_html(sae.app.features, "
+        "p, 3).text)"
+    )
     blind = [full_tab.evaluate(script, kind) for kind in ("feature", "neuron")]
     assert blind[0] == blind[1] and "Unit 3" in blind[0] and 'data-feature=""' in blind[0]
     hidden = "density|neuron|feature(?!=)"

@@ -1,4 +1,6 @@
-"""Clusters: planted groups are found and named, correlation is numpy's, chance gives chance, and text stays text."""
+"""Clusters: planted groups are found and named, correlation is numpy's, chance gives chance, and
+text stays text.
+"""
 
 import numpy as np
 import pandas as pd
@@ -13,7 +15,9 @@ from suite.stages import STAGES
 
 @pytest.fixture(scope="module")
 def planted():
-    """60 features in 4 groups: each group has a direction, tokens on which it fires together, and a value in its rules."""
+    """60 features in 4 groups: each group has a direction, tokens on which it fires together,
+    and a value in its rules.
+    """
     rng = np.random.default_rng(0)
     group = np.repeat(np.arange(4), 15)
     directions = torch.from_numpy(np.eye(16)[group] + rng.normal(0, 0.15, (60, 16))).float()

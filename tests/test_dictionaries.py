@@ -1,4 +1,6 @@
-"""What stands beside an autoencoder: directions, their thresholds, and the activations of chosen features."""
+"""What stands beside an autoencoder: directions, their thresholds, and the activations of chosen
+features.
+"""
 
 import pytest
 import torch

@@ -154,7 +154,8 @@ def test_a_kernel_of_another_installation_is_named(monkeypatch, tmp_path):
     spec = tmp_path / "kernels" / "python3"
     spec.mkdir(parents=True)
     (spec / "kernel.json").write_text(
-        '{"argv": ["/usr/other/python", "-m", "ipykernel_launcher"], "display_name": "x", "language": "python"}'
+        '{"argv": ["/usr/other/python", "-m", "ipykernel_launcher"], "display_name": "x", '
+        '"language": "python"}'
     )
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     check = doctor.kernel()

@@ -1,4 +1,6 @@
-"""Evaluation and feature table: known answers on constructed cases, and oracles on a trained run."""
+"""Evaluation and feature table: known answers on constructed cases, and oracles on a trained
+run.
+"""
 
 import numpy as np
 import pytest

@@ -1,7 +1,9 @@
-"""Golden values: a tiny run whose tokens, weights and results must not change unless somebody means to change them.
+"""Golden values: a tiny run whose tokens, weights and results must not change unless somebody means
+to change them.
 
-Tokens are compared by their hashes on every machine. On a machine that recorded its values, weights are compared bit for bit
-and results to six digits; on any other, results must be near the recorded ones. To record this machine's values on purpose:
+Tokens are compared by their hashes on every machine. On a machine that recorded its values, weights
+are compared bit for bit and results to six digits; on any other, results must be near the recorded
+ones. To record this machine's values on purpose:
 
     python -m tests.test_golden
 """
@@ -43,7 +45,9 @@ OVERRIDES = [
 
 
 def machine() -> str:
-    """What the last bits of a sum depend on besides the code: torch, the processor, and the instructions that it may use."""
+    """What the last bits of a sum depend on besides the code: torch, the processor, and the
+    instructions that it may use.
+    """
     cpuinfo = Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else ""
     cpu = re.findall(r"(?m)^(?:vendor_id|cpu family|model|model name)\s*: (.*)$", cpuinfo)[:4]
     limits = [os.environ.get(name) for name in ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")]
@@ -72,7 +76,9 @@ def weights_of(folder: Path) -> str:
 
 
 def measured(folder: Path) -> dict[str, dict]:
-    """Trains the tiny run on one thread: hashes of its tokens and weights, and what evaluation finds."""
+    """Trains the tiny run on one thread: hashes of its tokens and weights, and what evaluation
+    finds.
+    """
 
     write_texts(folder / "text")
     threads = torch.get_num_threads()

@@ -1,4 +1,6 @@
-"""Notebooks without a browser: kernels that die or never start, silent cells, the live line, and the estimate."""
+"""Notebooks without a browser: kernels that die or never start, silent cells, the live line, and
+the estimate.
+"""
 
 import fcntl
 import json

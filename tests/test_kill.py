@@ -1,4 +1,6 @@
-"""Ctrl-C, and `kill -9` at random moments, then the same command: the weights are those of a run that was left alone, bit for bit."""
+"""Ctrl-C, and `kill -9` at random moments, then the same command: the weights are those of a run
+that was left alone, bit for bit.
+"""
 
 import json
 import os
@@ -44,7 +46,9 @@ def start(folder, overrides, every=("lm.checkpoint_every=7", "sae.checkpoint_eve
 
 
 def kill_after(process, folder, training: str, checkpoints: int, seconds: float) -> bool:
-    """`kill -9` once so many new checkpoints of that training have been seen, and a moment later; whether it was still training."""
+    """`kill -9` once so many new checkpoints of that training have been seen, and a moment
+    later; whether it was still training.
+    """
     there = lambda: {p.name for p in folder.rglob("step-*.json") if training in p.parent.name}  # noqa: E731
     before, seen = there() if folder.exists() else set(), set()
     while process.poll() is None and len(seen) < checkpoints:

@@ -1,4 +1,6 @@
-"""The browser's widget in a real JupyterLab: a server, a kernel and headless Chromium, on a run whose corpus holds markup."""
+"""The browser's widget in a real JupyterLab: a server, a kernel and headless Chromium, on a run
+whose corpus holds markup.
+"""
 
 import csv
 import json
@@ -65,7 +67,9 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lab(run):
-    """The address of a notebook with one cell that opens the run's browser, in a JupyterLab of its own."""
+    """The address of a notebook with one cell that opens the run's browser, in a JupyterLab of
+    its own.
+    """
     import nbformat
 
     home = run.folder.parent

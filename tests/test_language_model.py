@@ -1,4 +1,6 @@
-"""The language model: its loss, its schedule, its training, and what happens when training is cut short."""
+"""The language model: its loss, its schedule, its training, and what happens when training is
+cut short.
+"""
 
 import json
 
@@ -151,7 +153,9 @@ def test_interrupted_training_ends_with_the_same_weights_bit_for_bit(
 def test_checkpoints_stay_within_their_budget_even_while_one_is_written(
     tmp_path, monkeypatch, budget, left, beside
 ):
-    """A checkpoint is 4 kB: one and the new one, two but not while a third is written, or all three."""
+    """A checkpoint is 4 kB: one and the new one, two but not while a third is written, or all
+    three.
+    """
     there, write = [], checkpoints.write_atomically
     monkeypatch.setattr(
         checkpoints,

@@ -1,4 +1,6 @@
-"""Notebook 00 is a second implementation: on the same weights and tokens it computes what the library computes."""
+"""Notebook 00 is a second implementation: on the same weights and tokens it computes what the
+library computes.
+"""
 
 import ast
 import json
@@ -103,7 +105,9 @@ def test_logits_loss_and_activations(page, model, hook, rows):
 
 
 def unit_features():
-    """One of the library's autoencoders whose penalty weighs as much as its error, and inputs for it."""
+    """One of the library's autoencoders whose penalty weighs as much as its error, and inputs
+    for it.
+    """
     sae, x = random_sae(16, 64, 0, bias=-0.5), torch.randn(200, 16)
     with torch.no_grad():
         sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)

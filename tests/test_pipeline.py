@@ -1,4 +1,6 @@
-"""The whole job as its user starts it: one command, the report at its end, and bad input answered in one line."""
+"""The whole job as its user starts it: one command, the report at its end, and bad input
+answered in one line.
+"""
 
 import json
 import os
@@ -52,7 +54,9 @@ def test_every_notebook_ran_and_left_a_log(smoke_run):
 
 
 def test_every_notebook_with_figures_carries_plotly(smoke_run):
-    """Each has a kernel of its own, so that none relies on the plotly.js that an earlier one showed."""
+    """Each has a kernel of its own, so that none relies on the plotly.js that an earlier one
+    showed.
+    """
     folder, _ = smoke_run
     for path in sorted((folder / "notebooks").glob("*.ipynb")):
         text = path.read_text()

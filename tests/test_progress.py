@@ -1,4 +1,5 @@
-"""Progress bars: drawn for people, written to a file for a headless run, and read back as one line.
+"""Progress bars: drawn for people, written to a file for a headless run, and read back as one
+line.
 """
 
 import json

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -26,7 +27,10 @@ from suite.runs import Run
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
-HOSTILE = "<script>alert(1)</script> | `a` ``b`` [x](javascript:alert(1)) ![i](http://evil/x.png) <img src=x onerror=alert(1)> **b** {{ 7*7 }} \\"
+HOSTILE = (
+    "<script>alert(1)</script> | `a` ``b`` [x](javascript:alert(1)) ![i](http://evil/x.png) "
+    "<img src=x onerror=alert(1)> **b** {{ 7*7 }} \\"
+)
 
 
 def evaluated(recovered: float, density: list[float], **other) -> dict:

@@ -1,4 +1,6 @@
-"""Run folders: whole artefacts or none, and a clear word when one is damaged or from other settings."""
+"""Run folders: whole artefacts or none, and a clear word when one is damaged or from other
+settings.
+"""
 
 import json
 

@@ -259,9 +259,11 @@ FAKE_VENV_PYTHON = """#!/bin/sh
 case "$2" in
   jupyterlab)
     echo "$*" > jupyter_arguments
-    for a; do case "$a" in --ServerApp.port=*) port=${{a#*=}} ;; --ServerApp.ip=*) ip=${{a#*=}} ;; esac; done
+    for a; do
+      case "$a" in --ServerApp.port=*) port=${{a#*=}} ;; --ServerApp.ip=*) ip=${{a#*=}} ;; esac
+    done
     exec {python} -m http.server "$port" --bind "$ip" ;;
-  ipykernel | sae_lib) ;;
+  ipykernel | suite) ;;
   *) exec {python} "$@" ;;
 esac
 """
@@ -269,7 +271,9 @@ esac
 
 @pytest.fixture
 def pod_script(tmp_path):
-    """runpod_setup.sh in a folder where the packages are there already; gives (output, arguments of JupyterLab, state folder)."""
+    """runpod_setup.sh in a folder where the packages are there already; gives (output, arguments
+    of JupyterLab, state folder).
+    """
     (tmp_path / "scripts").mkdir()
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     for name in ("runpod_setup.sh", "requirements.txt"):

@@ -1,4 +1,6 @@
-"""browser.html in Chromium, from disk: search, pages, links, keys; text is data; the model inside agrees with torch."""
+"""browser.html in Chromium, from disk: search, pages, links, keys; text is data; the model
+inside agrees with torch.
+"""
 
 import json
 import re
@@ -39,7 +41,8 @@ from tests.test_browser import (  # noqa: F401  (the crafted corpus, its tokenis
 
 MIXED = [
     "import numpy as np\n\n\n    def f(x):\t\treturn  x_1 + 3.14 # it's we'll they'd 'tis\n",
-    "naïve café — „schön“ 你好世界 ١٢٣ Ⅷ ½ x² שלום مرحبا 🙂👩‍👩‍👧 e\u0301 \u200b\ufeff\u0085\u00a0\u3000\u2028 end  ",
+    "naïve café — „schön“ 你好世界 ١٢٣ Ⅷ ½ x² שלום مرحبا 🙂👩‍👩‍👧 e\u0301 "
+    "\u200b\ufeff\u0085\u00a0\u3000\u2028 end  ",
     "<|endoftext|>a<|endoftext|> b <script>alert(1)</script>\r\n\x00\x1b[31m",
     "   leading\n \n  and trailing   ",
     "",
@@ -216,7 +219,8 @@ def test_nothing_in_the_page_hides_or_reorders(tab, crafted):
         )
         assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u200b\u202a-\u202e\ufeff\ud800-\udfff]", text)
         boxes = tab.evaluate(
-            "[...sae.app.root.querySelector('#page .text').children].map(e => [e.getBoundingClientRect().y, e.getBoundingClientRect().x])"
+            "[...sae.app.root.querySelector('#page .text').children].map(e => "
+            "[e.getBoundingClientRect().y, e.getBoundingClientRect().x])"
         )
         assert boxes == sorted(boxes)  # right-to-left words stand in the order of the tokens
 
@@ -226,13 +230,15 @@ def test_the_policy_lets_no_other_script_run(chromium, written):
     tab.on("console", lambda m: refused.append(m.text))
     open_page(tab, written)
     tab.evaluate(
-        "() => { const s = document.createElement('script'); s.textContent = 'window.hit = 1'; document.body.append(s); }"
+        "() => { const s = document.createElement('script'); s.textContent = 'window.hit = 1'; "
+        "document.body.append(s); }"
     )
     tab.evaluate(
         "() => { sae.app.$('page').innerHTML = '<img src=x onerror=\"window.hit = 3\">'; }"
     )
     tab.evaluate(
-        "() => { const s = document.createElement('div'); s.innerHTML = '<img src=x onerror=\"window.hit = 2\">'; document.body.append(s); }"
+        "() => { const s = document.createElement('div'); s.innerHTML = '<img src=x "
+        'onerror="window.hit = 2">\'; document.body.append(s); }'
     )
     tab.wait_for_timeout(100)
     assert tab.evaluate("window.hit") is None and any(
@@ -352,13 +358,17 @@ def test_it_fits_a_phone(chromium, written, scheme):
     for view in ("feature", "try", "context", "rate", "list"):
         tab.tap(f"nav a[data-view={view}]")
         tab.wait_for_function("v => sae.app.view === v", arg=view)
-        wide = "[document.documentElement, ...sae.app.root.querySelectorAll('section')].map(e => e.scrollWidth)"
+        wide = (
+            "[document.documentElement, ...sae.app.root.querySelectorAll('section')].map(e => "
+            "e.scrollWidth)"
+        )
         assert max(tab.evaluate(wide)) <= 390
     tab.tap("nav a[data-view=feature]")
     tab.locator("#page .text bdi").first.tap()
     assert tab.locator("#bubble").inner_text().strip()  # a tap shows what hovering would
     ink, paper = tab.evaluate(
-        "[getComputedStyle(sae.app.$('page')).color, getComputedStyle(sae.app.host).backgroundColor]"
+        "[getComputedStyle(sae.app.$('page')).color, "
+        "getComputedStyle(sae.app.host).backgroundColor]"
     )
     light = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (ink, paper)]
     assert (light[0] > light[1] + 300) == (scheme == "dark") and abs(light[0] - light[1]) > 300
@@ -370,7 +380,9 @@ def test_it_fits_a_phone(chromium, written, scheme):
 
 @pytest.fixture(scope="module")
 def inside(small_run):
-    """(model, autoencoder) with the weights that the page holds: int8 times the scale of the row."""
+    """(model, autoencoder) with the weights that the page holds: int8 times the scale of the
+    row.
+    """
     model, sae = (
         language_model.open_model(str(small_run.folder / "language_model")),
         SparseAutoencoder.load(small_run.path("autoencoder")),
@@ -430,8 +442,8 @@ def test_the_page_computes_what_torch_computes(opened, small_run, inside):
     feature = int(acts.amax(0).argmax())
     there = opened.evaluate(
         """([ids, n]) => { const m = sae.source.model, rows = m.rows_at_hook(ids);
-        return { logits: m.run(ids, undefined, false).map((l) => [...l]), x: rows.map((r) => [...r]),
-                 acts: rows.map((r) => [...m.features(r)]), one: m.on_rows(rows, n) }; }""",
+        return { logits: m.run(ids, undefined, false).map((l) => [...l]),
+                 x: rows.map((r) => [...r]), acts: rows.map((r) => [...m.features(r)]), one: m.on_rows(rows, n) }; }""",
         [ids, feature],
     )
     for name, expected in (("logits", logits), ("x", x), ("acts", acts), ("one", acts[:, feature])):
@@ -440,7 +452,10 @@ def test_the_page_computes_what_torch_computes(opened, small_run, inside):
         with clamping.clamped(hook, sae, [Clamp(feature, how, value)], keep_error):
             with torch.no_grad():
                 clamped = model(torch.tensor([ids])).logits[0]
-        script = "([ids, clamp, keep]) => { const m = sae.source.model; return m.run(ids, m.clamped(clamp, keep), false).map((l) => [...l]); }"
+        script = (
+            "([ids, clamp, keep]) => { const m = sae.source.model; return m.run(ids, "
+            "m.clamped(clamp, keep), false).map((l) => [...l]); }"
+        )
         clamp = {"feature": feature, "how": how, "value": value}
         shown = opened.evaluate(script, [ids, clamp, keep_error])
         np.testing.assert_allclose(np.array(shown), clamped.numpy(), atol=1e-3, err_msg=how)
@@ -472,7 +487,9 @@ def test_the_whole_row_of_an_example_is_shown(tab, written, small_run, inside):
 
 
 def test_int8_changes_little(small_run, inside):
-    """Against the weights as trained: activations correlate, and the next token's distribution moves by a hundredth of a nat at most."""
+    """Against the weights as trained: activations correlate, and the next token's distribution
+    moves by a hundredth of a nat at most.
+    """
     model, sae = inside
     float_model, float_sae = (
         language_model.open_model(str(small_run.folder / "language_model")),
@@ -494,8 +511,12 @@ def test_int8_changes_little(small_run, inside):
 
 def test_generation_is_seeded_and_shares_its_noise(opened):
     made = opened.evaluate(
-        """() => { const m = sae.source.model, ids = m.tokenizer.encode('import os'), make = (seed, change, heat = 0.8) => m.generate(ids, 10, heat, seed, change);
-        return [make(0), make(0), make(1), make(0, m.clamped({feature: 3, how: 'ablate'})), make(0, (x) => {}), ids.length, m.n_positions, make(0, undefined, 0), make(1, undefined, 0)]; }"""
+        """() => { 
+        const m = sae.source.model, ids = m.tokenizer.encode('import os');
+        const make = (seed, change, heat = 0.8) => m.generate(ids, 10, heat, seed, change);
+        return [make(0), make(0), make(1), make(0, m.clamped({feature: 3, how: 'ablate'})),
+                make(0, (x) => {}), ids.length, m.n_positions, make(0, undefined, 0),
+                make(1, undefined, 0)]; }"""
     )
     assert made[0] == made[1] == made[4] != made[2] and len(made[0]) <= made[5] + 10
     assert made[7] == made[8]  # at temperature 0 the seed does not matter
@@ -541,7 +562,8 @@ def test_own_text_and_clamping_in_the_page(tab, written, small_run):
     assert len(sides) == 2 and sides[0] != sides[1] and all("assertEqual" in side for side in sides)
     tab.fill("#text", "word " * 300)
     tab.wait_for_function(
-        f"() => sae.app.$('tokens').textContent.includes('reads the first {small_run.settings.lm.context}')"
+        "() => sae.app.$('tokens').textContent.includes('reads the first "
+        f"{small_run.settings.lm.context}')"
     )
     tab.click("#generate")
     tab.wait_for_function("() => sae.app.$('clamp-note').textContent.includes('shorten')")

@@ -1,4 +1,6 @@
-"""Studies: λ is found for an L0, seeds agree more than chance, splitting is told from chance, and the report quotes what was found."""
+"""Studies: λ is found for an L0, seeds agree more than chance, splitting is told from chance,
+and the report quotes what was found.
+"""
 
 import json
 

@@ -1,4 +1,6 @@
-"""A grid of autoencoders: what its overrides mean, and that it trains, measures, draws and is not done twice."""
+"""A grid of autoencoders: what its overrides mean, and that it trains, measures, draws and is
+not done twice.
+"""
 
 import json
 

@@ -41,8 +41,7 @@ HARD = [
 def texts(n: int = 60) -> list[str]:
     return [
         f"document {i}: the cat {i * i} sat on the mat\n"
-        f"while {i} naïve 🙂 dogs sang 日本語 {i * 7}\n"
-        * (3 + i % 4)
+        f"while {i} naïve 🙂 dogs sang 日本語 {i * 7}\n" * (3 + i % 4)
         for i in range(n)
     ]
 

@@ -191,7 +191,7 @@ def next_tokens(
 
 
 @torch.no_grad()
-def side_by_side(
+def side_by_side(  # noqa: PLR0913  what a continuation depends on
     hook: HookPoint,
     tokenizer,
     dictionary: Dictionary,

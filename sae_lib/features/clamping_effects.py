@@ -292,8 +292,8 @@ def alive_features(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def clear_features(table: pd.DataFrame, n: int, seed: int) -> list[int]:
-    """`n` features drawn at random among the tenth of `alive_features` that, at its maximum, pushes its
-    first token's logit up most.
+    """`n` features drawn at random among the tenth of `alive_features` that, at its maximum, pushes
+    its first token's logit up most.
     """
     alive = alive_features(table)
     push = (alive["maximum"] * alive["top_logit_values"].str[0]).sort_values(ascending=False)

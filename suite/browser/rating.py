@@ -50,7 +50,9 @@ def save_rating(path: Path, rater: str, seed: int, kind: str, unit: int, rating:
 
 
 def load_ratings(path: Path) -> pd.DataFrame:
-    """The last rating of each unit by each rater and seed; lines that are not whole are left out."""
+    """The last rating of each unit by each rater and seed; lines that are not whole are left
+    out.
+    """
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     lines = text.splitlines()  # each is read on its own: a torn one must not swallow the next
     rows = [row for line in lines for row in csv.reader([line]) if _whole(row)]

@@ -1,4 +1,6 @@
-"""The report of a run: Markdown, HTML and PDF from `results/*.json`, and its copy in the repository."""
+"""The report of a run: Markdown, HTML and PDF from `results/*.json`, and its copy in the
+repository.
+"""
 
 import logging
 from pathlib import Path
@@ -14,9 +16,11 @@ __all__ = ["publish_report", "write_report"]
 
 
 def write_report(run: Run) -> Path:
-    """Write `report.md`, `report.html` and `report.pdf` into the run folder; returns the Markdown's path.
+    """Write `report.md`, `report.html` and `report.pdf` into the run folder; returns the Markdown's
+    path.
 
-    `ArtefactError` where a result is missing that the report stands on; other missing results are said in their section.
+    `ArtefactError` where a result is missing that the report stands on; other missing results are
+    said in their section.
     """
     with locks.locked(run.root):
         return _write(run)
@@ -41,9 +45,11 @@ def _write(run: Run) -> Path:
 
 
 def publish_report(run: Run, root: Path | None = None) -> Path:
-    """Write the report and copy it to `report.md`, `report/figures` and `report/results` of the checkout, or of `root`.
+    """Write the report and copy it to `report.md`, `report/figures` and `report/results` of the
+    checkout, or of `root`.
 
-    `ArtefactError`, with nothing changed, where that would be over 3 MB, has a broken link, or holds a path of this machine.
+    `ArtefactError`, with nothing changed, where that would be over 3 MB, has a broken link, or
+    holds a path of this machine.
     """
     root = root or project.root()
     write_report(run)

@@ -1,4 +1,6 @@
-"""What the template is given: the run's results, the original's facts, and the derived values that take more than a filter."""
+"""What the template is given: the run's results, the original's facts, and the derived values
+that take more than a filter.
+"""
 
 import hashlib
 import json
@@ -44,13 +46,19 @@ LABELS = {"ward_2024": "ours, faithful", "bricken_2023": "ours, as published"}
 
 
 def load(run: Run) -> dict[str, Any]:
-    """Every result of the run by name, None for one that is not there; `ArtefactError` where one is missing that the report stands on."""
+    """Every result of the run by name, None for one that is not there; `ArtefactError` where one
+    is missing that the report stands on.
+    """
     results: dict[str, Any] = {}
     for name in ESSENTIAL:
         if not (run.results_folder / f"{name}.json").exists():
-            stage = f"python -m suite run --profile {run.settings.profile} --only {NOTEBOOK_OF[name][:2]}"
+            stage = (
+                f"python -m suite run --profile {run.settings.profile} --only "
+                f"{NOTEBOOK_OF[name][:2]}"
+            )
             raise ArtefactError(
-                f"no report: results/{name}.json is missing in {run.folder}; run notebook {NOTEBOOK_OF[name]} first (`{stage}`, or the {name.removesuffix('ion')}e stage)"
+                f"no report: results/{name}.json is missing in {run.folder}; run notebook "
+                f"{NOTEBOOK_OF[name]} first (`{stage}`, or the {name.removesuffix('ion')}e stage)"
             )
     for name in ESSENTIAL + OPTIONAL:
         there = (run.results_folder / f"{name}.json").exists()
@@ -71,7 +79,8 @@ def context(run: Run) -> dict[str, Any]:
     for name in (main, "neurons"):
         if name not in evaluation:
             raise ArtefactError(
-                f"results/evaluation.json of {run.folder} has no entry {name!r}; run notebook {NOTEBOOK_OF['evaluation']} again"
+                f"results/evaluation.json of {run.folder} has no entry {name!r}; run notebook "
+                f"{NOTEBOOK_OF['evaluation']} again"
             )
     recipes = [n for n in evaluation if n in RECIPES and n != main] + [main]
     widths = sorted(

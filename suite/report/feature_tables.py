@@ -1,4 +1,6 @@
-"""The report's tables and lines about features: rules and their scores, what is known of one, explanations, clamping."""
+"""The report's tables and lines about features: rules and their scores, what is known of one,
+explanations, clamping.
+"""
 
 from typing import Any
 
@@ -40,7 +42,9 @@ def rules_table(v: dict[str, Any]) -> str:
 
 
 def rules_compared(v: dict[str, Any]) -> str:
-    """Sentences on features against matched neurons and against an untrained model's features, whichever way they came out."""
+    """Sentences on features against matched neurons and against an untrained model's features,
+    whichever way they came out.
+    """
     said = []
     for pair, other, what in (
         ("feature - neuron_matched", "matched neurons", "over all activations"),
@@ -62,17 +66,22 @@ def rules_compared(v: dict[str, Any]) -> str:
                 else "the interval holds 0, so neither is ahead"
             )
             said.append(
-                f"The median AUROC of features minus that of {other} is {f.signed(d['difference'])} {what} (95 % interval {f.interval(low, high, f.signed)}): {verdict}."
+                f"The median AUROC of features minus that of {other} is "
+                f"{f.signed(d['difference'])} {what} (95 % interval "
+                f"{f.interval(low, high, f.signed)}): {verdict}."
             )
     return " ".join(said)
 
 
 def read_closely(v: dict[str, Any], entry: dict[str, Any]) -> str:
-    """What is known of a feature beyond its strongest examples: rule and scores, an example from each tenth, the effect of clamping."""
+    """What is known of a feature beyond its strongest examples: rule and scores, an example from
+    each tenth, the effect of clamping.
+    """
     score, lines = entry["score"], []
     if score["rule"]:
         lines.append(
-            f"Rule: {code(score['rule'], False)}; AUROC {f.number(score['auroc'])}, balanced accuracy {f.number(score['balanced_accuracy'])} on other documents."
+            f"Rule: {code(score['rule'], False)}; AUROC {f.number(score['auroc'])}, balanced "
+            f"accuracy {f.number(score['balanced_accuracy'])} on other documents."
         )
     else:
         lines.append("Rule: none was scored (too few activations in one half of the documents).")
@@ -85,13 +94,16 @@ def read_closely(v: dict[str, Any], entry: dict[str, Any]) -> str:
     for tenth in entry["tenths"]:
         for e in tenth["examples"]:
             lines.append(
-                f"- {f.number(e['activation'])} (of {f.percent(tenth['share'])}): {code(e['before'], False)}**{code(e['token'], False)}**{code(e['after'], False)}"
+                f"- {f.number(e['activation'])} (of {f.percent(tenth['share'])}): "
+                f"{code(e['before'], False)}**{code(e['token'], False)}**{code(e['after'], False)}"
             )
     return "\n".join(lines) + "\n"
 
 
 def explanation_table(v: dict[str, Any]) -> str:
-    """What a chat model's explanations scored, by kind of unit, and how many of its answers could not be read."""
+    """What a chat model's explanations scored, by kind of unit, and how many of its answers
+    could not be read.
+    """
     e, rows = v["explanations"], []
     for kind, s in e["kinds"].items():
         cells = [
@@ -109,7 +121,11 @@ def explanation_table(v: dict[str, Any]) -> str:
             ]
         )
     early = f" It ended early: {plain(e['stopped'])}." if e["stopped"] else ""
-    said = f"Explanations by {plain(e['model'])} from one half of the documents, tested on the other: balanced accuracy of telling which excerpts activate (detection) and whether the marked tokens do (fuzzing).{early}"
+    said = (
+        f"Explanations by {plain(e['model'])} from one half of the documents, tested on the "
+        "other: balanced accuracy of telling which excerpts activate (detection) and whether "
+        f"the marked tokens do (fuzzing).{early}"
+    )
     return (
         said
         + "\n\n"
@@ -118,7 +134,9 @@ def explanation_table(v: dict[str, Any]) -> str:
 
 
 def clamping_table(v: dict[str, Any]) -> str:
-    """What a feature held at its maximum does, beside what it is held against: means with the range of the draws, and the most that any of them gains."""
+    """What a feature held at its maximum does, beside what it is held against: means with the
+    range of the draws, and the most that any of them gains.
+    """
     features = v["clamping"]["features"]
     header = [
         "Feature",
@@ -191,7 +209,10 @@ def clamping_line(c: dict[str, Any]) -> str:
         if c["beyond_nulls"]
         else "no more than along some direction that it was held against"
     )
-    return f"Held at {f.number(c['value'])}: KL {f.small(c['kl'])} nats ({nulls}); its top-logit tokens together {gained}, {verdict}; moved most: {moved}."
+    return (
+        f"Held at {f.number(c['value'])}: KL {f.small(c['kl'])} nats ({nulls}); its top-logit "
+        f"tokens together {gained}, {verdict}; moved most: {moved}."
+    )
 
 
 def between(values: list[float], write: Value) -> str:

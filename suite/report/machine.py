@@ -1,4 +1,6 @@
-"""Where and with what a run was made: recorded when it runs, quoted by the report whenever and wherever it is rendered."""
+"""Where and with what a run was made: recorded when it runs, quoted by the report whenever and
+wherever it is rendered.
+"""
 
 import os
 import platform
@@ -13,7 +15,9 @@ from suite import project
 
 
 def machine() -> dict[str, Any]:
-    """CPU, cores, memory, GPU, torch's threads, date, operating system, versions of everything pinned, git commit: for `results/run.json`."""
+    """CPU, cores, memory, GPU, torch's threads, date, operating system, versions of everything
+    pinned, git commit: for `results/run.json`.
+    """
     import psutil
     import torch
 
@@ -80,7 +84,9 @@ def versions(root: Path | None) -> dict[str, str | None]:
 
 
 def commit(folder: Path | None) -> str | None:
-    """The commit that the code is at, marked where tracked files differ from it; None without git."""
+    """The commit that the code is at, marked where tracked files differ from it; None without
+    git.
+    """
     try:
         head = subprocess.run(
             ["git", "rev-parse", "--short=12", "HEAD"],

@@ -1,4 +1,6 @@
-"""`report.html`, one file that asks for nothing, and `report.pdf`, the same elements set by typst."""
+"""`report.html`, one file that asks for nothing, and `report.pdf`, the same elements set by
+typst.
+"""
 
 import re
 from html import escape
@@ -17,7 +19,8 @@ PAGE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" 
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
@@ -40,7 +43,9 @@ def html(text: str, folder: Path) -> str:
 
 
 def pdf(text: str, folder: Path) -> bytes:
-    """The report typeset. Its elements are handed over as data, and typst reads only below `folder`."""
+    """The report typeset. Its elements are handed over as data, and typst reads only below
+    `folder`.
+    """
     body, _ = inert_html(text, folder, inline=False)
     tree = re.sub(NOT_XML, "\N{REPLACEMENT CHARACTER}", f"<report>{body}</report>")
     inputs = {"report": tree, "title": title(text)}

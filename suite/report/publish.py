@@ -1,4 +1,6 @@
-"""The report as the repository keeps it: `report.md`, with its figures and results beside it in `report/`."""
+"""The report as the repository keeps it: `report.md`, with its figures and results beside it in
+`report/`.
+"""
 
 import os
 import re
@@ -28,7 +30,8 @@ def publish(run: Run, root: Path) -> Path:
         path = run.folder / link
         if not link.startswith("figures/") or ".." in link or not path.is_file():
             raise ArtefactError(
-                f"{source} has a broken link, {link}: nothing was published; write the report again, or run the notebook that makes that figure"
+                f"{source} has a broken link, {link}: nothing was published; write the report "
+                "again, or run the notebook that makes that figure"
             )
     results = sorted(run.results_folder.glob("*.json"))
     published = re.sub(r"\]\(figures/", "](report/figures/", text)
@@ -44,12 +47,14 @@ def publish(run: Run, root: Path) -> Path:
             for name, size in sorted(sizes.items(), key=lambda x: -x[1])[:3]
         )
         raise ArtefactError(
-            f"the report is {total / 1e6:.2f} MB with its figures and results, the limit for publishing is {LARGEST / 1e6:.0f} MB (largest: {largest}); nothing was published"
+            f"the report is {total / 1e6:.2f} MB with its figures and results, the limit for "
+            f"publishing is {LARGEST / 1e6:.0f} MB (largest: {largest}); nothing was published"
         )
     for name, data in files.items():
         if name.endswith((".md", ".json")) and (found := own_path(data.decode(), run)):
             raise ArtefactError(
-                f"{name} holds a path of this machine, {found}: nothing was published; give paths relative to the repository and run again"
+                f"{name} holds a path of this machine, {found}: nothing was published; give paths "
+                "relative to the repository and run again"
             )
     for folder in ("figures", "results"):
         shutil.rmtree(root / "report" / folder, ignore_errors=True)
@@ -59,7 +64,9 @@ def publish(run: Run, root: Path) -> Path:
 
 
 def own_path(text: str, run: Run) -> str | None:
-    """The first absolute path in `text` that is this machine's own. Paths in general may stand there: the corpus is full of them."""
+    """The first absolute path in `text` that is this machine's own. Paths in general may stand
+    there: the corpus is full of them.
+    """
     own = {
         str(p)
         for p in (

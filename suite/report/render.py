@@ -1,4 +1,6 @@
-"""`report.md` from the template: figures and tables are numbered and remembered, so that the appendix can trace each of them."""
+"""`report.md` from the template: figures and tables are numbered and remembered, so that the
+appendix can trace each of them.
+"""
 
 import shlex
 from collections.abc import Callable
@@ -48,7 +50,8 @@ TOY_FIGURES = (
     ("toy_five_cases", "The five cases of unequal density."),
     (
         "toy_autoencoder",
-        "Autoencoders on the toy model, with and without resampling: which true directions they find.",
+        "Autoencoders on the toy model, with and without resampling: which true directions they "
+        "find.",
     ),
     ("toy_shrinkage", "Shrinkage by the L1 penalty."),
 )
@@ -71,7 +74,9 @@ BOUND = {
 
 
 class Registry:
-    """Numbers figures and tables as the template meets them, and remembers what each was made from."""
+    """Numbers figures and tables as the template meets them, and remembers what each was made
+    from.
+    """
 
     def __init__(self, figures: Path):
         self.folder, self.figures, self.tables = figures, [], []
@@ -143,7 +148,8 @@ def markdown(run: Run) -> str:
         )
     except (UndefinedError, KeyError) as error:
         raise ArtefactError(
-            f"no report: a results file of {run.folder / 'results'} lacks a value ({error}); it was made by another version: run its notebook again"
+            f"no report: a results file of {run.folder / 'results'} lacks a value ({error}); it "
+            "was made by another version: run its notebook again"
         ) from None
     return tidy(text)
 
@@ -193,7 +199,10 @@ def _of_defined(made: Callable[..., str]) -> Callable[..., str]:
 def missing(name: str) -> str:
     """One sentence for a section whose results are not there."""
     notebook = content.NOTEBOOK_OF[name]
-    return f"*Notebook `{notebook}` has not run, or did not finish, so this part of the report is missing (`python -m suite run --only {notebook[:2]}` makes it).*"
+    return (
+        f"*Notebook `{notebook}` has not run, or did not finish, so this part of the report is "
+        f"missing (`python -m suite run --only {notebook[:2]}` makes it).*"
+    )
 
 
 def gallery(entry: dict[str, Any], kind: str = "Feature") -> str:

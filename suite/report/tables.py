@@ -9,7 +9,8 @@ from suite import study_figures
 
 Value = Callable[[float | None], str]
 
-# label, key in results/evaluation.json, its format, the original's fact (or none) with its own format, note
+# label, key in results/evaluation.json, its format, the original's fact (or none) with its own
+# format, note
 MEASURES: tuple[tuple[str, str, Value, str | None, str], ...] = (
     ("Loss recovered, zero ablation", "recovered_zero", f.percent, "recovered_zero", "ᵃ"),
     ("Loss recovered, mean ablation", "recovered_mean", f.percent, None, ""),
@@ -331,7 +332,10 @@ def compared(v: dict[str, Any], one: str, other: str) -> str:
         if d["apart"]
         else "which is within the spread of the seeds"
     )
-    return f"{plain(one)} recovers {f.percent(d['one'])} (mean ablation), {plain(other)} {f.percent(d['other'])}: {verdict}."
+    return (
+        f"{plain(one)} recovers {f.percent(d['one'])} (mean ablation), {plain(other)} "
+        f"{f.percent(d['other'])}: {verdict}."
+    )
 
 
 def rates_tried(v: dict[str, Any]) -> str:

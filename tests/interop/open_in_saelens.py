@@ -1,4 +1,6 @@
-"""SAELens opens the folders of `write_folders.py`, computes what we compute, and its own copy opens here again: `python open_in_saelens.py FOLDER`."""
+"""SAELens opens the folders of `write_folders.py`, computes what we compute, and its own copy
+opens here again: `python open_in_saelens.py FOLDER`.
+"""
 
 import sys
 from pathlib import Path
@@ -23,7 +25,8 @@ def main(folder: Path) -> None:
         assert sae.cfg.metadata.hook_name == "blocks.0.mlp.hook_post", "metadata was dropped"
         sae.save_model(str(path / "saelens"))
         print(
-            f"SAELens {__version__} {path.name}: opened as {sae.cfg.architecture()}, largest difference {difference:.1e}, L0 {ours['features'].gt(0).sum(1).float().mean():.1f}"
+            f"SAELens {__version__} {path.name}: opened as {sae.cfg.architecture()}, largest "
+            f"difference {difference:.1e}, L0 {ours['features'].gt(0).sum(1).float().mean():.1f}"
         )
 
 

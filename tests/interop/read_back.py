@@ -1,4 +1,6 @@
-"""What SAELens saved opens here and reconstructs equally: `python read_back.py FOLDER`, after `open_in_saelens.py`."""
+"""What SAELens saved opens here and reconstructs equally: `python read_back.py FOLDER`, after
+`open_in_saelens.py`.
+"""
 
 import sys
 from pathlib import Path
@@ -18,7 +20,8 @@ def main(folder: Path) -> None:
         )
         assert difference < 1e-3, f"{path}: largest difference {difference:.2g}"
         print(
-            f"{path.parent.name}: what SAELens saved opens here, largest difference {difference:.1e}"
+            f"{path.parent.name}: what SAELens saved opens here, largest difference "
+            f"{difference:.1e}"
         )
 
 

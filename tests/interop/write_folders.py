@@ -1,4 +1,6 @@
-"""Autoencoders of every architecture, their inputs and our reconstructions, for another tool to open: `python write_folders.py FOLDER`."""
+"""Autoencoders of every architecture, their inputs and our reconstructions, for another tool to
+open: `python write_folders.py FOLDER`.
+"""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""Runs one command in this process and holds it to what bad input must get: status 2, one line, nothing left behind."""
+"""Runs one command in this process and holds it to what bad input must get: status 2, one line,
+nothing left behind.
+"""
 
 import contextlib
 import io
@@ -11,7 +13,9 @@ import pytest
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended: exit status, what it printed, and which files it added, changed or removed."""
+    """How a command ended: exit status, what it printed, and which files it added, changed or
+    removed.
+    """
 
     status: int
     out: str
@@ -50,7 +54,9 @@ def run_command(arguments: list[str], folder: Path) -> Outcome:
 
 
 def assert_refused(arguments: list[str], folder: Path, names: str) -> None:
-    """Status 2, one line on stderr that contains `names`, no traceback, and nothing written below `folder`."""
+    """Status 2, one line on stderr that contains `names`, no traceback, and nothing written
+    below `folder`.
+    """
     outcome = run_command(arguments, folder)
     said = outcome.err.strip()
     assert outcome.status == 2, f"status {outcome.status}: {outcome.out[-500:]}{said[-500:]}"

@@ -1,4 +1,6 @@
-"""`explain` with an address, a key or a model that cannot be used: refused before anything is loaded."""
+"""`explain` with an address, a key or a model that cannot be used: refused before anything is
+loaded.
+"""
 
 import pytest
 
@@ -41,7 +43,9 @@ MODELS = ["x\x07", "x\ny", "\udcff", "x" * 5000]
 
 @pytest.fixture
 def made(tmp_path, monkeypatch):
-    """A function (address, model, key) that sets the environment; the run is there, and holds nothing yet."""
+    """A function (address, model, key) that sets the environment; the run is there, and holds
+    nothing yet.
+    """
     stages.open_run("smoke", tmp_path / "run").claim()
 
     def use(address: str = "http://127.0.0.1:9/v1", model: str = "m", key: str = "") -> None:

@@ -1,6 +1,8 @@
-"""One run on text, kinds, file names and prompts that all try to become markup: every page of it, in a browser.
+"""One run on text, kinds, file names and prompts that all try to become markup: every page of it,
+in a browser.
 
-Nothing may run, be asked of the network, link to a script or turn into mathematics; and the text is there to be read.
+Nothing may run, be asked of the network, link to a script or turn into mathematics; and the text is
+there to be read.
 """
 
 import json
@@ -175,7 +177,9 @@ def test_the_browser_page_is_inert(poisoned, look):
 
 
 def test_every_page_and_panel_of_the_file_is_inert(poisoned, look):
-    """The page in its shadow root: each feature, a text of one's own, a whole context, blind pages."""
+    """The page in its shadow root: each feature, a text of one's own, a whole context, blind
+    pages.
+    """
     look(poisoned / "browser.html")
     tab = look.tab
     tab.wait_for_selector("html[data-ready]")

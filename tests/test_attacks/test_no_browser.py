@@ -1,4 +1,6 @@
-"""No browser, one that dies, one that hangs: figures come out all the same, in time, and no process stays behind."""
+"""No browser, one that dies, one that hangs: figures come out all the same, in time, and no
+process stays behind.
+"""
 
 import signal
 import subprocess
@@ -99,7 +101,9 @@ def test_a_browser_that_fails_later(fresh, monkeypatch, tmp_path, caplog, harm):
 
 
 def test_the_smoke_run_without_a_browser(hidden, tmp_path):
-    """The whole run, as on a machine without any: its report has figures on every page that has one."""
+    """The whole run, as on a machine without any: its report has figures on every page that has
+    one.
+    """
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "suite", "run", "--profile", "smoke", "--run", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)

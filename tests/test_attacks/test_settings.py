@@ -1,4 +1,5 @@
-"""Settings that cannot be meant: each is refused by its name before anything is loaded or written.
+"""Settings that cannot be meant: each is refused by its name before anything is loaded or
+written.
 """
 
 import time

@@ -1,4 +1,6 @@
-"""Text that cannot be read, or would be waited for or unpacked for ever: each a line that names file and place."""
+"""Text that cannot be read, or would be waited for or unpacked for ever: each a line that names
+file and place.
+"""
 
 import gzip
 import itertools
@@ -289,7 +291,9 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
 
 
 def test_what_is_not_asked_for_may_be_broken(tmp_path):
-    """Dates out of range and bytes that are no text in other columns; dictionaries; a kind that is missing."""
+    """Dates out of range and bytes that are no text in other columns; dictionaries; a kind that
+    is missing.
+    """
     dates = pa.array([2**62, None], pa.timestamp("us"))
     meta = pa.StructArray.from_arrays(
         [pa.array(["Law", None]), dates, unchecked([b"\xff", b"\xfe"])],
