@@ -299,6 +299,7 @@ def check(folder: Path, preset: str = "full") -> bool:
     """
     start = time.perf_counter()
     opened = open_run("laptop", str(folder), overrides := [f"toy.preset={preset}"])
+    opened.claim()  # so that an interrupted check finds its folder again
     get = partial(result, preset=preset, folder=opened.folder / "toy")
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(torch.get_num_threads(), spawn) as pool:

@@ -443,7 +443,8 @@ def test_the_page_computes_what_torch_computes(opened, small_run, inside):
     there = opened.evaluate(
         """([ids, n]) => { const m = sae.source.model, rows = m.rows_at_hook(ids);
         return { logits: m.run(ids, undefined, false).map((l) => [...l]),
-                 x: rows.map((r) => [...r]), acts: rows.map((r) => [...m.features(r)]), one: m.on_rows(rows, n) }; }""",
+                 x: rows.map((r) => [...r]), acts: rows.map((r) => [...m.features(r)]),
+                 one: m.on_rows(rows, n) }; }""",
         [ids, feature],
     )
     for name, expected in (("logits", logits), ("x", x), ("acts", acts), ("one", acts[:, feature])):

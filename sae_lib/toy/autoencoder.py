@@ -168,7 +168,7 @@ def measure(sae: ToyAutoencoder, W: Float[Tensor, "instance d_in feature"]) -> d
         "recovered": recovery(sae.W_dec, W) > RECOVERED,
         "rate": (f > 0).float().mean(2),
         "norm_ratio": (outputs * (norms > 0)).sum(1) / norms.sum(1),
-        "decoder": sae.W_dec,
+        "decoder": sae.W_dec.detach(),
         "single_input": single.norm(dim=1),
         "single_output": alone.unflatten(1, single.shape[2:]),
     }

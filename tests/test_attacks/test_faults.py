@@ -110,10 +110,9 @@ MEMORY = [
 ]
 
 
-@pytest.mark.parametrize(("stage", "module", "function", "error", "setting"), MEMORY)
-def test_too_little_memory_names_the_setting(
-    stage, module, function, error, setting, copied, text_folder, monkeypatch
-):
+@pytest.mark.parametrize("case", MEMORY)
+def test_too_little_memory_names_the_setting(case, copied, text_folder, monkeypatch):
+    stage, module, function, error, setting = case
     without(copied, stage)
     monkeypatch.setattr(module, function, raising(error))
     ended(
