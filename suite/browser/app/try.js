@@ -96,7 +96,7 @@ class Try {
     const number = (id) => Number(this.$(id).value), how = this.$("how").value, feature = this.number, value = how === "ablate" ? 0 : number("value-number");
     const given = { text: this.$("text").value, clamp: { feature, how, value }, keep_error: this.$("keep-error").checked };
     if (continued) Object.assign(given, { new_tokens: Math.round(number("new-tokens")), temperature: number("temperature"), seed: Math.round(number("seed")) });
-    else if (!given.text) { show(this.$("clamped"), html``); return ""; } // nothing typed yet
+    else if (!given.text) { show(this.$("clamped"), html``); return this.$("clamp-note").textContent; } // nothing typed: no message either, nor one fewer
     await new Promise((done) => setTimeout(done, 20)); // let the page be drawn
     const answer = await this.app.ask("clamp", given);
     const done = { pin: `pinned at ${decimal(value)}`, scale: `times ${decimal(value)}`, ablate: "ablated" }[how];
