@@ -30,10 +30,9 @@ def write_browser(run: Run, name: str = "") -> Path:
     What it needs is made first.
     """
     table, tokenizer = open_table(run, name), run.get("tokens").tokenizer
-    model, extra, rows = run.get("language_model"), {}, None
-    reason = why_not(model, tokenizer)
+    dictionary, model = run.get("dictionary", name), run.get("language_model")
+    reason, extra, rows = why_not(model, tokenizer), {}, None
     if not reason:
-        dictionary = run.get("dictionary", name)
         inside = model_block(model, dictionary, run.settings.sae.hook_name, tokenizer)
         extra, rows = {"model": inside}, heldout(run)
     rated = dict if table.kind != "feature" else lambda: rated_tables(run, name)
