@@ -1,6 +1,10 @@
-"""The checkout that one works in: where the notebooks, the pins and the published report lie."""
+"""The checkout of this project: where the notebooks, the pins and the published report lie."""
 
+import json
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 from sae_lib.errors import SettingsError
 
@@ -8,11 +12,9 @@ NAME = "monosemanticity-at-home"
 
 
 def find() -> Path | None:
-    """The working directory, or the nearest folder above it, that is a checkout of this project;
-    None elsewhere.
-    """
+    """The checkout around the working directory, or that this environment was installed from."""
     here = Path.cwd()
-    for folder in (here, *here.parents):
+    for folder in (here, *here.parents, *_installed()):
         try:
             if f'name = "{NAME}"' in (folder / "pyproject.toml").read_text(encoding="utf-8"):
                 return folder
@@ -21,11 +23,14 @@ def find() -> Path | None:
     return None
 
 
-def published(what: str) -> Path:
-    """Where the checkout keeps its last full run of `what`, for reports of runs that have made
-    none.
-    """
-    return (find() or Path()) / "report" / what
+def _installed() -> list[Path]:
+    """What `pip install -e` recorded (PEP 610)."""
+    try:
+        record = distribution(NAME).read_text("direct_url.json")
+    except PackageNotFoundError:
+        return []
+    url = urlparse(json.loads(record)["url"]) if record else None
+    return [Path(url2pathname(url.path))] if url and url.scheme == "file" else []
 
 
 def root() -> Path:
@@ -36,3 +41,8 @@ def root() -> Path:
         f"{Path.cwd()} is not in a checkout of {NAME}, where the notebooks are; go to its folder "
         "and try again"
     )
+
+
+def published(what: str) -> Path:
+    """Where the checkout keeps its last full run of `what`, for reports of runs without one."""
+    return (find() or Path()) / "report" / what

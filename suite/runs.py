@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -371,10 +372,9 @@ def check_own(folder: Path, option: str, *marks: str) -> None:
     expected = "expected a folder that is new, empty, or of such a run"
     if folder.exists() and not folder.is_dir():
         raise SettingsError(f"{option} {folder} is a file; {expected}")
-    here, checkout = folder.resolve(), project.find() or Path.cwd()
-    if here in (Path("/"), Path.home(), Path.cwd(), checkout) or any(
-        here.is_relative_to(checkout / package) for package in ("sae_lib", "suite")
-    ):
+    here, own = folder.resolve(), [Path(str(resources.files(p))) for p in ("sae_lib", "suite")]
+    places = (Path("/"), Path.home(), Path.cwd(), project.find())
+    if here in places or any(here.is_relative_to(package) for package in own):
         raise SettingsError(f"{option} {folder} is no place for results; {expected}")
     if folder.exists() and not any(any(folder.glob(mark)) for mark in marks):
         others = [p.name for p in folder.iterdir() if not p.name.endswith((".lock", ".partial"))]
