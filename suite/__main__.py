@@ -162,12 +162,12 @@ def study(
     widths, or the classical recipe's settings.
     """
     opened = _open(profile, run_dir, set_)
-    from suite import studies
+    from suite import studies, study_figures
 
     studies.study(opened, which.value)
     typer.echo(f"study: {opened.results_folder / f'study_{which.value}.json'}")
     if publish:
-        typer.echo(f"published: {studies.publish(opened)}")
+        typer.echo(f"published: {study_figures.publish(opened)}")
 
 
 def _prompt(text: str) -> str:
@@ -181,36 +181,45 @@ def _prompt(text: str) -> str:
     return text
 
 
+Value = Annotated[
+    list[float] | None,
+    typer.Option(
+        min=-(10**6),
+        max=10**6,
+        help="what it is pinned to or scaled by; one for all features, or one for each",
+    ),
+]
+Position = Annotated[
+    list[int] | None,
+    typer.Option(
+        help="only at this token of the text, negative from its end; may be given several times"
+    ),
+]
+DropError = Annotated[
+    bool,
+    typer.Option(
+        help="the reconstruction goes on from the hook, without what the autoencoder leaves "
+        "unexplained"
+    ),
+]
+Seed = Annotated[
+    int,
+    typer.Option(min=0, max=2**63 - 1, help="of the random numbers that both continuations share"),
+]
+
+
 @app.command()
 def clamp(
     prompt: Annotated[str, typer.Argument(help="text to continue", callback=_prompt)],
     feature: Annotated[
         list[int], typer.Option(min=0, help="a feature's number; may be given several times")
     ],
-    value: Annotated[
-        list[float] | None,
-        typer.Option(
-            min=-(10**6),
-            max=10**6,
-            help="what it is pinned to or scaled by; one for all features, or one for each",
-        ),
-    ] = None,
+    value: Value = None,
     how: Annotated[
         How, typer.Option(help="pin f = value, scale f = value · f, or ablate f = 0")
     ] = How.pin,
-    position: Annotated[
-        list[int] | None,
-        typer.Option(
-            help="only at this token of the text, negative from its end; may be given several times"
-        ),
-    ] = None,
-    drop_error: Annotated[
-        bool,
-        typer.Option(
-            help="the reconstruction goes on from the hook, without what the autoencoder leaves "
-            "unexplained"
-        ),
-    ] = False,
+    position: Position = None,
+    drop_error: DropError = False,
     new_tokens: Annotated[
         int, typer.Option(min=0, max=10**6, help="length of the continuations; 0 for none")
     ] = 40,
@@ -218,12 +227,7 @@ def clamp(
         float,
         typer.Option(min=0, max=100, help="of sampling; 0 takes the most probable token"),
     ] = 0.8,
-    seed: Annotated[
-        int,
-        typer.Option(
-            min=0, max=2**63 - 1, help="of the random numbers that both continuations share"
-        ),
-    ] = 0,
+    seed: Seed = 0,
     last_mlp: Annotated[
         bool, typer.Option(help="the deeper model of notebook 05 instead of the 1-layer model")
     ] = False,

@@ -350,7 +350,6 @@ def open_run(
     if reading and not (folder / SETTINGS).exists():
         raise ArtefactError(f"there is no run in {folder}; {_existing(folder.parent)}")
     run.check_folder()
-    _check(run)
     return run
 
 
@@ -380,25 +379,6 @@ def check_own(folder: Path, option: str, *marks: str) -> None:
         others = [p.name for p in folder.iterdir() if not p.name.endswith((".lock", ".partial"))]
         if others:
             raise SettingsError(f"{option} {folder} holds other files ({others[0]}); {expected}")
-
-
-def _check(run: Run) -> None:
-    """What settings alone cannot know: device, recipes and hook names, said before anything is
-    made or written.
-    """
-    from sae_lib.device import check_memory, device_of
-    from sae_lib.model.activations import find_hook
-    from sae_lib.sae.recipes import variants
-
-    device = device_of(run.settings.device)
-    for prefix, part in (("", run.settings), ("last_mlp.", run.last_mlp().settings)):
-        try:
-            variants(part)
-        except SettingsError as error:
-            raise SettingsError(f"{prefix}{error}") from None
-        if part.lm.source == "train":
-            find_hook(part.sae.hook_name, part.lm.architecture, part.lm.n_layer)
-            check_memory(part.memory_needed(prefix), device)
 
 
 def is_made(folder: Path, made_from: dict[str, Any]) -> bool:

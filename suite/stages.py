@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sae_lib.checkpoints import CheckpointFolder, finish_the_step
-from sae_lib.device import device_of, keep_freed_memory
+from sae_lib.device import check_memory, device_of, keep_freed_memory
+from sae_lib.errors import SettingsError
 from sae_lib.features import clamping_effects, evaluation, feature_table, firing
 from sae_lib.interpretability import clusters, scores, scoring
 from sae_lib.model import generation, language_model
-from sae_lib.model.activations import HookPoint
+from sae_lib.model.activations import HookPoint, find_hook
 from sae_lib.sae import training
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.dictionaries import Dictionary, Directions, Neurons
@@ -41,7 +42,24 @@ def open_run(
     reading: bool = False,
 ) -> Run:
     """The run of a profile with overrides; see `runs.open_run`."""
-    return runs.open_run(STAGES, profile, run_dir, overrides, reading)
+    run = runs.open_run(STAGES, profile, run_dir, overrides, reading)
+    check_settings(run)
+    return run
+
+
+def check_settings(run: Run) -> None:
+    """What settings alone cannot know: device, recipes and hook names, said before anything is
+    made or written.
+    """
+    device = device_of(run.settings.device)
+    for prefix, part in (("", run.settings), ("last_mlp.", run.last_mlp().settings)):
+        try:
+            variants(part)
+        except SettingsError as error:
+            raise SettingsError(f"{prefix}{error}") from None
+        if part.lm.source == "train":
+            find_hook(part.sae.hook_name, part.lm.architecture, part.lm.n_layer)
+            check_memory(part.memory_needed(prefix), device)
 
 
 # --- text ---

@@ -3,10 +3,8 @@ seeds, on one language model.
 """
 
 import itertools
-import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import scipy.sparse
@@ -20,8 +18,8 @@ from sae_lib.model.activations import HookPoint
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.recipes import RECIPES, of_recipe, resolve
 from sae_lib.settings import SAESettings
-from suite import project, stages, sweep
-from suite.runs import Run, write_atomically
+from suite import stages, sweep
+from suite.runs import Run
 
 SEEDS = (0, 1, 2)
 NEAR = 0.2  # of log L0: rates that come no nearer are not compared
@@ -341,28 +339,3 @@ def plain_record(record: dict) -> dict:
 
 def hook_width(hook: HookPoint) -> int:
     return hook.activations(torch.zeros(1, 1, dtype=torch.long, device=hook.device)).shape[-1]
-
-
-STUDIES = ("recipes", "widths", "classical", "saelens")
-
-
-def publish(run: Run) -> Path:
-    """Keep the run's studies in the checkout."""
-    to = project.root() / "report" / "studies"
-    for which in STUDIES:
-        if (run.results_folder / f"study_{which}.json").exists():
-            write_atomically(
-                to / f"{which}.json", (run.results_folder / f"study_{which}.json").read_text()
-            )
-    return to
-
-
-def load_study(run: Run, which: str) -> dict | None:
-    """The run's own study (with `own` true), else the published one, else None."""
-    for folder, name, own in (
-        (run.results_folder, f"study_{which}", True),
-        (project.published("studies"), which, False),
-    ):
-        if (path := folder / f"{name}.json").is_file():
-            return json.loads(path.read_text()) | {"own": own}
-    return None

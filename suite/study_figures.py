@@ -1,14 +1,42 @@
 """What the studies found, as tables, figures and sentences: for notebook 03 and the report."""
 
-import itertools
+import json
 from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from sae_lib import figures
+from sae_lib.files import write_atomically
+from suite import project
+from suite.runs import Run
 
+STUDIES = ("recipes", "widths", "classical", "saelens")
 MEASURES = ("recovered_zero", "recovered_mean", "fvu", "l0_mean", "dead_share")
+
+
+def publish(run: Run) -> Path:
+    """Keep the run's studies in the checkout."""
+    to = project.root() / "report" / "studies"
+    for which in STUDIES:
+        if (run.results_folder / f"study_{which}.json").exists():
+            write_atomically(
+                to / f"{which}.json", (run.results_folder / f"study_{which}.json").read_text()
+            )
+    return to
+
+
+def load_study(run: Run, which: str) -> dict | None:
+    """The run's own study (with `own` true), else the published one, else None."""
+    for folder, name, own in (
+        (run.results_folder, f"study_{which}", True),
+        (project.published("studies"), which, False),
+    ):
+        if (path := folder / f"{name}.json").is_file():
+            return json.loads(path.read_text()) | {"own": own}
+    return None
 
 
 def by_contender(points: list[dict], l0: float) -> dict[str, list[dict]]:
@@ -122,40 +150,12 @@ def recipes_figure(study: dict, saelens: dict | None = None) -> go.Figure:
     fig = go.Figure()
     groups = defaultdict(lambda: defaultdict(list))
     budgets = {point["activations"] for point in study["points"]}
-    theirs = (
-        [
-            point
-            for point in saelens["points"]
-            if point["contender"].startswith("SAELens") and point["activations"] in budgets
-        ]
-        if saelens
-        else []
-    )
-    for point in study["points"] + theirs:
-        setting = (point["lambda"], point["k"] if "k" in point else 0, point["lr"])
+    theirs = [p for p in (saelens or {"points": []})["points"] if p["activations"] in budgets]
+    for point in study["points"] + [p for p in theirs if p["contender"].startswith("SAELens")]:
+        setting = (point["lambda"], point.get("k", 0), point["lr"])
         groups[point["contender"]][setting].append(point)
-    dashes = itertools.cycle(["solid"] * len(figures.PALETTE) + ["dash"] * len(figures.PALETTE))
-    symbols = itertools.chain(["circle"] * len(figures.PALETTE), itertools.repeat("diamond"))
-    for (name, settings), colour, dash, symbol in zip(
-        groups.items(), itertools.cycle(figures.PALETTE), dashes, symbols, strict=False
-    ):
-        rows = sorted(settings.values(), key=lambda records: mean(records, "l0_mean"))
-        lost = [[max(1 - r["recovered_mean"], 1e-3) for r in records] for records in rows]
-        y = [sum(values) / len(values) for values in lost]
-        low, high = (
-            [abs(pick(values) - m) for values, m in zip(lost, y, strict=True)]
-            for pick in (min, max)
-        )
-        mode = "markers" if len(rows) == 1 or name.startswith("SAELens") else "lines+markers"
-        fig.add_scatter(
-            x=[mean(records, "l0_mean") for records in rows],
-            y=y,
-            name=name,
-            mode=mode,
-            line=dict(color=colour, dash=dash),
-            marker=dict(color=colour, size=9, symbol="x" if name.startswith("SAELens") else symbol),
-            error_y=dict(type="data", symmetric=False, array=high, arrayminus=low, thickness=1.2),
-        )
+    for number, (name, settings) in enumerate(groups.items()):
+        fig.add_trace(_seeds_trace(name, settings.values(), number))
     fig.update_xaxes(
         title="features active per activation (L0), logarithmic",
         type="log",
@@ -171,6 +171,27 @@ def recipes_figure(study: dict, saelens: dict | None = None) -> go.Figure:
     )
     fig.update_layout(title="Sparsity against faithfulness: every recipe on the same activations")
     return fig
+
+
+def _seeds_trace(name: str, settings: Iterable[list[dict]], number: int) -> go.Scatter:
+    """What one contender loses at each of its settings: means, with bars over its seeds."""
+    rows = sorted(settings, key=lambda records: mean(records, "l0_mean"))
+    lost = [[max(1 - r["recovered_mean"], 1e-3) for r in records] for records in rows]
+    y = [sum(values) / len(values) for values in lost]
+    above = [max(values) - m for values, m in zip(lost, y, strict=True)]
+    below = [m - min(values) for values, m in zip(lost, y, strict=True)]
+    again, at = divmod(number, len(figures.PALETTE))  # colours repeat, with another dash and symbol
+    theirs = name.startswith("SAELens")
+    symbol = "x" if theirs else "diamond" if again else "circle"
+    return go.Scatter(
+        x=[mean(records, "l0_mean") for records in rows],
+        y=y,
+        name=name,
+        mode="markers" if len(rows) == 1 or theirs else "lines+markers",
+        line=dict(color=figures.PALETTE[at], dash="dash" if again % 2 else "solid"),
+        marker=dict(color=figures.PALETTE[at], size=9, symbol=symbol),
+        error_y=dict(type="data", symmetric=False, array=above, arrayminus=below, thickness=1.2),
+    )
 
 
 def widths_figure(study: dict) -> go.Figure:

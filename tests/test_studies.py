@@ -158,14 +158,14 @@ def test_the_classical_study_keeps_the_best_score(study_run):
 
 def test_studies_are_drawn_published_and_found(study_run, tmp_path, monkeypatch):
     monkeypatch.setattr(project, "find", lambda: tmp_path)
-    own = {which: studies.load_study(study_run, which) for which in studies.STUDIES}
+    own = {which: study_figures.load_study(study_run, which) for which in study_figures.STUDIES}
     assert own["recipes"]["own"] and own["saelens"] is None
     assert set(study_figures.study_figures(own)) == {
         "study_recipes",
         "study_widths",
         "study_classical",
     }
-    studies.publish(study_run)
+    study_figures.publish(study_run)
     assert sorted(p.name for p in (tmp_path / "report/studies").iterdir()) == [
         "classical.json",
         "recipes.json",
@@ -174,7 +174,7 @@ def test_studies_are_drawn_published_and_found(study_run, tmp_path, monkeypatch)
     (study_run.results_folder / "study_widths.json").rename(
         study_run.results_folder / "hidden.json"
     )
-    assert studies.load_study(study_run, "widths")["own"] is False
+    assert study_figures.load_study(study_run, "widths")["own"] is False
     (study_run.results_folder / "hidden.json").rename(
         study_run.results_folder / "study_widths.json"
     )

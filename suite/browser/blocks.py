@@ -3,7 +3,6 @@
 """
 
 import json
-import struct
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -18,12 +17,12 @@ import pandas as pd
 from sae_lib.features.evaluation import ALIVE
 from sae_lib.text.display import SHAPELESS
 from suite import stages
+from suite.browser.packing import as_json, with_binary
 from suite.browser.table import FeatureTable, decimal, open_table
 from suite.runs import Run
 
 APP = Path(__file__).parent / "app"
 CHUNK, ROWS = 64, 512  # features whose pages are in one block; rows of text in one
-DIGITS = 8  # behind the point, of every number that is written as text
 LISTS = ("top_tokens", "before_tokens", "top_logits", "bottom_logits")  # that the search looks into
 SCRIPTS = "html text features query tokenizer model sources pages app try rate context".split()
 
@@ -121,27 +120,6 @@ def pages(table: FeatureTable, at: int, limits: tuple[int, int] | None) -> bytes
     shown = examples.drop(columns=texts.columns).assign(length=texts["token_ids"].map(len))
     head = {"features": table.features.iloc[first:last], "examples": shown}
     return with_binary(head, activations.astype(np.float32), ids.astype(id_type))
-
-
-def as_json(parts: dict[str, Any]) -> str:
-    """An object as JSON; a table in it becomes a list of records, in which what is not finite is
-    null.
-    """
-    texts = [
-        part.to_json(orient="records", double_precision=DIGITS)
-        if isinstance(part, pd.DataFrame)
-        else json.dumps(part)
-        for part in parts.values()
-    ]
-    return f"{{{','.join(map('{}:{}'.format, map(json.dumps, parts), texts))}}}"
-
-
-def with_binary(head: dict[str, Any], *arrays: np.ndarray) -> bytes:
-    """Length of the head, the head as JSON, then the arrays' little-endian numbers."""
-    text = as_json(head).encode()
-    text += b" " * (-len(text) % 4)
-    data = [a.astype(a.dtype.newbyteorder("<")).tobytes() for a in arrays]
-    return b"".join([struct.pack("<I", len(text)), text, *data])
 
 
 @lru_cache(maxsize=1)

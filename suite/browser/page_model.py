@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.dictionaries import Dictionary
-from suite.browser.blocks import with_binary
+from suite.browser.packing import with_binary
 
 LEVELS = 127
 UNUSUAL = "continuing_subword_prefix end_of_word_suffix ignore_merges byte_fallback dropout".split()

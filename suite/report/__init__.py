@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typst
 
-from suite import locks, project, studies, study_figures
+from suite import locks, project, study_figures
 from suite.report import content, pages, publish, render
 from suite.runs import Run, write_atomically
 
@@ -30,7 +30,7 @@ def _write(run: Run) -> Path:
     content.load(run)  # so that what is missing or damaged is said before anything is drawn
     path = run.folder / "report.md"
     for name, fig in study_figures.study_figures(
-        {which: studies.load_study(run, which) for which in studies.STUDIES}
+        {which: study_figures.load_study(run, which) for which in study_figures.STUDIES}
     ).items():
         run.figure(fig, name)
     text = render.markdown(run)

@@ -10,6 +10,7 @@ from typing import Any
 from sae_lib import settings as settings_module
 from sae_lib.errors import ArtefactError
 from sae_lib.settings import Section
+from suite import study_figures
 from suite.original import ORIGINAL
 from suite.runs import Run
 
@@ -65,6 +66,12 @@ def load(run: Run) -> dict[str, Any]:
         results[name] = (
             {k: v for k, v in run.load_results(name).items() if k != "made_from"} if there else None
         )
+    for name in (run.settings.sae.recipe, "neurons"):
+        if name not in results["evaluation"]:
+            raise ArtefactError(
+                f"results/evaluation.json of {run.folder} has no entry {name!r}; run notebook "
+                f"{NOTEBOOK_OF['evaluation']} again"
+            )
     return results
 
 
@@ -72,16 +79,10 @@ def context(run: Run) -> dict[str, Any]:
     """The template's values."""
     from sae_lib.features.evaluation import ALIVE
     from sae_lib.sae.recipes import RECIPES
-    from suite import studies
 
     results, s = load(run), run.settings
     evaluation, main = results["evaluation"], s.sae.recipe
-    for name in (main, "neurons"):
-        if name not in evaluation:
-            raise ArtefactError(
-                f"results/evaluation.json of {run.folder} has no entry {name!r}; run notebook "
-                f"{NOTEBOOK_OF['evaluation']} again"
-            )
+    d_in = len(evaluation["neurons"]["density"])
     recipes = [n for n in evaluation if n in RECIPES and n != main] + [main]
     widths = sorted(
         (w, f"{main}-d_sae_{w}") for w in s.sae.widths if f"{main}-d_sae_{w}" in evaluation
@@ -102,15 +103,11 @@ def context(run: Run) -> dict[str, Any]:
         "main": main,
         "ours": evaluation[main],
         "neurons": evaluation["neurons"],
-        "d_in": len(evaluation["neurons"]["density"]),
+        "d_in": d_in,
         "faithful": evaluation.get("ward_2024") if main != "ward_2024" else None,
         "recipe_names": recipes,
         "labels": LABELS,
-        "narrow": [
-            {"d_sae": w, "name": n, **evaluation[n]}
-            for w, n in widths
-            if w <= len(evaluation["neurons"]["density"])
-        ],
+        "narrow": [{"d_sae": w, "name": n, **evaluation[n]} for w, n in widths if w <= d_in],
         "widths": [
             {"d_sae": w, "name": n, **evaluation[n]} for w, n in [*widths, (s.sae.d_sae, main)]
         ],
@@ -122,7 +119,7 @@ def context(run: Run) -> dict[str, Any]:
         < 0.95 * ORIGINAL["facts"]["alive_tokens"]["value"],
         "alive_at": ALIVE,
         "notebook_of": NOTEBOOK_OF,
-        "studies": {which: studies.load_study(run, which) for which in studies.STUDIES},
+        "studies": {which: study_figures.load_study(run, which) for which in study_figures.STUDIES},
     }
 
 

@@ -21,6 +21,7 @@ from sae_lib import formats as f
 from sae_lib.errors import ArtefactError
 from sae_lib.text.markup import block, code, plain, prose, table
 from suite import toy_check
+from suite.browser import close_reading
 from suite.report import content, feature_tables, tables
 from suite.runs import Run
 
@@ -206,9 +207,7 @@ def missing(name: str) -> str:
 
 
 def gallery(entry: dict[str, Any], kind: str = "Feature") -> str:
-    from suite.browser import markdown as feature_markdown
-
-    return feature_markdown(entry).replace("**Feature ", f"**{kind} ", 1)
+    return close_reading.markdown(entry).replace("**Feature ", f"**{kind} ", 1)
 
 
 def times(seconds: dict[str, float]) -> str:

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import pandas as pd
+
 from sae_lib import formats as f
 from sae_lib.text.markup import plain, table
 from suite import study_figures
@@ -144,56 +146,24 @@ def event_table(events: list[dict[str, Any]], per_step: float) -> str:
 
 def kind_table(text: dict[str, Any], most: int = 12) -> str:
     """Tokens per kind of text, training and held-out side by side, largest first."""
-    train, heldout = text["train"]["kinds"], text["heldout"]["kinds"]
-    none = {"documents": 0, "tokens": 0}
-    kinds = sorted(
-        train | heldout,
-        key=lambda k: -train.get(k, none)["tokens"] - heldout.get(k, none)["tokens"],
+    columns = [(split, what) for split in ("train", "heldout") for what in ("documents", "tokens")]
+    kinds = pd.DataFrame(
+        {key: {k: v[key[1]] for k, v in text[key[0]]["kinds"].items()} for key in columns}
     )
-    rows = []
-    for kind in kinds[:most]:
-        a, b = train.get(kind, none), heldout.get(kind, none)
-        rows.append(
-            [
-                plain(kind),
-                f.count(a["documents"]),
-                f.count(a["tokens"]),
-                f.percent(a["tokens"] / text["train"]["tokens"]),
-                f.count(b["documents"]),
-                f.count(b["tokens"]),
-            ]
-        )
-    if rest := kinds[most:]:
-        sums = [
-            sum(part.get(k, none)[c] for k in rest)
-            for part in (train, heldout)
-            for c in ("documents", "tokens")
-        ]
-        rows.append(
-            [
-                f"{len(rest)} others",
-                f.count(sums[0]),
-                f.count(sums[1]),
-                f.percent(sums[1] / text["train"]["tokens"]),
-                f.count(sums[2]),
-                f.count(sums[3]),
-            ]
-        )
-    total = [
-        f.count(text[split][c]) for split in ("train", "heldout") for c in ("documents", "tokens")
-    ]
-    rows.append(["**all**", *total[:2], "100 %", *total[2:]])
-    return table(
-        [
-            "Kind",
-            "Training documents",
-            "Training tokens",
-            "Share",
-            "Held-out documents",
-            "Held-out tokens",
-        ],
-        rows,
-    )
+    kinds = kinds.reindex(columns=columns).fillna(0)
+    tokens = kinds[columns[1]] + kinds[columns[3]]
+    kinds = kinds.loc[tokens.sort_values(ascending=False, kind="stable").index]
+    rows = [(plain(kind), row) for kind, row in kinds[:most].iterrows()]
+    if len(kinds) > most:
+        rows.append((f"{len(kinds) - most} others", kinds[most:].sum()))
+    rows.append(("**all**", pd.Series([text[split][what] for split, what in columns], columns)))
+    cells = []
+    for kind, row in rows:
+        counts = [f.count(row[column]) for column in columns]
+        share = f.percent(row[columns[1]] / text["train"]["tokens"])
+        cells.append([kind, *counts[:2], share, *counts[2:]])
+    head = ["Training documents", "Training tokens", "Share", "Held-out documents"]
+    return table(["Kind", *head, "Held-out tokens"], cells)
 
 
 def length_table(text: dict[str, Any]) -> str:

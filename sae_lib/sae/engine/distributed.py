@@ -6,12 +6,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-
-from sae_lib.sae.engine.sparse_step import StepResult
 
 WAIT = timedelta(days=2)  # for the first process, which makes tokens and language model alone
 
@@ -51,8 +50,10 @@ def average_gradients(parameters: list[Tensor]) -> None:
 
 
 @torch.no_grad()
-def all_reduce_metrics(measured: StepResult) -> StepResult:
-    """What a step measured over all processes: means, and every feature that fired anywhere."""
+def all_reduce_metrics(measured: Any) -> Any:
+    """What a step measured (a `StepResult`) over all processes: means, and every feature that fired
+    anywhere.
+    """
     values = torch.stack(
         [measured.squared_error, measured.l1, measured.l0.to(measured.l1), measured.smallest]
     )
@@ -60,7 +61,8 @@ def all_reduce_metrics(measured: StepResult) -> StepResult:
     dist.all_reduce(values)
     dist.all_reduce(fired, dist.ReduceOp.MAX)
     squared_error, l1, l0, smallest = values / dist.get_world_size()
-    return StepResult(squared_error, l1, l0, fired > 0, smallest)
+    means = {"squared_error": squared_error, "l1": l1, "l0": l0, "smallest": smallest}
+    return measured._replace(**means, fired=fired > 0)
 
 
 def any_process(flag: bool) -> bool:
