@@ -17,6 +17,7 @@ import pandas as pd
 from sae_lib.features.evaluation import ALIVE
 from sae_lib.text.display import SHAPELESS
 from suite import stages
+from suite.browser import rating
 from suite.browser.packing import as_json, with_binary
 from suite.browser.table import FeatureTable, decimal, open_table
 from suite.runs import Run
@@ -49,7 +50,8 @@ class Blocks:
         if name == "index":
             sizes = {"kind": self.table.kind, "chunk": CHUNK, "rows": ROWS}
             rated = {"rated": self.rated is not dict}
-            return as_json(self.about | sizes | rated | {"features": listed(self.table)}).encode()
+            rated |= {"original_ratings": rating.ORIGINAL, "features": listed(self.table)}
+            return as_json(self.about | sizes | rated).encode()
         if name == "vocabulary":
             return json.dumps(self.table.vocabulary.texts).encode()
         if name == "rating":

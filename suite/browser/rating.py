@@ -16,12 +16,12 @@ import plotly.graph_objects as go
 
 from sae_lib.errors import SettingsError
 from sae_lib.figures import PALETTE
+from suite.original import FACTS
 from suite.runs import Run
 
 COLUMNS = ["time", "rater", "seed", "kind", "unit", "rating"]
 SCALE = {1: "no pattern", 2: "a hint", 3: "in part", 4: "exceptions", 5: "one meaning"}
-# Means of the original's blind ratings: 48 features, 52 neurons (jnward/monosemanticity-repro).
-ORIGINAL = {"feature": 4.08, "neuron": 2.19}
+ORIGINAL = {kind: FACTS[f"{kind}s_by_hand"] for kind in ("feature", "neuron")}  # its means
 RESAMPLES = 10_000
 
 

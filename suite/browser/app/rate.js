@@ -1,7 +1,6 @@
 // Blind ratings: features and neurons, mixed and without a sign of which is which, one page after the other.
 
 const SCALE = { 1: "no pattern", 2: "a hint", 3: "in part", 4: "exceptions", 5: "one meaning" };
-const ORIGINAL = { feature: 4.08, neuron: 2.19 }; // means of the original's blind ratings: 48 features, 52 neurons
 
 function shuffled(values, random) {
   const result = [...values];
@@ -81,7 +80,7 @@ ${!this.app.source.in_kernel && html`<button id="download" type="button" title="
       const own = ratings.filter((r) => r.kind === kind), mean = own.reduce((sum, r) => sum + r.rating, 0) / own.length;
       return own.length > 0 && html`<tr><td>${kind}s</td><td>${own.length}</td><td><b>${mean.toFixed(2)}</b></td><td>${original}</td>${Object.keys(SCALE).map((r) => html`<td style="background:rgba(240,125,20,${(0.6 * share(own, Number(r))).toFixed(2)})">${percent(share(own, Number(r)))}</td>`)}</tr>`;
     };
-    return html`<table class="ratings"><thead><tr><th></th><th>ratings</th><th>mean</th><th>the original's mean</th>${Object.entries(SCALE).map(([r, text]) => html`<th>${r} ${text}</th>`)}</tr></thead><tbody>${Object.entries(ORIGINAL).map(row)}</tbody></table>`;
+    return html`<table class="ratings"><thead><tr><th></th><th>ratings</th><th>mean</th><th>the original's mean</th>${Object.entries(SCALE).map(([r, text]) => html`<th>${r} ${text}</th>`)}</tr></thead><tbody>${Object.entries(this.app.features.original_ratings).map(row)}</tbody></table>`;
   }
 
   async download() {
