@@ -562,7 +562,8 @@ def make(folder, values: dict, figures=FIGURES, overrides=("corpus.train_tokens=
 def no_published_check(monkeypatch, tmp_path_factory):
     """Reports of made-up results, without the toy check and studies that the checkout keeps."""
     folder = tmp_path_factory.mktemp("checkout")
-    monkeypatch.setattr(project, "find", lambda: folder)
+    monkeypatch.setattr(project, "published", lambda what: folder / "report" / what)
+    return folder
 
 
 @pytest.fixture
@@ -739,7 +740,10 @@ def test_a_figure_without_its_file_is_left_out(run):
     assert "figures/density.png" not in render.markdown(run)
 
 
-def test_the_published_toy_check_is_shown_with_its_figures(run, tmp_path):
+def test_the_published_toy_check_is_shown_with_its_figures(
+    run, tmp_path, no_published_check, monkeypatch
+):
+    monkeypatch.setattr(project, "find", lambda: no_published_check)
     done = tmp_path / "check"
     (done / "figures").mkdir(parents=True)
     (done / "gates.json").write_text('{"preset": "full", "passed": 1, "gates": []}')
