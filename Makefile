@@ -57,6 +57,7 @@ doctor: .venv/.installed
 
 lint: .venv/.installed-dev
 	$(PY) -m ruff check . $(ARGS)
+	$(PY) -m ruff format --check .
 	.venv/bin/lint-imports --no-cache
 
 clean:

@@ -22,6 +22,14 @@ def imports() -> dict[str, set[str]]:
     return {m: graph.find_modules_directly_imported_by(m) for m in graph.modules}
 
 
+@pytest.mark.parametrize("command", [["check"], ["format", "--check"]])
+def test_ruff_finds_nothing(command):
+    """Layout, lines of at most 100 characters, functions of at most seven parameters."""
+    given = [sys.executable, "-m", "ruff", *command, "--no-cache", "."]
+    done = subprocess.run(given, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-500:]
+
+
 def test_imports_go_one_way():
     linter = Path(sys.executable).with_name("lint-imports")
     done = subprocess.run([linter, "--no-cache"], cwd=ROOT, capture_output=True, text=True)
