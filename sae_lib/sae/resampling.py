@@ -1,11 +1,24 @@
-"""Dead-feature resampling (Bricken et al. 2023, "Neuron Resampling")."""
+"""Which features are dead, and how they are resampled (Bricken et al. 2023, Neuron Resampling)."""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.dictionaries import reconstruction
+from sae_lib.sae.engine.active_pairs import active_pairs
+
+
+def silent_too_long(silent: Int[Tensor, " d_sae"], dead_window: int) -> Bool[Tensor, " d_sae"]:
+    """The dead test of a recipe that counts: features that have not fired on the last
+    `dead_window` training activations.
+    """
+    return silent >= dead_window
+
+
+def silent_on(sae: SparseAutoencoder, x: Float[Tensor, "n d_in"]) -> Bool[Tensor, " d_sae"]:
+    """The dead test of a recipe that draws a sample: features that fire on none of it."""
+    return torch.bincount(active_pairs(sae, x).column, minlength=sae.d_sae) == 0
 
 
 def sampling_probabilities(loss: Float[Tensor, " n"]) -> Float[Tensor, " n"]:

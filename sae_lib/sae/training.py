@@ -15,14 +15,13 @@ from sae_lib import checkpoints
 from sae_lib.device import precision
 from sae_lib.model.activations import ActivationBuffer, Source, harvest
 from sae_lib.progress import tqdm
+from sae_lib.sae import resampling
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.early_stopping import EarlyStopping
 from sae_lib.sae.engine import distributed
-from sae_lib.sae.engine.active_pairs import active_pairs
 from sae_lib.sae.engine.sparse_step import StepResult, gradients
 from sae_lib.sae.initialise import initialise, statistics
 from sae_lib.sae.recipes import Recipe, is_resampling_step, rate, resolve
-from sae_lib.sae.resampling import resample
 from sae_lib.settings import SAESettings
 
 MAX_LOSS_RATIO = 1000  # times the loss of the first step
@@ -102,11 +101,14 @@ class TrainingState:
         causes = f"sae.lr {recipe.lr} or λ {recipe.l1} too high, or activations that are not finite"
         checkpoints.check_loss(recipe.name, total, limit, self.step, folder, causes)
 
+    def dead_share(self, dead_window: int) -> float:
+        """The share of features that the dead test finds silent."""
+        return resampling.silent_too_long(self.silent, dead_window).float().mean().item()
+
     def log(self, measured: StepResult, dead_window: int) -> dict[str, str]:
         """Append a point to the curves, and return what of it a progress bar shows."""
         values = {name: getattr(measured, name).item() for name in ("squared_error", "l1", "l0")}
-        silent = (self.silent >= dead_window).float().mean().item()
-        self.curve.append({"step": self.step} | values | {"silent": silent})
+        self.curve.append({"step": self.step} | values | {"silent": self.dead_share(dead_window)})
         return {"error": f"{values['squared_error']:.3g}", "L0": f"{values['l0']:.1f}"}
 
     def summary(self, recipe: Recipe, activations: int, scale: float, dead_window: int) -> dict:
@@ -119,7 +121,7 @@ class TrainingState:
             "activations": activations,
             "activations_per_second": activations / seconds,
             "scale": scale,
-            "final_silent": (self.silent >= dead_window).float().mean().item(),
+            "final_silent": self.dead_share(dead_window),
             "recipe": asdict(recipe),
             "checks": self.stopping.checks if self.stopping else [],
         }
@@ -277,11 +279,13 @@ def resample_dead(
     drawn = rng.choice(len(rows), min(len(rows), -(-wanted // rows.shape[1])), replace=False)
     x = harvest(hook, rows[np.sort(drawn)])[:wanted].float() * scale
     if r.fresh_sample:
-        dead = torch.bincount(active_pairs(sae, x).column, minlength=sae.d_sae) == 0
+        dead = resampling.silent_on(sae, x)
     else:
-        dead = state.silent >= settings.dead_window
+        dead = resampling.silent_too_long(state.silent, settings.dead_window)
     generator = torch.Generator().manual_seed(seed + step)
-    touched = resample(sae, state.optimiser, dead, x, r.encoder_scale, r.centred, generator)
+    touched = resampling.resample(
+        sae, state.optimiser, dead, x, r.encoder_scale, r.centred, generator
+    )
     state.silent[dead] = 0
     if touched:
         normalize_decoder_(sae, recipe)

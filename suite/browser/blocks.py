@@ -25,7 +25,7 @@ from suite.runs import Run
 APP = Path(__file__).parent / "app"
 CHUNK, ROWS = 64, 512  # features whose pages are in one block; rows of text in one
 LISTS = ("top_tokens", "before_tokens", "top_logits", "bottom_logits")  # that the search looks into
-SCRIPTS = "html text features query tokenizer model sources pages app try rate context".split()
+SCRIPTS = "html text table query tokenizer model sources feature_page app try rate context".split()
 
 
 @dataclass
