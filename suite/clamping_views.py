@@ -268,21 +268,22 @@ def next_tokens_figure(
     """
     parts = []
     for name, n in found.items():
-        table = n.table.head(rows).melt("token_id", ["before", "after"], "", "probability")
+        table = n.table.head(rows).melt("token_id", ["before", "after"], "clamped", "probability")
         names = [markup.label(vocabulary.name(int(t))) for t in table["token_id"]]
         parts.append(table.assign(token=names, clamp=f"{name}<br>KL {decimal(n.kl)} nats"))
     fig = px.bar(
         pd.concat(parts),
         x="probability",
         y="token",
-        color="",
+        color="clamped",
+        labels={"clamped": ""},
         facet_col="clamp",
         facet_col_spacing=0.1,
         barmode="group",
         color_discrete_sequence=[PALETTE[5], PALETTE[0]],
     )
     fig.update_yaxes(matches=None, showticklabels=True, autorange="reversed", title="")
-    fig.update_xaxes(matches=None, tickformat=".0%", nticks=4)
+    fig.update_xaxes(matches=None, tickformat=".0%", nticks=3)
     return _titled(fig, title)
 
 
@@ -322,7 +323,7 @@ def sweep_figure(
 def _titled(fig: go.Figure, title: str) -> go.Figure:
     """Plotly's headings of panels are `column=value`; a value may hold "=" too."""
     fig.for_each_annotation(lambda a: a.update(text=a.text.split("=", 1)[1]))
-    legend = dict(orientation="h", x=1, xanchor="right", y=1.24, yanchor="bottom", yref="paper")
+    legend = dict(orientation="h", x=0, y=0, yanchor="bottom", yref="container")
     return fig.update_layout(
-        title=dict(text=title, y=0.96), legend=legend, margin=dict(t=125, b=70, r=60)
+        title=dict(text=title, y=0.96), legend=legend, margin=dict(t=125, b=95, r=60)
     )
