@@ -1,7 +1,6 @@
 """Clamping: known answers, equal random numbers, nulls of the same norm, and the command line."""
 
 import sys
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -495,9 +494,9 @@ def test_the_commands_errors_are_clear_and_exit_with_2(case, cli):
     assert status == 2 and named in err and "Traceback" not in err and "KL" not in out
 
 
-def test_the_figure_of_next_tokens_shows_both_sides():
+def test_the_figure_of_next_tokens_shows_both_sides(small_run):
     table = pd.DataFrame({"token_id": [3, 5], "before": [0.8, 0.1], "after": [0.3, 0.6]})
-    vocabulary = SimpleNamespace(name=lambda token: f"t{token}")
+    vocabulary = Vocabulary(small_run.get("tokens").tokenizer)
     found = {"feature 1": NextTokens(torch.zeros(6), torch.zeros(6), 0.5, table)}
     fig = clamping_views.next_tokens_figure(vocabulary, found, "title")
     assert {t.name: list(t.x) for t in fig.data} == {"before": [0.8, 0.1], "after": [0.3, 0.6]}
