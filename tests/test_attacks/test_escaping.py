@@ -1,5 +1,5 @@
-"""One run on text, kinds, file names and prompts that all try to become markup: every page of it,
-in a browser.
+"""One run on text, kinds, file names and prompts that all try to become markup, on a machine
+without a browser: every page of it, looked at in one.
 
 Nothing may run, be asked of the network, link to a script or turn into mathematics; and the text is
 there to be read.
@@ -20,7 +20,9 @@ from nbconvert import HTMLExporter
 
 from sae_lib.text import markup
 from suite import headless, stages
+from suite.report import publish
 from tests import ROOT
+from tests.test_attacks.test_no_browser import PNG, assert_plain, hide_browsers
 
 SCRIPT = "<script>window.hit=1</script>"
 PAYLOADS = [
@@ -109,13 +111,26 @@ def poisoned(tmp_path_factory) -> Path:
     done = subprocess.run(
         [sys.executable, "-m", "suite", "run", "--profile", "smoke", "--run", run, *sets],
         cwd=ROOT,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": hide_browsers(folder)},
         capture_output=True,
         text=True,
         timeout=1200,  # a minute where nothing else runs
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert done.stderr.count("Chromium draws no figures") == 1
     return run
+
+
+def test_without_a_browser_the_report_has_figures_on_every_page_that_has_one(poisoned):
+    links = publish.links((poisoned / "report.md").read_text())
+    drawn = sorted(link for link in links if link.endswith(".png"))
+    assert len(drawn) > 20
+    for link in drawn:
+        assert (poisoned / link).read_bytes().startswith(PNG)
+    assert_plain(poisoned / "figures" / "density.png")
+    assert (poisoned / "report.html").read_text().count('src="data:image/png') == len(drawn)
+    paper = (poisoned / "report.pdf").read_bytes()
+    assert paper.startswith(b"%PDF") and paper.count(b"/Subtype/Image") >= len(drawn)
 
 
 @pytest.fixture

@@ -1,10 +1,8 @@
 """No browser, one that dies, one that hangs: figures come out all the same, in time, and no
-process stays behind.
+process stays behind. (test_escaping.py makes a whole run without a browser.)
 """
 
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -14,8 +12,6 @@ import psutil
 import pytest
 
 from sae_lib import chromium, figures
-from suite.report import publish
-from tests import ROOT
 
 # Seen by every Python that is started: kaleido's search finds FAKE_BROWSER, or nothing.
 HIDE = """
@@ -24,6 +20,12 @@ from choreographer.browsers.chromium import Chromium
 Chromium.find_browser = classmethod(lambda cls, **_: os.environ.get("FAKE_BROWSER"))
 """
 PNG = b"\x89PNG"
+
+
+def hide_browsers(folder: Path) -> str:
+    """The PYTHONPATH under which no browser is found."""
+    (folder / "sitecustomize.py").write_text(HIDE)
+    return str(folder)
 
 
 @pytest.fixture
@@ -39,8 +41,7 @@ def fresh(monkeypatch):
 
 @pytest.fixture
 def hidden(fresh, monkeypatch, tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(HIDE)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", hide_browsers(tmp_path))
     monkeypatch.delenv("FAKE_BROWSER", raising=False)
     return fresh
 
@@ -98,23 +99,3 @@ def test_a_browser_that_fails_later(fresh, monkeypatch, tmp_path, caplog, harm):
         assert_plain(figures.save(fig, tmp_path, name))
     assert len(caplog.records) == 1
     assert gone(str(fresh))
-
-
-def test_the_smoke_run_without_a_browser(hidden, tmp_path):
-    """The whole run, as on a machine without any: its report has figures on every page that has
-    one.
-    """
-    folder = tmp_path / "run"
-    command = [sys.executable, "-m", "suite", "run", "--profile", "smoke", "--run", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stderr.count("Chromium draws no figures") == 1
-    links = publish.links((folder / "report.md").read_text())
-    drawn = sorted(link for link in links if link.endswith(".png"))
-    assert len(drawn) > 20
-    for link in drawn:
-        assert (folder / link).read_bytes().startswith(PNG)
-    assert_plain(folder / "figures" / "density.png")
-    assert (folder / "report.html").read_text().count('src="data:image/png') == len(drawn)
-    paper = (folder / "report.pdf").read_bytes()
-    assert paper.startswith(b"%PDF") and paper.count(b"/Subtype/Image") >= len(drawn)
