@@ -31,6 +31,10 @@ IMPORTS = "import suite.notebook; del suite"  # while another one runs
 KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=ERROR", f"--IPKernelApp.exec_lines={IMPORTS}"]
 
 
+class _Stalled(UserError):
+    """A kernel is idle, but the reply to its cell never came."""
+
+
 class NotebookError(UserError):
     """A cell raised, or a kernel died or did not start: names notebook, cell and error."""
 
@@ -107,8 +111,14 @@ def run_notebooks(
             if i < len(chosen):  # starts while this notebook runs
                 following = stack.enter_context(_kernel(bars / chosen[i].stem))
             with _followed(name, head, bars, expected, measured, say) as watch:
-                _execute(notebook, out, parameters, kernel, watch)
-            _elsewhere(lambda kernel=kernel: kernel.shutdown_kernel(now=True))
+                try:
+                    _execute(notebook, out, parameters, kernel, watch)
+                except _Stalled as stalled:
+                    say(f"{head}{name}: {stalled}; it starts again")
+                    _stop(kernel)
+                    kernel = stack.enter_context(_kernel(bars / name))
+                    _execute(notebook, out, parameters, kernel, watch)
+            _stop(kernel)
             kernel = following
     return {n.stem: measured[n.stem] for n in chosen}
 
@@ -141,6 +151,7 @@ def _execute(
 ) -> None:
     """One notebook in its kernel; every way in which that can fail is named."""
     watch.pid, log = kernel.provisioner.pid, out / f"{notebook.stem}.log"
+    watch.cell, watch.stalled, watch.is_idle = None, False, lambda: _is_idle(kernel)
     with open(log, "w", encoding="utf-8") as written:
         try:
             papermill.execute_notebook(
@@ -165,6 +176,10 @@ def _execute(
                 "run the same command to continue"
             ) from None
         except KeyboardInterrupt:
+            if watch.stalled:
+                raise _Stalled(
+                    f"{watch.where()} is done, but its kernel's reply was lost"
+                ) from None
             if watch.cell is None:
                 raise
             _elsewhere(lambda: _interrupt(kernel))
@@ -211,7 +226,24 @@ def _kernel(bar: Path) -> Iterator[KernelManager]:
         yield kernel
     finally:
         if kernel.has_kernel:
-            _elsewhere(lambda: kernel.shutdown_kernel(now=True))
+            _stop(kernel)
+
+
+def _is_idle(kernel: KernelManager) -> bool:
+    """Whether the kernel answers, which it does only between two cells."""
+    client = kernel.blocking_client()
+    client.start_channels()
+    try:
+        client.kernel_info(reply=True, timeout=2)
+        return True
+    except TimeoutError:
+        return False
+    finally:
+        client.stop_channels()
+
+
+def _stop(kernel: KernelManager) -> None:
+    _elsewhere(lambda: kernel.shutdown_kernel(now=True))
 
 
 def _elsewhere(function: Callable[[], Any]) -> None:

@@ -1,5 +1,6 @@
 """What a headless notebook does right now: one live line on a terminal, else one line a minute."""
 
+import _thread
 import shutil
 import sys
 import threading
@@ -14,6 +15,8 @@ from sae_lib.progress import describe, read_state
 
 EVERY = 60  # seconds between two lines where there is no terminal
 QUIET = 300  # seconds without output or progress after which the line says so
+STALLED = 60  # seconds without either after which the kernel is asked whether it is still at it
+AGAIN = 3  # seconds after which it is asked a second time
 
 
 def first_line(source: str) -> str:
@@ -37,6 +40,8 @@ class Watch:
     ):
         self.name, self.bar, self.say, self.left, self.clock = name, bar, say, left, clock
         self.cell, self.index, self.pid = None, 0, None
+        self.is_idle: Callable[[], bool] = lambda: False  # whether the kernel runs no cell
+        self.stalled, self.asked = False, clock()
         self.seen, self.active, self.said = None, clock(), clock()
         self.terminal = sys.stdout.isatty()
         self.ended = threading.Event()
@@ -87,6 +92,20 @@ class Watch:
     def _follow(self) -> None:
         while not self.ended.wait(0.5):
             self.tick()
+            if self.clock() - max(self.active, self.asked) >= STALLED and not self.stalled:
+                self.asked = self.clock()
+                self._ask()
+
+    def _ask(self) -> None:
+        """End the wait for a cell that its kernel is done with: the reply was lost on its way."""
+        if self.cell is None or not self.is_idle():
+            return
+        cell = self.index
+        if not self.ended.wait(AGAIN) and cell == self.index and self.is_idle():
+            self.tick()
+            if self.clock() - self.active >= AGAIN and not self.ended.is_set():
+                self.stalled = True
+                _thread.interrupt_main()
 
     def _rewrite(self, line: str) -> None:
         columns = shutil.get_terminal_size().columns

@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from sae_lib import settings
-from suite import estimate, headless, project, stages
+from suite import estimate, headless, project, stages, watch
 from suite.runs import Run
 from suite.watch import Watch
 from tests import ROOT
@@ -76,6 +76,31 @@ def test_every_notebook_has_a_kernel_of_its_own_and_its_log_is_named(execute, tm
     assert Path(said[2].split("log: ")[1]).exists()
     assert re.fullmatch(r"\[1/2\] 01_fake: \d+ s, about \d+ s left", said[3])
     assert re.fullmatch(r"\[2/2\] 02_fake: \d+ s", said[5])
+
+
+LOST = """
+import pathlib
+if not pathlib.Path({mark!r}).exists():
+    pathlib.Path({mark!r}).touch()
+    session = get_ipython().kernel.session
+    send = session.send
+    lost = lambda stream, m, *a, **k: None if m == "execute_reply" else send(stream, m, *a, **k)
+    session.send = lost
+"""
+
+
+def test_a_lost_reply_is_noticed_and_the_notebook_starts_again(execute, tmp_path, monkeypatch):
+    monkeypatch.setattr(watch, "STALLED", 2)
+    monkeypatch.setattr(watch, "AGAIN", 1)
+    said = execute(LOST.format(mark=str(tmp_path / "mark")), "x = 1")
+    assert any("was lost; it starts again" in line for line in said)
+    assert re.fullmatch(r"\[2/2\] 02_fake: \d+ s", said[-1])
+
+
+def test_a_cell_that_waits_in_silence_is_left_alone(execute, monkeypatch):
+    monkeypatch.setattr(watch, "STALLED", 1)
+    monkeypatch.setattr(watch, "AGAIN", 1)
+    assert not any("lost" in line for line in execute("import time; time.sleep(8)"))
 
 
 def test_a_kernel_that_dies_is_noticed_at_once_and_named(execute):
