@@ -176,10 +176,6 @@ def _execute(
                 "run the same command to continue"
             ) from None
         except KeyboardInterrupt:
-            if watch.stalled:
-                raise _Stalled(
-                    f"{watch.where()} is done, but its kernel's reply was lost"
-                ) from None
             if watch.cell is None:
                 raise
             _elsewhere(lambda: _interrupt(kernel))
@@ -189,6 +185,10 @@ def _execute(
                 "run the same command to continue"
             ) from None
         except (CellTimeoutError, RuntimeError) as error:
+            if watch.stalled:
+                raise _Stalled(
+                    f"{watch.where()} is done, but its kernel's reply was lost"
+                ) from None
             raise NotebookError(
                 f"{notebook.name}: {_what_happened(error, kernel, watch)}; its log is {log}; "
                 "run the same command to continue"

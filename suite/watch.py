@@ -1,11 +1,11 @@
 """What a headless notebook does right now: one live line on a terminal, else one line a minute."""
 
-import _thread
 import shutil
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -97,7 +97,9 @@ class Watch:
                 self._ask()
 
     def _ask(self) -> None:
-        """End the wait for a cell that its kernel is done with: the reply was lost on its way."""
+        """End a kernel that is done with its cell while its reply was lost on its way: the wait for
+        the cell ends with it. No signal is used, because a shell's background job ignores Ctrl-C.
+        """
         if self.cell is None or not self.is_idle():
             return
         cell = self.index
@@ -105,7 +107,8 @@ class Watch:
             self.tick()
             if self.clock() - self.active >= AGAIN and not self.ended.is_set():
                 self.stalled = True
-                _thread.interrupt_main()
+                with suppress(psutil.NoSuchProcess):
+                    psutil.Process(self.pid).kill()
 
     def _rewrite(self, line: str) -> None:
         columns = shutil.get_terminal_size().columns

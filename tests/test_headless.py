@@ -8,6 +8,7 @@ import math
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -89,6 +90,15 @@ if not pathlib.Path({mark!r}).exists():
 """
 
 
+@pytest.fixture
+def background_job():
+    """Ctrl-C is ignored, as in a background job of a shell."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("background_job")
 def test_a_lost_reply_is_noticed_and_the_notebook_starts_again(execute, tmp_path, monkeypatch):
     monkeypatch.setattr(watch, "STALLED", 2)
     monkeypatch.setattr(watch, "AGAIN", 1)
