@@ -78,14 +78,15 @@ class CorpusSettings(Section):
     max_file_bytes: Amount = 60_000  # installation: a longer file is cut at a line end
     # installation: bytes per kind of file; a kind not named is left out
     max_kind_bytes: dict[str, Amount] = {
-        "py": 38_000_000,
-        "pyi": 2_000_000,
-        "header": 5_000_000,
+        "docstrings": 30_000_000,
+        "py": 14_000_000,
+        "pyi": 1_000_000,
+        "header": 3_000_000,
         "markdown": 3_000_000,
         "rst": 3_000_000,
         "text": 3_000_000,
         "html": 2_000_000,
-        "json": 2_000_000,
+        "json": 1_000_000,
         "metadata": 2_000_000,
         "licence": 1_000_000,
     }

@@ -3,6 +3,7 @@
 import gzip
 import importlib.metadata
 import json
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -287,15 +288,15 @@ def fake_files(folder: Path, content: dict[str, dict[str, str]]) -> list[File]:
         for path, text in texts.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_text(text)
-            files.append(
-                File(distribution, "1.0", folder, path, installation.kind_of(path), len(text))
-            )
+            kind = "py" if path.endswith(".py") else installation.kind_of(path)
+            files.append(File(distribution, "1.0", folder, path, kind, len(text)))
     return files
 
 
 def test_kinds_by_path():
     kinds = {
-        "a/x.py": "py",
+        "a/x.py": "docstrings",
+        "pydoc_data/topics.py": None,
         "a/x.pyi": "pyi",
         "a/x.cuh": "header",
         "a/README.md": "markdown",
@@ -310,6 +311,78 @@ def test_kinds_by_path():
         "a/x.js": None,
     }
     assert {path: installation.kind_of(path) for path in kinds} == kinds
+
+
+SOURCE = '''# Copyright 2020 Somebody Who Wrote This
+# Licensed under a licence that says who may do what with it,
+# and which stands at the beginning of every file.
+r"""Opens files of measurements, and says clearly what is wrong with one that it cannot read.
+
+    The second paragraph is moved to the left.
+"""
+
+TEMPLATE = """
+Dear {name}, this string is used by the program, so that it is no docstring, however long it is.
+"""
+
+
+def read(path):
+    """Short."""
+    x = 1  # of the first sample
+    # The file is read twice, because the number of its
+    # columns is only known when the last line was seen,
+    # and memory for all of them is needed before.
+    return """also no docstring, because the program gives it back to whoever called the function"""
+
+
+def table():
+    """{(1, 2): [3, 4], (5, 6): [7, 8], (9, 0): [1, 2], (3, 4): [5, 6], (7, 8): [9, 0]}"""
+'''
+
+
+def test_docstrings_and_comments_are_taken_from_code_and_nothing_else():
+    lines = installation.docstrings_and_comments(SOURCE).split("\n")
+    assert lines == [
+        "Opens files of measurements, and says clearly what is wrong with one that it cannot read.",
+        "",
+        "The second paragraph is moved to the left.",
+        "",
+        "The file is read twice, because the number of its",
+        "columns is only known when the last line was seen,",
+        "and memory for all of them is needed before.",
+        "",
+    ]
+
+
+def test_a_python_file_gives_code_or_prose_metadata_its_description(tmp_path):
+    (tmp_path / "x.py").write_text(SOURCE)
+    (tmp_path / "METADATA").write_text("Name: x\n\n" + prose("x"))
+
+    def text(path: str, kind: str) -> str:
+        return installation.read_text(File("d", "1", tmp_path, path, kind, 1), 10_000)
+
+    assert text("x.py", "py") == SOURCE
+    assert text("x.py", "docstrings") == installation.docstrings_and_comments(SOURCE)
+    assert text("METADATA", "metadata") == prose("x")
+
+
+def test_the_documentation_of_the_language_is_read(monkeypatch):
+    files = [f for f in installation.installed_files() if installation.TOPICS in f.path]
+    assert len(files) > 50 and all(f.kind == "docstrings" for f in files)
+    (assertion,) = (f for f in files if f.path.endswith("#assert"))
+    assert installation.read_text(assertion, 60_000).startswith('The "assert" statement')
+
+
+def test_at_least_half_of_the_default_text_is_prose():
+    budget = load("laptop").corpus.max_kind_bytes
+    settings = load("smoke").corpus.model_copy(update={"max_kind_bytes": budget})
+    small = {kind: size // 20 for kind, size in budget.items()}
+    read = installation.read_installation(small, 0.1, settings.max_file_bytes, 0)
+    for split in ("train", "heldout"):
+        size = Counter()
+        for file, text, of in read:
+            size[file.kind in installation.PROSE] += (of == split) * len(text)
+        assert size[True] >= 0.5 * size.total(), split
 
 
 def test_only_files_inside_the_installation_are_listed(tmp_path):

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import heapq
 import importlib.metadata
+import inspect
 import io
 import json
 import logging
@@ -14,11 +15,13 @@ import platform
 import random
 import re
 import site
+import string
 import sysconfig
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from pydoc_data.topics import topics
 
 KINDS = {
     ".py": "py",
@@ -33,15 +36,29 @@ KINDS = {
     ".html": "html",
     ".json": "json",
 }
-ALL_KINDS = tuple(dict.fromkeys([*KINDS.values(), "metadata", "licence"]))
+PROSE = ("docstrings", "markdown", "rst", "text", "html", "metadata", "licence")
+ALL_KINDS = tuple(dict.fromkeys([*KINDS.values(), *PROSE]))
 KIND_NAMES = {
-    "py": "Python",
+    "docstrings": "docstrings and comments",
+    "py": "Python code",
     "pyi": "type stubs",
     "header": "C and C++ headers",
     "rst": "reStructuredText",
     "text": "plain text",
+    "metadata": "descriptions of packages",
 }
+# Of the Python files, three in four give their docstrings and comments, the others their code: so
+# no line is in the text twice.
+DOCSTRINGS_OF = 0.75
+TRIPLE_QUOTED = re.compile(r'"{3}(.*?)"{3}', re.DOTALL)
+COMMENT = re.compile(r"#.*\n(?:[ \t]*#.*\n){2,}")
+DOCSTRINGS_SIZE = 0.2  # of a Python file, about; known only once it is read
+SHORTEST_PASSAGE = 80  # characters of a docstring or comment
+SENTENCE = string.ascii_letters.encode() + b" \n.," + bytes(range(128, 256))
+MARKS = 0.2  # a passage with a larger share of other bytes is code or a table
+TOPICS = "pydoc_data/topics.py"  # the standard library's documentation of the language
 LICENCE = re.compile(r"(licen[sc]e|copying|notice|third.?party)", re.IGNORECASE)
+COPYRIGHT = re.compile(r"licen[sc]e|copyright|all rights reserved", re.IGNORECASE)
 NOT_LIBRARY = {
     "site-packages",
     "dist-packages",
@@ -56,6 +73,7 @@ STANDARD_LIBRARY = "Python"
 # bytes of text; a larger distribution is never held out: training would lose a whole kind with it
 GIANT = 5_000_000
 SMALLEST_FILE = 200  # bytes
+LARGEST_SOURCE = 1_000_000  # bytes of a Python file that are searched for docstrings
 NEAR_DUPLICATE = 0.5  # share of a document's lines that were seen before
 LONGEST_LINE, MOST_DIGITS = 1000, 0.15  # beyond them a file is minified, or a table of data
 log = logging.getLogger(__name__)
@@ -63,7 +81,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class File:
-    """A file that an installed distribution lists; `path` is relative to `root`."""
+    """A file that an installed distribution lists, or a part of one that is `text`; `path` is
+    relative to `root`, `size` in bytes.
+    """
 
     distribution: str
     version: str
@@ -71,6 +91,13 @@ class File:
     path: str
     kind: str
     size: int
+    text: str = ""
+
+    @property
+    def expected_bytes(self) -> float:
+        """Of text that it gives, before it is cut."""
+        share = DOCSTRINGS_SIZE if self.kind == "docstrings" and not self.text else 1
+        return share * self.size
 
     @property
     def origin(self) -> str:
@@ -89,6 +116,9 @@ def installed_files() -> Iterator[File]:
             if (kind := kind_of(path)) and (root / path).is_file():
                 size = (root / path).stat().st_size
                 yield File(STANDARD_LIBRARY, python, root, path, kind, size)
+    for name, text in topics.items():
+        part = f"{TOPICS}#{name}"
+        yield File(STANDARD_LIBRARY, python, root, part, "docstrings", len(text), text)
     seen = set()
     places = map(sysconfig.get_path, ("purelib", "platlib"))
     places = list(dict.fromkeys([*places, *site.getsitepackages()]))
@@ -134,22 +164,60 @@ def kind_of(path: str) -> str | None:
         return "licence"
     if in_metadata:
         return "metadata" if name == "METADATA" else None
-    return KINDS.get(suffix)
+    if path == TOPICS:
+        return None
+    kind = KINDS.get(suffix)
+    docstrings = kind == "py" and int.from_bytes(_hash(0, path)) < DOCSTRINGS_OF * 2**64
+    return "docstrings" if docstrings else kind
+
+
+def docstrings_and_comments(source: str) -> str:
+    """The docstrings and the longer comments of Python code in their order, without statements of
+    licences and without what is no sentences; an empty line between two of them.
+    """
+    passages = []
+    for m in TRIPLE_QUOTED.finditer(source):
+        if _starts_line(source, m.start()):
+            passages.append((m.start(), inspect.cleandoc(m[1])))
+    for m in COMMENT.finditer(source):
+        lines = [line.strip().lstrip("#:").removeprefix(" ") for line in m[0].splitlines()]
+        if not _starts_line(source, m.start()):
+            del lines[0]
+        passages.append((m.start(), "\n".join(lines).strip()))
+    return "\n\n".join(text for _, text in sorted(passages) if _is_prose(text)) + "\n"
+
+
+def _starts_line(source: str, at: int) -> bool:
+    return source[source.rfind("\n", 0, at) + 1 : at].strip() in ("", "r")
+
+
+def _is_prose(text: str) -> bool:
+    marks = len(text.encode().translate(None, SENTENCE))
+    long_enough = len(text) >= SHORTEST_PASSAGE
+    return long_enough and marks <= MARKS * len(text) and not COPYRIGHT.search(text)
+
+
+def _read(file: File, limit: int) -> bytes:
+    path = file.root / file.path
+    if not path.is_file():  # a pipe would be waited for
+        return b""
+    with open(path, "rb") as f:
+        data = f.read(LARGEST_SOURCE if file.kind == "docstrings" else limit + 1)
+    if file.kind == "docstrings":
+        return docstrings_and_comments(data.decode()).encode()
+    return data.partition(b"\n\n")[2] if file.kind == "metadata" else data
 
 
 def read_text(file: File, limit: int) -> str | None:
     """The file's text, cut at a line end where longer than `limit` bytes; None for binary, minified
-    or data-like content.
+    or data-like content. Of Python files it may be the prose alone, of metadata the description.
     """
     try:
-        if not (file.root / file.path).is_file():  # a pipe would be waited for
-            return None
-        with open(file.root / file.path, "rb") as f:
-            data = f.read(limit + 1)
+        data = file.text.encode() or _read(file, limit)
         if len(data) > limit:
             data = data[: data.rfind(b"\n", 0, limit) + 1]
         text = data.decode()
-    except (OSError, UnicodeDecodeError):
+    except (OSError, UnicodeError):
         return None
     digits = sum(map(text.count, "0123456789"))
     is_data = "\0" in text or digits > MOST_DIGITS * len(text)
@@ -182,9 +250,9 @@ def held_out_distributions(
     """Distributions in the order of a seeded hash of their names until they hold `wanted_bytes`,
     none counted for over an eighth.
     """
-    size: dict[str, int] = defaultdict(int)
+    size: dict[str, float] = defaultdict(float)
     for file in files:
-        size[file.distribution] += min(file.size, limit)
+        size[file.distribution] += min(file.expected_bytes, limit)
     chosen, total = set(), 0.0
     for name in sorted(size, key=lambda n: _hash(seed, n)):
         if total < wanted_bytes and name != STANDARD_LIBRARY and size[name] <= GIANT:

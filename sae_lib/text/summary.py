@@ -11,7 +11,7 @@ import pandas as pd
 from sae_lib.files import write_atomically
 from sae_lib.settings import CorpusSettings
 from sae_lib.text.corpus import MISSING
-from sae_lib.text.installation import KIND_NAMES
+from sae_lib.text.installation import KIND_NAMES, PROSE
 from sae_lib.text.tokens import Tokens
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -76,10 +76,11 @@ def _sentence(corpus: CorpusSettings, values: dict[str, Any]) -> str:
     mix = f"training tokens by kind: {', '.join(kinds[:4])}{others}."
     if source == "installation":
         used, held = (len(values[split]["distributions"]) for split in ("train", "heldout"))
+        prose = sum(v["tokens"] for kind, v in train["kinds"].items() if kind in PROSE)
         return (
             f"Text of this Python installation: the standard library and {used - 1} installed "
-            f"distributions, {held} further ones held out. It is mostly code, with little prose; "
-            f"{mix}"
+            f"distributions, {held} further ones held out. {100 * prose / train['tokens']:.0f} % "
+            f"of its tokens are prose about software, the others code; {mix}"
         )
     if source == "hub":
         revision = f", revision {corpus.revision}" if corpus.revision else ""
