@@ -209,6 +209,14 @@ def test_the_hub_streams_through_the_same_call(tmp_path):
     assert again == found
 
 
+def test_a_hub_set_of_stories_has_no_kinds_and_needs_none(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", [{"text": prose(f"d{i}")} for i in range(30)])
+    settings = CorpusSettings(source="hub:roneneldan/TinyStories", shuffle_buffer=50)
+    found = list(corpus._from_hub("x", settings, 0, path="json", data_files=str(path)))
+    assert len(found) == 30 and len({d.kind for d in found}) == 1
+    assert next(d for d in found if d.text == prose("d7")).origin == "x: document 7"
+
+
 def error_named(name: str, message: str, base: type = Exception) -> Exception:
     return type(name, (base,), {})(message)
 
