@@ -7,14 +7,16 @@ import json
 import re
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from sae_lib.errors import ArtefactError, Interrupted, TrainingError
 from sae_lib.files import check_same, write_atomically
@@ -63,6 +65,7 @@ def finish_the_step(what: str) -> Iterator[threading.Event]:
         )
 
 
+@dataclass
 class CheckpointFolder:
     """Where one training keeps its checkpoints: the newest is found again by the same settings on
     the same machine.
@@ -71,27 +74,79 @@ class CheckpointFolder:
     to save and stop. Without a folder nothing is kept.
     """
 
-    def __init__(
-        self,
-        folder: Path | None = None,
-        made_from: dict[str, Any] | None = None,
-        interrupted: threading.Event | None = None,
-    ):
-        self.folder, self.made_from = folder, made_from or {}
-        self.interrupted = interrupted or threading.Event()
+    folder: Path | None = None
+    made_from: dict[str, Any] = field(default_factory=dict)
+    interrupted: threading.Event = field(default_factory=threading.Event)
 
-    def under(self, **conditions: Any) -> None:
-        """Further conditions that a checkpoint depends on, such as device and precision."""
-        self.made_from = self.made_from | conditions
+    def depends_on(self, device: torch.device, precision: torch.dtype, **more: Any) -> None:
+        """Further conditions of its checkpoints: the machine, and what `more` names."""
+        self.made_from = self.made_from | environment_fingerprint(device, precision) | more
 
-    def load(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
-        return load_checkpoint(self.folder, self.made_from) if self.folder else None
 
-    def save(
-        self, step: int, tensors: dict[str, Tensor], state: dict[str, Any], budget_gb: float
-    ) -> None:
-        if self.folder:
-            save_checkpoint(self.folder, step, tensors, state, self.made_from, budget_gb * 1e9)
+@dataclass
+class TrainingState:
+    """What a training keeps in a checkpoint: weights, Adam's moments, step and loss curve."""
+
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    step: int = 0
+    curve: list[dict] = field(default_factory=list)
+    began: float = field(default_factory=time.perf_counter)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps as safetensors, by dotted names."""
+        return named("model", self.model.state_dict()) | named(
+            "adam", self.optimiser.state_dict()["state"]
+        )
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint keeps as JSON."""
+        return {"curve": self.curve, "seconds": self.seconds}
+
+    def put_back(self, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+        """Take over `tensors` and `record` of a checkpoint."""
+        self.model.load_state_dict(under("model.", tensors))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in under("adam.", tensors).items():
+            i, key = name.split(".")
+            moments.setdefault(int(i), {})[key] = tensor
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
+        self.curve, self.began = record["curve"], time.perf_counter() - record["seconds"]
+
+    @property
+    def seconds(self) -> float:
+        """How long the training has taken, before and after interruptions."""
+        return time.perf_counter() - self.began
+
+    def restore(self, store: CheckpointFolder) -> None:
+        """Go on from the newest checkpoint, if there is one."""
+        found = load_checkpoint(store.folder, store.made_from) if store.folder else None
+        if found:
+            self.step, tensors, record = found
+            self.put_back(tensors, record)
+
+    def save(self, store: CheckpointFolder, budget_gb: float) -> None:
+        """Write a checkpoint, where they are kept."""
+        if store.folder:
+            made_from, budget = store.made_from, budget_gb * 1e9
+            save_checkpoint(
+                store.folder, self.step, self.tensors(), self.record(), made_from, budget
+            )
+
+
+def named(prefix: str, tree: dict) -> dict[str, Tensor]:
+    """The tensors of nested dictionaries by dotted names."""
+    flat = {}
+    for key, value in tree.items():
+        name = f"{prefix}.{key}"
+        flat |= named(name, value) if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin so, without that beginning."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def check_loss(
@@ -119,11 +174,6 @@ def interrupted_at(what: str, step: int, n_steps: int) -> Interrupted:
     return Interrupted(
         f"{what}: interrupted; step {step} of {n_steps} is saved; run the same command to continue"
     )
-
-
-def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin so, without that beginning."""
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def save_checkpoint(
@@ -190,22 +240,3 @@ def steps(folder: Path) -> list[int]:
     """The steps of the checkpoints in the folder, in order."""
     found = (re.fullmatch(r"step-(\d+)\.json", path.name) for path in folder.glob("step-*.json"))
     return sorted(int(match[1]) for match in found if match)
-
-
-def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Adam's state as named tensors, in the order of its parameters."""
-    return {
-        f"adam.{i}.{k}": v for i, s in optimiser.state_dict()["state"].items() for k, v in s.items()
-    }
-
-
-def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put Adam's state back, as `optimiser_tensors` named it."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("adam."):
-            _, i, key = name.split(".")
-            state.setdefault(int(i), {})[key] = tensor
-    optimiser.load_state_dict(
-        {"state": state, "param_groups": optimiser.state_dict()["param_groups"]}
-    )

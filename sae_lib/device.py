@@ -36,6 +36,11 @@ def precision(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast_bfloat16() else torch.float32
 
 
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Inside, matrix products are made in this precision."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
 def check_memory(needed: dict[str, float], device: torch.device) -> None:
     """`SettingsError` where a model alone exceeds the memory: the system would kill the process.
 

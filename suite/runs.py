@@ -296,9 +296,9 @@ class Run:
 
     def figure(self, fig, name: str, width: int = 900, height: int = 450):
         """Save a plotly figure to `figures/<name>` and return it for display."""
-        from sae_lib import figures
+        from suite import drawing
 
-        figures.save(fig, self.root / "figures", name, width, height)
+        drawing.save(fig, self.root / "figures", name, width, height)
         return fig
 
     def last_mlp(self) -> "Run":
