@@ -4,6 +4,7 @@ characters.
 
 import hashlib
 import logging
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -146,60 +147,58 @@ def write_tokens(
     tokenizer.save_pretrained(folder / "tokenizer")
     limits = {"train": corpus.train_tokens, "heldout": corpus.heldout_tokens}
     dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
-    arrays = {
-        split: GrowingArray(folder / f"{split}.npy", dtype, limits[split]) for split in SPLITS
-    }
-    count = dict.fromkeys(SPLITS, 0)
     encoder, end = exact_encoder(tokenizer), separator_id(tokenizer)
+    count, length = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)  # documents, tokens
     with (
         pq.ParquetWriter(folder / "documents.parquet", DOCUMENTS, compression="zstd") as parquet,
         tqdm(total=sum(limits.values()), desc="tokens", unit="token", unit_scale=True) as bar,
+        tempfile.TemporaryFile(dir=folder) as train,
+        tempfile.TemporaryFile(dir=folder) as heldout,
     ):
+        raw = {"train": train, "heldout": heldout}
         for batch in _batches(stream):
-            rows, wanted = [], [d for d in batch if arrays[d.split].room]
+            rows, wanted = [], [d for d in batch if length[d.split] < limits[d.split]]
             texts = [d.text for d in wanted]
             encoded = encoder.encode_batch_fast(texts, add_special_tokens=False)
             for document, found in zip(wanted, encoded, strict=True):
-                array, split = arrays[document.split], document.split
-                first = array.length
-                if n := array.append([*found.ids, end]):
-                    rows.append(_row(document, count[split], first, n))
-                    count[split] += 1
+                split, first = document.split, length[document.split]
+                ids = np.array([*found.ids, end], dtype)[: limits[split] - first]
+                if n := raw[split].write(ids.tobytes()) // ids.itemsize:
+                    rows.append(_row(document, document=count[split], first_token=first, tokens=n))
+                    count[split], length[split] = count[split] + 1, first + n
                     bar.update(n)
             if rows:
                 parquet.write_table(pa.Table.from_pylist(rows, DOCUMENTS))
-            if not any(array.room for array in arrays.values()):
+            if length == limits:
                 break
-    for split, array in arrays.items():
-        array.close()
-        if array.length < 2:
-            raise CorpusError(
-                f"{corpus.source}: no {split} text in it ({count['train']} training documents); "
-                "give more text, or more documents"
-            )
-        if array.room:
-            few = f"{array.length} {split} tokens, fewer than corpus.{split}_tokens={limits[split]}"
-            log.warning("%s: %s", corpus.source, few)
+        for split, n in length.items():
+            if n < 2:
+                raise CorpusError(
+                    f"{corpus.source}: no {split} text in it ({count['train']} training documents);"
+                    " give more text, or more documents"
+                )
+            raw[split].flush()
+            np.save(folder / f"{split}.npy", np.memmap(raw[split], dtype, "r"))
+            if n < limits[split]:
+                few = f"{n} {split} tokens, fewer than corpus.{split}_tokens={limits[split]}"
+                log.warning("%s: %s", corpus.source, few)
 
 
-def _row(document: Document, number: int, first: int, length: int) -> dict[str, Any]:
-    data = document.text.encode()
-    row = {"split": document.split, "document": number, "kind": document.kind}
-    row |= {"origin": document.origin, "first_token": first, "tokens": length}
-    row |= {"characters": len(document.text), "bytes": len(data), "text": document.text}
-    return row | {"sha256": hashlib.sha256(data).hexdigest()}
+def _row(text: Document, **found: int) -> dict[str, Any]:
+    """A row of documents.parquet."""
+    data = text.text.encode()
+    sizes = {"characters": len(text.text), "bytes": len(data)}
+    return vars(text) | found | sizes | {"sha256": hashlib.sha256(data).hexdigest()}
 
 
 def _head(stream: Iterator[Document], train_bytes: int) -> list[Document]:
     """The first documents, until those for training hold `train_bytes`: shuffled as they come, a
     fair sample.
     """
-    head, size = [], 0
-    for document in stream:
+    head, left = [], train_bytes
+    while left > 0 and (document := next(stream, None)):
         head.append(document)
-        size += len(document.text.encode()) if document.split == "train" else 0
-        if size >= train_bytes:
-            break
+        left -= len(document.text.encode()) if document.split == "train" else 0
     return head
 
 
@@ -213,34 +212,3 @@ def _batches(stream: Iterable[Document]) -> Iterator[list[Document]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-class GrowingArray:
-    """A one-dimensional .npy file written piece by piece, up to a limit; its header leaves room for
-    the final length.
-    """
-
-    def __init__(self, path: Path, dtype: type, limit: int) -> None:
-        self.file, self.dtype, self.limit, self.length = open(path, "wb"), dtype, limit, 0
-        self._write_header()
-
-    @property
-    def room(self) -> int:
-        return self.limit - self.length
-
-    def _write_header(self) -> None:
-        kind = np.lib.format.dtype_to_descr(np.dtype(self.dtype))
-        description = {"descr": kind, "fortran_order": False, "shape": (self.length,)}
-        np.lib.format.write_array_header_1_0(self.file, description)
-
-    def append(self, ids: list[int]) -> int:
-        """Write as many of them as there is room for; returns how many."""
-        ids = np.asarray(ids[: self.room], dtype=self.dtype)
-        self.file.write(ids.tobytes())
-        self.length += len(ids)
-        return len(ids)
-
-    def close(self) -> None:
-        self.file.seek(0)
-        self._write_header()
-        self.file.close()
