@@ -7,7 +7,6 @@ written out here as sparse products; the values are those of the dense gradient
 """
 
 import warnings
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from sae_lib.device import autocast
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.engine.active_pairs import ActivePairs, active_pairs, starts
 from sae_lib.sae.objective import Objective, loss
@@ -61,11 +61,7 @@ def _density(sae, x) -> float:
 
 def _dense(sae, x, objective: Objective, encoder_dtype: torch.dtype) -> StepResult:
     sae.zero_grad(set_to_none=True)
-    with (
-        nullcontext()
-        if encoder_dtype == torch.float32
-        else torch.autocast(x.device.type, encoder_dtype)
-    ):
+    with autocast(x.device, encoder_dtype):
         total, measured = loss(sae, x, objective)
     total.backward()
     return StepResult(**measured)
@@ -90,7 +86,9 @@ def _sparse(sae, x, pairs: ActivePairs, objective: Objective) -> StepResult:
         np.argsort(column.numpy().astype(np.min_scalar_type(d_sae - 1)), kind="stable")
     )
     first, rows = starts(column, d_sae), row[order]
-    per_feature = lambda values: torch.zeros(d_sae).index_add_(0, column, values)  # noqa: E731
+
+    def per_feature(values: Tensor) -> Tensor:
+        return torch.zeros(d_sae).index_add_(0, column, values)
 
     sae.W_dec.grad = embedding_bag(rows, error, first[:-1], mode="sum", per_sample_weights=f[order])
     weight = objective.sparsity / n
