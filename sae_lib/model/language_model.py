@@ -304,7 +304,8 @@ def evaluate(
     hook = HookPoint(model, f"blocks.{s.n_layer - 1}.mlp.hook_post")
     for chunk in np.array_split(rows, max(1, len(rows) // s.batch)):
         batch = torch.from_numpy(chunk.astype(np.int64)).to(device)
-        with hook.capture() as captured:
+        captured: list[Tensor] = []
+        with hook.replaced(captured.append):
             loss += next_token_loss(model, batch).item() * len(chunk)
         active += (captured[0] > 0).float().sum((0, 1))
     return loss / len(rows), (active / (len(rows) * s.context)).cpu()
@@ -330,6 +331,5 @@ def schedule(step: int, n_steps: int, warmup: float, final: float) -> float:
     warm = max(1, round(warmup * n_steps))
     if step < warm:
         return (step + 1) / warm
-    return final + (1 - final) * 0.5 * (
-        1 + math.cos(math.pi * (step - warm) / max(1, n_steps - warm))
-    )
+    share = (step - warm) / max(1, n_steps - warm)
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * share))

@@ -21,7 +21,7 @@ CHUNK = 1 << 24
 
 def write(corpus: CorpusSettings, tokens: Tokens) -> None:
     """Write `summary.json`, and for the installation `manifest.parquet`, beside the tokens."""
-    tables = {split: table.to_pandas() for split, table in tokens.table.items()}
+    tables = {split: table.copy() for split, table in tokens.table.items()}
     source, installed = corpus.source.partition(":")[0], corpus.source == "installation"
     values: dict[str, Any] = {"source": source, "vocabulary": len(tokens.tokenizer)}
     for split, table in tables.items():

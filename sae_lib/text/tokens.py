@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sae_lib.errors import ArtefactError, CorpusError
@@ -65,13 +65,13 @@ class Tokens:
     tokenizer: Any
     train: np.ndarray
     heldout: np.ndarray
-    table: dict[str, pa.Table]  # documents of a split, without their text
+    table: dict[str, pd.DataFrame]  # documents of a split, without their text
 
     def rows(self, split: str, context: int) -> np.ndarray:
         """View [n_rows, context] of a split's tokens in order, the last incomplete row dropped;
         `CorpusError` if there is none.
         """
-        ids = self._ids(split)
+        ids = getattr(self, split)
         if len(ids) < context:
             raise CorpusError(
                 f"the {split} text has {len(ids)} tokens, too few for one row of "
@@ -81,17 +81,13 @@ class Tokens:
 
     def locate(self, split: str, index: int) -> Location:
         """Document and characters of the token at `index`; `IndexError` outside the split."""
-        if not 0 <= index < len(self._ids(split)):
-            raise IndexError(f"token {index} of {len(self._ids(split))} in {split}")
-        first = self.table[split]["first_token"].to_numpy()
-        document = int(np.searchsorted(first, index, side="right")) - 1
-        row, spans = self.table[split].slice(document, 1), self._spans(split, document)
-        position = index - int(first[document])
-        if position < len(spans):
-            start, end = map(int, spans[position])
-        else:
-            start = end = len(self.document(split, document))
-        return Location(document, row["origin"][0].as_py(), row["kind"][0].as_py(), start, end)
+        if not 0 <= index < len(getattr(self, split)):
+            raise IndexError(f"token {index} of {len(getattr(self, split))} in {split}")
+        document = int(self.table[split]["first_token"].searchsorted(index, side="right")) - 1
+        row, spans = self.table[split].iloc[document], self._spans(split, document)
+        position, behind = index - row["first_token"], (row["characters"],) * 2
+        start, end = spans[position] if position < len(spans) else behind
+        return Location(document, row["origin"], row["kind"], int(start), int(end))
 
     def document(self, split: str, document: int) -> str:
         """The text of a document."""
@@ -99,25 +95,21 @@ class Tokens:
         found = pq.read_table(self.folder / "documents.parquet", columns=["text"], filters=place)
         return found["text"][0].as_py()
 
-    def _ids(self, split: str) -> np.ndarray:
-        return {"train": self.train, "heldout": self.heldout}[split]
-
     @lru_cache(maxsize=2048)  # noqa: B019 (an opened artefact lives as long as its process)
-    def _spans(self, split: str, document: int) -> np.ndarray:
-        """[n, 2] where each token's characters start and end, by encoding again: exact for every
+    def _spans(self, split: str, document: int) -> list[tuple[int, int]]:
+        """Where each token's characters start and end, by encoding again: exact for every
         tokeniser, and nothing to store.
         """
-        text, row = self.document(split, document), self.table[split].slice(document, 1)
+        text, row = self.document(split, document), self.table[split].iloc[document]
         encoded = exact_encoder(self.tokenizer).encode(text, add_special_tokens=False)
         # stored are one more, the separator, or fewer, where the cap cut the document
-        length = min(row["tokens"][0].as_py(), len(encoded.ids))
-        first = row["first_token"][0].as_py()
-        if not np.array_equal(self._ids(split)[first : first + length], encoded.ids[:length]):
+        first, length = row["first_token"], min(row["tokens"], len(encoded.ids))
+        if not np.array_equal(getattr(self, split)[first : first + length], encoded.ids[:length]):
             raise ArtefactError(
                 f"{self.folder}: the tokens of {split} document {document} do not match its text; "
                 "delete the folder and run again"
             )
-        return np.array(encoded.offsets[:length], dtype=np.int64).reshape(-1, 2)
+        return encoded.offsets[:length]
 
 
 # --- making and opening ---
@@ -126,8 +118,8 @@ class Tokens:
 def open_tokens(folder: Path) -> Tokens:
     """The tokens that `write_tokens` wrote to the folder."""
     columns = [name for name in DOCUMENTS.names if name != "text"]
-    table = pq.read_table(folder / "documents.parquet", columns=columns)
-    tables = {split: table.filter(pc.equal(table["split"], split)) for split in SPLITS}
+    table = pd.read_parquet(folder / "documents.parquet", columns=columns)
+    tables = {split: table[table["split"] == split].reset_index(drop=True) for split in SPLITS}
     train, heldout = (np.load(folder / f"{split}.npy", mmap_mode="r") for split in SPLITS)
     return Tokens(folder, load_tokenizer(folder / "tokenizer"), train, heldout, tables)
 
