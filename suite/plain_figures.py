@@ -135,8 +135,6 @@ class Picture:
         stroke = dict(color=rgba(line.color or colours[0]), linestyle=DASHES[line.dash])
         stroke |= dict(linewidth=(line.width or 2) * POINT)
         symbols = np.resize(marker.symbol or "circle", len(x))
-        if trace.fill:
-            ax.fill(x, y, color=rgba(trace.fillcolor, trace.opacity), linewidth=0)
         if "arrow" in symbols:
             arrow = stroke | dict(arrowstyle="-|>", shrinkA=0, shrinkB=0)
             ax.annotate("", (x[-1], y[-1]), (x[0], y[0]), arrowprops=arrow)
@@ -238,8 +236,6 @@ class Picture:
         axis.set_tick_params(which="both", color="#cccccc", labelrotation=-(spec.tickangle or 0))
         axis.grid(False not in (spec.showgrid, spec.visible))
         axis.set_label_text(plain(spec.title.text))
-        for side in ("bottom", "top") if which == "x" else ("left", "right"):
-            ax.spines[side].set_visible(bool(spec.showline))
         if spec.scaleanchor:
             ax.set_aspect("equal")
 
@@ -262,5 +258,3 @@ class Picture:
             size=(note.font.size or 14) * POINT,
             color=note.font.color or "#222222",
         )
-        if note.bgcolor:
-            text.set_bbox(dict(facecolor=rgba(note.bgcolor), linewidth=0, pad=1))

@@ -47,6 +47,9 @@ def find_hook(hook_name: str, family: str, n_layer: int) -> tuple[int, str, str]
     return names[hook_name]
 
 
+ROWS_AT_ONCE = 64  # of a harvest, in one forward pass
+
+
 class _Stop(Exception):
     """Ends a forward pass at the hook: what comes after it is not needed."""
 
@@ -209,20 +212,22 @@ class ActivationBuffer:
 
 
 def harvest(
-    hook: Source,
-    rows: np.ndarray,
-    rows_at_once: int = 64,
-    out: Float[Tensor, "n d_in"] | None = None,
+    hook: Source, rows: np.ndarray, out: Float[Tensor, "n d_in"] | None = None
 ) -> Float[Tensor, "n d_in"]:
     """Activations of all positions of `rows` [row, position], in order, on the model's device;
     into `out` where given.
     """
     tokens = upload(rows.astype(np.int64), hook.device)
-    for i in range(0, len(rows), rows_at_once):
-        acts = hook.activations(tokens[i : i + rows_at_once]).flatten(0, 1)
+    for i in range(0, len(rows), ROWS_AT_ONCE):
+        acts = hook.activations(tokens[i : i + ROWS_AT_ONCE]).flatten(0, 1)
         out = acts.new_empty(rows.size, acts.shape[1]) if out is None else out
         out[i * rows.shape[1] :][: len(acts)] = acts
     return out
+
+
+def spread(rows: np.ndarray, n: int) -> np.ndarray:
+    """At most `n` rows, evenly spread over the text."""
+    return rows[np.linspace(0, len(rows) - 1, min(n, len(rows))).astype(int)]
 
 
 def of_token(

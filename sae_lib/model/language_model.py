@@ -17,7 +17,7 @@ from torch import Tensor
 from sae_lib import checkpoints
 from sae_lib.device import autocast, keep_freed_memory, precision, product
 from sae_lib.errors import CorpusError, ModelError
-from sae_lib.model.activations import HookPoint
+from sae_lib.model.activations import HookPoint, spread
 from sae_lib.progress import tqdm
 from sae_lib.settings import LanguageModelSettings
 from sae_lib.text import hub
@@ -297,8 +297,7 @@ def evaluate(
     """Held-out loss (nats/token) and the density of the last MLP's neurons, on the same
     `eval_rows` rows every time.
     """
-    rows = tokens.rows("heldout", s.context + 1)
-    rows = rows[np.linspace(0, len(rows) - 1, min(s.eval_rows, len(rows))).astype(int)]
+    rows = spread(tokens.rows("heldout", s.context + 1), s.eval_rows)
     device = next(model.parameters()).device
     loss, active = 0.0, 0.0
     hook = HookPoint(model, f"blocks.{s.n_layer - 1}.mlp.hook_post")

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_lib.model.activations import Source, harvest
+from sae_lib.model.activations import Source, harvest, spread
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.recipes import Recipe
 
@@ -20,8 +20,7 @@ def statistics(
     """The activations' mean, and the factor that makes their mean squared norm d_in (1 for
     recipes that keep their units).
     """
-    chosen = np.linspace(0, len(rows) - 1, min(STATISTICS_ROWS, len(rows))).astype(int)
-    acts, scale = harvest(hook, rows[chosen]).float(), 1.0
+    acts, scale = harvest(hook, spread(rows, STATISTICS_ROWS)).float(), 1.0
     if recipe.scale_activations:
         scale = math.sqrt(acts.shape[1] / acts.pow(2).sum(1).mean().item())
     return acts.mean(0), scale
