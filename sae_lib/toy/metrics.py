@@ -119,7 +119,7 @@ def solves_absolute_value(
     w_in, w_out = W.gather(-1, top)[..., 0], W_out.mT.gather(-1, top)[..., 0]
     role = (2 * top[..., 0] + (w_in < 0)).sort(-1).values
     exact = ((w_in * w_out).abs() - 1).abs() < 0.02
-    expected = torch.arange(2 * W.shape[-1], device=W.device)
+    expected = torch.arange(2 * W.shape[-1])
     if role.shape[-1] != len(expected):
         return torch.zeros(W.shape[:-2], dtype=torch.bool)
     return (exact & (role == expected) & monosemantic(W, 0.99)).all(-1)
@@ -140,9 +140,9 @@ def randomly_rotated(
     """Each instance's weights under its own uniformly drawn rotation of the hidden space (QR of a
     Gaussian, sign fixed).
     """
-    generator, m = torch.Generator(W.device).manual_seed(seed), W.shape[-2]
+    generator, m = torch.Generator().manual_seed(seed), W.shape[-2]
     shape = (*W.shape[:-2], m, m)
-    Q, R = torch.linalg.qr(torch.randn(shape, generator=generator, device=W.device))
+    Q, R = torch.linalg.qr(torch.randn(shape, generator=generator))
     return (Q * R.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]) @ W
 
 
