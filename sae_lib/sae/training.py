@@ -19,8 +19,9 @@ from sae_lib.sae import resampling
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.early_stopping import EarlyStopping
 from sae_lib.sae.engine import distributed
-from sae_lib.sae.engine.sparse_step import StepResult, gradients
+from sae_lib.sae.engine.sparse_step import gradients
 from sae_lib.sae.initialise import initialise, statistics
+from sae_lib.sae.objective import StepResult
 from sae_lib.sae.recipes import Recipe, is_resampling_step, rate, resolve
 from sae_lib.settings import SAESettings
 

@@ -7,33 +7,22 @@ written out here as sparse products; the values are those of the dense gradient
 """
 
 import warnings
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from sae_lib.device import autocast
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.engine.active_pairs import ActivePairs, active_pairs, starts
-from sae_lib.sae.objective import Objective, loss
+from sae_lib.sae.objective import Objective, StepResult, loss
 
 # density of feature activations at which dense products become the faster ones
 # (benchmarks/sae_step.py)
 DENSE_ABOVE = 0.1
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-
-
-class StepResult(NamedTuple):
-    """What a step measured, as tensors on the device (reading them is what waits for it)."""
-
-    squared_error: Float[Tensor, ""]  # Σ over dimensions, mean over the batch
-    l1: Float[Tensor, ""]  # Σ over features, mean over the batch
-    l0: Float[Tensor, ""]  # active features per activation
-    fired: Bool[Tensor, " d_sae"]
-    smallest: Float[Tensor, ""]  # activation above zero
 
 
 def gradients(
@@ -64,7 +53,7 @@ def _dense(sae, x, objective: Objective, encoder_dtype: torch.dtype) -> StepResu
     with autocast(x.device, encoder_dtype):
         total, measured = loss(sae, x, objective)
     total.backward()
-    return StepResult(**measured)
+    return measured
 
 
 @torch.no_grad()
