@@ -16,7 +16,7 @@ from sae_lib.device import check_memory, device_of, keep_freed_memory
 from sae_lib.errors import SettingsError
 from sae_lib.features import clamping_effects, evaluation, feature_table, firing
 from sae_lib.interpretability import clusters, scores, scoring
-from sae_lib.model import generation, language_model
+from sae_lib.model import language_model
 from sae_lib.model.activations import HookPoint, find_hook
 from sae_lib.sae import training
 from sae_lib.sae.autoencoder import SparseAutoencoder
@@ -25,10 +25,9 @@ from sae_lib.sae.early_stopping import ACTIVATIONS
 from sae_lib.sae.engine import distributed
 from sae_lib.sae.recipes import resolve, variant, variants
 from sae_lib.settings import SAESettings
-from sae_lib.text import summary
 from sae_lib.text.display import Vocabulary
 from sae_lib.text.tokens import open_tokens, write_tokens
-from suite import runs
+from suite import prompts, runs, text_summary
 from suite.runs import Run, Stage, checkpoints_of, writing
 
 BASELINES = feature_table.BASELINES
@@ -73,7 +72,7 @@ def tokens_fingerprint(run: Run, name: str = "") -> Made:
 def make_tokens(run: Run, name: str, out: Path) -> None:
     s = run.settings
     write_tokens(s.corpus, s.tokenizer, s.seed, out)
-    summary.write(s.corpus, open_tokens(out))
+    text_summary.write(s.corpus, open_tokens(out))
 
 
 # --- the language model ---
@@ -127,7 +126,7 @@ def prompts_fingerprint(run: Run, name: str = "") -> Made:
 
 def make_prompts(run: Run, name: str, out: Path) -> None:
     s = run.settings
-    generation.write_prompt_corpus(hook(run), run.get("tokens").tokenizer, s.prompts, s.seed, out)
+    prompts.write_prompt_corpus(hook(run), run.get("tokens").tokenizer, s.prompts, s.seed, out)
 
 
 # --- autoencoders ---
@@ -465,7 +464,7 @@ STAGES = {
         inputs=_model,
         fingerprint=prompts_fingerprint,
         make=make_prompts,
-        load=lambda run, _, folder: generation.load_prompt_corpus(folder),
+        load=lambda run, _, folder: prompts.load_prompt_corpus(folder),
     ),
     "autoencoder": Stage(
         "saes/{name}",

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from tokenizers import processors
 
 from sae_lib.errors import ArtefactError, CorpusError, ModelError
-from sae_lib.text import hub, summary
+from sae_lib.text import hub
 from sae_lib.text import tokens as tokens_module
 from sae_lib.text.tokenizer import END, exact_encoder, load_tokenizer, separator_id, train_tokenizer
 from suite import stages
+from suite import text_summary as summary
 from suite.runs import Run
 from suite.stages import STAGES
 

@@ -15,10 +15,10 @@ from benchmarks import toy_gates
 from sae_lib.errors import SettingsError
 from sae_lib.toy import autoencoder as toy_autoencoder
 from sae_lib.toy import experiments as toy_experiments
-from sae_lib.toy import figures as toy_figures
 from sae_lib.toy import metrics
 from sae_lib.toy import models as toy
-from sae_lib.toy import results as results_module
+from suite import toy_figures
+from suite import toy_results as results_module
 
 
 def circle(n: int) -> torch.Tensor:

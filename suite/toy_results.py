@@ -14,12 +14,13 @@ from sae_lib.toy import autoencoder as toy_autoencoder
 from sae_lib.toy.experiments import EXPERIMENTS, PRESETS, Result, run
 from sae_lib.toy.models import one_thread, require_one_of
 
+FOLDER = Path(toy_autoencoder.__file__).parent
 RUNS: dict[str, Callable[[str], dict]] = {
     "autoencoder": toy_autoencoder.autoencoder,
     "recipes": toy_autoencoder.recipes,
 } | {name: partial(run, name) for name in EXPERIMENTS if name != "pentagons"}
 MADE_BY = ("models.py", "experiments.py", "experiments.yaml", "autoencoder.py")  # decide a result
-SOURCES = b"".join(Path(__file__).with_name(name).read_bytes() for name in MADE_BY)
+SOURCES = b"".join((FOLDER / name).read_bytes() for name in MADE_BY)
 
 
 def result(name: str, preset: str, folder: Path | None = None) -> Result | dict:
