@@ -25,8 +25,8 @@ KEEP = 2
 
 
 def environment_fingerprint(device: torch.device, precision: torch.dtype) -> dict[str, Any]:
-    """What training depends on to the last bit besides its settings; a checkpoint goes on only
-    under the same.
+    """What the trained weights depend on, to the last bit, besides the settings; a checkpoint is
+    continued only under the same.
     """
     return {
         "torch": torch.__version__,
@@ -184,8 +184,8 @@ def save_checkpoint(
     made_from: dict[str, Any],
     budget: float = float("inf"),
 ) -> None:
-    """Write `step-N.safetensors`, then the `step-N.json` that vouches for it; older ones than the
-    last two go, or than the last where two are over `budget` bytes.
+    """Write `step-N.safetensors`, then `step-N.json` with its hash. Checkpoints before the last two
+    are deleted, or before the last one where two exceed `budget` bytes.
 
     While the new one is written the one before stays, whatever the budget: there is always a whole
     one. Where three are over it, the one before that goes first.

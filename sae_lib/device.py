@@ -15,12 +15,12 @@ from sae_lib.formats import gib
 
 def device_of(name: str = "auto") -> torch.device:
     """The device of `settings.device`; `SettingsError` lists those there are."""
-    found = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    name = found[-1] if name == "auto" else name
-    found += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    if name not in found:
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    name = devices[-1] if name == "auto" else name
+    devices += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if name not in devices:
         raise SettingsError(
-            f"device: {name!r} cannot be used here; there are: auto, {', '.join(found)}"
+            f"device: {name!r} cannot be used here; there are: auto, {', '.join(devices)}"
         )
     return torch.device(name)
 

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm as standard
-from tqdm.auto import tqdm as drawn
+from tqdm.auto import tqdm as displayed
 
 from sae_lib.formats import about
 
-FILE = "SAE_LIB_PROGRESS"  # environment variable: the file that bars write instead of being drawn
+FILE = (
+    "SAE_LIB_PROGRESS"  # environment variable: the file that bars write instead of being displayed
+)
 
 
 class _Written(standard):
@@ -42,7 +44,7 @@ class _Written(standard):
 
 def tqdm(*args, **how) -> standard:
     """A bar for a terminal or notebook, or one that a headless run reads from its file."""
-    return (_Written if os.environ.get(FILE) else drawn)(*args, **how)
+    return (_Written if os.environ.get(FILE) else displayed)(*args, **how)
 
 
 @contextmanager

@@ -61,7 +61,7 @@ def works() -> bool:
 
 
 def probe() -> str:
-    """Draw an empty figure, in a process for this alone; why that did not work, or nothing."""
+    """Draw an empty figure in a process of its own; returns why that failed, or ""."""
     try:
         draw('{"data": [], "layout": {}}', 64, 64, PROBE_SECONDS)
     except ChromiumError as error:
@@ -97,7 +97,7 @@ def draw(figure: str, width: int, height: int, seconds: int) -> bytes:
         answer = json.loads(_worker.stdout.readline())
     except (OSError, ValueError):
         pass
-    finally:  # after an error or Ctrl-C it is not asked again
+    finally:  # after an error or Ctrl-C this process is not used again
         if "error" in answer:
             stop()
     if "error" in answer:

@@ -85,7 +85,7 @@ class Selected:
         return activations_of(self.dictionary, x, self.features.to(x.device))
 
 
-# whatever can be asked where its features are active
+# everything whose features have activations
 Dictionary = SparseAutoencoder | Neurons | Directions | Selected
 
 
@@ -134,8 +134,8 @@ def coordinate_directions(d_in: int, device: torch.device | str = "cpu") -> Dire
 
 
 def random_directions(x: Float[Tensor, "n d_in"], n: int, seed: int) -> Directions:
-    """`n` directions drawn evenly from the sphere, around the mean of `x`: the null for whatever
-    is said of features.
+    """`n` directions drawn evenly from the sphere, around the mean of `x`: the null for every
+    claim about features.
     """
     drawn = torch.randn(n, x.shape[1], generator=torch.Generator().manual_seed(seed)).to(x.device)
     return Directions(drawn, x.mean(0))

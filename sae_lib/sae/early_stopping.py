@@ -12,7 +12,7 @@ ACTIVATIONS = 65_536  # held-out ones that are looked at
 
 class EarlyStopping:
     """Says stop after `patience` checks without a better score, FVU + L0 / d_in, and keeps the
-    best weights. With a patience of 0 nobody asks it.
+    best weights. A patience of 0 means no checks.
     """
 
     def __init__(self, x: Float[Tensor, "n d_in"], patience: int):

@@ -1,4 +1,4 @@
-"""Readers of the text files that a user names: each document with its kind and where it stands,
+"""Readers of the text files that a user names: each document with its kind and position,
 errors with the line.
 """
 

@@ -44,8 +44,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Location:
-    """Where a token stands: characters `start` to `end` of a document. A separator stands behind
-    its document's last one.
+    """Where a token is: characters `start` to `end` of a document. A separator comes after its
+    document's last character.
     """
 
     document: int

@@ -87,8 +87,8 @@ def angles(W: Float[Tensor, "2 feature"]) -> Float[Tensor, " gap"]:
     360.
     """
     kept = W[:, represented(W)]
-    turn = torch.rad2deg(torch.atan2(kept[1], kept[0])).sort().values
-    return torch.diff(turn, append=turn[:1] + 360)
+    angle = torch.rad2deg(torch.atan2(kept[1], kept[0])).sort().values
+    return torch.diff(angle, append=angle[:1] + 360)
 
 
 def monosemantic(

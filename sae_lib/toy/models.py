@@ -121,7 +121,7 @@ class Features:
     @cached_property
     def rows(self) -> Float[Tensor, "rows features"]:
         """Probabilities as a matrix: one row, or one per instance."""
-        expected = "a probability in (0, 1]; a feature that never occurs teaches nothing"
+        expected = "a probability in (0, 1]; a feature that never occurs cannot be learned"
         return _rows("probability", self.probability, self.n_features, 1, expected)
 
     def sample(

@@ -64,12 +64,12 @@ def all_reduce_metrics(measured: Any) -> Any:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is up in any process, so that all take the same turn."""
+    """Whether the flag is set in any process, so that all of them do the same."""
     if rank_and_world_size()[1] == 1:
         return flag
-    raised = torch.tensor(float(flag))
-    dist.all_reduce(raised, dist.ReduceOp.MAX)
-    return raised.item() > 0
+    highest = torch.tensor(float(flag))
+    dist.all_reduce(highest, dist.ReduceOp.MAX)
+    return highest.item() > 0
 
 
 @torch.no_grad()
