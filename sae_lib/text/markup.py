@@ -27,7 +27,7 @@ def prose(text: str) -> str:
 
 
 def code(text: object, every_blank: bool = True) -> str:
-    """A code span for text from the corpus, with visible line ends and, by default, visible blanks."""
+    """A code span for text from the corpus, with visible line ends and, by default, blanks."""
     return span(visible(str(text), every_blank=every_blank))
 
 
