@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from sae_lib.errors import SettingsError
-from sae_lib.formats import gib
 
 
 def device_of(name: str = "auto") -> torch.device:
@@ -39,20 +38,6 @@ def precision(name: str, device: torch.device) -> torch.dtype:
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """Inside, matrix products are made in this precision."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-
-
-def check_memory(needed: dict[str, float], device: torch.device) -> None:
-    """`SettingsError` where a model alone exceeds the memory: the system would kill the process.
-
-    `needed` is bytes by the settings that decide about them.
-    """
-    have = memory_of(device)
-    for names, size in needed.items():
-        if size > have:
-            raise SettingsError(
-                f"{names}: {gib(size)} of memory are needed, and {device} has {gib(have)}; "
-                "choose less"
-            )
 
 
 def memory_of(device: torch.device) -> int:

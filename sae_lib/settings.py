@@ -298,21 +298,6 @@ class Settings(Section):
     explain: ExplainSettings = ExplainSettings()
     toy: ToySettings = ToySettings()
 
-    def memory_needed(self, prefix: str = "") -> dict[str, int]:
-        """Bytes that the models and the feature table take at the least, by the settings that
-        decide: of weights, gradients and Adam's moments, and 12 for each example.
-        """
-        lm, sae, shown = self.lm, self.sae, self.features
-        d_in = lm.d_mlp if "mlp.hook_post" in sae.hook_name else lm.d_model
-        width = max(sae.d_sae, *sae.widths, 0)
-        layer = lm.d_model * (4 * lm.d_model + 2 * lm.d_mlp)
-        examples = width * (shown.top_k + 10 * shown.samples)
-        return {
-            f"{prefix}sae.d_sae, sae.widths or lm.d_mlp": 16 * 2 * width * d_in,
-            f"{prefix}lm.d_model, lm.d_mlp or lm.n_layer": 16 * lm.n_layer * layer,
-            f"{prefix}features.top_k, features.samples or sae.d_sae": 12 * examples,
-        }
-
     @model_validator(mode="after")
     def _tokeniser_fits(self):
         last = self.last_mlp.lm, self.last_mlp.tokenizer or self.tokenizer

@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sae_lib.checkpoints import CheckpointFolder, finish_the_step
-from sae_lib.device import check_memory, device_of, keep_freed_memory
+from sae_lib.device import device_of, keep_freed_memory, memory_of
 from sae_lib.errors import SettingsError
 from sae_lib.features import clamping_effects, evaluation, feature_table, firing
+from sae_lib.formats import gib
 from sae_lib.interpretability import clusters, scores, scoring
 from sae_lib.model import language_model
 from sae_lib.model.activations import HookPoint, find_hook
@@ -24,7 +25,7 @@ from sae_lib.sae.dictionaries import Dictionary, Directions, Neurons
 from sae_lib.sae.early_stopping import ACTIVATIONS
 from sae_lib.sae.engine import distributed
 from sae_lib.sae.recipes import resolve, variant, variants
-from sae_lib.settings import SAESettings
+from sae_lib.settings import SAESettings, Settings
 from sae_lib.text.display import Vocabulary
 from sae_lib.text.tokens import open_tokens, write_tokens
 from suite import prompts, runs, text_summary
@@ -58,7 +59,30 @@ def check_settings(run: Run) -> None:
             raise SettingsError(f"{prefix}{error}") from None
         if part.lm.source == "train":
             find_hook(part.sae.hook_name, part.lm.architecture, part.lm.n_layer)
-            check_memory(part.memory_needed(prefix), device)
+            check_memory(part, prefix, device)
+
+
+def check_memory(s: Settings, prefix: str, device: torch.device) -> None:
+    """`SettingsError` where a model or the feature table alone exceeds the memory of the device:
+    the system would kill the process. Weights, gradients and Adam's moments take 16 bytes each, an
+    example 12.
+    """
+    d_in = s.lm.d_mlp if "mlp.hook_post" in s.sae.hook_name else s.lm.d_model
+    width = max(s.sae.d_sae, *s.sae.widths, 0)
+    layer = s.lm.d_model * (4 * s.lm.d_model + 2 * s.lm.d_mlp)
+    examples = width * (s.features.top_k + 10 * s.features.samples)
+    needed = {
+        f"{prefix}sae.d_sae, sae.widths or lm.d_mlp": 16 * 2 * width * d_in,
+        f"{prefix}lm.d_model, lm.d_mlp or lm.n_layer": 16 * s.lm.n_layer * layer,
+        f"{prefix}features.top_k, features.samples or sae.d_sae": 12 * examples,
+    }
+    have = memory_of(device)
+    for names, size in needed.items():
+        if size > have:
+            raise SettingsError(
+                f"{names}: {gib(size)} of memory are needed, and {device} has {gib(have)}; "
+                "choose less"
+            )
 
 
 # --- text ---
