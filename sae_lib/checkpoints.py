@@ -5,11 +5,8 @@ they fit, never unpickled.
 import hashlib
 import json
 import re
-import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,35 +31,6 @@ def environment_fingerprint(device: torch.device, precision: torch.dtype) -> dic
         "device": device.type,
         "precision": str(precision).removeprefix("torch."),
     }
-
-
-@contextmanager
-def finish_the_step(what: str) -> Iterator[threading.Event]:
-    """Inside, Ctrl-C or SIGTERM sets the event, so that a loop can finish its step and save; a
-    second one interrupts at once.
-
-    Where the block ends without a step to stop at, `Interrupted` says so: no Ctrl-C is lost.
-    """
-    pressed = threading.Event()
-
-    def on_interrupt(*_: Any) -> None:
-        if pressed.is_set():
-            raise KeyboardInterrupt
-        pressed.set()
-
-    if threading.current_thread() is not threading.main_thread():  # signals are caught only there
-        yield pressed
-        return
-    before = {s: signal.signal(s, on_interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield pressed
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if pressed.is_set():
-        raise Interrupted(
-            f"{what}: interrupted, but finished; run the same command to continue after it"
-        )
 
 
 @dataclass

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from sae_lib.checkpoints import CheckpointFolder, finish_the_step
+from sae_lib.checkpoints import CheckpointFolder
 from sae_lib.device import device_of, keep_freed_memory, memory_of
 from sae_lib.errors import SettingsError
 from sae_lib.features import clamping_effects, evaluation, feature_table, firing
@@ -29,7 +29,7 @@ from sae_lib.settings import SAESettings, Settings
 from sae_lib.text.display import Vocabulary
 from sae_lib.text.tokens import open_tokens, write_tokens
 from suite import prompts, runs, text_summary
-from suite.runs import Run, Stage, checkpoints_of, writing
+from suite.runs import Run, Stage, checkpoints_of, finish_the_step, writing
 
 BASELINES = feature_table.BASELINES
 Made = dict[str, Any]  # the settings that an artefact depends on
