@@ -55,7 +55,7 @@ def open_model(source: str, device: torch.device | str = "cpu") -> "transformers
             source, dtype="auto", local_files_only=Path(source).exists() or not hub.reached()
         )
     except Exception as error:  # transformers raises OSError, ValueError and the hub's own kinds
-        problem = hub.problem(error)
+        problem = f"{hub.problem(error)}; or give a local folder"
         if Path(source).exists():
             problem = (
                 f"the folder cannot be loaded ({str(error).splitlines()[0]}); expected config.json"
@@ -193,8 +193,8 @@ def next_token_loss(
     )
 
 
-class TrainingState(checkpoints.TrainingState):
-    """The training of a language model."""
+class LanguageModelTraining(checkpoints.TrainingState):
+    """The state of a language model's training."""
 
     def check_loss(
         self, loss: float, norm: float, s: LanguageModelSettings, folder: Path | None
@@ -230,14 +230,15 @@ class TrainingState(checkpoints.TrainingState):
 
 def prepare(
     s: LanguageModelSettings, tokens: Tokens, seed: int, device: torch.device, dtype: torch.dtype
-) -> TrainingState:
+) -> LanguageModelTraining:
     """A fresh model and AdamW."""
     torch.manual_seed(seed)
     model = build(s, len(tokens.tokenizer), tokens.tokenizer.eos_token_id).to(device)
     if device.type == "cpu" and dtype == torch.bfloat16:
         model.set_attn_implementation("eager")  # its backward pass takes a third of the fused one's
     options = {"betas": (0.9, 0.95), "weight_decay": s.weight_decay, "fused": device.type != "mps"}
-    return TrainingState(model, torch.optim.AdamW(model.parameters(), lr=s.lr, **options))
+    optimiser = torch.optim.AdamW(model.parameters(), lr=s.lr, **options)
+    return LanguageModelTraining(model, optimiser)
 
 
 def train(

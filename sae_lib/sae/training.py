@@ -39,8 +39,8 @@ def training_fingerprint(sae: SAESettings) -> dict:
 
 
 @dataclass(kw_only=True)
-class TrainingState(checkpoints.TrainingState):
-    """The training of an autoencoder; a checkpoint also holds for how long each feature has been
+class AutoencoderTraining(checkpoints.TrainingState):
+    """The state of an autoencoder's training: also for how long each feature has been
     silent, and what early stopping knows.
     """
 
@@ -50,14 +50,17 @@ class TrainingState(checkpoints.TrainingState):
     events: list[dict] = field(default_factory=list)
 
     def tensors(self) -> dict[str, Tensor]:
+        """Weights and moments, the best weights so far, and the features' silence."""
         best = checkpoints.named("best", self.stopping.best)
         return super().tensors() | best | {"silent": self.silent}
 
     def record(self) -> dict[str, Any]:
+        """Curve, resampling events, the first loss and the checks of early stopping."""
         own = {"events": self.events, "reference": self.reference, "checks": self.stopping.checks}
         return super().record() | own
 
     def put_back(self, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+        """Take over `tensors` and `record` of a checkpoint."""
         super().put_back(tensors, record)
         self.silent.copy_(tensors["silent"])
         self.events, self.reference = record["events"], record["reference"]
@@ -106,7 +109,7 @@ class TrainingState(checkpoints.TrainingState):
 
 def prepare(
     hook: Source, rows: np.ndarray, settings: SAESettings, seed: int, heldout: np.ndarray | None
-) -> tuple[TrainingState, float]:
+) -> tuple[AutoencoderTraining, float]:
     """(a fresh training, the scale of the activations): weights, Adam, and early stopping where
     the recipe has it.
     """
@@ -121,7 +124,8 @@ def prepare(
     if recipe.patience and heldout is not None:
         stopping = EarlyStopping(harvest(hook, heldout).float() * scale, recipe.patience)
     silent = torch.zeros(settings.d_sae, dtype=torch.int64, device=mean.device)
-    return TrainingState(model=sae, optimiser=optimiser, silent=silent, stopping=stopping), scale
+    state = AutoencoderTraining(sae, optimiser, silent=silent, stopping=stopping)
+    return state, scale
 
 
 def fit(
@@ -186,7 +190,7 @@ def fit(
     return finished(state, scale), summary
 
 
-def finished(state: TrainingState, scale: float) -> SparseAutoencoder:
+def finished(state: AutoencoderTraining, scale: float) -> SparseAutoencoder:
     """The trained autoencoder, or the best one where early stopping kept it, for activations
     that are not scaled.
     """
@@ -240,7 +244,7 @@ def resample_dead(
     hook: Source,
     rows: np.ndarray,
     settings: SAESettings,
-    state: TrainingState,
+    state: AutoencoderTraining,
     scale: float,
     seed: int,
 ) -> dict:
