@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from sae_lib.errors import ArtefactError, Interrupted, TrainingError
-from sae_lib.files import check_same, write_atomically
+from sae_lib.files import check_same, flat, write_atomically
 
 KEEP = 2
 
@@ -63,9 +63,8 @@ class TrainingState:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint keeps as safetensors, by dotted names."""
-        return named("model", self.model.state_dict()) | named(
-            "adam", self.optimiser.state_dict()["state"]
-        )
+        moments = self.optimiser.state_dict()["state"]
+        return flat({"model": self.model.state_dict(), "adam": moments})
 
     def record(self) -> dict[str, Any]:
         """What a checkpoint keeps as JSON."""
@@ -101,15 +100,6 @@ class TrainingState:
             save_checkpoint(
                 store.folder, self.step, self.tensors(), self.record(), made_from, budget
             )
-
-
-def named(prefix: str, tree: dict) -> dict[str, Tensor]:
-    """The tensors of nested dictionaries by dotted names."""
-    flat = {}
-    for key, value in tree.items():
-        name = f"{prefix}.{key}"
-        flat |= named(name, value) if isinstance(value, dict) else {name: value}
-    return flat
 
 
 def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -193,15 +183,14 @@ def load_checkpoint(
             raise ValueError
         check_same(folder, record["made_from"], json.loads(json.dumps(made_from)))
         blob = path.with_suffix(".safetensors").read_bytes()
-        intact = hashlib.sha256(blob).hexdigest() == record["sha256"]
+        if hashlib.sha256(blob).hexdigest() != record["sha256"]:
+            raise ValueError
+        return record["step"], load(blob), record["state"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        intact = False
-    if not intact:
         raise ArtefactError(
             f"{path.with_suffix('.safetensors')} or {path.name} is damaged (a hash differs); "
             "delete these two files to continue from the checkpoint before"
-        )
-    return record["step"], load(blob), record["state"]
+        ) from None
 
 
 def steps(folder: Path) -> list[int]:

@@ -51,7 +51,7 @@ class AutoencoderTraining(checkpoints.TrainingState):
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights and moments, the best weights so far, and the features' silence."""
-        best = checkpoints.named("best", self.stopping.best)
+        best = {f"best.{name}": tensor for name, tensor in self.stopping.best.items()}
         return super().tensors() | best | {"silent": self.silent}
 
     def record(self) -> dict[str, Any]:
