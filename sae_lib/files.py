@@ -96,10 +96,10 @@ def flat(data: Any, prefix: str = "") -> dict[str, Any]:
     """The values of nested dictionaries by dotted names; an empty dictionary is a value."""
     if not isinstance(data, dict) or not data:
         return {prefix: data}
-    flat = {}
+    values = {}
     for key, value in data.items():
-        flat |= flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
+        values |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return values
 
 
 def digest(made_from: dict[str, Any]) -> str:
