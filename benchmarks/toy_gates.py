@@ -22,9 +22,9 @@ from sae_lib.errors import UserError
 from sae_lib.progress import tqdm
 from sae_lib.toy import metrics
 from sae_lib.toy.experiments import DENSITIES, PRESETS, Result
-from sae_lib.toy.results import RUNS, result
 from suite import headless, toy_check
 from suite.stages import open_run
+from suite.toy_results import RUNS, result
 
 log = logging.getLogger(__name__)
 Results = Callable[[str], Result | dict]  # experiment name → its result, or its variants' results

@@ -5,26 +5,25 @@ they fit, never unpickled.
 import hashlib
 import json
 import re
-import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from sae_lib.errors import ArtefactError, Interrupted, TrainingError
-from sae_lib.files import check_same, write_atomically
+from sae_lib.files import check_same, flat, write_atomically
 
 KEEP = 2
 
 
 def environment_fingerprint(device: torch.device, precision: torch.dtype) -> dict[str, Any]:
-    """What training depends on to the last bit besides its settings; a checkpoint goes on only
-    under the same.
+    """What the trained weights depend on, to the last bit, besides the settings; a checkpoint is
+    continued only under the same.
     """
     return {
         "torch": torch.__version__,
@@ -34,35 +33,7 @@ def environment_fingerprint(device: torch.device, precision: torch.dtype) -> dic
     }
 
 
-@contextmanager
-def finish_the_step(what: str) -> Iterator[threading.Event]:
-    """Inside, Ctrl-C or SIGTERM sets the event, so that a loop can finish its step and save; a
-    second one interrupts at once.
-
-    Where the block ends without a step to stop at, `Interrupted` says so: no Ctrl-C is lost.
-    """
-    pressed = threading.Event()
-
-    def on_interrupt(*_: Any) -> None:
-        if pressed.is_set():
-            raise KeyboardInterrupt
-        pressed.set()
-
-    if threading.current_thread() is not threading.main_thread():  # signals are caught only there
-        yield pressed
-        return
-    before = {s: signal.signal(s, on_interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield pressed
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if pressed.is_set():
-        raise Interrupted(
-            f"{what}: interrupted, but finished; run the same command to continue after it"
-        )
-
-
+@dataclass
 class CheckpointFolder:
     """Where one training keeps its checkpoints: the newest is found again by the same settings on
     the same machine.
@@ -71,27 +42,69 @@ class CheckpointFolder:
     to save and stop. Without a folder nothing is kept.
     """
 
-    def __init__(
-        self,
-        folder: Path | None = None,
-        made_from: dict[str, Any] | None = None,
-        interrupted: threading.Event | None = None,
-    ):
-        self.folder, self.made_from = folder, made_from or {}
-        self.interrupted = interrupted or threading.Event()
+    folder: Path | None = None
+    made_from: dict[str, Any] = field(default_factory=dict)
+    interrupted: threading.Event = field(default_factory=threading.Event)
 
-    def under(self, **conditions: Any) -> None:
-        """Further conditions that a checkpoint depends on, such as device and precision."""
-        self.made_from = self.made_from | conditions
+    def depends_on(self, device: torch.device, precision: torch.dtype, **more: Any) -> None:
+        """Further conditions of its checkpoints: the machine, and what `more` names."""
+        self.made_from = self.made_from | environment_fingerprint(device, precision) | more
 
-    def load(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
-        return load_checkpoint(self.folder, self.made_from) if self.folder else None
 
-    def save(
-        self, step: int, tensors: dict[str, Tensor], state: dict[str, Any], budget_gb: float
-    ) -> None:
-        if self.folder:
-            save_checkpoint(self.folder, step, tensors, state, self.made_from, budget_gb * 1e9)
+@dataclass
+class TrainingState:
+    """What a training keeps in a checkpoint: weights, Adam's moments, step and loss curve."""
+
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    step: int = 0
+    curve: list[dict] = field(default_factory=list)
+    began: float = field(default_factory=time.perf_counter)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps as safetensors, by dotted names."""
+        moments = self.optimiser.state_dict()["state"]
+        return flat({"model": self.model.state_dict(), "adam": moments})
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint keeps as JSON."""
+        return {"curve": self.curve, "seconds": self.seconds}
+
+    def put_back(self, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+        """Take over `tensors` and `record` of a checkpoint."""
+        self.model.load_state_dict(under("model.", tensors))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in under("adam.", tensors).items():
+            i, key = name.split(".")
+            moments.setdefault(int(i), {})[key] = tensor
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
+        self.curve, self.began = record["curve"], time.perf_counter() - record["seconds"]
+
+    @property
+    def seconds(self) -> float:
+        """How long the training has taken, before and after interruptions."""
+        return time.perf_counter() - self.began
+
+    def restore(self, store: CheckpointFolder) -> None:
+        """Go on from the newest checkpoint, if there is one."""
+        found = load_checkpoint(store.folder, store.made_from) if store.folder else None
+        if found:
+            self.step, tensors, record = found
+            self.put_back(tensors, record)
+
+    def save(self, store: CheckpointFolder, budget_gb: float) -> None:
+        """Write a checkpoint, where they are kept."""
+        if store.folder:
+            made_from, budget = store.made_from, budget_gb * 1e9
+            save_checkpoint(
+                store.folder, self.step, self.tensors(), self.record(), made_from, budget
+            )
+
+
+def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin so, without that beginning."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def check_loss(
@@ -121,11 +134,6 @@ def interrupted_at(what: str, step: int, n_steps: int) -> Interrupted:
     )
 
 
-def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin so, without that beginning."""
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
 def save_checkpoint(
     folder: Path,
     step: int,
@@ -134,8 +142,8 @@ def save_checkpoint(
     made_from: dict[str, Any],
     budget: float = float("inf"),
 ) -> None:
-    """Write `step-N.safetensors`, then the `step-N.json` that vouches for it; older ones than the
-    last two go, or than the last where two are over `budget` bytes.
+    """Write `step-N.safetensors`, then `step-N.json` with its hash. Checkpoints before the last two
+    are deleted, or before the last one where two exceed `budget` bytes.
 
     While the new one is written the one before stays, whatever the budget: there is always a whole
     one. Where three are over it, the one before that goes first.
@@ -175,37 +183,17 @@ def load_checkpoint(
             raise ValueError
         check_same(folder, record["made_from"], json.loads(json.dumps(made_from)))
         blob = path.with_suffix(".safetensors").read_bytes()
-        intact = hashlib.sha256(blob).hexdigest() == record["sha256"]
+        if hashlib.sha256(blob).hexdigest() != record["sha256"]:
+            raise ValueError
+        return record["step"], load(blob), record["state"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        intact = False
-    if not intact:
         raise ArtefactError(
             f"{path.with_suffix('.safetensors')} or {path.name} is damaged (a hash differs); "
             "delete these two files to continue from the checkpoint before"
-        )
-    return record["step"], load(blob), record["state"]
+        ) from None
 
 
 def steps(folder: Path) -> list[int]:
     """The steps of the checkpoints in the folder, in order."""
     found = (re.fullmatch(r"step-(\d+)\.json", path.name) for path in folder.glob("step-*.json"))
     return sorted(int(match[1]) for match in found if match)
-
-
-def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Adam's state as named tensors, in the order of its parameters."""
-    return {
-        f"adam.{i}.{k}": v for i, s in optimiser.state_dict()["state"].items() for k, v in s.items()
-    }
-
-
-def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put Adam's state back, as `optimiser_tensors` named it."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("adam."):
-            _, i, key = name.split(".")
-            state.setdefault(int(i), {})[key] = tensor
-    optimiser.load_state_dict(
-        {"state": state, "param_groups": optimiser.state_dict()["param_groups"]}
-    )

@@ -10,17 +10,16 @@ import torch
 from torch import Tensor
 
 from sae_lib.errors import SettingsError
-from sae_lib.formats import gib
 
 
 def device_of(name: str = "auto") -> torch.device:
     """The device of `settings.device`; `SettingsError` lists those there are."""
-    found = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    name = found[-1] if name == "auto" else name
-    found += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    if name not in found:
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    name = devices[-1] if name == "auto" else name
+    devices += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if name not in devices:
         raise SettingsError(
-            f"device: {name!r} cannot be used here; there are: auto, {', '.join(found)}"
+            f"device: {name!r} cannot be used here; there are: auto, {', '.join(devices)}"
         )
     return torch.device(name)
 
@@ -36,18 +35,9 @@ def precision(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast_bfloat16() else torch.float32
 
 
-def check_memory(needed: dict[str, float], device: torch.device) -> None:
-    """`SettingsError` where a model alone exceeds the memory: the system would kill the process.
-
-    `needed` is bytes by the settings that decide about them.
-    """
-    have = memory_of(device)
-    for names, size in needed.items():
-        if size > have:
-            raise SettingsError(
-                f"{names}: {gib(size)} of memory are needed, and {device} has {gib(have)}; "
-                "choose less"
-            )
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Inside, matrix products are made in this precision."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 def memory_of(device: torch.device) -> int:

@@ -118,8 +118,8 @@ def in_plain_words(where: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if told := plain(error, where):
-            raise told from error
+        if problem := plain(error, where):
+            raise problem from error
         raise
 
 

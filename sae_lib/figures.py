@@ -1,13 +1,10 @@
-"""One look for every plotly figure, and one place that saves them."""
+"""One look for every plotly figure, and how a notebook shows it."""
 
 import re
-from pathlib import Path
 
 import plotly.graph_objects as go
 import plotly.io as pio
 from plotly.io._base_renderers import NotebookRenderer
-
-from sae_lib import chromium
 
 PALETTE = ("#3b6fb6", "#d1603d", "#4a9c6d", "#8e5ea2", "#c9a227", "#5b6770", "#c2547d", "#2a9d9d")
 AXIS = dict(
@@ -54,21 +51,3 @@ class OfflineRenderer(NotebookRenderer):
 
 pio.renderers["offline"] = OfflineRenderer()
 pio.renderers.default = "offline"
-
-
-def save(fig: go.Figure, folder: Path, name: str, width: int = 900, height: int = 450) -> Path:
-    """Save as `<name>.png`: by Chromium, or else by matplotlib and as an interactive page too."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path, page = folder / f"{name}.png", folder / f"{name}.html"
-    if chromium.works():
-        try:
-            path.write_bytes(chromium.draw(fig.to_json(), width, height, chromium.DRAWING_SECONDS))
-            page.unlink(missing_ok=True)
-            return path
-        except chromium.ChromiumError as error:
-            chromium.give_up(error)
-    from sae_lib import static_figures  # matplotlib takes a while to import
-
-    static_figures.draw(fig, path, width, height)
-    fig.write_html(page, include_plotlyjs="directory")
-    return path

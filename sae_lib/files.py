@@ -81,7 +81,7 @@ def check_same(where: Path, found: dict[str, Any], wanted: dict[str, Any]) -> No
     """`ArtefactError` naming the settings that differ between what is on disk and what is
     requested.
     """
-    found, wanted = _flat(found), _flat(wanted)
+    found, wanted = flat(found), flat(wanted)
     differ = [k for k in sorted(found | wanted) if found.get(k) != wanted.get(k)]
     if differ:
         shown = [f"{k}: {found.get(k)!r} in the folder, {wanted.get(k)!r} now" for k in differ[:4]]
@@ -92,13 +92,14 @@ def check_same(where: Path, found: dict[str, Any], wanted: dict[str, Any]) -> No
         )
 
 
-def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+def flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of nested dictionaries by dotted names; an empty dictionary is a value."""
     if not isinstance(data, dict) or not data:
         return {prefix: data}
-    flat = {}
+    values = {}
     for key, value in data.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
+        values |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return values
 
 
 def digest(made_from: dict[str, Any]) -> str:

@@ -6,14 +6,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm as standard
-from tqdm.auto import tqdm as drawn
+from tqdm.auto import tqdm as displayed
 
-from sae_lib.formats import about
-
-FILE = "SAE_LIB_PROGRESS"  # environment variable: the file that bars write instead of being drawn
+# environment variable: the file that bars write instead of being displayed
+FILE = "SAE_LIB_PROGRESS"
 
 
 class _Written(standard):
@@ -42,7 +40,7 @@ class _Written(standard):
 
 def tqdm(*args, **how) -> standard:
     """A bar for a terminal or notebook, or one that a headless run reads from its file."""
-    return (_Written if os.environ.get(FILE) else drawn)(*args, **how)
+    return (_Written if os.environ.get(FILE) else displayed)(*args, **how)
 
 
 @contextmanager
@@ -53,22 +51,3 @@ def to(path: Path) -> Iterator[None]:
         yield
     finally:
         del os.environ[FILE]
-
-
-def read_state(path: Path) -> dict[str, Any] | None:
-    """What the innermost running bar last wrote; None where no bar runs."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def describe(state: dict[str, Any]) -> str:
-    """A bar's state in words: description, step of steps, time left, postfix (loss)."""
-    n, total, done = state["n"], state["total"], state["n"] - state["initial"]
-    rate = state["rate"] or (done / state["elapsed"] if done and state["elapsed"] else None)
-    parts = [f"{n:,.0f} of {total:,.0f}" if total else f"{n:,.0f}"]
-    if rate and total and total > n:
-        parts.append(f"{about((total - n) / rate)} left")
-    parts += filter(None, [state["postfix"]])
-    return f"{state['prefix'].removesuffix(': ')} {', '.join(parts)}".strip()

@@ -299,21 +299,6 @@ class Settings(Section):
     explain: ExplainSettings = ExplainSettings()
     toy: ToySettings = ToySettings()
 
-    def memory_needed(self, prefix: str = "") -> dict[str, int]:
-        """Bytes that the models and the feature table take at the least, by the settings that
-        decide: of weights, gradients and Adam's moments, and 12 for each example.
-        """
-        lm, sae, shown = self.lm, self.sae, self.features
-        d_in = lm.d_mlp if "mlp.hook_post" in sae.hook_name else lm.d_model
-        width = max(sae.d_sae, *sae.widths, 0)
-        layer = lm.d_model * (4 * lm.d_model + 2 * lm.d_mlp)
-        examples = width * (shown.top_k + 10 * shown.samples)
-        return {
-            f"{prefix}sae.d_sae, sae.widths or lm.d_mlp": 16 * 2 * width * d_in,
-            f"{prefix}lm.d_model, lm.d_mlp or lm.n_layer": 16 * lm.n_layer * layer,
-            f"{prefix}features.top_k, features.samples or sae.d_sae": 12 * examples,
-        }
-
     @model_validator(mode="after")
     def _tokeniser_fits(self):
         last = self.last_mlp.lm, self.last_mlp.tokenizer or self.tokenizer
@@ -417,8 +402,14 @@ def _find(key: str) -> tuple[list[str], Any]:
                 f"{shown(key)}: {parent} is a single value, it has no setting {shown(part)}"
             )
         if part not in model.model_fields:
-            full = ".".join(path[: depth + 1])
-            raise SettingsError(unknown(full, parent, list(model.model_fields)))
+            exist = list(model.model_fields)
+            near = difflib.get_close_matches(part[:100], exist, 1)
+            hint = f"; did you mean {near[0]}?" if near else ";"
+            has = f"{parent} has" if parent else "the settings have"
+            raise SettingsError(
+                f"setting {shown('.'.join(path[: depth + 1]))} does not exist{hint} "
+                f"{has}: {', '.join(exist)}"
+            )
         kind = model.model_fields[part].annotation
         model = _section(kind)
     if model is None:
@@ -436,75 +427,17 @@ def _section(annotation: Any) -> type[BaseModel] | None:
 
 # --- what is wrong with a setting
 
-KINDS = {
-    "integer": "a whole number",
-    "number": "a number",
-    "string": "text",
-    "boolean": "true or false",
-    "array": "a list",
-    "object": "a section (name: value)",
-    "null": "null",
-}
-LIMITS = {
-    "minimum": "of at least",
-    "exclusiveMinimum": "above",
-    "maximum": "at most",
-    "exclusiveMaximum": "below",
-}
-
-
-def unknown(full: str, parent: str, exist: list[str]) -> str:
-    """That a setting does not exist, with a similar name and all that do."""
-    near = difflib.get_close_matches(full.rpartition(".")[2][:100], exist, 1)
-    hint = f"; did you mean {near[0]}?" if near else ";"
-    has = f"{parent} has" if parent else "the settings have"
-    return f"setting {shown(full)} does not exist{hint} {has}: {', '.join(exist)}"
-
 
 def first_problem(error: ValidationError) -> str:
     """The first thing that pydantic found wrong with the data."""
     found = error.errors(include_url=False)[0]
-    *parents, last = found["loc"] or ("",)
-    parent, name = ".".join(map(str, parents)), ".".join(map(str, found["loc"]))[:100]
+    name = ".".join(map(str, found["loc"]))[:100]
     if found["type"] == "value_error":
-        return f"{name}: {found['ctx']['error']}" if name else str(found["ctx"]["error"])
-    schema = Settings.model_json_schema()
+        return f"{name}: {found['ctx']['error']}".removeprefix(": ")
     if found["type"] == "extra_forbidden":
-        return unknown(name, parent, list(_at(schema, schema, parents)["properties"]))
-    expected = _expected(_at(schema, schema, found["loc"]))
-    return f"{name}: found {shown(found['input'])}; expected {expected}"
-
-
-def _at(node: dict, root: dict, path: Any) -> dict:
-    """The part of a JSON schema that describes the value at `path`."""
-    for option in (node, *node.get("anyOf", ())):
-        if reference := option.get("$ref"):
-            return _at(root["$defs"][reference.rpartition("/")[2]], root, path)
-    if not path:
-        return node
-    options = [node, *node.get("anyOf", ())]
-    for inner in options:
-        below = inner.get("properties", {}).get(path[0]) or inner.get("items")
-        below = below or inner.get("additionalProperties")
-        if isinstance(below, dict):
-            return _at(below, root, path[1:])
-    return node
-
-
-def _expected(schema: dict) -> str:
-    if options := schema.get("anyOf"):
-        return ", or ".join(_expected(option) for option in options)
-    if "enum" in schema or "const" in schema:
-        return f"one of {', '.join(map(str, schema.get('enum') or [schema['const']]))}"
-    text = KINDS[schema["type"]]
-    if "maxLength" in schema:
-        text += f" of at most {schema['maxLength']:,} characters"
-    if "items" in schema:
-        if "maxItems" in schema:
-            text += f" of {schema.get('minItems', 0)} to {schema['maxItems']:,}"
-        return f"{text}, each {_expected(schema['items'])}"
-    limits = [f"{words} {schema[key]:,}" for key, words in LIMITS.items() if key in schema]
-    return " ".join([text, " and ".join(limits)]).strip()
+        _find(name)  # says which settings there are
+    expected = found["msg"].partition("should ")[2].replace("tuple", "list")
+    return f"{name}: found {shown(found['input'])}; it should {expected or 'not be there'}"
 
 
 # --- YAML as plain data: null, true, false, numbers, text, lists and mappings; no aliases, tags,

@@ -208,10 +208,10 @@ def memory(needs: Needs, limit: Path = Path("/sys/fs/cgroup")) -> Check:
 
 def chromium() -> Check:
     """Whether Chromium draws a figure, tried as a run tries it."""
-    from sae_lib import chromium
+    from suite import drawing
 
-    why = chromium.probe()
-    fix = f"figures are plainer until: {chromium.FIX}"
+    why = drawing.probe()
+    fix = f"figures are plainer until: {drawing.FIX}"
     return Check("Chromium", not why, why or "draws figures", fix, needed=False)
 
 

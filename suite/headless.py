@@ -17,10 +17,10 @@ from jupyter_client.manager import KernelManager
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from sae_lib import chromium, progress
+from sae_lib import progress
 from sae_lib.errors import Interrupted, SettingsError, UserError, shown
 from sae_lib.formats import about
-from suite import estimate, project
+from suite import drawing, estimate, project
 from suite.runs import Run
 from suite.watch import Watch, first_line
 
@@ -100,7 +100,7 @@ def run_notebooks(
             with _followed("text", "", bars, expected, measured, say), progress.to(bars / "text"):
                 run.path("tokens")
         run.claim()
-        chromium.works()  # tried once, for all kernels
+        drawing.works()  # tried once, for all kernels
         out = run.folder / "notebooks"
         out.mkdir(parents=True, exist_ok=True)
         kernel = stack.enter_context(_kernel(bars / chosen[0].stem))

@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -16,9 +18,9 @@ from typing import Any
 import yaml
 
 from sae_lib import settings as settings_module
-from sae_lib.checkpoints import CheckpointFolder, finish_the_step
+from sae_lib.checkpoints import CheckpointFolder
 from sae_lib.device import keep_freed_memory
-from sae_lib.errors import ArtefactError, SettingsError, in_plain_words
+from sae_lib.errors import ArtefactError, Interrupted, SettingsError, in_plain_words
 from sae_lib.files import (
     RECORD,
     check_same,
@@ -296,9 +298,9 @@ class Run:
 
     def figure(self, fig, name: str, width: int = 900, height: int = 450):
         """Save a plotly figure to `figures/<name>` and return it for display."""
-        from sae_lib import figures
+        from suite import drawing
 
-        figures.save(fig, self.root / "figures", name, width, height)
+        drawing.save(fig, self.root / "figures", name, width, height)
         return fig
 
     def last_mlp(self) -> "Run":
@@ -437,6 +439,35 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+
+
+@contextmanager
+def finish_the_step(what: str) -> Iterator[threading.Event]:
+    """Inside, Ctrl-C or SIGTERM sets the event, so that a loop can finish its step and save; a
+    second one interrupts at once.
+
+    Where the block ends without a step to stop at, `Interrupted` says so: no Ctrl-C is lost.
+    """
+    pressed = threading.Event()
+
+    def on_interrupt(*_: Any) -> None:
+        if pressed.is_set():
+            raise KeyboardInterrupt
+        pressed.set()
+
+    if threading.current_thread() is not threading.main_thread():  # signals are caught only there
+        yield pressed
+        return
+    before = {s: signal.signal(s, on_interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield pressed
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if pressed.is_set():
+        raise Interrupted(
+            f"{what}: interrupted, but finished; run the same command to continue after it"
+        )
 
 
 def checkpoints_of(folder: Path) -> Path:

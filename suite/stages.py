@@ -11,12 +11,13 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from sae_lib.checkpoints import CheckpointFolder, finish_the_step
-from sae_lib.device import check_memory, device_of, keep_freed_memory
+from sae_lib.checkpoints import CheckpointFolder
+from sae_lib.device import device_of, keep_freed_memory, memory_of
 from sae_lib.errors import SettingsError
 from sae_lib.features import clamping_effects, evaluation, feature_table, firing
+from sae_lib.formats import gib
 from sae_lib.interpretability import clusters, scores, scoring
-from sae_lib.model import generation, language_model
+from sae_lib.model import language_model
 from sae_lib.model.activations import HookPoint, find_hook
 from sae_lib.sae import training
 from sae_lib.sae.autoencoder import SparseAutoencoder
@@ -24,12 +25,11 @@ from sae_lib.sae.dictionaries import Dictionary, Directions, Neurons
 from sae_lib.sae.early_stopping import ACTIVATIONS
 from sae_lib.sae.engine import distributed
 from sae_lib.sae.recipes import resolve, variant, variants
-from sae_lib.settings import SAESettings
-from sae_lib.text import summary
+from sae_lib.settings import SAESettings, Settings
 from sae_lib.text.display import Vocabulary
 from sae_lib.text.tokens import open_tokens, write_tokens
-from suite import runs
-from suite.runs import Run, Stage, checkpoints_of, writing
+from suite import prompts, runs, text_summary
+from suite.runs import Run, Stage, checkpoints_of, finish_the_step, writing
 
 BASELINES = feature_table.BASELINES
 Made = dict[str, Any]  # the settings that an artefact depends on
@@ -59,7 +59,30 @@ def check_settings(run: Run) -> None:
             raise SettingsError(f"{prefix}{error}") from None
         if part.lm.source == "train":
             find_hook(part.sae.hook_name, part.lm.architecture, part.lm.n_layer)
-            check_memory(part.memory_needed(prefix), device)
+            check_memory(part, prefix, device)
+
+
+def check_memory(s: Settings, prefix: str, device: torch.device) -> None:
+    """`SettingsError` where a model or the feature table alone exceeds the memory of the device:
+    the system would kill the process. Weights, gradients and Adam's moments take 16 bytes each, an
+    example 12.
+    """
+    d_in = s.lm.d_mlp if "mlp.hook_post" in s.sae.hook_name else s.lm.d_model
+    width = max(s.sae.d_sae, *s.sae.widths, 0)
+    layer = s.lm.d_model * (4 * s.lm.d_model + 2 * s.lm.d_mlp)
+    examples = width * (s.features.top_k + 10 * s.features.samples)
+    needed = {
+        f"{prefix}sae.d_sae, sae.widths or lm.d_mlp": 16 * 2 * width * d_in,
+        f"{prefix}lm.d_model, lm.d_mlp or lm.n_layer": 16 * s.lm.n_layer * layer,
+        f"{prefix}features.top_k, features.samples or sae.d_sae": 12 * examples,
+    }
+    have = memory_of(device)
+    for names, size in needed.items():
+        if size > have:
+            raise SettingsError(
+                f"{names}: {gib(size)} of memory are needed, and {device} has {gib(have)}; "
+                "choose less"
+            )
 
 
 # --- text ---
@@ -73,7 +96,7 @@ def tokens_fingerprint(run: Run, name: str = "") -> Made:
 def make_tokens(run: Run, name: str, out: Path) -> None:
     s = run.settings
     write_tokens(s.corpus, s.tokenizer, s.seed, out)
-    summary.write(s.corpus, open_tokens(out))
+    text_summary.write(s.corpus, open_tokens(out))
 
 
 # --- the language model ---
@@ -127,7 +150,7 @@ def prompts_fingerprint(run: Run, name: str = "") -> Made:
 
 def make_prompts(run: Run, name: str, out: Path) -> None:
     s = run.settings
-    generation.write_prompt_corpus(hook(run), run.get("tokens").tokenizer, s.prompts, s.seed, out)
+    prompts.write_prompt_corpus(hook(run), run.get("tokens").tokenizer, s.prompts, s.seed, out)
 
 
 # --- autoencoders ---
@@ -465,7 +488,7 @@ STAGES = {
         inputs=_model,
         fingerprint=prompts_fingerprint,
         make=make_prompts,
-        load=lambda run, _, folder: generation.load_prompt_corpus(folder),
+        load=lambda run, _, folder: prompts.load_prompt_corpus(folder),
     ),
     "autoencoder": Stage(
         "saes/{name}",

@@ -1,5 +1,6 @@
 """What a headless notebook does right now: one live line on a terminal, else one line a minute."""
 
+import json
 import shutil
 import sys
 import threading
@@ -7,11 +8,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from sae_lib.formats import about
-from sae_lib.progress import describe, read_state
 
 EVERY = 60  # seconds between two lines where there is no terminal
 QUIET = 300  # seconds without output or progress after which the line says so
@@ -23,6 +24,25 @@ def first_line(source: str) -> str:
     """The first line of a cell that is code."""
     lines = (line.strip() for line in source.splitlines())
     return next((line for line in lines if line and not line.startswith("#")), "")[:50]
+
+
+def read_state(path: Path) -> dict[str, Any] | None:
+    """What the innermost running bar last wrote; None where no bar runs."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def describe(state: dict[str, Any]) -> str:
+    """A bar's state in words: description, step of steps, time left, postfix (loss)."""
+    n, total, done = state["n"], state["total"], state["n"] - state["initial"]
+    rate = state["rate"] or (done / state["elapsed"] if done and state["elapsed"] else None)
+    parts = [f"{n:,.0f} of {total:,.0f}" if total else f"{n:,.0f}"]
+    if rate and total and total > n:
+        parts.append(f"{about((total - n) / rate)} left")
+    parts += filter(None, [state["postfix"]])
+    return f"{state['prefix'].removesuffix(': ')} {', '.join(parts)}".strip()
 
 
 class Watch:

@@ -170,7 +170,7 @@ def test_generation_comes_with_its_activations(small_run, hook):
 
 
 def test_the_prompt_corpus_is_aligned(small_run):
-    from sae_lib.model import generation as prompts
+    from suite import prompts
 
     folder = small_run.path("prompts")
     texts, tokens, acts = prompts.load_prompt_corpus(folder)

@@ -53,17 +53,18 @@ def test_ablating_equals_zeroing_the_features_activation_column(hook, sae, token
     f = sae.encode(hook.activations(tokens))
     without = f.clone()
     without[..., strong[0]] = 0
-    with clamping.clamped(hook, sae, [Clamp(strong[0], "ablate")]), hook.capture() as seen:
+    seen = []
+    with clamping.clamped(hook, sae, [Clamp(strong[0], "ablate")]), hook.replaced(seen.append):
         logits(hook, tokens)
     expected = hook.activations(tokens) - sae.decode(f) + sae.decode(without)
     assert (f[..., strong[0]] > 0).any()
     torch.testing.assert_close(seen[0], expected, atol=1e-5, rtol=1e-5)
     with (
         clamping.clamped(hook, sae, [Clamp(strong[0], "ablate")], keep_error=False),
-        hook.capture() as seen,
+        hook.replaced(seen.append),
     ):
         logits(hook, tokens)
-    torch.testing.assert_close(seen[0], sae.decode(without), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(seen[1], sae.decode(without), atol=1e-5, rtol=1e-5)
 
 
 def test_scale_one_and_pinning_to_its_own_value_change_nothing_bit_for_bit(
@@ -213,7 +214,8 @@ def test_a_llamas_hook_in_either_precision(llama, tokenizer):
     hook, sae = llama
     ids = clamping.encode(hook, tokenizer, "import os")
     x = hook.activations(ids)
-    with clamping.clamped(hook, sae, [Clamp(3, "pin", 2.0)]), hook.capture() as seen:
+    seen = []
+    with clamping.clamped(hook, sae, [Clamp(3, "pin", 2.0)]), hook.replaced(seen.append):
         logits(hook, ids)
     expected = x.float() + (2.0 - sae.encode(x.float())[..., 3, None]) * sae.W_dec[3]
     torch.testing.assert_close(seen[0], expected.to(x.dtype))

@@ -4,9 +4,8 @@ from importlib.metadata import PackageNotFoundError
 
 import pytest
 
-from sae_lib import chromium
 from sae_lib.errors import SettingsError
-from suite import doctor
+from suite import doctor, drawing
 from suite.doctor import Check, Needs
 
 CPU, GPU = Needs(disk=1, memory=1), Needs(disk=1, memory=1, gpu=40, hub=True)
@@ -69,7 +68,7 @@ def test_report_shows_every_failure_with_its_fix_and_what_cannot_run():
 @pytest.mark.parametrize(("why", "found"), [("", "draws figures"), ("it hangs", "it hangs")])
 def test_chromium_is_tried_and_not_only_found(monkeypatch, why, found):
     """How it is tried, and on what browsers that fails: test_no_browser.py."""
-    monkeypatch.setattr(chromium, "probe", lambda: why)
+    monkeypatch.setattr(drawing, "probe", lambda: why)
     check = doctor.chromium()
     assert (check.ok, check.found, check.needed) == (not why, found, False)
     assert "apt-get install chromium" in check.fix

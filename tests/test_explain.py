@@ -381,8 +381,7 @@ def test_excerpts_stay_in_their_document(base, units):
         for w in u.shown + u.active + u.silent:
             if w.document not in documents:
                 first, length = (
-                    tokens.table["heldout"][name][w.document].as_py()
-                    for name in ("first_token", "tokens")
+                    tokens.table["heldout"][name][w.document] for name in ("first_token", "tokens")
                 )
                 documents[w.document] = tokens.heldout[first : first + length].tolist()
             ids = documents[w.document]

@@ -8,13 +8,14 @@ import plotly.io as pio
 import pytest
 from plotly.subplots import make_subplots
 
-from sae_lib import figures, static_figures  # noqa: F401  (figures sets the template and the renderer)
+from sae_lib import figures  # noqa: F401  (sets the template and the renderer)
+from suite import plain_figures
 
 
 def drawn(fig: go.Figure) -> list:
     """matplotlib's axes for this figure, subplot by subplot."""
     fig.update_layout(template="sae_lib")
-    return list(static_figures.Picture(fig, 600, 400).axes.values())
+    return list(plain_figures.Picture(fig, 600, 400).axes.values())
 
 
 def heights(ax) -> list[float]:
@@ -90,7 +91,7 @@ def test_a_heatmap_lies_in_its_subplot_with_its_colours():
 def test_boxes_lines_and_texts_are_where_they_belong():
     fig = go.Figure(go.Violin(x=[1, 2, 3, 4, 9], name="v", orientation="h"))
     fig.add_vline(5, line_dash="dot", annotation_text="five")
-    picture = static_figures.Picture(fig.update_layout(template="sae_lib", title="T"), 600, 400)
+    picture = plain_figures.Picture(fig.update_layout(template="sae_lib", title="T"), 600, 400)
     (ax,) = picture.axes.values()
     at = [list(line.get_xdata()) for line in ax.lines]
     assert [5, 5] in at and [3, 3] in at  # the line and the median
@@ -103,7 +104,7 @@ def test_axes_that_match_share_their_range_and_names_make_a_legend():
     fig.add_scatter(y=[0, 1], name="one", row=1, col=1)
     fig.add_scatter(y=[0, 8], name="two", showlegend=False, row=1, col=2)
     fig.add_scatter(y=[0, 8], name="three", row=1, col=2)
-    picture = static_figures.Picture(fig.update_layout(template="sae_lib"), 600, 400)
+    picture = plain_figures.Picture(fig.update_layout(template="sae_lib"), 600, 400)
     left, right = picture.axes.values()
     assert left.get_ylim() == right.get_ylim() and left.get_ylim()[1] > 8
     assert [t.get_text() for t in picture.picture.legends[0].get_texts()] == ["one", "three"]

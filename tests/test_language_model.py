@@ -14,6 +14,7 @@ from sae_lib import checkpoints
 from sae_lib.errors import ArtefactError, CorpusError, ModelError, TrainingError
 from sae_lib.model import language_model
 from sae_lib.settings import LanguageModelSettings
+from sae_lib.text import hub
 from suite import stages
 from suite.runs import Run
 from suite.stages import STAGES
@@ -212,10 +213,8 @@ def test_models_that_cannot_be_had_are_named(tmp_path, monkeypatch):
 
 
 def test_a_gated_model_asks_for_the_token():
-    message = language_model._why_not(
-        "a/b", OSError("403 Client Error. Access to model a/b is gated")
-    )
-    assert "HF_TOKEN" in message and "licence" in message
+    message = hub.problem(OSError("403 Client Error. Access to model a/b is gated"))
+    assert "HF_TOKEN" in message and "accept its terms" in message
 
 
 def test_an_exploding_loss_ends_training_with_its_causes(small_run, tmp_path):

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from sae_lib import progress
+from suite import watch
 
 STATE = {"n": 300, "initial": 100, "elapsed": 40.0, "postfix": "error=0.2, L0=14.6", "rate": None}
 
@@ -26,7 +27,7 @@ STATE = {"n": 300, "initial": 100, "elapsed": 40.0, "postfix": "error=0.2, L0=14
     ],
 )
 def test_a_bars_state_becomes_one_line(state, line):
-    assert progress.describe(STATE | {"prefix": "bricken_2023"} | state) == line
+    assert watch.describe(STATE | {"prefix": "bricken_2023"} | state) == line
 
 
 def test_a_bar_is_written_to_its_file_and_not_drawn(tmp_path, monkeypatch, capsys):
@@ -38,10 +39,10 @@ def test_a_bar_is_written_to_its_file_and_not_drawn(tmp_path, monkeypatch, capsy
     for step in bar:
         if step == 500:
             bar.set_postfix(loss="0.5")
-            known = progress.read_state(path)
+            known = watch.read_state(path)
     assert (known["prefix"], known["n"], known["total"]) == ("training", 0, 100_000)
     assert known["postfix"] == "loss=0.5" and len(writes) <= 4
-    assert progress.read_state(path) is None and not list(tmp_path.iterdir())
+    assert watch.read_state(path) is None and not list(tmp_path.iterdir())
     assert capsys.readouterr() == ("", "")
 
 
@@ -56,4 +57,4 @@ def test_a_full_disk_or_a_damaged_file_ends_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv(progress.FILE, str(path))
     assert list(progress.tqdm(range(3))) == [0, 1, 2]
     (tmp_path / "half.json").write_text(json.dumps(STATE)[:20])
-    assert progress.read_state(tmp_path / "half.json") is None
+    assert watch.read_state(tmp_path / "half.json") is None

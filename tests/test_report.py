@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_lib import chromium, settings
 from sae_lib import formats as f
+from sae_lib import settings
 from sae_lib.errors import ArtefactError
 from sae_lib.text.markup import block, code, plain, table
-from suite import project, stages, toy_check
+from suite import drawing, project, stages, toy_check
 from suite.report import content, pages, publish, publish_report, render, write_report
 from suite.report.machine import commit, cpu_model, machine
 from suite.runs import Run
@@ -1093,7 +1093,7 @@ def shown(pdf: bytes, tmp_path) -> str:
 
 
 def test_the_paper_has_every_figure_and_needs_no_browser(run, monkeypatch):
-    monkeypatch.setenv(chromium.STATE, "there is none")
+    monkeypatch.setenv(drawing.STATE, "there is none")
     write_report(run)
     pdf = (run.folder / "report.pdf").read_bytes()
     assert pdf.startswith(b"%PDF")

@@ -52,7 +52,7 @@ def test_overrides_reach_their_place():
         ("sae.d_say=1", ["sae.d_say", "d_sae"]),
         (
             "sae.d_sae=0",
-            ["sae.d_sae: found 0; expected a whole number of at least 1 and at most 16,777,216"],
+            ["sae.d_sae: found 0; it should be greater than or equal to 1"],
         ),
         ("sae.d_sae=many", ["sae.d_sae", "many"]),
         ("sae=3", ["sae.recipe", "sae.d_sae"]),

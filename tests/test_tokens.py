@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from tokenizers import processors
 
 from sae_lib.errors import ArtefactError, CorpusError, ModelError
-from sae_lib.text import hub, summary
+from sae_lib.text import hub
 from sae_lib.text import tokens as tokens_module
 from sae_lib.text.tokenizer import END, exact_encoder, load_tokenizer, separator_id, train_tokenizer
-from sae_lib.text.tokens import GrowingArray
 from suite import stages
+from suite import text_summary as summary
 from suite.runs import Run
 from suite.stages import STAGES
 
@@ -247,14 +247,16 @@ def test_caps_are_kept_to_the_token(tmp_path):
     assert summary.read(made)["train"]["tokens"] == 1234
 
 
-def test_the_vocabulary_decides_the_type(tmp_path, opened):
+def test_the_vocabulary_decides_the_type(tmp_path, opened, monkeypatch):
+    def large(texts, vocab_size):
+        tokenizer = train_tokenizer(texts, vocab_size)
+        tokenizer.add_tokens([f"extra{i}" for i in range(1 << 16)])
+        return tokenizer
+
     assert opened.train.dtype == np.uint16
-    array = GrowingArray(tmp_path / "a.npy", np.uint32, 12_347)
-    written = [array.append(part) for part in ([1, 2], [], [70_000] * 99_999)]
-    assert written == [2, 0, 12_345] and array.room == 0
-    array.close()
-    found = np.load(tmp_path / "a.npy", mmap_mode="r")
-    assert found.dtype == np.uint32 and found.tolist() == [1, 2] + [70_000] * 12345
+    monkeypatch.setattr(tokens_module, "train_tokenizer", large)
+    made = make_run(tmp_path, texts()).get("tokens")
+    assert made.train.dtype == np.uint32 and made.locate("train", len(made.train) - 1)
 
 
 def test_the_same_settings_are_made_once_and_give_the_same_files(tmp_path):

@@ -15,10 +15,10 @@ from benchmarks import toy_gates
 from sae_lib.errors import SettingsError
 from sae_lib.toy import autoencoder as toy_autoencoder
 from sae_lib.toy import experiments as toy_experiments
-from sae_lib.toy import figures as toy_figures
 from sae_lib.toy import metrics
 from sae_lib.toy import models as toy
-from sae_lib.toy import results as results_module
+from suite import toy_figures
+from suite import toy_results as results_module
 
 
 def circle(n: int) -> torch.Tensor:
@@ -429,7 +429,7 @@ def test_every_experiment_keeps_weights_and_losses_of_every_setting_and_seed(smo
 def test_a_variant_changes_its_row():
     row = toy_experiments.EXPERIMENTS["correlated_sets"]
     ten = row.variant("2x10")
-    assert (ten.n_features, ten.features["set_size"], ten.sizes) == (20, 10, row.sizes)
+    assert (ten.n_features, ten.features["set_size"], ten.full) == (20, 10, row.full)
     sums = toy_experiments.EXPERIMENTS["many_hidden"].variant("sums")
     assert sums.model == {"hidden": "relu", "n_outputs": 6}, "arguments of the model are added"
 

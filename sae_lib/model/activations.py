@@ -3,11 +3,11 @@
 import difflib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import product
 
 import numpy as np
 import torch
 import transformers
-from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -16,25 +16,19 @@ from sae_lib.errors import CorpusError, ModelError, SettingsError
 from sae_lib.text.tokenizer import token_ids
 
 # Where a hook lies in the plain model: the module, and whether the hook is its input or its output.
-# The MLP's hook_post is
-# no module's output in a gated MLP, but always the input of the down projection (checked against
-# TransformerBridge in the tests).
+# The MLP's hook_post is no module's output in a gated MLP, but always the input of the down
+# projection (checked against TransformerBridge in the tests).
 BLOCKS = {"gpt2": "transformer.h.{layer}", "llama": "model.layers.{layer}"}
+COMMON = {
+    "hook_resid_pre": ("", "input"),
+    "hook_resid_post": ("", "output"),
+    "hook_mlp_out": (".mlp", "output"),
+}
 HOOKS = {
-    "gpt2": {
-        "hook_resid_pre": ("", "input"),
-        "hook_resid_post": ("", "output"),
-        "hook_mlp_out": (".mlp", "output"),
-        "mlp.hook_pre": (".mlp.c_fc", "output"),
-        "mlp.hook_post": (".mlp.c_proj", "input"),
-    },
-    "llama": {
-        "hook_resid_pre": ("", "input"),
-        "hook_resid_post": ("", "output"),
-        "hook_mlp_out": (".mlp", "output"),
-        "mlp.hook_pre": (".mlp.gate_proj", "output"),
-        "mlp.hook_post": (".mlp.down_proj", "input"),
-    },
+    "gpt2": COMMON
+    | {"mlp.hook_pre": (".mlp.c_fc", "output"), "mlp.hook_post": (".mlp.c_proj", "input")},
+    "llama": COMMON
+    | {"mlp.hook_pre": (".mlp.gate_proj", "output"), "mlp.hook_post": (".mlp.down_proj", "input")},
 }
 
 
@@ -42,11 +36,8 @@ def find_hook(hook_name: str, family: str, n_layer: int) -> tuple[int, str, str]
     """(layer, module below the block, input or output) of a hook name; `ModelError` that lists
     near ones where there is none.
     """
-    names = {
-        f"blocks.{layer}.{hook}": (layer, *place)
-        for layer in range(n_layer)
-        for hook, place in HOOKS[family].items()
-    }
+    pairs = product(range(n_layer), HOOKS[family].items())
+    names = {f"blocks.{layer}.{hook}": (layer, *place) for layer, (hook, place) in pairs}
     if hook_name not in names:
         near = difflib.get_close_matches(hook_name, names, 4, 0.3) or list(names)[:4]
         raise ModelError(
@@ -54,6 +45,9 @@ def find_hook(hook_name: str, family: str, n_layer: int) -> tuple[int, str, str]
             f" similar names: {', '.join(near)}"
         )
     return names[hook_name]
+
+
+ROWS_AT_ONCE = 64  # of a harvest, in one forward pass
 
 
 class _Stop(Exception):
@@ -81,19 +75,6 @@ class HookPoint:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    @contextmanager
-    def capture(self) -> Iterator[list[Float[Tensor, "row position d_in"]]]:
-        """Collect what passes the hook while the block runs."""
-        captured: list[Tensor] = []
-        with self._registered(lambda x: captured.append(x.detach())):
-            yield captured
-
-    @contextmanager
-    def replaced(self, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-        """Run the model with `change` applied to what passes the hook."""
-        with self._registered(change):
-            yield
-
     @torch.no_grad()
     def activations(
         self, tokens: Int[Tensor, "row position"]
@@ -105,31 +86,29 @@ class HookPoint:
             captured.append(x)
             raise _Stop
 
-        with self._registered(stop), suppress(_Stop):
+        with self.replaced(stop), suppress(_Stop):
             self.model.base_model(input_ids=tokens, use_cache=False)
         return captured[0]
 
     @contextmanager
-    def _registered(self, function: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+    def replaced(self, change: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+        """Run the model with `change` applied to what passes the hook; where it returns None, that
+        passes as it is.
+        """
+
         def pre_hook(module, args):
-            changed = function(args[0])
+            changed = change(args[0])
             return None if changed is None else (changed, *args[1:])
 
         def hook(module, args, output):
-            changed = function(output[0] if isinstance(output, tuple) else output)
-            return (
-                None
-                if changed is None
-                else (changed, *output[1:])
-                if isinstance(output, tuple)
-                else changed
-            )
+            several = isinstance(output, tuple)
+            changed = change(output[0] if several else output)
+            return (changed, *output[1:]) if several and changed is not None else changed
 
-        handle = (
-            self.module.register_forward_pre_hook(pre_hook)
-            if self.side == "input"
-            else self.module.register_forward_hook(hook)
-        )
+        if self.side == "input":
+            handle = self.module.register_forward_pre_hook(pre_hook)
+        else:
+            handle = self.module.register_forward_hook(hook)
         try:
             yield
         finally:
@@ -185,10 +164,8 @@ class ActivationBuffer:
             )
         self.per_chunk = max(1, self.buffer_rows * rows.shape[1] // batch)
         self.position = start
-        self.store: Tensor | None = (
-            # one chunk; written again and again, as fresh memory costs more than the forward pass
-            None
-        )
+        # one chunk; written again and again, as fresh memory costs more than the forward pass
+        self.store: Tensor | None = None
 
     def __iter__(self) -> Iterator[Float[Tensor, "batch d_in"]]:
         stream = torch.cuda.Stream(self.hook.device) if self.hook.device.type == "cuda" else None
@@ -199,24 +176,18 @@ class ActivationBuffer:
             ahead = self._start(chunk + 1, stream) if stream else None
             for j in range(i, self.per_chunk):
                 self.position += 1
-                yield acts[
-                    order[j * self.batch : (j + 1) * self.batch]
-                ].float()  # a large model's are bfloat16
+                chosen = order[j * self.batch : (j + 1) * self.batch]
+                yield acts[chosen].float()  # a large model's are bfloat16
 
     def _chunk(self, chunk: int) -> tuple[Float[Tensor, "n d_in"], Int[Tensor, " n"]]:
         """The activations of the chunk of that number, and the order in which they are handed
         out.
         """
         epoch, part = divmod(chunk, max(1, len(self.rows) // self.buffer_rows))
-        drawn = np.random.default_rng((self.seed, epoch)).permutation(len(self.rows))[
-            part * self.buffer_rows : (part + 1) * self.buffer_rows
-        ]
-        order = upload(
-            np.random.default_rng((self.seed, epoch, part)).permutation(
-                drawn.size * self.rows.shape[1]
-            ),
-            self.hook.device,
-        )
+        shuffled = np.random.default_rng((self.seed, epoch)).permutation(len(self.rows))
+        drawn = shuffled[part * self.buffer_rows : (part + 1) * self.buffer_rows]
+        rng, size = np.random.default_rng((self.seed, epoch, part)), drawn.size * self.rows.shape[1]
+        order = upload(rng.permutation(size), self.hook.device)
         acts = self.store = harvest(self.hook, self.rows[np.sort(drawn)], out=self.store)
         return acts, order
 
@@ -241,22 +212,22 @@ class ActivationBuffer:
 
 
 def harvest(
-    hook: Source,
-    rows: np.ndarray,
-    rows_at_once: int = 64,
-    out: Float[Tensor, "n d_in"] | None = None,
+    hook: Source, rows: np.ndarray, out: Float[Tensor, "n d_in"] | None = None
 ) -> Float[Tensor, "n d_in"]:
     """Activations of all positions of `rows` [row, position], in order, on the model's device;
     into `out` where given.
     """
     tokens = upload(rows.astype(np.int64), hook.device)
-    for i in range(0, len(rows), rows_at_once):
-        acts = rearrange(
-            hook.activations(tokens[i : i + rows_at_once]), "row position d -> (row position) d"
-        )
+    for i in range(0, len(rows), ROWS_AT_ONCE):
+        acts = hook.activations(tokens[i : i + ROWS_AT_ONCE]).flatten(0, 1)
         out = acts.new_empty(rows.size, acts.shape[1]) if out is None else out
         out[i * rows.shape[1] :][: len(acts)] = acts
     return out
+
+
+def spread(rows: np.ndarray, n: int) -> np.ndarray:
+    """At most `n` rows, evenly spread over the text."""
+    return rows[np.linspace(0, len(rows) - 1, min(n, len(rows))).astype(int)]
 
 
 def of_token(
@@ -269,12 +240,10 @@ def of_token(
     strings = [tokenizer.decode([i]) for i in ids]
     index = token
     if isinstance(token, str):
-        index = (
-            next((i for i, s in enumerate(strings) if s == token), None)
-            if token in strings
-            else next((i for i, s in enumerate(strings) if s.strip() == token.strip()), None)
-        )
-    if index is None or not -len(ids) <= index < len(ids):
+        stripped, wanted = [s.strip() for s in strings], token.strip()
+        index = stripped.index(wanted) if wanted in stripped else len(ids)
+        index = strings.index(token) if token in strings else index
+    if not -len(ids) <= index < len(ids):
         raise ModelError(
             f"token {token!r} is not in this text; its {len(ids)} tokens are: {strings}"
         )

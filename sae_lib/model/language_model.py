@@ -3,9 +3,6 @@ Hugging Face's format.
 """
 
 import math
-import time
-from contextlib import nullcontext
-from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lib import checkpoints
-from sae_lib.device import keep_freed_memory, precision, product
+from sae_lib.device import autocast, keep_freed_memory, precision, product
 from sae_lib.errors import CorpusError, ModelError
-from sae_lib.model.activations import HookPoint
+from sae_lib.model.activations import HookPoint, spread
 from sae_lib.progress import tqdm
 from sae_lib.settings import LanguageModelSettings
 from sae_lib.text import hub
@@ -58,7 +55,13 @@ def open_model(source: str, device: torch.device | str = "cpu") -> "transformers
             source, dtype="auto", local_files_only=Path(source).exists() or not hub.reached()
         )
     except Exception as error:  # transformers raises OSError, ValueError and the hub's own kinds
-        raise ModelError(_why_not(source, error)) from None
+        problem = f"{hub.problem(error)}; or give a local folder"
+        if Path(source).exists():
+            problem = (
+                f"the folder cannot be loaded ({str(error).splitlines()[0]}); expected config.json"
+                " and model.safetensors of a causal language model"
+            )
+        raise ModelError(f"model {source}: {problem}") from None
     return (model if torch.device(device).type == "cuda" else model.float()).to(device)
 
 
@@ -182,7 +185,7 @@ def next_token_loss(
     """Mean cross-entropy in nats per predicted token; `dtype` is that of the trunk's and the
     head's matrix products.
     """
-    with _autocast(tokens.device, dtype):
+    with autocast(tokens.device, dtype):
         hidden = model.base_model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
     hidden = hidden.reshape(-1, hidden.shape[-1]).to(dtype)
     return LinearCrossEntropy.apply(
@@ -190,31 +193,8 @@ def next_token_loss(
     )
 
 
-@dataclass
-class TrainingState:
-    """What a checkpoint holds: weights, AdamW's moments, and the record so far."""
-
-    model: "transformers.PreTrainedModel"
-    optimiser: torch.optim.Optimizer
-    step: int = 0
-    began: float = field(default_factory=time.perf_counter)
-    curve: list[dict] = field(default_factory=list)
-
-    def restore(self, checkpoint: tuple[int, dict[str, Tensor], dict] | None) -> None:
-        """Go on from a checkpoint, if there is one."""
-        if checkpoint is None:
-            return
-        self.step, tensors, record = checkpoint
-        self.model.load_state_dict(checkpoints.under("model.", tensors))
-        checkpoints.restore_optimiser(self.optimiser, tensors)
-        self.curve, self.began = record["curve"], time.perf_counter() - record["seconds"]
-
-    def save(self, store: checkpoints.CheckpointFolder, budget_gb: float) -> None:
-        """Write a checkpoint."""
-        record = {"curve": self.curve, "seconds": time.perf_counter() - self.began}
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        tensors |= checkpoints.optimiser_tensors(self.optimiser)
-        store.save(self.step, tensors, record, budget_gb)
+class LanguageModelTraining(checkpoints.TrainingState):
+    """The state of a language model's training."""
 
     def check_loss(
         self, loss: float, norm: float, s: LanguageModelSettings, folder: Path | None
@@ -222,15 +202,21 @@ class TrainingState:
         """`TrainingError` where loss or gradient is not finite, or the loss far above that of a
         guess.
         """
-        limit = (
-            MAX_LOSS_RATIO * math.log(self.model.config.vocab_size) if math.isfinite(norm) else -1.0
-        )
+        limit = MAX_LOSS_RATIO * math.log(self.model.config.vocab_size)
         causes = f"lm.lr {s.lr} too high, or lm.grad_clip {s.grad_clip} too lax"
+        limit = limit if math.isfinite(norm) else -1.0
         checkpoints.check_loss("language model", loss, limit, self.step, folder, causes)
+
+    def log(self, loss: float, tokens: Tokens, s: LanguageModelSettings) -> Float[Tensor, " d_mlp"]:
+        """Add a point to the curve; returns the neurons' densities."""
+        heldout, density = evaluate(self.model, tokens, s)
+        point = {"step": self.step, "tokens": self.step * s.batch * s.context, "train": loss}
+        self.curve.append(point | {"heldout": heldout, "density_median": density.median().item()})
+        return density
 
     def summary(self, s: LanguageModelSettings, tokens: Tokens, dtype: torch.dtype) -> dict:
         """Loss curve, seconds, tokens per second and more."""
-        seconds, trained = time.perf_counter() - self.began, self.step * s.batch * s.context
+        seconds, trained = self.seconds, self.step * s.batch * s.context
         return {
             "curve": self.curve,
             "seconds": seconds,
@@ -244,27 +230,15 @@ class TrainingState:
 
 def prepare(
     s: LanguageModelSettings, tokens: Tokens, seed: int, device: torch.device, dtype: torch.dtype
-) -> TrainingState:
+) -> LanguageModelTraining:
     """A fresh model and AdamW."""
     torch.manual_seed(seed)
     model = build(s, len(tokens.tokenizer), tokens.tokenizer.eos_token_id).to(device)
     if device.type == "cpu" and dtype == torch.bfloat16:
         model.set_attn_implementation("eager")  # its backward pass takes a third of the fused one's
     options = {"betas": (0.9, 0.95), "weight_decay": s.weight_decay, "fused": device.type != "mps"}
-    return TrainingState(model, torch.optim.AdamW(model.parameters(), lr=s.lr, **options))
-
-
-def training_rows(s: LanguageModelSettings, tokens: Tokens) -> np.ndarray:
-    """The training text in rows [row, position] of one token more than the context;
-    `CorpusError` where it fills no batch.
-    """
-    rows = tokens.rows("train", s.context + 1)
-    if len(rows) < s.batch:
-        raise CorpusError(
-            f"the corpus has {len(tokens.train):,} training tokens, fewer than one batch of"
-            f" {s.batch} × {s.context + 1} (lm.batch, lm.context); give more text"
-        )
-    return rows
+    optimiser = torch.optim.AdamW(model.parameters(), lr=s.lr, **options)
+    return LanguageModelTraining(model, optimiser)
 
 
 def train(
@@ -275,21 +249,25 @@ def train(
     store: checkpoints.CheckpointFolder,
 ) -> tuple["transformers.PreTrainedModel", dict]:
     """(model, summary): AdamW, linear warm-up, cosine decay, gradient clipping; goes on from the
-    newest checkpoint in `store`.
+    newest checkpoint in `store`. `CorpusError` where the text fills no batch.
 
     The summary holds loss curve, seconds, tokens per second and each neuron's density.
     """
     keep_freed_memory()
-    dtype, rows = precision(s.precision, device), training_rows(s, tokens)
-    store.under(**checkpoints.environment_fingerprint(device, dtype))
+    dtype, rows = precision(s.precision, device), tokens.rows("train", s.context + 1)
+    if len(rows) < s.batch:
+        raise CorpusError(
+            f"the corpus has {len(tokens.train):,} training tokens, fewer than one batch of"
+            f" {s.batch} × {s.context + 1} (lm.batch, lm.context); give more text"
+        )
     n_steps = max(1, s.train_tokens // (s.batch * s.context))
+    store.depends_on(device, dtype)
     state = prepare(s, tokens, seed, device, dtype)
-    state.restore(store.load())
+    state.restore(store)
     model, optimiser, start = state.model, state.optimiser, state.step
     bar = tqdm(range(start, n_steps), desc="language model", initial=start, total=n_steps)
     for step in bar:
-        for group in optimiser.param_groups:
-            group["lr"] = s.lr * schedule(step, n_steps, s.warmup, s.final_lr)
+        optimiser.param_groups[0]["lr"] = s.lr * schedule(step, n_steps, s.warmup, s.final_lr)
         chosen = rows[rows_of_step(step, len(rows), s.batch, seed)]
         loss = next_token_loss(model, torch.from_numpy(chosen.astype(np.int64)).to(device), dtype)
         optimiser.zero_grad(set_to_none=True)
@@ -302,11 +280,10 @@ def train(
         if due or logged:
             state.check_loss(loss.item(), norm.item(), s, store.folder)
         if logged:
-            heldout, density = evaluate(model, tokens, s)
-            point = {"step": state.step, "tokens": state.step * s.batch * s.context}
-            point |= {"train": loss.item(), "heldout": heldout}
-            state.curve.append(point | {"density_median": density.median().item()})
-            bar.set_postfix(heldout=f"{heldout:.3f}", density=f"{density.median():.0%}")
+            density = state.log(loss.item(), tokens, s)
+            bar.set_postfix(
+                heldout=f"{state.curve[-1]['heldout']:.3f}", density=f"{density.median():.0%}"
+            )
         if due:
             state.save(store, s.checkpoint_gb)
             if stop:
@@ -321,20 +298,17 @@ def evaluate(
     """Held-out loss (nats/token) and the density of the last MLP's neurons, on the same
     `eval_rows` rows every time.
     """
-    rows = tokens.rows("heldout", s.context + 1)
-    rows = rows[np.linspace(0, len(rows) - 1, min(s.eval_rows, len(rows))).astype(int)]
+    rows = spread(tokens.rows("heldout", s.context + 1), s.eval_rows)
     device = next(model.parameters()).device
-    losses, active, n = [], 0.0, 0
+    loss, active = 0.0, 0.0
     hook = HookPoint(model, f"blocks.{s.n_layer - 1}.mlp.hook_post")
     for chunk in np.array_split(rows, max(1, len(rows) // s.batch)):
         batch = torch.from_numpy(chunk.astype(np.int64)).to(device)
-        with hook.capture() as captured:
-            losses.append(next_token_loss(model, batch).item() * len(chunk))
-        active, n = (
-            active + (captured[0] > 0).float().sum((0, 1)),
-            n + captured[0].shape[0] * captured[0].shape[1],
-        )
-    return sum(losses) / len(rows), (active / n).cpu()
+        captured: list[Tensor] = []
+        with hook.replaced(captured.append):
+            loss += next_token_loss(model, batch).item() * len(chunk)
+        active += (captured[0] > 0).float().sum((0, 1))
+    return loss / len(rows), (active / (len(rows) * s.context)).cpu()
 
 
 def rows_of_step(step: int, n_rows: int, batch: int, seed: int) -> np.ndarray:
@@ -357,29 +331,5 @@ def schedule(step: int, n_steps: int, warmup: float, final: float) -> float:
     warm = max(1, round(warmup * n_steps))
     if step < warm:
         return (step + 1) / warm
-    return final + (1 - final) * 0.5 * (
-        1 + math.cos(math.pi * (step - warm) / max(1, n_steps - warm))
-    )
-
-
-def _autocast(device: torch.device, dtype: torch.dtype):
-    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
-
-
-def _why_not(source: str, error: Exception) -> str:
-    text = str(error)
-    if "gated" in text.lower() or "401" in text or "403" in text:
-        return (
-            f"model {source}: the hub asks for permission; accept its licence on its page, then"
-            " set HF_TOKEN in the environment"
-        )
-    if Path(source).exists():
-        return (
-            f"model folder {source} cannot be loaded ({text.splitlines()[0]}); expected"
-            " config.json and model.safetensors of a causal language model"
-        )
-    return (
-        f"model {source} is neither a local folder nor to be had from the hub"
-        f" ({type(error).__name__}); check the name and the network, or give a local folder with"
-        " --set lm.source=FOLDER"
-    )
+    share = (step - warm) / max(1, n_steps - warm)
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * share))

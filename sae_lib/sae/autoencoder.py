@@ -39,10 +39,8 @@ class SparseAutoencoder(nn.Module):
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
         self.W_dec = nn.Parameter(torch.zeros(d_sae, d_in))
         self.b_dec = nn.Parameter(torch.zeros(d_in))
-        if architecture in (
-            "jumprelu",
-            "batchtopk",
-        ):  # of batchtopk: what it will be used with, see `for_inference`
+        # of batchtopk: what it will be used with, see `for_inference`
+        if architecture in ("jumprelu", "batchtopk"):
             self.threshold = nn.Parameter(torch.zeros(d_sae))
 
     @property
@@ -114,13 +112,9 @@ class SparseAutoencoder(nn.Module):
             config["k"] = self.k
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "cfg.json").write_text(json.dumps(config, indent=1))
-        save_file(
-            {
-                name: getattr(self, name).detach().float().cpu().contiguous()
-                for name in _shapes(self.architecture)
-            },
-            folder / "sae_weights.safetensors",
-        )
+        weights = {name: getattr(self, name).detach() for name in _shapes(self.architecture)}
+        weights = {name: w.float().cpu().contiguous() for name, w in weights.items()}
+        save_file(weights, folder / "sae_weights.safetensors")
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> "SparseAutoencoder":
@@ -146,11 +140,9 @@ class SparseAutoencoder(nn.Module):
         for key in ("normalize_activations", "reshape_activations"):
             if (value := config.get(key, "none")) != "none":
                 raise ArtefactError(f"{folder}/cfg.json: {key} is {value!r}; expected 'none'")
-        sizes = {"d_in": config.get("d_in"), "d_sae": config.get("d_sae")}
-        expected = {
-            name: tuple(sizes[axis] for axis in axes)
-            for name, axes in _shapes(architecture).items()
-        }
+        sizes = {axis: config.get(axis) for axis in ("d_in", "d_sae")}
+        shapes = _shapes(architecture).items()
+        expected = {name: tuple(map(sizes.get, axes)) for name, axes in shapes}
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if found != expected:
             raise ArtefactError(

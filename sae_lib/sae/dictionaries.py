@@ -38,11 +38,12 @@ class Directions:
         self,
         directions: Float[Tensor, "n d_in"],
         centre: Float[Tensor, " d_in"],
-        threshold: Float[Tensor, " n"] | float = 0.0,
+        threshold: Float[Tensor, " n"] | None = None,
     ):
         self.W_dec = directions / directions.norm(dim=1, keepdim=True).clamp_min(1e-8)
-        self.centre, self.threshold = centre, threshold
         self.d_sae, self.d_in = directions.shape
+        self.centre = centre
+        self.threshold = directions.new_zeros(self.d_sae) if threshold is None else threshold
 
     def encode(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_sae"]:
         z = (x - self.centre) @ self.W_dec.T
@@ -56,12 +57,11 @@ class Directions:
         """
         n_active = (density.to(x.device) * len(x)).round().long()
         nth = (len(x) - n_active - 1).clamp(0, len(x) - 1)  # from below
+        around = torch.stack([nth, (nth + 1).clamp_max(len(x) - 1)], 1)
         x, thresholds = x - self.centre, []
-        for some, n in zip(
-            self.W_dec.split(DIRECTIONS_AT_ONCE), nth.split(DIRECTIONS_AT_ONCE), strict=True
-        ):
-            z = _sorted(some @ x.T)
-            below, above = z.gather(1, torch.stack([n, (n + 1).clamp_max(len(x) - 1)], 1)).unbind(1)
+        for i in range(0, self.d_sae, DIRECTIONS_AT_ONCE):
+            chunk = slice(i, i + DIRECTIONS_AT_ONCE)
+            below, above = _sorted(self.W_dec[chunk] @ x.T).gather(1, around[chunk]).unbind(1)
             thresholds.append(((below + above) / 2).clamp_min(0))  # rounding flips neither of them
         return Directions(self.W_dec, self.centre, torch.cat(thresholds))
 
@@ -70,11 +70,9 @@ def _sorted(z: Tensor) -> Tensor:
     """Its rows in rising order; numpy sorts floats in a tenth of the time that torch takes on
     the CPU.
     """
-    return (
-        torch.from_numpy(np.sort(z.numpy(), axis=1))
-        if z.device.type == "cpu"
-        else z.sort(dim=1).values
-    )
+    if z.device.type == "cpu":
+        return torch.from_numpy(np.sort(z.numpy(), axis=1))
+    return z.sort(dim=1).values
 
 
 class Selected:
@@ -87,7 +85,7 @@ class Selected:
         return activations_of(self.dictionary, x, self.features.to(x.device))
 
 
-# whatever can be asked where its features are active
+# everything whose features have activations
 Dictionary = SparseAutoencoder | Neurons | Directions | Selected
 
 
@@ -95,11 +93,9 @@ def active(dictionary: Dictionary, x: Float[Tensor, "n d_in"]) -> ActivePairs:
     """Where a dictionary's features are above zero: a table of thousands of features is nearly
     empty.
     """
-    return (
-        active_pairs(dictionary, x)
-        if isinstance(dictionary, SparseAutoencoder)
-        else pairs_of(dictionary.encode(x))
-    )
+    if isinstance(dictionary, SparseAutoencoder):
+        return active_pairs(dictionary, x)
+    return pairs_of(dictionary.encode(x))
 
 
 def reconstruction(
@@ -121,13 +117,8 @@ def activations_of(
     if isinstance(dictionary, Neurons):
         return x[:, features]
     if isinstance(dictionary, Directions):
-        threshold = (
-            dictionary.threshold
-            if isinstance(dictionary.threshold, float)
-            else dictionary.threshold[features]
-        )
         z = (x - dictionary.centre) @ dictionary.W_dec[features].T
-        return z * (z > threshold)
+        return z * (z > dictionary.threshold[features])
     if dictionary.architecture == "topk":
         return dictionary.encode(x)[:, features]
     z = (x - dictionary.b_dec) @ dictionary.W_enc[:, features] + dictionary.b_enc[features]
@@ -143,8 +134,8 @@ def coordinate_directions(d_in: int, device: torch.device | str = "cpu") -> Dire
 
 
 def random_directions(x: Float[Tensor, "n d_in"], n: int, seed: int) -> Directions:
-    """`n` directions drawn evenly from the sphere, around the mean of `x`: the null for whatever
-    is said of features.
+    """`n` directions drawn evenly from the sphere, around the mean of `x`: the null for every
+    claim about features.
     """
     drawn = torch.randn(n, x.shape[1], generator=torch.Generator().manual_seed(seed)).to(x.device)
     return Directions(drawn, x.mean(0))

@@ -5,14 +5,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_lib.sae.autoencoder import SparseAutoencoder
-from sae_lib.sae.engine.active_pairs import active_pairs
+from sae_lib.sae.dictionaries import active, reconstruction
 
 ACTIVATIONS = 65_536  # held-out ones that are looked at
 
 
 class EarlyStopping:
     """Says stop after `patience` checks without a better score, FVU + L0 / d_in, and keeps the
-    best weights.
+    best weights. A patience of 0 means no checks.
     """
 
     def __init__(self, x: Float[Tensor, "n d_in"], patience: int):
@@ -25,12 +25,9 @@ class EarlyStopping:
         """(FVU, L0) on the held-out activations."""
         error, n_active = 0.0, 0
         for part in self.x.split(4096):
-            pairs = active_pairs(sae, part)
-            reconstruction = torch.addmm(sae.b_dec, pairs.csr((len(part), sae.d_sae)), sae.W_dec)
-            error, n_active = (
-                error + (part - reconstruction).pow(2).sum().item(),
-                n_active + len(pairs.row),
-            )
+            pairs = active(sae, part)
+            error += (part - reconstruction(sae, part, pairs)).pow(2).sum().item()
+            n_active += len(pairs.row)
         return error / (self.x - self.x.mean(0)).pow(2).sum().item(), n_active / len(self.x)
 
     def stop(self, sae: SparseAutoencoder, step: int) -> bool:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_lib.model.activations import Source, harvest
+from sae_lib.model.activations import Source, harvest, spread
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.recipes import Recipe
 
@@ -20,14 +20,9 @@ def statistics(
     """The activations' mean, and the factor that makes their mean squared norm d_in (1 for
     recipes that keep their units).
     """
-    acts = harvest(
-        hook, rows[np.linspace(0, len(rows) - 1, min(STATISTICS_ROWS, len(rows))).astype(int)]
-    ).float()
-    scale = (
-        math.sqrt(acts.shape[1] / acts.pow(2).sum(1).mean().item())
-        if recipe.scale_activations
-        else 1.0
-    )
+    acts, scale = harvest(hook, spread(rows, STATISTICS_ROWS)).float(), 1.0
+    if recipe.scale_activations:
+        scale = math.sqrt(acts.shape[1] / acts.pow(2).sum(1).mean().item())
     return acts.mean(0), scale
 
 
@@ -38,10 +33,8 @@ def initialise(
     """A fresh autoencoder: random unit features with a small tied encoder around the mean, or
     torch's `nn.Linear` defaults.
     """
-    sae, generator = (
-        SparseAutoencoder(len(mean), d_sae, recipe.architecture, recipe.k),
-        torch.Generator().manual_seed(seed),
-    )
+    d_in, generator = len(mean), torch.Generator().manual_seed(seed)
+    sae = SparseAutoencoder(d_in, d_sae, recipe.architecture, recipe.k)
     if recipe.init == "small_tied":
         sae.W_dec.normal_(generator=generator)
         sae.W_dec *= recipe.decoder_init / sae.W_dec.norm(dim=1, keepdim=True)
@@ -50,12 +43,8 @@ def initialise(
         if recipe.architecture == "jumprelu":
             sae.threshold.fill_(recipe.threshold_init)
     else:
-        for parameter, fan_in in (
-            (sae.W_enc_T, len(mean)),
-            (sae.b_enc, len(mean)),
-            (sae.W_dec, d_sae),
-            (sae.b_dec, d_sae),
-        ):
+        fans = (sae.W_enc_T, d_in), (sae.b_enc, d_in), (sae.W_dec, d_sae), (sae.b_dec, d_sae)
+        for parameter, fan_in in fans:
             parameter.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
     if recipe.tied:
         sae.W_enc_T.copy_(sae.W_dec)

@@ -3,9 +3,10 @@ gradient of the same, faster.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_lib.sae.autoencoder import SparseAutoencoder
@@ -24,6 +25,16 @@ class Objective:
     sparsity: float = 0.0
     penalty: str = "l1"
     bandwidth: float = 0.0
+
+
+class StepResult(NamedTuple):
+    """What a step measured, as tensors on the device (reading them is what waits for it)."""
+
+    squared_error: Float[Tensor, ""]  # Σ over dimensions, mean over the batch
+    l1: Float[Tensor, ""]  # Σ over features, mean over the batch
+    l0: Float[Tensor, ""]  # active features per activation
+    fired: Bool[Tensor, " d_sae"]
+    smallest: Float[Tensor, ""]  # activation above zero
 
 
 class Step(torch.autograd.Function):
@@ -58,27 +69,17 @@ def feature_activations(
 
 def loss(
     sae: SparseAutoencoder, x: Float[Tensor, "n d_in"], objective: Objective
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss and what it is made of: means over the batch, which features fired, the smallest
-    activation above zero.
-    """
+) -> tuple[Tensor, StepResult]:
+    """The loss, and what it is made of."""
     f, active = feature_activations(sae, x, objective)
     squared_error = (x - sae.decode(f)).pow(2).sum(1).mean()
-    penalties = {
-        "l1": lambda: f.sum(1).mean(),
-        "l1_norm": lambda: (f * sae.W_dec.norm(dim=1)).sum(1).mean(),
-        "l0": lambda: active.sum(1).mean(),
-    }
     total = objective.mse * squared_error
     if objective.penalty != "none":
-        total = total + objective.sparsity * penalties[objective.penalty]()
+        counted = active if objective.penalty == "l0" else f
+        counted = counted * sae.W_dec.norm(dim=1) if objective.penalty == "l1_norm" else counted
+        total = total + objective.sparsity * counted.sum(1).mean()
     f, active = f.detach(), active.detach() > 0
     smallest = torch.where(active, f, float("inf")).min().float()
     smallest = torch.where(smallest.isfinite(), smallest, 0)
-    return total, {
-        "squared_error": squared_error.detach(),
-        "l1": f.sum(1).mean(),
-        "l0": active.float().sum(1).mean(),
-        "fired": active.any(0),
-        "smallest": smallest,
-    }
+    l1, l0 = f.sum(1).mean(), active.float().sum(1).mean()
+    return total, StepResult(squared_error.detach(), l1, l0, active.any(0), smallest)

@@ -1,13 +1,18 @@
-"""Named training recipes, as data. A recipe differs from another in its values; there is one
-training loop for all.
+"""Named training recipes, which `recipes.yaml` lists: one differs from another in its values, and
+there is one training loop for all.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Literal
+
+from pydantic.dataclasses import dataclass
 
 from sae_lib.errors import SettingsError, shown
 from sae_lib.sae.objective import Objective
-from sae_lib.settings import RECIPE_VALUES, SAESettings, Settings
+from sae_lib.settings import RECIPE_VALUES, SAESettings, Settings, parse_yaml
+
+TABLE = Path(__file__).with_name("recipes.yaml")
 
 
 @dataclass(frozen=True)
@@ -34,9 +39,8 @@ class Recipe:
     lr: float
     l1: float  # λ, the weight of the sparsity penalty
     mse: Literal["sum", "mean"]  # over the input's dimensions; the mean over the batch always
-    scale_activations: (
-        bool  # train on s·x with mean ‖s·x‖² = d_in, folded into the weights at the end
-    )
+    # train on s·x with mean ‖s·x‖² = d_in; s is folded into the weights at the end
+    scale_activations: bool
     init: Literal["small_tied", "torch_linear"]
     decoder_norm: Literal["features", "dimensions", "free"]  # what has unit norm after every step
     resampling: Resampling | None = None
@@ -53,9 +57,8 @@ class Recipe:
     lr_warmup: float = 0.0  # share of training
     lr_decay: float = 0.0  # last share of training, linearly to zero
     l1_warmup: float = 0.0
-    patience: int = (
-        0  # held-out checks without a better FVU + L0 / d_in after which training stops; 0: never
-    )
+    # held-out checks without a better FVU + L0 / d_in after which training stops; 0: never
+    patience: int = 0
 
     def objective(self, d_in: int, share: float = 1.0) -> Objective:
         """The loss, with the penalty at `share` of its weight."""
@@ -64,209 +67,17 @@ class Recipe:
         )
 
 
-BRICKEN_2023 = Recipe(
-    name="bricken_2023",
-    source="Bricken et al. 2023, Towards Monosemanticity, appendix on training",
-    differences=(
-        (
-            "activations are scaled so that their mean squared norm is d_in, so that λ carries"
-            " over from model to model"
-        ),
-        "b_dec starts at the mean of the data instead of its geometric median",
-        (
-            "the encoder starts at 0.1 times the transposed decoder, instead of independently: few"
-            " features die and the reconstruction is better"
-        ),
-        (
-            "learning rate, λ and the number of activations are our own: the settings of the run"
-            " say which"
-        ),
-        (
-            "batches of 1024 instead of 8192; the learning rate is warmed up over 5 % of training"
-            " and λ over 10 %, and the rate falls linearly to zero over the last 30 %"
-        ),
-        (
-            "resampling at 20, 40 and 60 % of training instead of at four fixed steps; a feature"
-            " is dead after `sae.dead_window` silent activations instead of 12 500 steps of 8192"
-        ),
-        (
-            "`sae.resampling_inputs` inputs are scored instead of 819 200, by their squared"
-            " reconstruction error without the L1 term; the new directions are x − b_dec, so that"
-            " the feature fires on the input it was drawn from"
-        ),
-    ),
-    batch=1024,
-    lr=8e-3,
-    l1=2.2,
-    mse="sum",
-    scale_activations=True,
-    init="small_tied",
-    decoder_norm="features",
-    resampling=Resampling(at=(0.2, 0.4, 0.6)),
-    lr_warmup=0.05,
-    lr_decay=0.3,
-    l1_warmup=0.1,
-)
+def read_recipes() -> dict[str, Recipe]:
+    """The recipes of `recipes.yaml` by name."""
+    recipes: dict[str, Recipe] = {}
+    for name, values in parse_yaml(TABLE.read_text("utf-8")).items():
+        like = asdict(recipes[values.pop("like")]) if "like" in values else {}
+        recipes[name] = Recipe(**like | values | {"name": name})
+    return recipes
 
-WARD_2024 = Recipe(
-    name="ward_2024",
-    source="J. Ward, Monosemanticity at Home, 2024 (public notebook)",
-    differences=(
-        (
-            "kept: the decoder is normalised along the wrong axis (unit rows over features, not"
-            " unit features)"
-        ),
-        (
-            "kept: a feature is dead when it fires on none of 9 856 fresh activations, tested"
-            " every 1000 steps to the end of training"
-        ),
-        "kept: mean-over-dimensions squared error against a summed L1",
-        (
-            "kept: b_dec starts at random and nothing is normalised at the start; activations are"
-            " not scaled"
-        ),
-        "not kept: all positions of a row are used, not one in 128",
-        (
-            "not kept: the language model is ours (attention scaled by 1/√d_head, with an output"
-            " projection)"
-        ),
-        (
-            "not kept: top examples are the true top, and losses are measured on held-out text"
-            " with one threshold, f > 0"
-        ),
-    ),
-    batch=896,
-    lr=1e-4,
-    l1=0.003,
-    mse="mean",
-    scale_activations=False,
-    init="torch_linear",
-    decoder_norm="dimensions",
-    resampling=Resampling(every=1000, fresh_sample=9856, centred=False),
-)
 
-APRIL_2024 = Recipe(
-    name="april_2024",
-    source="Anthropic, Circuits Updates April 2024, Update on how we train SAEs",
-    differences=(
-        "b_dec starts at the mean of the data instead of zero",
-        "learning rate, λ, the batch of 1024 and the number of activations are our own",
-        (
-            "features start with norm 0.1 and the encoder equal to their transpose, as published"
-            " for d_sae well above d_in"
-        ),
-    ),
-    batch=1024,
-    lr=4e-3,
-    l1=2.2,
-    mse="sum",
-    scale_activations=True,
-    init="small_tied",
-    decoder_norm="free",
-    penalty="l1_norm",
-    decoder_init=0.1,
-    encoder_init=0.1,
-    grad_clip=1.0,
-    lr_warmup=0.05,
-    lr_decay=0.2,
-    l1_warmup=0.05,
-)
-
-TOPK = Recipe(
-    name="topk",
-    source="Gao et al. 2024, Scaling and evaluating sparse autoencoders",
-    differences=(
-        (
-            "no auxiliary loss keeps features alive, and none are resampled: with a small encoder"
-            " they are never among the largest, with a whole one reconstruction got worse"
-        ),
-        (
-            "the encoder starts at 0.1 times the transposed decoder; learning rate, batch and k"
-            " are our own"
-        ),
-    ),
-    batch=1024,
-    lr=4e-3,
-    l1=0.0,
-    mse="sum",
-    scale_activations=True,
-    init="small_tied",
-    decoder_norm="features",
-    architecture="topk",
-    penalty="none",
-    k=16,
-    lr_warmup=0.05,
-    lr_decay=0.3,
-)
-
-BATCHTOPK = replace(
-    TOPK,
-    name="batchtopk",
-    source="Bussmann et al. 2024, BatchTopK sparse autoencoders",
-    differences=(
-        *TOPK.differences,
-        (
-            "the threshold of inference is a moving average of the smallest chosen activation of a"
-            " batch; saved as a jumprelu autoencoder, as SAELens does"
-        ),
-    ),
-    architecture="batchtopk",
-)
-
-JUMPRELU = Recipe(
-    name="jumprelu",
-    source=(
-        "Rajamanoharan et al. 2024, Jumping ahead: improving reconstruction fidelity with JumpReLU"
-        " sparse autoencoders"
-    ),
-    differences=(
-        (
-            "thresholds are learned themselves instead of their logarithms, and their gradient has"
-            " z/ε where the paper has θ/ε (within the rectangle the two are at most ε/2 apart)"
-        ),
-        (
-            "the encoder starts at 0.1 times the transposed decoder; learning rate, λ, bandwidth"
-            " and batch are our own"
-        ),
-    ),
-    batch=1024,
-    lr=4e-3,
-    l1=1.0,
-    mse="sum",
-    scale_activations=True,
-    init="small_tied",
-    decoder_norm="features",
-    architecture="jumprelu",
-    penalty="l0",
-    threshold_init=0.1,
-    bandwidth=0.2,
-    lr_warmup=0.05,
-    lr_decay=0.3,
-    l1_warmup=0.1,
-)
-
-TIED = replace(
-    BRICKEN_2023,
-    name="tied",
-    source=(
-        "Cunningham et al. 2023, Sparse autoencoders find highly interpretable features in"
-        " language models"
-    ),
-    differences=(
-        (
-            "unit features, b_dec and the scaling as in `bricken_2023`; learning rate, λ, batch,"
-            " resampling and the rule for stopping are our own"
-        ),
-    ),
-    tied=True,
-    lr_decay=0.0,
-    patience=4,
-)
-
-RECIPES = {
-    recipe.name: recipe
-    for recipe in (BRICKEN_2023, WARD_2024, APRIL_2024, TOPK, BATCHTOPK, JUMPRELU, TIED)
-}
+RECIPES = read_recipes()
+BRICKEN_2023, WARD_2024 = RECIPES["bricken_2023"], RECIPES["ward_2024"]
 
 
 def rate(step: int, n_steps: int, warmup: float, decay: float) -> float:
@@ -280,14 +91,10 @@ def rate(step: int, n_steps: int, warmup: float, decay: float) -> float:
 
 def is_resampling_step(recipe: Recipe, step: int, n_steps: int) -> bool:
     r = recipe.resampling
-    return (
-        bool(r)
-        and step < n_steps
-        and (
-            step in {round(share * n_steps) for share in r.at}
-            or (r.every > 0 and step % r.every == 0)
-        )
-    )
+    if r is None or step >= n_steps:
+        return False
+    is_periodic = r.every > 0 and step % r.every == 0
+    return is_periodic or step in {round(share * n_steps) for share in r.at}
 
 
 def of_recipe(sae: SAESettings, name: str) -> SAESettings:
@@ -317,30 +124,26 @@ def resolve(sae: SAESettings) -> Recipe:
             raise SettingsError(
                 f"sae.{name}: recipe {recipe.name} does not use it; recipes that do: {used_by}"
             )
-    if sae.resample_at is not None and not sae.resampling:
-        raise SettingsError("sae.resample_at: has no effect with sae.resampling=false; drop one")
+    resampling = recipe.resampling if sae.resampling else None
     if sae.resample_at is not None:
-        recipe = replace(
-            recipe,
-            resampling=replace(recipe.resampling or Resampling(), at=sae.resample_at, every=0),
-        )
-    at = recipe.resampling.at if sae.resampling and recipe.resampling else ()
+        if not sae.resampling:
+            raise SettingsError(
+                "sae.resample_at: has no effect with sae.resampling=false; drop one"
+            )
+        resampling = replace(resampling or Resampling(), at=sae.resample_at, every=0)
+    at = resampling.at if resampling else ()
     if at and max(at) * sae.activations < sae.dead_window:
         raise SettingsError(
             f"sae.dead_window: no feature can be silent for {sae.dead_window:,} activations before"
-            f" the last resampling, at {max(at):.0%} of "
-            f"sae.activations={sae.activations:,}; set a smaller window, or sae.resampling=false"
+            f" the last resampling, at {max(at):.0%} of sae.activations={sae.activations:,}; "
+            "set a smaller window, or sae.resampling=false"
         )
-    if (sae.k or recipe.k) > sae.d_sae:
-        raise SettingsError(
-            f"sae.k: {sae.k or recipe.k} active features exceed sae.d_sae={sae.d_sae}"
-        )
-    given = {
-        key: value
-        for key in (*RECIPE_VALUES, "patience")
-        if (value := getattr(sae, key)) is not None
-    }
-    return replace(recipe, **given, resampling=recipe.resampling if sae.resampling else None)
+    given = {name: getattr(sae, name) for name in (*RECIPE_VALUES, "patience")}
+    given = {name: value for name, value in given.items() if value is not None}
+    recipe = replace(recipe, **given, resampling=resampling)
+    if recipe.k > sae.d_sae:
+        raise SettingsError(f"sae.k: {recipe.k} active features exceed sae.d_sae={sae.d_sae}")
+    return recipe
 
 
 def variants(settings: Settings) -> dict[str, SAESettings]:

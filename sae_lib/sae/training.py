@@ -2,9 +2,9 @@
 
 import math
 import sys
-import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +19,9 @@ from sae_lib.sae import resampling
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.early_stopping import EarlyStopping
 from sae_lib.sae.engine import distributed
-from sae_lib.sae.engine.sparse_step import StepResult, gradients
+from sae_lib.sae.engine.sparse_step import gradients
 from sae_lib.sae.initialise import initialise, statistics
+from sae_lib.sae.objective import StepResult
 from sae_lib.sae.recipes import Recipe, is_resampling_step, rate, resolve
 from sae_lib.settings import SAESettings
 
@@ -30,67 +31,46 @@ THRESHOLD_SPEED = 0.01  # of the moving average that batchtopk's threshold is, p
 
 def training_fingerprint(sae: SAESettings) -> dict:
     """The settings that the trained weights depend on, with what they leave to the recipe."""
-    values = {
-        name: value
-        for name, value in asdict(resolve(sae)).items()
-        if name not in ("name", "source", "differences")
-    }
-    return (
-        sae.model_dump(
-            mode="json",
-            exclude={"compare", "widths", "checkpoint_every", "checkpoint_gb", "resample_at"},
-        )
-        | values
-    )
+    no_effect = {"compare", "widths", "checkpoint_every", "checkpoint_gb", "resample_at"}
+    values = asdict(resolve(sae))
+    for name in ("name", "source", "differences"):
+        del values[name]
+    return sae.model_dump(mode="json", exclude=no_effect) | values
 
 
-@dataclass
-class TrainingState:
-    """What a checkpoint holds: weights, Adam's moments, for how long each feature has been
-    silent, and the record so far.
+@dataclass(kw_only=True)
+class AutoencoderTraining(checkpoints.TrainingState):
+    """The state of an autoencoder's training: also for how long each feature has been
+    silent, and what early stopping knows.
     """
 
-    sae: SparseAutoencoder
-    optimiser: torch.optim.Optimizer
     silent: Int[Tensor, " d_sae"]  # activations since the feature last fired
-    stopping: EarlyStopping | None
-    step: int = 0
-    began: float = field(default_factory=time.perf_counter)
+    stopping: EarlyStopping
     reference: float | None = None  # the loss of the first step
-    curve: list[dict] = field(default_factory=list)
     events: list[dict] = field(default_factory=list)
 
-    def restore(self, checkpoint: tuple[int, dict[str, Tensor], dict] | None) -> None:
-        """Go on from a checkpoint, if there is one."""
-        if checkpoint is None:
-            return
-        self.step, tensors, record = checkpoint
-        self.sae.load_state_dict(checkpoints.under("sae.", tensors))
-        checkpoints.restore_optimiser(self.optimiser, tensors)
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights and moments, the best weights so far, and the features' silence."""
+        best = {f"best.{name}": tensor for name, tensor in self.stopping.best.items()}
+        return super().tensors() | best | {"silent": self.silent}
+
+    def record(self) -> dict[str, Any]:
+        """Curve, resampling events, the first loss and the checks of early stopping."""
+        own = {"events": self.events, "reference": self.reference, "checks": self.stopping.checks}
+        return super().record() | own
+
+    def put_back(self, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+        """Take over `tensors` and `record` of a checkpoint."""
+        super().put_back(tensors, record)
         self.silent.copy_(tensors["silent"])
-        self.curve, self.events = record["curve"], record["events"]
-        self.reference, self.began = record["reference"], time.perf_counter() - record["seconds"]
-        if self.stopping:
-            self.stopping.checks, self.stopping.best = (
-                record["checks"],
-                checkpoints.under("best.", tensors),
-            )
+        self.events, self.reference = record["events"], record["reference"]
+        self.stopping.checks = record["checks"]
+        self.stopping.best = checkpoints.under("best.", tensors)
 
     def save(self, store: checkpoints.CheckpointFolder, budget_gb: float) -> None:
         """Write a checkpoint; in training by several processes the first one does."""
-        if distributed.rank_and_world_size()[0] > 0:
-            return
-        tensors = {f"sae.{k}": v for k, v in self.sae.state_dict().items()}
-        tensors |= checkpoints.optimiser_tensors(self.optimiser) | {"silent": self.silent}
-        tensors |= {f"best.{k}": v for k, v in self.stopping.best.items()} if self.stopping else {}
-        record = {
-            "curve": self.curve,
-            "events": self.events,
-            "reference": self.reference,
-            "seconds": time.perf_counter() - self.began,
-            "checks": self.stopping.checks if self.stopping else [],
-        }
-        store.save(self.step, tensors, record, budget_gb)
+        if distributed.rank_and_world_size()[0] == 0:
+            super().save(store, budget_gb)
 
     def check_loss(self, measured: StepResult, recipe: Recipe, folder: Path) -> None:
         """`TrainingError` where the loss is not finite or many times that of the first step."""
@@ -113,7 +93,7 @@ class TrainingState:
 
     def summary(self, recipe: Recipe, activations: int, scale: float, dead_window: int) -> dict:
         """Curves, resampling events, seconds, activations per second."""
-        seconds = time.perf_counter() - self.began
+        seconds = self.seconds
         return {
             "curve": self.curve,
             "resampling": self.events,
@@ -123,13 +103,13 @@ class TrainingState:
             "scale": scale,
             "final_silent": self.dead_share(dead_window),
             "recipe": asdict(recipe),
-            "checks": self.stopping.checks if self.stopping else [],
+            "checks": self.stopping.checks,
         }
 
 
 def prepare(
     hook: Source, rows: np.ndarray, settings: SAESettings, seed: int, heldout: np.ndarray | None
-) -> tuple[TrainingState, float]:
+) -> tuple[AutoencoderTraining, float]:
     """(a fresh training, the scale of the activations): weights, Adam, and early stopping where
     the recipe has it.
     """
@@ -140,11 +120,12 @@ def prepare(
     optimiser = torch.optim.Adam(
         trained(sae, recipe), lr=recipe.lr, betas=recipe.betas, fused=mean.device.type != "mps"
     )
-    stopping = None
+    stopping = EarlyStopping(mean[None], 0)
     if recipe.patience and heldout is not None:
         stopping = EarlyStopping(harvest(hook, heldout).float() * scale, recipe.patience)
     silent = torch.zeros(settings.d_sae, dtype=torch.int64, device=mean.device)
-    return TrainingState(sae, optimiser, silent, stopping), scale
+    state = AutoencoderTraining(sae, optimiser, silent=silent, stopping=stopping)
+    return state, scale
 
 
 def fit(
@@ -165,18 +146,18 @@ def fit(
     seed = seed if settings.seed is None else settings.seed
     n_steps = max(1, settings.activations // (recipe.batch * ranks))
     state, scale = prepare(hook, rows, settings, seed, heldout)
-    sae, device = state.sae, state.silent.device
+    sae, device = state.model, state.silent.device
     dtype = precision(settings.precision, device)
-    store.under(**checkpoints.environment_fingerprint(device, dtype), processes=ranks)
-    state.restore(store.load())
+    store.depends_on(device, dtype, processes=ranks)
+    state.restore(store)
     buffer = ActivationBuffer(
         hook, rows[rank::ranks], recipe.batch, settings.buffer_rows, seed, state.step
     )
     steps = zip(range(state.step, n_steps), buffer, strict=False)
     bar = tqdm(steps, desc=recipe.name, initial=state.step, total=n_steps, disable=rank > 0)
     for step, x in bar:
-        for group in state.optimiser.param_groups:
-            group["lr"] = recipe.lr * rate(step, n_steps, recipe.lr_warmup, recipe.lr_decay)
+        lr = recipe.lr * rate(step, n_steps, recipe.lr_warmup, recipe.lr_decay)
+        state.optimiser.param_groups[0]["lr"] = lr
         objective = recipe.objective(sae.d_in, rate(step, n_steps, recipe.l1_warmup, 0))
         measured = gradients(sae, x * scale, objective, dtype)
         if ranks > 1:
@@ -197,7 +178,7 @@ def fit(
             bar.set_postfix(state.log(measured, settings.dead_window))
         if is_resampling_step(recipe, state.step, n_steps):
             state.events.append(resample_dead(hook, rows, settings, state, scale, seed))
-        if state.stopping and (last or state.step % settings.check_every == 0):
+        if state.stopping.patience and (last or state.step % settings.check_every == 0):
             if distributed.any_process(state.stopping.stop(sae, state.step)):
                 break
         if due:
@@ -209,12 +190,12 @@ def fit(
     return finished(state, scale), summary
 
 
-def finished(state: TrainingState, scale: float) -> SparseAutoencoder:
+def finished(state: AutoencoderTraining, scale: float) -> SparseAutoencoder:
     """The trained autoencoder, or the best one where early stopping kept it, for activations
     that are not scaled.
     """
-    sae = state.sae
-    if state.stopping and state.stopping.best:
+    sae = state.model
+    if state.stopping.best:
         sae.load_state_dict(state.stopping.best)
     sae.fold_scale(scale)
     sae.for_inference()
@@ -237,9 +218,8 @@ def update(sae: SparseAutoencoder, optimiser: torch.optim.Optimizer, recipe: Rec
         sae.W_dec.grad += sae.W_enc_T.grad
     if recipe.grad_clip:
         torch.nn.utils.clip_grad_norm_(trained(sae, recipe), recipe.grad_clip)
-    if (
-        recipe.decoder_norm == "features"
-    ):  # the part of the gradient along a unit feature would only change its norm
+    # the part of the gradient along a unit feature would only change its norm
+    if recipe.decoder_norm == "features":
         along = torch.linalg.vecdot(sae.W_dec.grad, sae.W_dec)
         sae.W_dec.grad.addcmul_(along[:, None], sae.W_dec, value=-1)
     optimiser.step()
@@ -252,9 +232,8 @@ def normalize_decoder_(sae: SparseAutoencoder, recipe: Recipe) -> None:
     (columns of W_dec), or free; tied weights.
     """
     if recipe.decoder_norm != "free":
-        sae.W_dec /= sae.W_dec.norm(
-            dim=1 if recipe.decoder_norm == "features" else 0, keepdim=True
-        ).clamp_min(1e-8)
+        dim = 1 if recipe.decoder_norm == "features" else 0
+        sae.W_dec /= sae.W_dec.norm(dim=dim, keepdim=True).clamp_min(1e-8)
     if recipe.tied:
         sae.W_enc_T.copy_(sae.W_dec)
     if sae.architecture == "jumprelu":
@@ -265,18 +244,18 @@ def resample_dead(
     hook: Source,
     rows: np.ndarray,
     settings: SAESettings,
-    state: TrainingState,
+    state: AutoencoderTraining,
     scale: float,
     seed: int,
 ) -> dict:
     """Find the dead features, resample them, count: {"step", "dead", "resampled"}. Their silence
     is counted from 0 again.
     """
-    recipe, sae, step = resolve(settings), state.sae, state.step
+    recipe, sae, step = resolve(settings), state.model, state.step
     r = recipe.resampling
-    rng = np.random.default_rng((seed, step))
     wanted = r.fresh_sample or settings.resampling_inputs
-    drawn = rng.choice(len(rows), min(len(rows), -(-wanted // rows.shape[1])), replace=False)
+    n_rows = min(len(rows), math.ceil(wanted / rows.shape[1]))
+    drawn = np.random.default_rng((seed, step)).choice(len(rows), n_rows, replace=False)
     x = harvest(hook, rows[np.sort(drawn)])[:wanted].float() * scale
     if r.fresh_sample:
         dead = resampling.silent_on(sae, x)
@@ -289,7 +268,7 @@ def resample_dead(
     state.silent[dead] = 0
     if touched:
         normalize_decoder_(sae, recipe)
-    moments = checkpoints.optimiser_tensors(state.optimiser).items()
-    moments = [tensor for name, tensor in moments if not name.endswith(".step")]
+    adam = state.optimiser.state.values()
+    moments = [moment[name] for moment in adam for name in ("exp_avg", "exp_avg_sq")]
     distributed.broadcast_from_rank0([*sae.parameters(), *moments, state.silent])
     return {"step": step, "dead": int(dead.sum()), "resampled": touched}

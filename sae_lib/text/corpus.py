@@ -57,11 +57,11 @@ def documents(settings: CorpusSettings, seed: int) -> Iterator[Document]:
 
 def _from_installation(settings: CorpusSettings, seed: int) -> Iterator[Document]:
     budget = settings.max_kind_bytes
-    unknown, kinds = sorted(budget.keys() - installation.ALL_KINDS), installation.ALL_KINDS
+    unknown = budget.keys() - installation.ALL_KINDS
     if unknown or not budget:
-        named, known = ", ".join(unknown) or "nothing", ", ".join(kinds)
         raise CorpusError(
-            f"corpus.max_kind_bytes names {named}; expected bytes for some of: {known}"
+            f"corpus.max_kind_bytes names {', '.join(sorted(unknown)) or 'nothing'}; "
+            f"expected bytes for some of: {', '.join(installation.ALL_KINDS)}"
         )
     share, limit = settings.heldout_tokens / settings.train_tokens, settings.max_file_bytes
     for file, text, split in installation.read_installation(budget, share, limit, seed):
@@ -139,7 +139,7 @@ def _from_hub(
     wanted = CHARACTERS_PER_TOKEN * settings.heldout_tokens
     try:
         stream = datasets.load_dataset(**arguments, split="train", streaming=True)
-        stream = stream.map(_numbered, with_indices=True)
+        stream = stream.map(lambda item, n: item | {"_number": n}, with_indices=True)
         for item in stream.shuffle(seed=seed, buffer_size=settings.shuffle_buffer):
             text, kind, origin = text_files.from_json(item, f"{name}: document {item['_number']}")
             order, split_order = duplicates.hashes(text)
@@ -152,7 +152,3 @@ def _from_hub(
         raise
     except Exception as error:  # datasets, huggingface_hub and fsspec each raise their own
         raise CorpusError(f"hub:{name}: {hub.problem(error)}") from None
-
-
-def _numbered(item: dict[str, Any], number: int) -> dict[str, Any]:
-    return {**item, "_number": number}

@@ -23,11 +23,14 @@ class Vocabulary:
     """Every token of a tokeniser as the bytes it stands for."""
 
     def __init__(self, tokenizer):
+        from transformers.convert_slow_tokenizer import bytes_to_unicode
+
         strings = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
         added = set(tokenizer.get_added_vocab().values())
         decoder = json.loads(tokenizer.backend_tokenizer.to_str())["decoder"]
-        byte_level = "ByteLevel" in json.dumps(decoder)
-        self.bytes = [_bytes(s or "", byte_level and i not in added) for i, s in enumerate(strings)]
+        letters = bytes_to_unicode() if "ByteLevel" in json.dumps(decoder) else {}
+        byte_of = {letter: byte for byte, letter in letters.items()}
+        self.bytes = [_bytes(s or "", {} if i in added else byte_of) for i, s in enumerate(strings)]
         self.texts = [b.decode("utf-8", "surrogateescape") for b in self.bytes]
         self.partial = [any("\udc80" <= c <= "\udcff" for c in t) for t in self.texts]
 
@@ -103,22 +106,10 @@ def _signs(text: str, every_blank: bool) -> Iterator[tuple[bool, str]]:
             yield False, c
 
 
-def _bytes(string: str, byte_level: bool) -> bytes:
-    if byte_level:
-        spelled = set(string) <= _BYTE_OF.keys()
-        return bytes(map(_BYTE_OF.get, string)) if spelled else string.encode()
-    if byte := re.fullmatch(r"<0x([0-9A-F]{2})>", string):  # SentencePiece's way to write a byte
+def _bytes(string: str, byte_of: dict[str, int]) -> bytes:
+    """The bytes of a token in GPT-2's letters for them, or else in SentencePiece's spelling."""
+    if byte_of:
+        return bytes(map(byte_of.get, string)) if set(string) <= byte_of.keys() else string.encode()
+    if byte := re.fullmatch(r"<0x([0-9A-F]{2})>", string):
         return bytes([int(byte[1], 16)])
     return string.replace("▁", " ").encode()
-
-
-def _byte_level_alphabet() -> dict[str, int]:
-    """GPT-2's letters for the 256 bytes, the other way round: printable ones stand for themselves,
-    the rest follow from U+0100.
-    """
-    own = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = [b for b in range(256) if b not in own]
-    return {chr(b): b for b in own} | {chr(256 + i): b for i, b in enumerate(rest)}
-
-
-_BYTE_OF = _byte_level_alphabet()

@@ -1,4 +1,4 @@
-"""The Hugging Face hub when it cannot help: asked once before use, and its many errors told in one
+"""Whether the Hugging Face hub can be reached, tried once before use, and its many errors in one
 line.
 """
 
@@ -16,7 +16,7 @@ OUT_OF_REACH = (
 
 @lru_cache(maxsize=1)
 def reached() -> bool:
-    """Whether the hub answers. Asked here because the hub's own libraries retry for a minute before
+    """Whether the hub answers. Tried here because the hub's own libraries retry for a minute before
     they give up.
     """
     return reach_hub().startswith("reached")
@@ -43,9 +43,9 @@ def problem(error: BaseException) -> str:
         names |= {kind.__name__ for kind in type(link).__mro__}
         messages += f"{link} "
         link = link.__cause__ or link.__context__
-    told = messages + " ".join(names)
+    text = messages + " ".join(names)
     absent = re.search(
-        r"not a valid model id|doesn't exist|\b(Repository|Revision)NotFoundError", told
+        r"not a valid model id|doesn't exist|\b(Repository|Revision)NotFoundError", text
     )
     if "GatedRepoError" in names or "gated" in messages and not absent:
         return (

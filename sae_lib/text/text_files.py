@@ -1,4 +1,4 @@
-"""Readers of the text files that a user names: each document with its kind and where it stands,
+"""Readers of the text files that a user names: each document with its kind and position,
 errors with the line.
 """
 
@@ -60,8 +60,10 @@ def read_files(where: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _find(where: str) -> tuple[list[Path], Path]:
-    """The files that a path or glob means and the folder that their names are shown relative to."""
-    shown, expected = printable(where)[:300], f"expected {', '.join(READABLE)}"
+    """The files that a path or glob means, and the folder that their names are shown relative to:
+    for a glob the one before its first sign. Links to folders are not followed.
+    """
+    shown = printable(where)[:300]
     if "://" in where:
         raise CorpusError(
             f"{shown} is an address; expected a path after corpus=files:, so download it first, or "
@@ -69,42 +71,32 @@ def _find(where: str) -> tuple[list[Path], Path]:
         )
     try:
         path = Path(where).expanduser()
+        signs = [i for i, part in enumerate(path.parts) if glob.has_magic(part)]
+        root, pattern = path, "**/*"
         if path.is_file():
-            if _suffix(path) not in READABLE:
-                kind = repr(path.suffix or "(no suffix)")
-                raise CorpusError(
-                    f"{printable(path.name)}: unknown kind of file {kind}; {expected}"
-                )
-            return [path], path.parent
-        root, found = _walk(path)
+            root, pattern = path.parent, glob.escape(path.name)
+        elif signs and not path.is_dir():
+            root, pattern = Path(*path.parts[: signs[0]]), os.path.join(*path.parts[signs[0] :])
+        elif not path.is_dir():
+            problem = "is a special file" if path.exists() else "does not exist"
+            raise CorpusError(
+                f"{shown} {problem}; expected a file, folder or glob after corpus=files:"
+            )
+        files = (p for p in root.glob(pattern) if p.is_file())
+        found = sorted(islice(files, MOST_FILES + 1))
     except (OSError, RuntimeError, ValueError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or printable(str(error))[:200]
         raise CorpusError(
             f"{shown} cannot be looked up ({reason}); expected a file, folder or glob"
         ) from None
-    if found is None:
-        problem = "is a special file" if path.exists() else "does not exist"
-        raise CorpusError(f"{shown} {problem}; expected a file, folder or glob after corpus=files:")
     if len(found) > MOST_FILES:
         raise CorpusError(f"{shown}: over {MOST_FILES:,} files; name a smaller folder")
     if chosen := [p for p in found if _suffix(p) in READABLE]:
         return chosen, root
-    raise CorpusError(f"{shown}: none of its {len(found)} files can be read; {expected}")
-
-
-def _walk(path: Path) -> tuple[Path, list[Path] | None]:
-    """The folder and what lies in it, sorted; for a glob, the folder before its first sign; None
-    for what is neither. Links to folders are not followed.
-    """
-    root, pattern = path, "**/*"
-    if not path.is_dir():
-        signs = [i for i, part in enumerate(path.parts) if glob.has_magic(part)]
-        if not signs:
-            return path, None
-        root = Path(*path.parts[: signs[0]])
-        pattern = os.path.join(*path.parts[signs[0] :])
-    files = (p for p in root.glob(pattern) if p.is_file())
-    return root, sorted(islice(files, MOST_FILES + 1))
+    problem = f"none of its {len(found)} files can be read"
+    if path in found:
+        problem = f"unknown kind of file {path.suffix or '(no suffix)'!r}"
+    raise CorpusError(f"{shown}: {problem}; expected {', '.join(READABLE)}")
 
 
 def _suffix(path: Path) -> str:

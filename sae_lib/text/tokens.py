@@ -4,6 +4,7 @@ characters.
 
 import hashlib
 import logging
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sae_lib.errors import ArtefactError, CorpusError
@@ -43,8 +44,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Location:
-    """Where a token stands: characters `start` to `end` of a document. A separator stands behind
-    its document's last one.
+    """Where a token is: characters `start` to `end` of a document. A separator comes after its
+    document's last character.
     """
 
     document: int
@@ -64,13 +65,13 @@ class Tokens:
     tokenizer: Any
     train: np.ndarray
     heldout: np.ndarray
-    table: dict[str, pa.Table]  # documents of a split, without their text
+    table: dict[str, pd.DataFrame]  # documents of a split, without their text
 
     def rows(self, split: str, context: int) -> np.ndarray:
         """View [n_rows, context] of a split's tokens in order, the last incomplete row dropped;
         `CorpusError` if there is none.
         """
-        ids = self._ids(split)
+        ids = getattr(self, split)
         if len(ids) < context:
             raise CorpusError(
                 f"the {split} text has {len(ids)} tokens, too few for one row of "
@@ -80,17 +81,13 @@ class Tokens:
 
     def locate(self, split: str, index: int) -> Location:
         """Document and characters of the token at `index`; `IndexError` outside the split."""
-        if not 0 <= index < len(self._ids(split)):
-            raise IndexError(f"token {index} of {len(self._ids(split))} in {split}")
-        first = self.table[split]["first_token"].to_numpy()
-        document = int(np.searchsorted(first, index, side="right")) - 1
-        row, spans = self.table[split].slice(document, 1), self._spans(split, document)
-        position = index - int(first[document])
-        if position < len(spans):
-            start, end = map(int, spans[position])
-        else:
-            start = end = len(self.document(split, document))
-        return Location(document, row["origin"][0].as_py(), row["kind"][0].as_py(), start, end)
+        if not 0 <= index < len(getattr(self, split)):
+            raise IndexError(f"token {index} of {len(getattr(self, split))} in {split}")
+        document = int(self.table[split]["first_token"].searchsorted(index, side="right")) - 1
+        row, spans = self.table[split].iloc[document], self._spans(split, document)
+        position, behind = index - row["first_token"], (row["characters"],) * 2
+        start, end = spans[position] if position < len(spans) else behind
+        return Location(document, row["origin"], row["kind"], int(start), int(end))
 
     def document(self, split: str, document: int) -> str:
         """The text of a document."""
@@ -98,25 +95,21 @@ class Tokens:
         found = pq.read_table(self.folder / "documents.parquet", columns=["text"], filters=place)
         return found["text"][0].as_py()
 
-    def _ids(self, split: str) -> np.ndarray:
-        return {"train": self.train, "heldout": self.heldout}[split]
-
     @lru_cache(maxsize=2048)  # noqa: B019 (an opened artefact lives as long as its process)
-    def _spans(self, split: str, document: int) -> np.ndarray:
-        """[n, 2] where each token's characters start and end, by encoding again: exact for every
+    def _spans(self, split: str, document: int) -> list[tuple[int, int]]:
+        """Where each token's characters start and end, by encoding again: exact for every
         tokeniser, and nothing to store.
         """
-        text, row = self.document(split, document), self.table[split].slice(document, 1)
+        text, row = self.document(split, document), self.table[split].iloc[document]
         encoded = exact_encoder(self.tokenizer).encode(text, add_special_tokens=False)
         # stored are one more, the separator, or fewer, where the cap cut the document
-        length = min(row["tokens"][0].as_py(), len(encoded.ids))
-        first = row["first_token"][0].as_py()
-        if not np.array_equal(self._ids(split)[first : first + length], encoded.ids[:length]):
+        first, length = row["first_token"], min(row["tokens"], len(encoded.ids))
+        if not np.array_equal(getattr(self, split)[first : first + length], encoded.ids[:length]):
             raise ArtefactError(
                 f"{self.folder}: the tokens of {split} document {document} do not match its text; "
                 "delete the folder and run again"
             )
-        return np.array(encoded.offsets[:length], dtype=np.int64).reshape(-1, 2)
+        return encoded.offsets[:length]
 
 
 # --- making and opening ---
@@ -125,8 +118,8 @@ class Tokens:
 def open_tokens(folder: Path) -> Tokens:
     """The tokens that `write_tokens` wrote to the folder."""
     columns = [name for name in DOCUMENTS.names if name != "text"]
-    table = pq.read_table(folder / "documents.parquet", columns=columns)
-    tables = {split: table.filter(pc.equal(table["split"], split)) for split in SPLITS}
+    table = pd.read_parquet(folder / "documents.parquet", columns=columns)
+    tables = {split: table[table["split"] == split].reset_index(drop=True) for split in SPLITS}
     train, heldout = (np.load(folder / f"{split}.npy", mmap_mode="r") for split in SPLITS)
     return Tokens(folder, load_tokenizer(folder / "tokenizer"), train, heldout, tables)
 
@@ -146,60 +139,58 @@ def write_tokens(
     tokenizer.save_pretrained(folder / "tokenizer")
     limits = {"train": corpus.train_tokens, "heldout": corpus.heldout_tokens}
     dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
-    arrays = {
-        split: GrowingArray(folder / f"{split}.npy", dtype, limits[split]) for split in SPLITS
-    }
-    count = dict.fromkeys(SPLITS, 0)
     encoder, end = exact_encoder(tokenizer), separator_id(tokenizer)
+    count, length = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)  # documents, tokens
     with (
         pq.ParquetWriter(folder / "documents.parquet", DOCUMENTS, compression="zstd") as parquet,
         tqdm(total=sum(limits.values()), desc="tokens", unit="token", unit_scale=True) as bar,
+        tempfile.TemporaryFile(dir=folder) as train,
+        tempfile.TemporaryFile(dir=folder) as heldout,
     ):
+        raw = {"train": train, "heldout": heldout}
         for batch in _batches(stream):
-            rows, wanted = [], [d for d in batch if arrays[d.split].room]
+            rows, wanted = [], [d for d in batch if length[d.split] < limits[d.split]]
             texts = [d.text for d in wanted]
             encoded = encoder.encode_batch_fast(texts, add_special_tokens=False)
             for document, found in zip(wanted, encoded, strict=True):
-                array, split = arrays[document.split], document.split
-                first = array.length
-                if n := array.append([*found.ids, end]):
-                    rows.append(_row(document, count[split], first, n))
-                    count[split] += 1
+                split, first = document.split, length[document.split]
+                ids = np.array([*found.ids, end], dtype)[: limits[split] - first]
+                if n := raw[split].write(ids.tobytes()) // ids.itemsize:
+                    rows.append(_row(document, document=count[split], first_token=first, tokens=n))
+                    count[split], length[split] = count[split] + 1, first + n
                     bar.update(n)
             if rows:
                 parquet.write_table(pa.Table.from_pylist(rows, DOCUMENTS))
-            if not any(array.room for array in arrays.values()):
+            if length == limits:
                 break
-    for split, array in arrays.items():
-        array.close()
-        if array.length < 2:
-            raise CorpusError(
-                f"{corpus.source}: no {split} text in it ({count['train']} training documents); "
-                "give more text, or more documents"
-            )
-        if array.room:
-            few = f"{array.length} {split} tokens, fewer than corpus.{split}_tokens={limits[split]}"
-            log.warning("%s: %s", corpus.source, few)
+        for split, n in length.items():
+            if n < 2:
+                raise CorpusError(
+                    f"{corpus.source}: no {split} text in it ({count['train']} training documents);"
+                    " give more text, or more documents"
+                )
+            raw[split].flush()
+            np.save(folder / f"{split}.npy", np.memmap(raw[split], dtype, "r"))
+            if n < limits[split]:
+                few = f"{n} {split} tokens, fewer than corpus.{split}_tokens={limits[split]}"
+                log.warning("%s: %s", corpus.source, few)
 
 
-def _row(document: Document, number: int, first: int, length: int) -> dict[str, Any]:
-    data = document.text.encode()
-    row = {"split": document.split, "document": number, "kind": document.kind}
-    row |= {"origin": document.origin, "first_token": first, "tokens": length}
-    row |= {"characters": len(document.text), "bytes": len(data), "text": document.text}
-    return row | {"sha256": hashlib.sha256(data).hexdigest()}
+def _row(text: Document, **found: int) -> dict[str, Any]:
+    """A row of documents.parquet."""
+    data = text.text.encode()
+    sizes = {"characters": len(text.text), "bytes": len(data)}
+    return vars(text) | found | sizes | {"sha256": hashlib.sha256(data).hexdigest()}
 
 
 def _head(stream: Iterator[Document], train_bytes: int) -> list[Document]:
     """The first documents, until those for training hold `train_bytes`: shuffled as they come, a
     fair sample.
     """
-    head, size = [], 0
-    for document in stream:
+    head, left = [], train_bytes
+    while left > 0 and (document := next(stream, None)):
         head.append(document)
-        size += len(document.text.encode()) if document.split == "train" else 0
-        if size >= train_bytes:
-            break
+        left -= len(document.text.encode()) if document.split == "train" else 0
     return head
 
 
@@ -213,34 +204,3 @@ def _batches(stream: Iterable[Document]) -> Iterator[list[Document]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-class GrowingArray:
-    """A one-dimensional .npy file written piece by piece, up to a limit; its header leaves room for
-    the final length.
-    """
-
-    def __init__(self, path: Path, dtype: type, limit: int) -> None:
-        self.file, self.dtype, self.limit, self.length = open(path, "wb"), dtype, limit, 0
-        self._write_header()
-
-    @property
-    def room(self) -> int:
-        return self.limit - self.length
-
-    def _write_header(self) -> None:
-        kind = np.lib.format.dtype_to_descr(np.dtype(self.dtype))
-        description = {"descr": kind, "fortran_order": False, "shape": (self.length,)}
-        np.lib.format.write_array_header_1_0(self.file, description)
-
-    def append(self, ids: list[int]) -> int:
-        """Write as many of them as there is room for; returns how many."""
-        ids = np.asarray(ids[: self.room], dtype=self.dtype)
-        self.file.write(ids.tobytes())
-        self.length += len(ids)
-        return len(ids)
-
-    def close(self) -> None:
-        self.file.seek(0)
-        self._write_header()
-        self.file.close()

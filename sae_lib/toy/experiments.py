@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import pydantic
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -18,7 +19,6 @@ from torch import Tensor
 from sae_lib import settings
 from sae_lib.toy import models as toy
 
-TABLE = Path(__file__).with_name("experiments.yaml")
 PRESETS = ("smoke", "laptop", "full")
 DENSITIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 SNAPSHOTS = 60  # of the weights while they train, where an experiment keeps them
@@ -40,7 +40,7 @@ class Size:
 SMOKE = Size(2, 2, 20, 64, 2e-2)  # of every experiment: too short to show anything but that it runs
 
 
-@dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(frozen=True)
 class Experiment:
     """One row of the table.
 
@@ -52,8 +52,10 @@ class Experiment:
 
     n_features: int
     d_hidden: int
-    sizes: dict[str, Size]  # by preset
-    probability: tuple | list | str = DENSITIES
+    laptop: Size
+    full: Size
+    smoke: Size = SMOKE
+    probability: tuple[float, ...] | str = DENSITIES
     importance: float | str = 1.0
     features: dict = field(default_factory=dict)  # other arguments of `toy.Features`
     model: dict = field(default_factory=dict)  # other arguments of `toy.ToyConfig`
@@ -129,8 +131,8 @@ def train(e: Experiment, size: Size, seed: int = 0) -> Result:
     if model.W_out is not None:
         values["W_out"] = model.W_out
     values = {name: v.detach().unflatten(0, (len(p), -1)) for name, v in values.items()}
-    known = values.pop("losses"), values.pop("W"), values.pop("W_out", None)
-    return Result(p, *known, measured=values | snapshots)
+    known = {name: values.pop(name, None) for name in ("losses", "W", "W_out")}
+    return Result(p, **known, measured=values | snapshots)
 
 
 def run(name: str, preset: str) -> dict[str, Result]:
@@ -139,7 +141,7 @@ def run(name: str, preset: str) -> dict[str, Result]:
     """
     e = EXPERIMENTS[name]
     variants = {v: e.variant(v) for v in e.variants} or {"": e}
-    return {v: train(row, row.sizes[preset]) for v, row in variants.items()}
+    return {v: train(row, getattr(row, preset)) for v, row in variants.items()}
 
 
 # --- densities and importances of (size, n_features)
@@ -313,15 +315,6 @@ def attacked(model: toy.ToyModel, features: toy.Features, target: Callable) -> d
 # --- the table
 
 
-def read_table() -> dict[str, Experiment]:
-    """The rows of `experiments.yaml` by name."""
-    table = {}
-    for name, row in settings.parse_yaml(TABLE.read_text("utf-8")).items():
-        sizes = {preset: Size(**row.pop(preset)) for preset in PRESETS[1:]}
-        table[name] = Experiment(sizes={"smoke": SMOKE} | sizes, **row)
-    return table
-
-
 FUNCTIONS = {
     function.__name__: function
     for function in (
@@ -331,4 +324,5 @@ FUNCTIONS = {
         *(unexplained, class_recall, attacked),
     )
 }
-EXPERIMENTS = read_table()
+TABLE = settings.parse_yaml(Path(__file__).with_name("experiments.yaml").read_text("utf-8"))
+EXPERIMENTS = {name: Experiment(**row) for name, row in TABLE.items()}

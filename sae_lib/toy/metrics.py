@@ -4,8 +4,6 @@ feature i's direction.
 Sources: Elhage et al. 2022, "Toy Models of Superposition"; the thresholds are this library's.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -58,12 +56,11 @@ def dimensions_per_feature(
     return W.shape[-2] / W.square().sum((-2, -1)).clamp(min=1e-12)
 
 
-def wilson(k: int, n: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(k: int, n: int) -> tuple[float, float]:
     """95 % Wilson score interval of a share k/n."""
-    if n == 0:
-        return 0.0, 1.0
-    centre, half = k + z * z / 2, z * math.sqrt(k * (n - k) / n + z * z / 4)
-    return max(0.0, (centre - half) / (n + z * z)), min(1.0, (centre + half) / (n + z * z))
+    from scipy.stats import binomtest  # which takes a while to import
+
+    return tuple(binomtest(k, n).proportion_ci(method="wilson")) if n else (0.0, 1.0)
 
 
 def cosines(
@@ -90,8 +87,8 @@ def angles(W: Float[Tensor, "2 feature"]) -> Float[Tensor, " gap"]:
     360.
     """
     kept = W[:, represented(W)]
-    turn = torch.rad2deg(torch.atan2(kept[1], kept[0])).sort().values
-    return torch.diff(turn, append=turn[:1] + 360)
+    angle = torch.rad2deg(torch.atan2(kept[1], kept[0])).sort().values
+    return torch.diff(angle, append=angle[:1] + 360)
 
 
 def monosemantic(
@@ -122,7 +119,7 @@ def solves_absolute_value(
     w_in, w_out = W.gather(-1, top)[..., 0], W_out.mT.gather(-1, top)[..., 0]
     role = (2 * top[..., 0] + (w_in < 0)).sort(-1).values
     exact = ((w_in * w_out).abs() - 1).abs() < 0.02
-    expected = torch.arange(2 * W.shape[-1], device=W.device)
+    expected = torch.arange(2 * W.shape[-1])
     if role.shape[-1] != len(expected):
         return torch.zeros(W.shape[:-2], dtype=torch.bool)
     return (exact & (role == expected) & monosemantic(W, 0.99)).all(-1)
@@ -143,9 +140,9 @@ def randomly_rotated(
     """Each instance's weights under its own uniformly drawn rotation of the hidden space (QR of a
     Gaussian, sign fixed).
     """
-    generator, m = torch.Generator(W.device).manual_seed(seed), W.shape[-2]
+    generator, m = torch.Generator().manual_seed(seed), W.shape[-2]
     shape = (*W.shape[:-2], m, m)
-    Q, R = torch.linalg.qr(torch.randn(shape, generator=generator, device=W.device))
+    Q, R = torch.linalg.qr(torch.randn(shape, generator=generator))
     return (Q * R.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]) @ W
 
 
@@ -168,23 +165,29 @@ def talk_claims(
     """
     kept = represented(W)
     shared, five = kept & ~alone(W), kept.all(-1)
-    features = "represented features in superposition"
-    claims = (
-        ("no case represents all five", "seeds with five", "", five, five | True, 0, 0),
-        ("most important = least dense: every feature in superposition", features)
-        + ("2", shared, kept, 0.95, 1),
-        ("equal importance: almost every feature in superposition", features)
-        + ("5", shared, kept, 0.8, 1),
-    )
+    features = "share of represented features in superposition"
+    # the statement, what is measured, cases, hits among which, and the least and most of them
+    claims = [
+        ("no case represents all five", "share of seeds with five", "", five, five | True, 0, 0),
+        (
+            "most important = least dense: every feature in superposition",
+            *(features, "2", shared, kept, 0.95, 1),
+        ),
+        (
+            "equal importance: almost every feature in superposition",
+            *(features, "5", shared, kept, 0.8, 1),
+        ),
+    ]
     table = []
     for claim, measured, case, hits, among, least, most in claims:
-        row = {"the talk says": claim, "measured": f"share of {measured}"}
-        where = {"holds": [], "does not hold": []}
+        row = {"the talk says": claim, "measured": measured, "holds": [], "does not hold": []}
         for span in dict.fromkeys(cell[1:] for cell in cells):
             here = [c[1:] == span and c[0].startswith(case) for c in cells]
             k, n = int(hits[here].sum()), int(among[here].sum())
             (low, high), part = wilson(k, n), k / max(n, 1)
             text = f"p {span[0]:g}–{span[1]:g}: {part:.0%} ({low:.0%} to {high:.0%})"
-            where["holds" if n and least <= part <= most else "does not hold"].append(text)
-        table.append(row | {name: "; ".join(texts) or "nowhere" for name, texts in where.items()})
+            row["holds" if n and least <= part <= most else "does not hold"].append(text)
+        for name in ("holds", "does not hold"):
+            row[name] = "; ".join(row[name]) or "nowhere"
+        table.append(row)
     return table

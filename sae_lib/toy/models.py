@@ -6,7 +6,7 @@ CPU this is also the fast layout, because the long axis is the contiguous one.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,6 +46,11 @@ def one_thread() -> Iterator[None]:
 def _require(holds: bool | Tensor, message: str) -> None:
     if not holds:
         raise SettingsError(f"toy.{message}")
+
+
+def require_one_of(name: str, value: str, known: Iterable[str]) -> None:
+    """`SettingsError` that lists the known ones where a value is not among them."""
+    _require(value in known, f"{name}: {value!r} is unknown; there are: {', '.join(known)}")
 
 
 def _rows(
@@ -94,9 +99,8 @@ class Features:
     def __post_init__(self):
         n, size = self.n_features, self.set_size
         _require(n >= 1, f"n_features: {n} features; at least one is needed")
-        for name, known in (("values", VALUES), ("sets", SETS)):
-            found = getattr(self, name)
-            _require(found in known, f"{name}: {found!r} is unknown; there are: {', '.join(known)}")
+        require_one_of("values", self.values, VALUES)
+        require_one_of("sets", self.sets, SETS)
         rows, most = self.rows, self.rows.max() * size
         if self.sets == "independent":
             return
@@ -117,7 +121,7 @@ class Features:
     @cached_property
     def rows(self) -> Float[Tensor, "rows features"]:
         """Probabilities as a matrix: one row, or one per instance."""
-        expected = "a probability in (0, 1]; a feature that never occurs teaches nothing"
+        expected = "a probability in (0, 1]; a feature that never occurs cannot be learned"
         return _rows("probability", self.probability, self.n_features, 1, expected)
 
     def sample(
@@ -135,11 +139,10 @@ class Features:
         """
         rows, streams = self.rows, streams or n_instances
         _check_rows("probability", rows, n_instances)
-        device = generator.device if generator else torch.get_default_device()
-        p = rows.to(device).expand(n_instances, -1).unflatten(0, (-1, streams))[..., None]
+        p = rows.expand(n_instances, -1).unflatten(0, (-1, streams))[..., None]
 
         def uniform(n: int) -> Tensor:
-            return torch.rand(streams, n, batch, generator=generator, device=device)
+            return torch.rand(streams, n, batch, generator=generator)
 
         if self.sets == "independent":
             # One uniform number gives both: active when u < p, and then 1 − u/p is uniform.
@@ -149,8 +152,8 @@ class Features:
             active = value > 0
         else:
             u = uniform(self.n_features // self.set_size).repeat_interleave(self.set_size, 1)
-            place = torch.arange(self.n_features, device=device)[:, None] % self.set_size
-            first = p * place if self.sets == "anticorrelated" else torch.zeros((), device=device)
+            place = torch.arange(self.n_features)[:, None] % self.set_size
+            first = p * place if self.sets == "anticorrelated" else 0.0
             active = (u >= first) & (u < first + p)
             value = uniform(self.n_features)
         return (VALUES[self.values](value) * active).flatten(0, 1)
@@ -179,8 +182,7 @@ class ToyConfig:
             whole = n is None or n >= 1 and n == int(n)
             _require(whole, f"{name}: {n} is not a positive whole number")
         for name in ("hidden", "output"):
-            found, known = getattr(self, name), ", ".join(ACTIVATIONS)
-            _require(found in ACTIVATIONS, f"{name}: {found!r} is unknown; there are: {known}")
+            require_one_of(name, getattr(self, name), ACTIVATIONS)
         _require(0 <= self.dropout < 1, f"dropout: {self.dropout} is not in [0, 1)")
         _require(
             self.init_scale > 0,
@@ -204,12 +206,12 @@ class ToyModel(nn.Module):
     def __init__(self, config: ToyConfig, seed: int = 0):
         super().__init__()
         self.config = config
-        generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
         n_outputs = config.n_outputs or config.n_features
 
         def xavier(rows: int, columns: int) -> nn.Parameter:
             scale, shape = math.sqrt(2 / (rows + columns)), (config.n_instances, rows, columns)
-            normal = torch.randn(shape, generator=generator, device=generator.device)
+            normal = torch.randn(shape, generator=generator)
             return nn.Parameter(config.init_scale * scale * normal)
 
         self.W = xavier(config.d_hidden, config.n_features)
@@ -217,7 +219,7 @@ class ToyModel(nn.Module):
         self.b = nn.Parameter(torch.zeros(config.n_instances, n_outputs, 1))
         zeros = torch.zeros(config.n_instances, config.d_hidden, 1)
         self.b_hidden = nn.Parameter(zeros) if config.hidden_bias else None
-        self.register_buffer("importance", config.importance_rows.clone().to(generator.device))
+        self.register_buffer("importance", config.importance_rows.clone())
 
     def encode(
         self, x: Float[Tensor, "instance feature sample"]
@@ -287,7 +289,7 @@ def train(
     loss separates.
     """
     n, steps, every = model.config.n_instances, schedule.steps, schedule.every
-    generator = torch.Generator(model.W.device).manual_seed(seed + 1)
+    generator = torch.Generator().manual_seed(seed + 1)
     optimizer = torch.optim.Adam(model.parameters(), lr=schedule.lr, fused=True)
     kept = {"step": [], "W_by_step": [], "loss_by_step": []}
     model.train()
@@ -322,12 +324,9 @@ def test_loss(
     """Loss per instance without dropout, on fresh samples from random numbers common to all, so
     that seeds compare fairly.
     """
-    generator = torch.Generator(model.W.device).manual_seed(seed)
-    was_training, _ = model.training, model.eval()
-    draws = (
-        features.sample(model.config.n_instances, batch, generator, streams=1)
-        for _ in range(repeats)
-    )
+    generator = torch.Generator().manual_seed(seed)
+    n, was_training, _ = model.config.n_instances, model.training, model.eval()
+    draws = (features.sample(n, batch, generator, streams=1) for _ in range(repeats))
     losses = torch.stack([model.loss(x, target(x)) for x in draws]).mean(0)
     model.train(was_training)
     return losses

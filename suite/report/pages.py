@@ -9,7 +9,7 @@ from pathlib import Path
 import matplotlib
 import typst
 
-from sae_lib.text.markup import inert_html
+from suite.inert import inert_html
 
 STYLE = (Path(__file__).parent / "style.css").read_text()
 PAPER = (Path(__file__).parent / "paper.typ").read_bytes()

@@ -20,6 +20,7 @@ from nbconvert import HTMLExporter
 
 from sae_lib.text import markup
 from suite import headless, stages
+from suite.inert import inert_html
 from suite.report import publish
 from tests import ROOT
 from tests.test_attacks.test_no_browser import PNG, assert_plain, hide_browsers
@@ -243,7 +244,7 @@ def test_the_widget_without_a_kernel_is_inert(poisoned, look):
 @pytest.mark.parametrize("text", PAYLOADS)
 def test_said_text_shows_itself_and_nothing_else(text, look):
     said = f"a {markup.plain(text)} b {markup.code(text)} c\n\n{markup.block(text)}\n\n{text}"
-    body, _ = markup.inert_html(said, Path("/nowhere"))
+    body, _ = inert_html(said, Path("/nowhere"))
     assert not re.search(r"<(script|img src=[^d]|svg|iframe|meta|base|link|div on|b>)", body)
     shown = look(body)
     assert "&lt;" not in shown

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 import psutil
 import pytest
 
-from sae_lib import chromium, figures
+from suite import drawing
 
 # Seen by every Python that is started: kaleido's search finds FAKE_BROWSER, or nothing.
 HIDE = """
@@ -31,9 +31,9 @@ def hide_browsers(folder: Path) -> str:
 @pytest.fixture
 def fresh(monkeypatch):
     """Nothing is known yet of Chromium, in this test alone; the folder of its temporary files."""
-    monkeypatch.setenv(chromium.STATE, "")
-    monkeypatch.delenv(chromium.STATE)
-    monkeypatch.setattr(chromium, "_worker", None)
+    monkeypatch.setenv(drawing.STATE, "")
+    monkeypatch.delenv(drawing.STATE)
+    monkeypatch.setattr(drawing, "_worker", None)
     with tempfile.TemporaryDirectory() as scratch:  # a short path: Chromium puts a socket there
         monkeypatch.setenv("TMPDIR", scratch)
         yield Path(scratch)
@@ -78,10 +78,10 @@ def test_figures_come_out_in_time(hidden, monkeypatch, tmp_path, caplog, script,
         (tmp_path / "browser").write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / "browser").chmod(0o755)
         monkeypatch.setenv("FAKE_BROWSER", str(tmp_path / "browser"))
-    monkeypatch.setattr(chromium, "PROBE_SECONDS", 5)
+    monkeypatch.setattr(drawing, "PROBE_SECONDS", 5)
     start = time.monotonic()
     for name in ("a", "b"):
-        assert_plain(figures.save(go.Figure(go.Bar(y=[1, 2])), tmp_path, name))
+        assert_plain(drawing.save(go.Figure(go.Bar(y=[1, 2])), tmp_path, name))
     assert time.monotonic() - start < 30
     (record,) = caplog.records
     assert why in record.message and "to fix it: apt-get" in record.message
@@ -91,11 +91,11 @@ def test_figures_come_out_in_time(hidden, monkeypatch, tmp_path, caplog, script,
 @pytest.mark.parametrize("harm", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
 def test_a_browser_that_fails_later(fresh, monkeypatch, tmp_path, caplog, harm):
     fig = go.Figure(go.Bar(y=[1, 2]))
-    assert figures.save(fig, tmp_path, "a").exists() and not (tmp_path / "a.html").exists()
-    for process in psutil.Process(chromium._worker.pid).children(recursive=True):
+    assert drawing.save(fig, tmp_path, "a").exists() and not (tmp_path / "a.html").exists()
+    for process in psutil.Process(drawing._worker.pid).children(recursive=True):
         process.send_signal(harm)
-    monkeypatch.setattr(chromium, "DRAWING_SECONDS", 3)
+    monkeypatch.setattr(drawing, "DRAWING_SECONDS", 3)
     for name in ("b", "c"):
-        assert_plain(figures.save(fig, tmp_path, name))
+        assert_plain(drawing.save(fig, tmp_path, name))
     assert len(caplog.records) == 1
     assert gone(str(fresh))

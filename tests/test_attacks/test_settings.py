@@ -10,7 +10,6 @@ import yaml
 from sae_lib import settings
 from tests.test_attacks.attack import assert_refused
 
-TOO_LARGE = "whole number of at least"
 BOMB = "{a: &a [x, x], b: &b [*a, *a], c: [*b, *b]}"
 
 NAMES = [
@@ -40,7 +39,7 @@ NAMES = [
 
 VALUES = [
     ("sae.d_sae=", "sae.d_sae: found '' (no value)"),
-    ("sae.d_sae=-1", "sae.d_sae: found -1; expected a whole number of at least 1"),
+    ("sae.d_sae=-1", "sae.d_sae: found -1; it should be greater than or equal to 1"),
     ("sae.d_sae=0", "sae.d_sae: found 0"),
     ("sae.d_sae=1.5", "sae.d_sae: found 1.5"),
     ("sae.d_sae=true", "sae.d_sae: found 'true'"),
@@ -72,7 +71,7 @@ VALUES = [
     ("sae.compare=[topk", "sae.compare: found '[topk' (not valid YAML"),
     ("sae.compare=topk]", "sae.compare: found 'topk]'"),
     ("sae.compare={a: 1}", "sae.compare: found {'a': 1}"),
-    ("sae.compare=topk", "sae.compare: found 'topk'; expected a list"),
+    ("sae.compare=topk", "sae.compare: found 'topk'; it should be a valid list"),
     ("sae.compare=[[topk]]", "sae.compare.0: found ['topk']"),
     ("sae.compare=[1]", "sae.compare.0: found 1"),
     ("sae.compare=[null]", "sae.compare.0: found None"),
@@ -98,11 +97,11 @@ VALUES = [
     ("device=tpu", "device: 'tpu'"),
     ("device=cuda:99", "device: 'cuda:99'"),
     ("device=cpu:0", "device: 'cpu:0'"),
-    ("lm.architecture=mamba", "lm.architecture: found 'mamba'; expected one of gpt2, llama"),
+    ("lm.architecture=mamba", "lm.architecture: found 'mamba'; it should be 'gpt2' or 'llama'"),
     ("lm.precision=float16", "lm.precision: found 'float16'"),
     ("toy.preset=huge", "toy.preset: found 'huge'"),
     ("explain.baselines=[x]", "explain.baselines.0: found 'x'"),
-    ("explain.rating=maybe", "explain.rating: found 'maybe'; expected true or false"),
+    ("explain.rating=maybe", "explain.rating: found 'maybe'; it should be a valid boolean"),
     ("sae.hook_name=blocks.0.nothing", "hook name 'blocks.0.nothing'"),
     ("sae.hook_name=blocks.7.mlp.hook_post", "blocks.7.mlp.hook_post"),
     ("sae.hook_name=blocks.0.mlp.hook_pre", "sae.hook_name: features before the activation"),
@@ -128,9 +127,13 @@ NOT_FINITE = [
 ] + [(f"clamping.values=[0, {v}]", "clamping.values.1: found") for v in ("nan", ".inf", "1e999")]
 
 SEEDS = [
-    (f"{name}={value}", f"{name}: found {value}; expected a whole number of at least 0 and below")
+    (f"{name}={value}", f"{name}: found {value}; it should be {limit}")
     for name in ("seed", "sae.seed", "interpretability.seed", "explain.seed", "last_mlp.sae.seed")
-    for value in (-1, 2**63, 10**30)
+    for value, limit in {
+        -1: "greater than or equal to 0",
+        2**63: "less than 9223372036854775808",
+        10**30: "less than 9223372036854775808",
+    }.items()
 ] + [("seed=" + "9" * 5000, "5,000 digits"), ("seed=1" + "0" * 4299, "4,300 digits")]
 
 HUGE = [

@@ -18,9 +18,8 @@ from sae_lib.sae.autoencoder import SparseAutoencoder
 # of a bfloat16 product with float32 sums, relative to ‖x‖‖w‖: twice bfloat16's 2⁻⁸, and a tenth for
 # the sums
 ROUNDING = 2**-7 * 1.1
-MAX_CANDIDATE_SHARE = (
-    0.1  # share of candidates from which the float32 product is the cheaper way to decide
-)
+# share of candidates from which the float32 product is the cheaper way to decide
+MAX_CANDIDATE_SHARE = 0.1
 
 
 class ActivePairs(NamedTuple):
@@ -74,28 +73,21 @@ def _above(
 ) -> ActivePairs:
     """The pairs whose pre-activation is above the feature's threshold."""
     centred, bias = x - sae.b_dec, sae.b_enc - threshold
-    at = (
-        (lambda column: threshold[column])
-        if isinstance(threshold, Tensor)
-        else (lambda column: threshold)
-    )
+    at = torch.as_tensor(threshold).expand(sae.d_sae)
     if dtype == torch.bfloat16:
         z = _bfloat16_product(sae, centred, bias)
         row, column = _where_above(z)
-        return ActivePairs(row, column, z[row, column].float() + at(column))
+        return ActivePairs(row, column, z[row, column].float() + at[column])
     if fast_bfloat16():
         margin = (centred.norm(dim=1) * 1.01, sae.W_enc_T.norm(dim=1) * (1.01 * ROUNDING))
-        row, column = _where_above(
-            _bfloat16_product(sae, centred, bias + 2**-7 * bias.abs(), margin)
-        )  # every pair that float32 could find above
+        # every pair that float32 could find above
+        z = _bfloat16_product(sae, centred, bias + 2**-7 * bias.abs(), margin)
+        row, column = _where_above(z)
         if len(row) < MAX_CANDIDATE_SHARE * len(x) * sae.d_sae:
             pattern = ActivePairs(row, column, torch.zeros(len(row))).csr((len(x), sae.d_sae))
-            z = (
-                torch.sparse.sampled_addmm(pattern, centred, sae.W_enc, beta=0)
-                .values()
-                .add_(sae.b_enc[column])
-            )
-            above = z > at(column)
+            z = torch.sparse.sampled_addmm(pattern, centred, sae.W_enc, beta=0).values()
+            z += sae.b_enc[column]
+            above = z > at[column]
             return ActivePairs(row[above], column[above], z[above])
     z = product(centred, sae.W_enc_T, sae.b_enc)
     row, column = _where_above(z, threshold)
@@ -112,18 +104,8 @@ def _largest(sae: SparseAutoencoder, x: Float[Tensor, "n d_in"], dtype: torch.dt
     sample, k = sae.pre_activations(x[:: max(1, len(x) // 64)]), sae.k
     if sae.architecture == "batchtopk":
         wanted = k * len(x)
-        pairs = _above(
-            sae,
-            x,
-            max(
-                0.0,
-                sample.flatten()
-                .topk(min(sample.numel(), -(-5 * k * len(sample) // 4)))
-                .values[-1]
-                .item(),
-            ),
-            dtype,
-        )
+        n_above = min(sample.numel(), -(-5 * k * len(sample) // 4))
+        pairs = _above(sae, x, max(0.0, sample.flatten().topk(n_above).values[-1].item()), dtype)
         if len(pairs.value) < wanted:
             pairs = _above(sae, x, 0.0, dtype)
         return pairs.take(pairs.value.topk(min(wanted, len(pairs.value))).indices.sort().values)
@@ -133,9 +115,8 @@ def _largest(sae: SparseAutoencoder, x: Float[Tensor, "n d_in"], dtype: torch.dt
     if floor > 0 and short.any():
         again, where = _above(sae, x[short], 0.0, dtype), short.nonzero().squeeze(1)
         again = ActivePairs(where[again.row], again.column, again.value)
-        pairs = ActivePairs(
-            *(torch.cat(both) for both in zip(pairs.take(~short[pairs.row]), again, strict=True))
-        )
+        kept = pairs.take(~short[pairs.row])
+        pairs = ActivePairs(*map(torch.cat, zip(kept, again, strict=True)))
         pairs = pairs.take(pairs.row.argsort(stable=True))
     order = torch.from_numpy(np.lexsort((-pairs.value.numpy(), pairs.row.numpy())))
     rank = torch.arange(len(order)) - starts(pairs.row, len(x))[pairs.row]
@@ -159,10 +140,8 @@ def _bfloat16_product(
     a multiple of 32, as the processor likes it).
     """
     d_in = sae.d_in
-    x, w = (
-        torch.zeros(len(t), -(-(d_in + 2) // 32) * 32, dtype=torch.bfloat16)
-        for t in (centred, sae.W_enc_T)
-    )
+    width = -(-(d_in + 2) // 32) * 32
+    x, w = (torch.zeros(n, width, dtype=torch.bfloat16) for n in (len(centred), sae.d_sae))
     x[:, :d_in], w[:, :d_in] = centred, sae.W_enc_T
     x[:, d_in], w[:, d_in] = 1, bias
     if margin:

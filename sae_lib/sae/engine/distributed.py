@@ -54,24 +54,22 @@ def all_reduce_metrics(measured: Any) -> Any:
     """What a step measured (a `StepResult`) over all processes: means, and every feature that fired
     anywhere.
     """
-    values = torch.stack(
-        [measured.squared_error, measured.l1, measured.l0.to(measured.l1), measured.smallest]
-    )
-    fired = measured.fired.float()
+    fired, means = measured.fired.float(), measured._asdict()
+    del means["fired"]
+    values = torch.stack([mean.to(measured.l1) for mean in means.values()])
     dist.all_reduce(values)
     dist.all_reduce(fired, dist.ReduceOp.MAX)
-    squared_error, l1, l0, smallest = values / dist.get_world_size()
-    means = {"squared_error": squared_error, "l1": l1, "l0": l0, "smallest": smallest}
-    return measured._replace(**means, fired=fired > 0)
+    means = zip(means, values / dist.get_world_size(), strict=True)
+    return measured._replace(**dict(means), fired=fired > 0)
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is up in any process, so that all take the same turn."""
+    """Whether the flag is set in any process, so that all of them do the same."""
     if rank_and_world_size()[1] == 1:
         return flag
-    raised = torch.tensor(float(flag))
-    dist.all_reduce(raised, dist.ReduceOp.MAX)
-    return raised.item() > 0
+    highest = torch.tensor(float(flag))
+    dist.all_reduce(highest, dist.ReduceOp.MAX)
+    return highest.item() > 0
 
 
 @torch.no_grad()

@@ -7,33 +7,22 @@ written out here as sparse products; the values are those of the dense gradient
 """
 
 import warnings
-from contextlib import nullcontext
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from sae_lib.device import autocast
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.engine.active_pairs import ActivePairs, active_pairs, starts
-from sae_lib.sae.objective import Objective, loss
+from sae_lib.sae.objective import Objective, StepResult, loss
 
 # density of feature activations at which dense products become the faster ones
 # (benchmarks/sae_step.py)
 DENSE_ABOVE = 0.1
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-
-
-class StepResult(NamedTuple):
-    """What a step measured, as tensors on the device (reading them is what waits for it)."""
-
-    squared_error: Float[Tensor, ""]  # Σ over dimensions, mean over the batch
-    l1: Float[Tensor, ""]  # Σ over features, mean over the batch
-    l0: Float[Tensor, ""]  # active features per activation
-    fired: Bool[Tensor, " d_sae"]
-    smallest: Float[Tensor, ""]  # activation above zero
 
 
 def gradients(
@@ -61,14 +50,10 @@ def _density(sae, x) -> float:
 
 def _dense(sae, x, objective: Objective, encoder_dtype: torch.dtype) -> StepResult:
     sae.zero_grad(set_to_none=True)
-    with (
-        nullcontext()
-        if encoder_dtype == torch.float32
-        else torch.autocast(x.device.type, encoder_dtype)
-    ):
+    with autocast(x.device, encoder_dtype):
         total, measured = loss(sae, x, objective)
     total.backward()
-    return StepResult(**measured)
+    return measured
 
 
 @torch.no_grad()
@@ -90,7 +75,9 @@ def _sparse(sae, x, pairs: ActivePairs, objective: Objective) -> StepResult:
         np.argsort(column.numpy().astype(np.min_scalar_type(d_sae - 1)), kind="stable")
     )
     first, rows = starts(column, d_sae), row[order]
-    per_feature = lambda values: torch.zeros(d_sae).index_add_(0, column, values)  # noqa: E731
+
+    def per_feature(values: Tensor) -> Tensor:
+        return torch.zeros(d_sae).index_add_(0, column, values)
 
     sae.W_dec.grad = embedding_bag(rows, error, first[:-1], mode="sum", per_sample_weights=f[order])
     weight = objective.sparsity / n

@@ -33,6 +33,7 @@ STYLE = {
     "errorbar.capsize": 2,
 }
 DASHES = {None: "-", "solid": "-", "dot": ":", "dash": "--"}
+# of any other kind, such as the head of an arrow, a disc is drawn
 SYMBOLS = {"square": "s", "diamond": "D", "x": "x", "star": "*"}
 
 
@@ -135,21 +136,15 @@ class Picture:
         stroke = dict(color=rgba(line.color or colours[0]), linestyle=DASHES[line.dash])
         stroke |= dict(linewidth=(line.width or 2) * POINT)
         symbols = np.resize(marker.symbol or "circle", len(x))
-        if trace.fill:
-            ax.fill(x, y, color=rgba(trace.fillcolor, trace.opacity), linewidth=0)
-        if "arrow" in symbols:
-            arrow = stroke | dict(arrowstyle="-|>", shrinkA=0, shrinkB=0)
-            ax.annotate("", (x[-1], y[-1]), (x[0], y[0]), arrowprops=arrow)
-            return
         if "lines" in mode:
             ax.plot(x, y, label=label, **stroke)
             label = "_"
         if "markers" in mode:
             shades = np.resize([rgba(c, marker.opacity) for c in colours], (len(x), 4))
-            size = ((marker.size or 6) * POINT) ** 2
+            sizes = np.resize((np.array(marker.size or 6) * POINT) ** 2, len(x))
             for symbol in dict.fromkeys(symbols):
                 at, how = symbols == symbol, dict(marker=SYMBOLS.get(symbol, "o"), label=label)
-                ax.scatter(x[at], y[at], size, shades[at], zorder=3, **how)
+                ax.scatter(x[at], y[at], sizes[at], shades[at], zorder=3, **how)
         self.errors(ax, trace, x, y, stroke["color"])
 
     def bar(self, ax: Axes, trace, colour: str, label: str) -> None:
@@ -235,11 +230,9 @@ class Picture:
             axis.set_ticks(spec.tickvals, [plain(text) for text in texts])
         if False in (spec.showticklabels, spec.visible):
             axis.set_tick_params(length=0, labelbottom=False, labelleft=False)
-        axis.set_tick_params(which="both", color="#cccccc", labelrotation=-(spec.tickangle or 0))
+        axis.set_tick_params(labelrotation=-(spec.tickangle or 0))
         axis.grid(False not in (spec.showgrid, spec.visible))
         axis.set_label_text(plain(spec.title.text))
-        for side in ("bottom", "top") if which == "x" else ("left", "right"):
-            ax.spines[side].set_visible(bool(spec.showline))
         if spec.scaleanchor:
             ax.set_aspect("equal")
 
@@ -260,7 +253,4 @@ class Picture:
             ha=note.xanchor or "center",
             va=(note.yanchor or "center").replace("middle", "center"),
             size=(note.font.size or 14) * POINT,
-            color=note.font.color or "#222222",
         )
-        if note.bgcolor:
-            text.set_bbox(dict(facecolor=rgba(note.bgcolor), linewidth=0, pad=1))

@@ -1,6 +1,7 @@
-"""Chromium draws figures in a process of its own, within a deadline, and neither outlives its use.
+"""Figures as PNG files: by Chromium, or else by matplotlib.
 
-Run as a program, this file is that process: a request per line on stdin, an answer per line on
+Chromium draws in a process of its own, within a deadline, and neither outlives its use. Run as a
+program, this file is that process: a request per line on stdin, an answer per line on
 stdout.
 """
 
@@ -13,6 +14,11 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 PROBE_SECONDS, DRAWING_SECONDS = 30, 60
 STATE = "SAE_LIB_CHROMIUM"  # "works", or why not: found once, inherited by the notebooks' kernels
@@ -26,6 +32,24 @@ class ChromiumError(Exception):
     """There is no Chromium, or it did not draw: one line that says why."""
 
 
+def save(fig: "go.Figure", folder: Path, name: str, width: int = 900, height: int = 450) -> Path:
+    """Save as `<name>.png`: by Chromium, or else by matplotlib and as an interactive page too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, page = folder / f"{name}.png", folder / f"{name}.html"
+    if works():
+        try:
+            path.write_bytes(draw(fig.to_json(), width, height, DRAWING_SECONDS))
+            page.unlink(missing_ok=True)
+            return path
+        except ChromiumError as error:
+            give_up(error)
+    from suite import plain_figures  # matplotlib takes a while to import
+
+    plain_figures.draw(fig, path, width, height)
+    fig.write_html(page, include_plotlyjs="directory")
+    return path
+
+
 def works() -> bool:
     """Whether Chromium draws: tried once. If it does not, one warning says why."""
     if STATE not in os.environ:
@@ -37,7 +61,7 @@ def works() -> bool:
 
 
 def probe() -> str:
-    """Draw an empty figure, in a process for this alone; why that did not work, or nothing."""
+    """Draw an empty figure in a process of its own; returns why that failed, or ""."""
     try:
         draw('{"data": [], "layout": {}}', 64, 64, PROBE_SECONDS)
     except ChromiumError as error:
@@ -73,7 +97,7 @@ def draw(figure: str, width: int, height: int, seconds: int) -> bytes:
         answer = json.loads(_worker.stdout.readline())
     except (OSError, ValueError):
         pass
-    finally:  # after an error or Ctrl-C it is not asked again
+    finally:  # after an error or Ctrl-C this process is not used again
         if "error" in answer:
             stop()
     if "error" in answer:

@@ -53,15 +53,10 @@ def add_arrows(
         fig.add_scatter(x=x, y=y, mode="lines", line=line, **where)
     marker = dict(symbol=["circle", "arrow"], size=[1, 11], angleref="previous", opacity=1)
     for i, (x, y) in enumerate(W.T.tolist()):
-        fig.add_scatter(
-            x=[0, x],
-            y=[0, y],
-            mode="lines+markers",
-            line=dict(color=(colors or shades(W.shape[1]))[i], width=width),
-            marker=marker,
-            hovertemplate=f"feature {i}<br>length {math.hypot(x, y):.2f}<extra></extra>",
-            **where,
-        )
+        line = dict(color=(colors or shades(W.shape[1]))[i], width=width)
+        said = f"feature {i}<br>length {math.hypot(x, y):.2f}<extra></extra>"
+        at = dict(x=[0, x], y=[0, y], mode="lines+markers", hovertemplate=said)
+        fig.add_scatter(**at, **where, line=line, marker=marker)
 
 
 def polygons(
@@ -89,8 +84,8 @@ def curves(
         for name, values in series.items():
             n, values = values.shape[1], values.float()
             errors = 1.96 * values.std(1, correction=min(n - 1, 1)) / n**0.5
-            means = dict(x=x.tolist(), mean=values.mean(1).tolist(), error=errors.tolist())
-            points.append(pd.DataFrame(means).assign(panel=panel, series=name))
+            means = {"x": x.tolist(), "mean": values.mean(1).tolist(), "error": errors.tolist()}
+            points.append(pd.DataFrame(means | {"panel": panel, "series": name}))
     columns, ticks = min(columns, len(panels)), x.tolist()
     rows = math.ceil(len(panels) / columns)
     fig = px.line(

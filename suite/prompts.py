@@ -24,41 +24,31 @@ def write_prompt_corpus(
     """
     texts, tokens, activations = [], [], []
     for number, prompt in enumerate(s.prompts):
-        ids, acts, prompt_length = generate(
+        ids, acts, n_prompt = generate(
             hook, tokenizer, prompt, s.new_tokens, s.temperature, seed + number
         )
-        ids = ids.tolist()
+        ids, n = ids.tolist(), len(ids)
+        strings = [tokenizer.decode([i]) for i in ids]
         texts.append(
             {
                 "prompt": number,
                 "text": tokenizer.decode(ids),
-                "continuation": tokenizer.decode(ids[prompt_length:]),
-                "prompt_tokens": prompt_length,
-                "tokens": len(ids),
+                "continuation": tokenizer.decode(ids[n_prompt:]),
+                "prompt_tokens": n_prompt,
+                "tokens": n,
             }
         )
-        tokens += [
-            {
-                "prompt": number,
-                "position": i,
-                "token_id": t,
-                "token": tokenizer.decode([t]),
-                "generated": i >= prompt_length,
-            }
-            for i, t in enumerate(ids)
-        ]
+        columns = {"prompt": number, "position": range(n), "token_id": ids, "token": strings}
+        tokens.append(pd.DataFrame(columns).assign(generated=np.arange(n) >= n_prompt))
         activations.append(acts.float().cpu().numpy())
     pd.DataFrame(texts).to_parquet(folder / "texts.parquet")
-    pd.DataFrame(tokens).to_parquet(folder / "tokens.parquet")
+    pd.concat(tokens, ignore_index=True).to_parquet(folder / "tokens.parquet")
     np.save(folder / "activations.npy", np.concatenate(activations))
 
 
 def load_prompt_corpus(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray]:
     """(texts, tokens, activations [n, d_in] as a memory map), aligned row by row."""
-    texts, tokens = (
-        pd.read_parquet(folder / "texts.parquet"),
-        pd.read_parquet(folder / "tokens.parquet"),
-    )
+    texts, tokens = (pd.read_parquet(folder / f"{name}.parquet") for name in ("texts", "tokens"))
     activations = np.load(folder / "activations.npy", mmap_mode="r")
     if len(activations) != len(tokens):
         raise ArtefactError(
@@ -74,12 +64,9 @@ def summary(folder: Path) -> dict:
     """
     texts, tokens, activations = load_prompt_corpus(folder)
     result = {}
-    for name, part in (
-        ("prompt", tokens[~tokens["generated"]]),
-        ("generated", tokens[tokens["generated"]]),
-    ):
+    for generated, part in tokens.groupby("generated"):
         lengths = part.groupby("prompt").size()
-        result[name] = {
+        result["generated" if generated else "prompt"] = {
             "texts": len(texts),
             "tokens": len(part),
             "length_median": float(lengths.median()),

@@ -21,7 +21,7 @@ CHUNK = 1 << 24
 
 def write(corpus: CorpusSettings, tokens: Tokens) -> None:
     """Write `summary.json`, and for the installation `manifest.parquet`, beside the tokens."""
-    tables = {split: table.to_pandas() for split, table in tokens.table.items()}
+    tables = {split: table.copy() for split, table in tokens.table.items()}
     source, installed = corpus.source.partition(":")[0], corpus.source == "installation"
     values: dict[str, Any] = {"source": source, "vocabulary": len(tokens.tokenizer)}
     for split, table in tables.items():
@@ -45,23 +45,22 @@ def _statistics(table: pd.DataFrame, ids: np.ndarray, tokenizer) -> dict[str, An
     counts = np.zeros(len(tokenizer), dtype=np.int64)
     for start in range(0, len(ids), CHUNK):  # bincount makes 64-bit copies of what it counts
         counts += np.bincount(ids[start : start + CHUNK], minlength=len(tokenizer))
-    frequent = np.argsort(-counts, kind="stable")[:FREQUENT]
+    frequent = [i for i in np.argsort(-counts, kind="stable")[:FREQUENT].tolist() if counts[i]]
     return {
         "documents": len(table),
         "tokens": len(ids),
         "characters": int(table["characters"].sum()),
         "kinds": kinds.sort_values("tokens", ascending=False).to_dict("index"),
-        "length_quantiles": {str(q): float(table["tokens"].quantile(q)) for q in QUANTILES},
+        "length_quantiles": {str(q): table["tokens"].quantile(q) for q in QUANTILES},
         "vocabulary_used": int((counts > 0).sum()),
         "most_frequent": [
             {
-                "id": int(i),
-                "token": tokenizer.decode([int(i)]),
+                "id": i,
+                "token": tokenizer.decode([i]),
                 "count": int(counts[i]),
-                "share": float(counts[i] / len(ids)),
+                "share": counts[i] / len(ids),
             }
             for i in frequent
-            if counts[i]
         ],
     }
 

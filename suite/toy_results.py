@@ -9,27 +9,26 @@ from pathlib import Path
 
 import torch
 
-from sae_lib.errors import SettingsError
 from sae_lib.files import write_atomically
 from sae_lib.toy import autoencoder as toy_autoencoder
 from sae_lib.toy.experiments import EXPERIMENTS, PRESETS, Result, run
-from sae_lib.toy.models import one_thread
+from sae_lib.toy.models import one_thread, require_one_of
 
+FOLDER = Path(toy_autoencoder.__file__).parent
 RUNS: dict[str, Callable[[str], dict]] = {
     "autoencoder": toy_autoencoder.autoencoder,
     "recipes": toy_autoencoder.recipes,
 } | {name: partial(run, name) for name in EXPERIMENTS if name != "pentagons"}
 MADE_BY = ("models.py", "experiments.py", "experiments.yaml", "autoencoder.py")  # decide a result
-SOURCES = b"".join(Path(__file__).with_name(name).read_bytes() for name in MADE_BY)
+SOURCES = b"".join((FOLDER / name).read_bytes() for name in MADE_BY)
 
 
 def result(name: str, preset: str, folder: Path | None = None) -> Result | dict:
     """One experiment's result, or its variants' results by name; from `folder` when the same source
     made it.
     """
-    for what, value, known in (("experiment", name, RUNS), ("preset", preset, PRESETS)):
-        if value not in known:
-            raise SettingsError(f"toy.{what}: {value!r} is unknown; there are: {', '.join(known)}")
+    require_one_of("experiment", name, RUNS)
+    require_one_of("preset", preset, PRESETS)
     key, path = hashlib.sha256(SOURCES).hexdigest(), folder and folder / f"{name}.{preset}.pt"
     made = _saved(path, key) if path else None
     if made is None:
