@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from sae_lib.checkpoints import CheckpointFolder, finish_the_step
 from sae_lib.device import check_memory, device_of, keep_freed_memory
 from sae_lib.errors import SettingsError
-from sae_lib.features import clamping_effects, evaluation, feature_table, firing
+from sae_lib.features import clamping, evaluation, feature_table, firing
 from sae_lib.interpretability import clusters, scores, scoring
 from sae_lib.model import generation, language_model
 from sae_lib.model.activations import HookPoint, find_hook
@@ -406,14 +406,14 @@ def summarise_clusters(run: Run, name: str = "") -> dict:
     return clusters.summary(table, [list(v) for v in values], run.settings.seed)
 
 
-def clamp_context(run: Run) -> clamping_effects.ClampContext:
+def clamp_context(run: Run) -> clamping.ClampContext:
     """Everything that clamping needs, opened."""
     s, tokenizer = run.settings, run.get("tokens").tokenizer
     table, hooked = run.get("features")[0], hook(run)
     rows = heldout_rows(run, s.clamping.rows * s.lm.context)
-    positions = clamping_effects.HeldoutPositions(hooked, rows)
-    alive = clamping_effects.alive_features(table).index.tolist()
-    return clamping_effects.ClampContext(
+    positions = clamping.HeldoutPositions(hooked, rows)
+    alive = clamping.alive_features(table).index.tolist()
+    return clamping.ClampContext(
         hooked, run.get("autoencoder"), tokenizer, Vocabulary(tokenizer), table, positions, alive
     )
 

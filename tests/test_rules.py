@@ -31,11 +31,8 @@ from sae_lib.interpretability.rules import (
     share,
 )
 from sae_lib.interpretability.token_attributes import (
-    AROUND,
-    BEGINNINGS,
+    NAMES,
     NONE,
-    PLACES,
-    SHAPES,
     attributes,
     raw_values,
     surroundings,
@@ -43,6 +40,9 @@ from sae_lib.interpretability.token_attributes import (
 from sae_lib.text.display import Vocabulary
 from sae_lib.text.tokenizer import train_tokenizer
 
+AROUND, BEGINNINGS, PLACES, SHAPES = (
+    NAMES[name] for name in ("around", "beginning", "place", "shape")
+)
 LINES = (
     2
     * (
