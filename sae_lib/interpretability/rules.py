@@ -44,58 +44,44 @@ ENOUGH_GAIN = 0.98
 NEVER = "no rule found"
 
 
-@dataclass(frozen=True)
 class Encoding:
     """The values of each attribute that the learning half holds often enough, numbered through:
     `starts[a]` is any other value of attribute a.
     """
 
-    values: list[Array]  # raw, ascending, per attribute
-    starts: Int[Array, " attribute_and_end"]
-
-    @classmethod
-    def of(cls, raw: Table) -> "Encoding":
-        values = []
+    def __init__(self, raw: Table):
+        self.values = []  # raw, ascending, per attribute
         for column in raw.T:
             known, counts = np.unique(column, return_counts=True)
-            values.append(known[(counts >= MIN_COUNT) & (known != NONE)])
-        return cls(values, np.cumsum([0, *(len(v) + 1 for v in values)]))
+            self.values.append(known[(counts >= MIN_COUNT) & (known != NONE)])
+        sizes = [len(v) + 1 for v in self.values]
+        *self.starts, self.size = np.cumsum([0, *sizes]).tolist()
+        # of each code: its attribute, its raw value (of any other: `NONE`), what naming it costs
+        self.attribute = np.repeat(np.arange(len(sizes)), sizes)
+        self.value = np.concatenate([[NONE, *v] for v in self.values])
+        self.cost = np.log(sizes)[self.attribute]  # nats
+        self.attribute_cost = float(np.log(len(sizes)))
 
     def encode(self, raw: Table) -> Table:
         # −1 for a value that is not there, which makes the code of any other value
-        columns = zip(self.values, raw.T, self.starts[:-1], strict=True)
+        columns = zip(self.values, raw.T, self.starts, strict=True)
         return np.stack([pd.Index(v).get_indexer(c) + (1 + at) for v, c, at in columns], axis=1)
-
-    def raw(self, code: int) -> tuple[int, int]:
-        """(attribute, raw value) of a code."""
-        a = int(np.searchsorted(self.starts, code, side="right")) - 1
-        return a, int(self.values[a][code - self.starts[a] - 1])
 
 
 class Text:
-    """A half of the text: its tokens' codes, how often each code occurs, where, and what naming
-    it costs.
-    """
+    """A half of the text: its tokens' codes, how often each code occurs, and where."""
 
     def __init__(self, codes: Table, encoding: Encoding):
-        self.codes, self.n, self.size = codes, len(codes), int(encoding.starts[-1])
-        self.counts = np.bincount(codes.ravel(), minlength=self.size)
+        self.codes, self.n, self.encoding = codes, len(codes), encoding
+        self.counts = np.bincount(codes.ravel(), minlength=encoding.size)
         self.tokens = codes.ravel().argsort(kind="stable") // codes.shape[1]  # of each code in turn
         self.firsts = np.concatenate([[0], np.cumsum(self.counts)])
-        sizes = np.diff(encoding.starts)
-        self.attribute = np.repeat(np.arange(len(sizes)), sizes)
-        self.cost = np.log(sizes)[self.attribute]  # nats
-        self.attribute_cost = float(np.log(len(sizes)))
-        self.is_value = ~np.isin(np.arange(self.size), encoding.starts)
 
     def where(self, codes: Codes) -> Tokens:
         return np.concatenate([self.tokens[self.firsts[c] : self.firsts[c + 1]] for c in codes])
 
     def count(self, tokens: Tokens) -> Codes:
-        return np.bincount(self.codes[tokens].ravel(), minlength=self.size)
-
-    def having(self, tokens: Tokens, values: Codes) -> Bool[Array, " m"]:
-        return np.isin(self.codes[tokens, self.attribute[values[0]]], values)
+        return np.bincount(self.codes[tokens].ravel(), minlength=self.encoding.size)
 
 
 @dataclass(frozen=True)
@@ -185,11 +171,11 @@ def learn(text: Text, firing: Tokens, conditions: int = 4, values: int = 6) -> R
 
 def _split(text: Text, node: _Node, number: int) -> tuple[_Node, _Node]:
     """The two halves of a node under its best condition."""
-    inside, fires = text.where(node.values), text.having(node.firing, node.values)
+    inside = text.where(node.values)
     inside = inside[node.among[inside]]
     among = np.zeros_like(node.among)
     among[inside] = True
-    rest, n = node.among & ~among, len(inside)
+    fires, rest, n = among[node.firing], node.among & ~among, len(inside)
     yes = _Node((*node.path, (number, True)), among, n, node.firing[fires])
     no = _Node((*node.path, (number, False)), rest, node.n - n, node.firing[~fires])
     return yes, no
@@ -205,9 +191,10 @@ def _find_split(text: Text, node: _Node, most_values: int, min_gain: float) -> N
     if fired in (0, n):
         return
     common = (node.firing_counts > 0) | (node.counts > MIN_SHARE * n)
-    codes = np.flatnonzero(text.is_value & common)
+    encoding = text.encoding
+    codes = np.flatnonzero((encoding.value != NONE) & common)
     p, m = node.firing_counts[codes].astype(float), node.counts[codes].astype(float)
-    cost, attribute = text.cost[codes], text.attribute[codes]
+    cost, attribute = encoding.cost[codes], encoding.attribute[codes]
     alone = rel_entr(p, m * fired / n) + rel_entr(m - p, m * (n - fired) / n)
     above = p * n > m * fired
     for side in (above, ~above):
@@ -222,7 +209,7 @@ def _find_split(text: Text, node: _Node, most_values: int, min_gain: float) -> N
         summed = np.cumsum(each, axis=1)
         ps, ms, costs = summed - summed[:, first] + each[:, first]
         apart = _entropy(ps, ms) + _entropy(fired - ps, n - ms)
-        gain = _entropy(fired, n) - apart - costs - text.attribute_cost
+        gain = _entropy(fired, n) - apart - costs - encoding.attribute_cost
         best = int(gain.argmax())
         if gain[best] > max(min_gain, node.gain):
             start = first[best]
@@ -274,18 +261,11 @@ def score(rule: Rule, leaf: Int[Array, " n"], firing: Tokens) -> Score:
 
 
 def learn_and_score(
-    texts: tuple[Text, Text],
-    learning: list[Array],
-    scoring: list[Array],
-    conditions: int,
-    values: int,
-) -> list[tuple[Rule, Score]]:
-    """Rule and score of each unit: `learning` and `scoring` are the tokens of the two halves
-    where it fires.
-    """
-    rules = [learn(texts[0], firing, conditions, values) for firing in learning]
-    pairs = zip(rules, scoring, strict=True)
-    return [(rule, score(rule, leaf_of(rule, texts[1]), firing)) for rule, firing in pairs]
+    texts: tuple[Text, Text], firing: tuple[Array, Array], conditions: int, values: int
+) -> tuple[Rule, Score]:
+    """Rule and score of a unit that fires on the tokens `firing` of the two halves."""
+    rule = learn(texts[0], firing[0], conditions, values)
+    return rule, score(rule, leaf_of(rule, texts[1]), firing[1])
 
 
 class RuleWriter:
@@ -320,7 +300,7 @@ class RuleWriter:
 
     def asks_for_context(self, rule: Rule) -> bool:
         """Whether the rule asks for more than what the token itself is."""
-        asked = {self.encoding.raw(int(codes[0]))[0] for codes in rule.conditions}
+        asked = {int(self.encoding.attribute[codes[0]]) for codes in rule.conditions}
         return not asked <= {self.token, self.shape}
 
     def _values(self, rule: Rule, path: Path, told: list[Path] = ()) -> tuple[Values, Values]:
@@ -329,11 +309,11 @@ class RuleWriter:
         """
         allowed, excluded, steps = {}, {}, []
         for i, (number, holds) in enumerate(path):
-            pairs = [self.encoding.raw(int(code)) for code in rule.conditions[number]]
-            beside = (*path[:i], (number, True))
-            apart = [leaf.path for leaf in rule.leaves if leaf.path[: len(beside)] == beside]
+            codes, beside = rule.conditions[number], (*path[:i], (number, True))
+            apart = [leaf.path for leaf in rule.leaves if leaf.path[: i + 1] == beside]
             implied = all(other in told for other in apart)
-            steps.append((pairs[0][0], [value for _, value in pairs], holds, implied))
+            a, values = int(self.encoding.attribute[codes[0]]), self.encoding.value[codes].tolist()
+            steps.append((a, values, holds, implied))
         for a, values, holds, _ in sorted(steps, key=lambda step: not step[2]):
             if holds or a in allowed:
                 allowed[a] = [v for v in allowed.get(a, values) if (v in values) == holds]

@@ -10,7 +10,6 @@ its range only, a feature over the whole of its own.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain
 
 import joblib
 import numpy as np
@@ -104,7 +103,7 @@ def split(tokens: Tokens, context: int, s: InterpretabilitySettings, seed: int) 
         number = np.sort(rng.choice(of_half, at_most, replace=False))
         chosen.append(rows[number])
         raw.append(attributes[(number[:, None] * context + np.arange(context)).ravel()])
-    encoding = Encoding.of(raw[0])
+    encoding = Encoding(raw[0])
     texts = tuple(Text(encoding.encode(part), encoding) for part in raw)
     documents = tuple(np.bincount(document_half, minlength=2).tolist())
     return Halves(tuple(chosen), texts, documents, RuleWriter(encoding, vocabulary))
@@ -264,21 +263,20 @@ def sample(hook: HookPoint, rows: Array) -> Acts:
 
 def score_units(units: Units, halves: Halves, s: InterpretabilitySettings) -> pd.DataFrame:
     """A row per unit that is active often enough in both halves, on all processors."""
-    often = units.often_active(s.min_active)
-    work = []
-    for i in range(0, len(often), BATCH):
-        fired = ([half[unit] for unit in often[i : i + BATCH]] for half in units.firing)
-        work.append(joblib.delayed(learn_and_score)(halves.texts, *fired, s.conditions, s.values))
-    parallel = joblib.Parallel(n_jobs=-1 if len(work) > 1 else 1, return_as="generator")
-    done = tqdm(parallel(work), desc=f"rules for {units.kind}", total=len(work))
+    often, score_one = units.often_active(s.min_active), joblib.delayed(learn_and_score)
+    firing = [tuple(half[unit] for half in units.firing) for unit in often]
+    work = (score_one(halves.texts, tokens, s.conditions, s.values) for tokens in firing)
+    n_jobs = -1 if len(often) > BATCH else 1
+    done = joblib.Parallel(n_jobs, batch_size=BATCH, return_as="generator")(work)
+    done = tqdm(done, desc=f"rules for {units.kind}", total=len(often))
     records, n_tokens = [], sum(text.n for text in halves.texts)
-    for unit, (rule, score) in zip(often, chain.from_iterable(done), strict=True):
+    for unit, tokens, (rule, score) in zip(often, firing, done, strict=True):
         record = {
             "kind": units.kind,
             "unit": int(units.numbers[unit]),
             "rule": halves.writer.text(rule),
             "n_conditions": len(rule.conditions),
-            "density": sum(len(half[unit]) for half in units.firing) / n_tokens,
+            "density": sum(map(len, tokens)) / n_tokens,
             "context": halves.writer.asks_for_context(rule),
             "values": halves.writer.values(rule),
         }
