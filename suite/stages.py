@@ -412,10 +412,8 @@ def clamp_context(run: Run) -> clamping.ClampContext:
     table, hooked = run.get("features")[0], hook(run)
     rows = heldout_rows(run, s.clamping.rows * s.lm.context)
     positions = clamping.HeldoutPositions(hooked, rows)
-    alive = clamping.alive_features(table).index.tolist()
-    return clamping.ClampContext(
-        hooked, run.get("autoencoder"), tokenizer, Vocabulary(tokenizer), table, positions, alive
-    )
+    sae, vocabulary = run.get("autoencoder"), Vocabulary(tokenizer)
+    return clamping.ClampContext(hooked, sae, tokenizer, vocabulary, table, positions)
 
 
 # --- the table ---

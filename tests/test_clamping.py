@@ -258,9 +258,10 @@ def context(small_run, hook, sae, tokenizer, positions, strong):
     """The strongest feature has the top-logit tokens 7 and 8; the next four are the other living
     ones.
     """
-    table = pd.DataFrame({"top_logits": [[7, 8]] * sae.d_sae})
+    table = pd.DataFrame({"top_logits": [[7, 8]] * sae.d_sae, "n_active": 0})
+    table.loc[strong[:5], "n_active"] = clamping.ALIVE
     vocabulary = Vocabulary(tokenizer)
-    return clamping.ClampContext(hook, sae, tokenizer, vocabulary, table, positions, strong[:5])
+    return clamping.ClampContext(hook, sae, tokenizer, vocabulary, table, positions)
 
 
 def test_the_effect_at_positions_against_a_direct_computation(hook, sae, rows, strong):
@@ -506,6 +507,6 @@ def test_the_commands_errors_are_clear_and_exit_with_2(case, cli):
 def test_the_figure_of_next_tokens_shows_both_sides(small_run):
     table = pd.DataFrame({"token_id": [3, 5], "before": [0.8, 0.1], "after": [0.3, 0.6]})
     vocabulary = Vocabulary(small_run.get("tokens").tokenizer)
-    found = {"feature 1": NextTokens(torch.zeros(6), torch.zeros(6), 0.5, table)}
+    found = {"feature 1": NextTokens(0.5, torch.zeros(6), torch.zeros(6), table)}
     fig = clamping_views.next_tokens_figure(vocabulary, found, "title")
     assert {t.name: list(t.x) for t in fig.data} == {"before": [0.8, 0.1], "after": [0.3, 0.6]}

@@ -123,7 +123,23 @@ def check(clamps: Clamps, dictionary: Dictionary | None = None) -> None:
 
 
 @dataclass(frozen=True)
-class NextTokens:
+class Effect:
+    """KL(clean ‖ clamped) in nats and every token's probability before and after; over several
+    positions their means.
+    """
+
+    kl: float
+    before: Float[Tensor, " vocab"]
+    after: Float[Tensor, " vocab"]
+
+    def probability(self, token_ids: Sequence[int]) -> tuple[float, float]:
+        """(before, after) of some tokens together."""
+        ids = list(token_ids)
+        return self.before[ids].sum().item(), self.after[ids].sum().item()
+
+
+@dataclass(frozen=True)
+class NextTokens(Effect):
     """The next token's distribution without and with the clamps.
 
     `table` has a row for each token among the k most probable before, the k most probable after and
@@ -131,9 +147,6 @@ class NextTokens:
     (probabilities).
     """
 
-    before: Float[Tensor, " vocab"]
-    after: Float[Tensor, " vocab"]
-    kl: float  # KL(before ‖ after), nats
     table: pd.DataFrame
 
 
@@ -180,7 +193,7 @@ class ClampTarget:
         shown = sorted(set().union(*(column.nlargest(k).index for column in largest)))
         by_change = {"key": abs, "ascending": False, "kind": "stable"}
         table = table.loc[shown].sort_values("change", **by_change)
-        return NextTokens(before, after, kl, table.rename_axis("token_id").reset_index())
+        return NextTokens(kl, before, after, table.rename_axis("token_id").reset_index())
 
     @torch.no_grad()
     def side_by_side(
@@ -277,7 +290,6 @@ class ClampContext(ClampTarget):
     vocabulary: Vocabulary
     table: pd.DataFrame
     positions: "HeldoutPositions"
-    alive: list[int]  # the features of `alive_features`
 
     def maximum(self, feature: int) -> float:
         """Its maximum on held-out text; that on marked positions where it fires on no others."""
@@ -287,22 +299,6 @@ class ClampContext(ClampTarget):
     def top_logits(self, feature: int) -> list[int]:
         """The tokens whose logits the feature raises most by itself."""
         return [int(t) for t in self.table["top_logits"][feature]]
-
-
-@dataclass(frozen=True)
-class Effect:
-    """KL(clean ‖ clamped) in nats and every token's probability before and after, all as means
-    over the positions.
-    """
-
-    kl: float
-    before: Float[Tensor, " vocab"]
-    after: Float[Tensor, " vocab"]
-
-    def probability(self, token_ids: Sequence[int]) -> tuple[float, float]:
-        """(before, after) of some tokens together."""
-        ids = list(token_ids)
-        return self.before[ids].sum().item(), self.after[ids].sum().item()
 
 
 class HeldoutPositions:
@@ -364,7 +360,7 @@ def value_sweep(
     change (of that probability); kl and probabilities are means over the positions.
     """
     dictionary, tokens = context.dictionary, context.top_logits(feature)
-    others = np.setdiff1d(np.asarray(context.alive, dtype=int), [feature])
+    others = alive_features(context.table).index.drop(feature, errors="ignore")
     others = np.random.default_rng((seed, feature)).permutation(others)[:draws]
     nulls = (random_directions(dictionary.W_dec, draws, seed).W_dec, dictionary.W_dec[others])
     directions = {"feature": [None]} | dict(zip(NULLS, nulls, strict=True))

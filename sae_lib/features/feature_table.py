@@ -239,7 +239,7 @@ def examples_table(
     row, position = np.divmod(token, length)
     begin = np.maximum(position - s.context, 0)
     focus, size = position - begin, np.minimum(position + s.after + 1, length) - begin
-    offsets = np.concatenate([[0], np.cumsum(size)])
+    offsets = np.append(0, np.cumsum(size))
     activations, of_row = np.zeros(offsets[-1], np.float32), places.groupby(row).indices
     for batch in batches(hook, {}, rows, "examples"):
         for number, x in enumerate(batch.x.split(length), batch.first // length):

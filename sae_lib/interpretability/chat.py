@@ -122,9 +122,6 @@ class Endpoint:
         self._loop = asyncio.new_event_loop()  # its own, as a notebook's is already running
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
 
-    def __repr__(self) -> str:
-        return f"Endpoint({self.where}, {self.name})"
-
     def send(self, messages: Messages, answer_tokens: int, temperature: float | None) -> Reply:
         """One attempt; raises `NoReply`, or `ChatError` where no further request can succeed
         either.

@@ -75,7 +75,7 @@ class Text:
         self.codes, self.n, self.encoding = codes, len(codes), encoding
         self.counts = np.bincount(codes.ravel(), minlength=encoding.size)
         self.tokens = codes.ravel().argsort(kind="stable") // codes.shape[1]  # of each code in turn
-        self.firsts = np.concatenate([[0], np.cumsum(self.counts)])
+        self.firsts = np.append(0, np.cumsum(self.counts))
 
     def where(self, codes: Codes) -> Tokens:
         return np.concatenate([self.tokens[self.firsts[c] : self.firsts[c + 1]] for c in codes])
@@ -261,7 +261,7 @@ def score(rule: Rule, leaf: Int[Array, " n"], firing: Tokens) -> Score:
 
 
 def learn_and_score(
-    texts: tuple[Text, Text], firing: tuple[Array, Array], conditions: int, values: int
+    texts: tuple[Text, Text], firing: tuple[Array, ...], conditions: int, values: int
 ) -> tuple[Rule, Score]:
     """Rule and score of a unit that fires on the tokens `firing` of the two halves."""
     rule = learn(texts[0], firing[0], conditions, values)

@@ -8,7 +8,7 @@ out the weak half of every feature's activations (`_strong`): a matched neuron f
 its range only, a feature over the whole of its own.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import joblib
@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy.random import Generator
 
 from sae_lib.errors import CorpusError
 from sae_lib.features.firing import Firing, firing, spread_rows
@@ -61,9 +62,7 @@ class Halves:
     writer: RuleWriter
 
 
-def half_of_documents(
-    lengths: Int[Array, " document"], rng: np.random.Generator
-) -> Int[Array, " document"]:
+def half_of_documents(lengths: Int[Array, " document"], rng: Generator) -> Int[Array, " document"]:
     """0 or 1 for each document: in random order, each goes to the half that has fewer tokens."""
     half, size = np.zeros(len(lengths), dtype=np.int64), [0, 0]
     for document in rng.permutation(len(lengths)):
@@ -117,12 +116,11 @@ class Units:
 
     kind: str
     numbers: Numbers
-    firing: tuple[list[Array], list[Array]]
+    firing: list[tuple[Array, ...]]
 
     def often_active(self, at_least: int) -> Int[Array, " chosen"]:
         """Which of them are active so often in both halves."""
-        counts = np.array([list(map(len, half)) for half in self.firing])
-        return np.flatnonzero(counts.min(0) >= at_least)
+        return np.flatnonzero([min(map(len, tokens)) >= at_least for tokens in self.firing])
 
 
 def score_table(
@@ -153,15 +151,16 @@ def every_kind(
     """
     rng = np.random.default_rng((seed if s.seed is None else s.seed, 2))
     numbers = _draw(rng, sae.d_sae, s.features)
-    fired = [firing(hook, {"": sae}, rows)[""] for rows in halves.rows]
-    fired = [[half[i] for i in numbers] for half in fired]
+    fired = list(zip(*(firing(hook, {"": sae}, rows)[""] for rows in halves.rows), strict=True))
+    fired = [fired[i] for i in numbers]
     features = Units("feature", numbers, _tokens(fired))
     yield features
     often = features.often_active(s.min_active)
     if len(often) == 0:
         return
-    yield from _from_features(rng, fired, numbers, often[_draw(rng, len(often), s.units)], halves)
-    density = np.array([len(features.firing[0][i]) for i in often]) / halves.texts[0].n
+    chosen = often[_draw(rng, len(often), s.units)]
+    yield from _from_features(rng, numbers[chosen], [fired[i] for i in chosen], halves)
+    density = np.array([len(features.firing[i][0]) for i in often]) / halves.texts[0].n
     del fired
     yield from _everything_of(hook, _directions(rng, hook, sae.d_in, halves, density, s), halves)
     if untrained:
@@ -174,34 +173,31 @@ def every_kind(
         yield from _everything_of(hook, units, halves)
 
 
-def _tokens(fired: list[list[Firing]]) -> tuple[list[Array], list[Array]]:
-    """Of each half."""
-    return tuple([of_unit.token for of_unit in half] for half in fired)
+def _tokens(fired: Iterable[tuple[Firing, ...]]) -> list[tuple[Array, ...]]:
+    return [tuple(half.token for half in of_unit) for of_unit in fired]
 
 
 def _from_features(
-    rng: np.random.Generator,
-    fired: list[list[Firing]],
+    rng: Generator,
     numbers: Numbers,
-    chosen: Int[Array, " chosen"],
+    fired: list[tuple[Firing, ...]],
     halves: Halves,
 ) -> Iterator[Units]:
-    """The strong half of the chosen features' activations, and as many tokens at random as they
-    have activations.
+    """The strong half of features' activations, and as many tokens at random as they have
+    activations.
     """
-    least = [np.quantile(fired[0][i].value, 1 - STRONG) for i in chosen]
     strong, shuffled = [], []
-    for half in fired:
-        pairs = zip(chosen, least, strict=True)
-        strong.append([half[i].token[half[i].value > t] for i, t in pairs])
-    yield Units("feature_strong", numbers[chosen], tuple(strong))
-    for half, text in zip(fired, halves.texts, strict=True):
-        shuffled.append([rng.choice(text.n, len(half[i].token), replace=False) for i in chosen])
-    yield Units("shuffled", numbers[chosen], tuple(shuffled))
+    for of_unit in fired:
+        least = np.quantile(of_unit[0].value, 1 - STRONG)
+        strong.append(tuple(half.token[half.value > least] for half in of_unit))
+    yield Units("feature_strong", numbers, strong)
+    for text, of_half in zip(halves.texts, zip(*fired, strict=True), strict=True):
+        shuffled.append([rng.choice(text.n, len(f.token), replace=False) for f in of_half])
+    yield Units("shuffled", numbers, list(zip(*shuffled, strict=True)))
 
 
 def _directions(
-    rng: np.random.Generator,
+    rng: Generator,
     hook: HookPoint,
     d_in: int,
     halves: Halves,
@@ -227,7 +223,7 @@ def _directions(
 
 
 def _at_densities(
-    rng: np.random.Generator,
+    rng: Generator,
     directions: Directions,
     numbers: Numbers,
     x: Acts,
@@ -251,7 +247,8 @@ def _everything_of(hook: HookPoint, units: dict[str, Numbered], halves: Halves) 
     dictionaries = {kind: dictionary for kind, (dictionary, _) in units.items()}
     fired = [firing(hook, dictionaries, rows) for rows in halves.rows]
     for kind, (_, numbers) in units.items():
-        yield Units(kind, numbers, _tokens([half.pop(kind) for half in fired]))
+        of_kind = zip(*(half.pop(kind) for half in fired), strict=True)
+        yield Units(kind, numbers, _tokens(of_kind))
 
 
 def sample(hook: HookPoint, rows: Array) -> Acts:
@@ -264,7 +261,7 @@ def sample(hook: HookPoint, rows: Array) -> Acts:
 def score_units(units: Units, halves: Halves, s: InterpretabilitySettings) -> pd.DataFrame:
     """A row per unit that is active often enough in both halves, on all processors."""
     often, score_one = units.often_active(s.min_active), joblib.delayed(learn_and_score)
-    firing = [tuple(half[unit] for half in units.firing) for unit in often]
+    firing = [units.firing[i] for i in often]
     work = (score_one(halves.texts, tokens, s.conditions, s.values) for tokens in firing)
     n_jobs = -1 if len(often) > BATCH else 1
     done = joblib.Parallel(n_jobs, batch_size=BATCH, return_as="generator")(work)
@@ -284,7 +281,7 @@ def score_units(units: Units, halves: Halves, s: InterpretabilitySettings) -> pd
     return pd.DataFrame(records, columns=COLUMNS.split())
 
 
-def _draw(rng: np.random.Generator, n: int, at_most: int | None) -> Numbers:
+def _draw(rng: Generator, n: int, at_most: int | None) -> Numbers:
     if at_most is None or n <= at_most:
         return np.arange(n)
     return np.sort(rng.choice(n, at_most, replace=False))

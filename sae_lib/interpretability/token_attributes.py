@@ -85,7 +85,7 @@ def raw_values(
     texts = [b"\n" if t in special else b for t, b in enumerate(vocabulary.bytes)]
     text = b"".join([texts[t] for t in ids.tolist()])
     data = np.frombuffer(text, dtype=np.uint8)
-    bounds = np.concatenate([[0], np.cumsum(np.array([len(b) for b in texts])[ids])])
+    bounds = np.append(0, np.cumsum(np.array([len(b) for b in texts])[ids]))
     starts, row_starts = bounds[:-1], bounds[np.arange(n) // context * context]
     before = []
     for back in (1, 2, 3):
@@ -104,7 +104,7 @@ def raw_values(
         previous,
         second,
         np.where(previous == NONE, NONE, previous * len(vocabulary) + ids),
-        np.where(before[0] == 0, NONE, (before[2] << 16) + (before[1] << 8) + before[0]),
+        np.where(before[0] == 0, NONE, sum(c << 8 * i for i, c in enumerate(before))),
         word,
         np.array(shapes(vocabulary))[ids],
         np.where(own == NONE, after[before[0]], own),
@@ -124,7 +124,7 @@ def _lines(text: bytes, data: Array, starts: Ints) -> tuple[Ints, Ints, Ints]:
     breaks = np.flatnonzero(data == 10)
     # a token that begins with a line break still belongs to the line that it ends
     line = np.searchsorted(breaks, starts, side="left")
-    line_start = np.concatenate([[0], breaks + 1])
+    line_start = np.append(0, breaks + 1)
     first, end = np.full((2, len(line_start)), len(data), dtype=np.int64)
     word = np.full(len(line_start), NONE, dtype=np.int64)
     for match in FIRST_WORD.finditer(text):
