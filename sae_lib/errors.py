@@ -92,7 +92,7 @@ LARGE = {  # by module, the settings that decide how much memory it takes
     "feature_table": "features.top_k, features.samples or sae.d_sae",
     "scoring": "interpretability.tokens, interpretability.features or interpretability.units",
     "clusters": "interpretability.features",
-    "clamping_effects": "clamping.rows or clamping.draws",
+    "clamping": "clamping.rows or clamping.draws",
     "experiments": "toy.preset",
 }
 

@@ -55,7 +55,7 @@ def clamps_of(
     values = list(values) * (len(features) if len(values) == 1 else 1)
     where = tuple(positions) or None
     clamps = [Clamp(f, how, v, where) for f, v in zip(features, values, strict=True)]
-    clamping.check_values(clamps)
+    clamping.check(clamps)
     return clamps
 
 
@@ -72,11 +72,11 @@ def command(
     continuations.
     """
     dictionary, tokenizer = run.get("autoencoder"), run.get("tokens").tokenizer
-    clamping.check(dictionary, clamps)
+    clamping.check(clamps, dictionary)
     lines = [described(c) + _maximum(run, c.feature) for c in clamps]
     hook, vocabulary = stages.hook(run), Vocabulary(tokenizer)
-    parts = (hook, tokenizer, dictionary, prompt, clamps)
-    found = clamping.next_tokens(*parts, TOKENS, keep_error)
+    target = clamping.ClampTarget(hook, dictionary, tokenizer)
+    found = target.next_tokens(prompt, clamps, TOKENS, keep_error)
     error = "kept" if keep_error else "dropped"
     lines += [f"at {hook.name}, the autoencoder's error {error}", ""]
     lines += [f"next token: KL(before ‖ after) {decimal(found.kl)} nats", ""]
@@ -89,7 +89,8 @@ def command(
     lines += [f"  {name:{width}}  {b:>9}  {a:>9}  {change:>8}" for name, b, a, change in rows]
     if not new_tokens:
         return "\n".join(lines)
-    *sides, length = clamping.side_by_side(*parts, new_tokens, temperature, seed, keep_error)
+    random = (new_tokens, temperature, seed)
+    *sides, length = target.side_by_side(prompt, clamps, *random, keep_error)
     before, after = (ids.tolist() for ids in sides)
     for title, ids in (("without the clamp", before), ("with it", after)):
         text = visible_text(vocabulary, ids).replace("\n", "\n  ")

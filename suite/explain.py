@@ -11,8 +11,13 @@ from sae_lib.device import device_of
 from sae_lib.errors import ChatError
 from sae_lib.files import write_atomically
 from sae_lib.interpretability import chat
-from sae_lib.interpretability.excerpts import HeldoutText
-from sae_lib.interpretability.explain import ask_about, make_units, sentence, spent, summary
+from sae_lib.interpretability.explain import (
+    HeldoutText,
+    ask_about,
+    make_units,
+    sentence,
+    summary,
+)
 from sae_lib.text.display import Vocabulary
 from suite import stages
 from suite.runs import Run
@@ -68,7 +73,7 @@ def explain(
     rows = pd.DataFrame([one.row() for one in scored])
     write_atomically(table, rows.to_parquet(index=False))
     about = {"model": client.name, "recipe": name, "features": len(units["feature"])}
-    results = about | {"stopped": stopped} | summary(rows) | spent(asking)
+    results = about | {"stopped": stopped} | summary(rows) | asking.spent()
     run.save_results(where, results, made_from)
     say(sentence(run.load_results(where), table))
     if error:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from sae_lib.checkpoints import CheckpointFolder
 from sae_lib.device import device_of, keep_freed_memory, memory_of
 from sae_lib.errors import SettingsError
-from sae_lib.features import clamping_effects, evaluation, feature_table, firing
+from sae_lib.features import clamping, evaluation, feature_table, firing
 from sae_lib.formats import gib
 from sae_lib.interpretability import clusters, scores, scoring
 from sae_lib.model import language_model
@@ -429,16 +429,14 @@ def summarise_clusters(run: Run, name: str = "") -> dict:
     return clusters.summary(table, [list(v) for v in values], run.settings.seed)
 
 
-def clamp_context(run: Run) -> clamping_effects.ClampContext:
+def clamp_context(run: Run) -> clamping.ClampContext:
     """Everything that clamping needs, opened."""
     s, tokenizer = run.settings, run.get("tokens").tokenizer
     table, hooked = run.get("features")[0], hook(run)
     rows = heldout_rows(run, s.clamping.rows * s.lm.context)
-    positions = clamping_effects.HeldoutPositions(hooked, rows)
-    alive = clamping_effects.alive_features(table).index.tolist()
-    return clamping_effects.ClampContext(
-        hooked, run.get("autoencoder"), tokenizer, Vocabulary(tokenizer), table, positions, alive
-    )
+    positions = clamping.HeldoutPositions(hooked, rows)
+    sae, vocabulary = run.get("autoencoder"), Vocabulary(tokenizer)
+    return clamping.ClampContext(hooked, sae, tokenizer, vocabulary, table, positions)
 
 
 # --- the table ---

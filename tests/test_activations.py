@@ -8,7 +8,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from sae_lib.errors import CorpusError, ModelError, SettingsError
-from sae_lib.features import clamping
+from sae_lib.features.clamping import ClampTarget
 from sae_lib.model import activations, language_model
 from sae_lib.model.activations import ActivationBuffer, HookPoint
 from sae_lib.settings import LanguageModelSettings
@@ -152,7 +152,8 @@ def test_a_special_token_in_a_text_is_ordinary_text_everywhere(small_run, hook, 
         assert activations.of_token(hook, tokenizer, text, i)[0] == tokenizer.decode([token])
     ids, _, length = activations.generate(hook, tokenizer, text, 1, 1.0, 0)
     assert ids[:length].tolist() == expected
-    assert clamping.encode(hook, tokenizer, text)[0].tolist() == expected
+    target = ClampTarget(hook, small_run.get("autoencoder"), tokenizer)
+    assert target.encode(text)[0].tolist() == expected
     assert Model(small_run, "").encoded(text) == (expected, 0)
     with pytest.raises(SettingsError, match="lone surrogate at character 1"):
         activations.of_token(hook, tokenizer, "a\ud800", 0)

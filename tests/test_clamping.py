@@ -8,8 +8,7 @@ import torch
 
 from sae_lib.errors import ModelError, SettingsError
 from sae_lib.features import clamping
-from sae_lib.features import clamping_effects as effects
-from sae_lib.features.clamping import Clamp, NextTokens
+from sae_lib.features.clamping import Clamp, ClampTarget, NextTokens
 from sae_lib.model import language_model
 from sae_lib.model.activations import HookPoint
 from sae_lib.sae.autoencoder import SparseAutoencoder
@@ -106,7 +105,7 @@ def test_dropping_the_error_without_a_clamp_splices_the_reconstruction(hook, sae
 
 def test_kl_and_movers_against_a_direct_computation(hook, sae, tokenizer, strong):
     clamps = [Clamp(strong[0], "pin", 8.0)]
-    found = clamping.next_tokens(hook, tokenizer, sae, PROMPT, clamps, k=5)
+    found = ClampTarget(hook, sae, tokenizer).next_tokens(PROMPT, clamps, k=5)
     ids = torch.tensor([tokenizer(PROMPT)["input_ids"]])
     p = logits(hook, ids)[0, -1].softmax(-1)
     with hook.replaced(
@@ -117,8 +116,8 @@ def test_kl_and_movers_against_a_direct_computation(hook, sae, tokenizer, strong
     torch.testing.assert_close(found.before, p, atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(found.after, q, atol=1e-6, rtol=1e-4)
     table = found.table
-    assert set(p.topk(5).indices.tolist()) == set(table.query("rank_before < 5").token_id)
-    assert set(q.topk(5).indices.tolist()) == set(table.query("rank_after < 5").token_id)
+    largest = [values.topk(5).indices.tolist() for values in (p, q, (q - p).abs())]
+    assert set(table.token_id) == set().union(*largest)
     assert table.token_id[0] == (q - p).abs().argmax() and table.change[0] == pytest.approx(
         (q - p)[table.token_id[0]].item(), rel=1e-3
     )
@@ -126,22 +125,25 @@ def test_kl_and_movers_against_a_direct_computation(hook, sae, tokenizer, strong
 
 def test_kl_is_zero_exactly_when_nothing_changes(hook, sae, tokenizer, strong):
     assert (
-        clamping.next_tokens(hook, tokenizer, sae, PROMPT, [Clamp(strong[0], "scale", 1.0)]).kl == 0
+        ClampTarget(hook, sae, tokenizer).next_tokens(PROMPT, [Clamp(strong[0], "scale", 1.0)]).kl
+        == 0
     )
-    assert clamping.next_tokens(hook, tokenizer, sae, PROMPT, [Clamp(strong[0], "pin", 0.5)]).kl > 0
+    assert (
+        ClampTarget(hook, sae, tokenizer).next_tokens(PROMPT, [Clamp(strong[0], "pin", 0.5)]).kl > 0
+    )
 
 
 def test_the_same_seed_without_a_change_gives_the_same_text(hook, sae, tokenizer, strong):
-    plain, same, length = clamping.side_by_side(
-        hook, tokenizer, sae, PROMPT, [Clamp(strong[0], "scale", 1.0)], 12, 0.8, seed=3
+    plain, same, length = ClampTarget(hook, sae, tokenizer).side_by_side(
+        PROMPT, [Clamp(strong[0], "scale", 1.0)], 12, 0.8, seed=3
     )
     assert (
         torch.equal(plain, same)
         and length == len(tokenizer(PROMPT)["input_ids"])
         and length < len(plain) <= length + 12
     )
-    again, other, _ = clamping.side_by_side(
-        hook, tokenizer, sae, PROMPT, [Clamp(strong[0], "pin", 30.0)], 12, 0.8, seed=3
+    again, other, _ = ClampTarget(hook, sae, tokenizer).side_by_side(
+        PROMPT, [Clamp(strong[0], "pin", 30.0)], 12, 0.8, seed=3
     )
     assert (
         torch.equal(plain, again)
@@ -149,7 +151,7 @@ def test_the_same_seed_without_a_change_gives_the_same_text(hook, sae, tokenizer
         and torch.equal(plain[:length], other[:length])
     )
     assert not torch.equal(
-        plain, clamping.side_by_side(hook, tokenizer, sae, PROMPT, [], 12, 0.8, seed=4)[0]
+        plain, ClampTarget(hook, sae, tokenizer).side_by_side(PROMPT, [], 12, 0.8, seed=4)[0]
     )
 
 
@@ -157,16 +159,19 @@ def test_sampling_follows_the_distribution(hook, tokenizer, sae):
     """First tokens drawn with many seeds against the model's own probabilities, at two
     temperatures; at temperature 0 the most probable.
     """
-    ids = clamping.encode(hook, tokenizer, PROMPT)
+    target = ClampTarget(hook, sae, tokenizer)
+    ids = target.encode(PROMPT)
+
+    def sampled(temperature, seed):
+        return target.side_by_side(PROMPT, [], 1, temperature, seed)[0][-1]
+
     for temperature in (1.0, 0.5):
         p = (logits(hook, ids)[0, -1] / temperature).softmax(-1)
         top = p.argmax()
-        drawn = [
-            clamping._continue(hook, ids, None, 1, temperature, seed)[-1] for seed in range(400)
-        ]
+        drawn = [sampled(temperature, seed) for seed in range(400)]
         share = sum(t == top for t in drawn) / 400
         assert abs(share - p[top]) < 4 * (p[top] * (1 - p[top]) / 400) ** 0.5
-    assert clamping._continue(hook, ids, None, 1, 0.0, 9)[-1] == logits(hook, ids)[0, -1].argmax()
+    assert sampled(0.0, 9) == logits(hook, ids)[0, -1].argmax()
 
 
 BAD = [
@@ -184,9 +189,11 @@ BAD = [
 def test_what_cannot_be_clamped_is_named(hook, sae, tokenizer, error, said, bad):
     given = dict(prompt=PROMPT, clamps=[Clamp(3)]) | bad
     with pytest.raises(error, match=said):
-        clamping.next_tokens(hook, tokenizer, sae, **given)
+        ClampTarget(hook, sae, tokenizer).next_tokens(**given)
     with pytest.raises(error, match=said):
-        clamping.side_by_side(hook, tokenizer, sae, **given, new_tokens=3, temperature=0.8, seed=0)
+        ClampTarget(hook, sae, tokenizer).side_by_side(
+            **given, new_tokens=3, temperature=0.8, seed=0
+        )
 
 
 @pytest.fixture(params=["float32", "bfloat16"])
@@ -212,26 +219,28 @@ def llama(request, tokenizer):
 
 def test_a_llamas_hook_in_either_precision(llama, tokenizer):
     hook, sae = llama
-    ids = clamping.encode(hook, tokenizer, "import os")
+    ids = ClampTarget(hook, sae, tokenizer).encode("import os")
     x = hook.activations(ids)
     seen = []
     with clamping.clamped(hook, sae, [Clamp(3, "pin", 2.0)]), hook.replaced(seen.append):
         logits(hook, ids)
     expected = x.float() + (2.0 - sae.encode(x.float())[..., 3, None]) * sae.W_dec[3]
     torch.testing.assert_close(seen[0], expected.to(x.dtype))
-    assert clamping.next_tokens(hook, tokenizer, sae, "import os", [Clamp(3, "scale", 1.0)]).kl == 0
     assert (
-        clamping.next_tokens(
-            hook, tokenizer, sae, "import os", [Clamp(3, "pin", 9.0)], keep_error=False
-        ).kl
+        ClampTarget(hook, sae, tokenizer).next_tokens("import os", [Clamp(3, "scale", 1.0)]).kl == 0
+    )
+    assert (
+        ClampTarget(hook, sae, tokenizer)
+        .next_tokens("import os", [Clamp(3, "pin", 9.0)], keep_error=False)
+        .kl
         > 0
     )
-    plain, same, _ = clamping.side_by_side(
-        hook, tokenizer, sae, "import os", [Clamp(3, "scale", 1.0)], 6, 1.0, 0
+    plain, same, _ = ClampTarget(hook, sae, tokenizer).side_by_side(
+        "import os", [Clamp(3, "scale", 1.0)], 6, 1.0, 0
     )
     assert (
         torch.equal(plain, same)
-        and clamping.side_by_side(hook, tokenizer, sae, "import os", [], 100, 1.0, 0)[0].shape[0]
+        and ClampTarget(hook, sae, tokenizer).side_by_side("import os", [], 100, 1.0, 0)[0].shape[0]
         <= 40
     )
 
@@ -243,7 +252,7 @@ def rows(small_run):
 
 @pytest.fixture(scope="module")
 def positions(hook, rows):
-    return effects.HeldoutPositions(hook, rows[:4], per_row=8)
+    return clamping.HeldoutPositions(hook, rows[:4], per_row=8)
 
 
 @pytest.fixture(scope="module")
@@ -251,13 +260,14 @@ def context(small_run, hook, sae, tokenizer, positions, strong):
     """The strongest feature has the top-logit tokens 7 and 8; the next four are the other living
     ones.
     """
-    table = pd.DataFrame({"top_logits": [[7, 8]] * sae.d_sae})
+    table = pd.DataFrame({"top_logits": [[7, 8]] * sae.d_sae, "n_active": 0})
+    table.loc[strong[:5], "n_active"] = clamping.ALIVE
     vocabulary = Vocabulary(tokenizer)
-    return effects.ClampContext(hook, sae, tokenizer, vocabulary, table, positions, strong[:5])
+    return clamping.ClampContext(hook, sae, tokenizer, vocabulary, table, positions)
 
 
 def test_the_effect_at_positions_against_a_direct_computation(hook, sae, rows, strong):
-    positions = effects.HeldoutPositions(hook, rows[:2], per_row=2)
+    positions = clamping.HeldoutPositions(hook, rows[:2], per_row=2)
     effect = positions.effect(sae, [Clamp(strong[0], "pin", 6.0)])
     tokens = torch.from_numpy(rows[:2].astype("int64"))
     p = logits(hook, tokens)[:, [31, 63]].double().softmax(-1).flatten(0, 1)
@@ -281,15 +291,15 @@ def test_no_change_has_no_effect_and_the_smallest_ones_are_not_negative(position
 
 def test_what_a_feature_is_held_against_has_its_norm(context, sae, strong, monkeypatch):
     feature, others, written = strong[0], strong[1:5], []
-    effect = effects.HeldoutPositions.effect
+    effect = clamping.HeldoutPositions.effect
 
-    def spy(self, dictionary, clamps, keep_error=True, directions=None):
+    def spy(self, dictionary, clamps, directions):
         written.append(directions)
         assert clamps == [Clamp(feature, "pin", clamps[0].value)]
-        return effect(self, dictionary, clamps, keep_error, directions)
+        return effect(self, dictionary, clamps, directions=directions)
 
-    monkeypatch.setattr(effects.HeldoutPositions, "effect", spy)
-    sweep = effects.value_sweep(context, feature, [0.0, 5.0], draws=3, seed=1)
+    monkeypatch.setattr(clamping.HeldoutPositions, "effect", spy)
+    sweep = clamping.value_sweep(context, feature, [0.0, 5.0], draws=3, seed=1)
     own, drawn = [w for w in written if w is None], torch.cat([w for w in written if w is not None])
     assert len(own) == 2 and len(drawn) == 12
     torch.testing.assert_close(drawn.norm(dim=1), sae.W_dec[feature].norm().expand(12))
@@ -306,7 +316,7 @@ def test_what_a_feature_is_held_against_has_its_norm(context, sae, strong, monke
 
 
 def test_a_sweep_and_its_spread(context, positions, sae, strong):
-    sweep = effects.value_sweep(context, strong[0], [1.0, 5.0], draws=3)
+    sweep = clamping.value_sweep(context, strong[0], [1.0, 5.0], draws=3)
     direct = positions.effect(sae, [Clamp(strong[0], "pin", 5.0)])
     own = sweep.query("direction == 'feature' and value == 5").iloc[0]
     assert own.kl == pytest.approx(direct.kl) and own.probability == pytest.approx(
@@ -315,13 +325,13 @@ def test_a_sweep_and_its_spread(context, positions, sae, strong):
     assert own.change == pytest.approx(
         (direct.after - direct.before)[[7, 8]].sum().item(), rel=1e-3
     )
-    spread = effects.spread(sweep).set_index(["direction", "value"])
+    spread = clamping.spread(sweep).set_index(["direction", "value"])
     kl = sweep.query("direction == 'random directions' and value == 5").kl
     found = spread.loc["random directions", 5.0]
     assert (found.kl, found.kl_least, found.kl_most) == pytest.approx(
         (kl.mean(), kl.min(), kl.max())
     )
-    assert effects.value_sweep(context, strong[0], [5.0], draws=3).equals(
+    assert clamping.value_sweep(context, strong[0], [5.0], draws=3).equals(
         sweep[sweep.value == 5].reset_index(drop=True)
     )
 
@@ -331,7 +341,7 @@ def test_ablation_against_a_direct_computation(hook, sae, rows):
     f = sae.encode(hook.activations(tokens))[:, :-1]
     alive, dead = f.amax((0, 1)).argmax().item(), (f.amax((0, 1)) == 0).nonzero()
     features = [alive, *dead[:1, 0].tolist()]
-    found = effects.ablation_losses(hook, sae, rows, features, at_most=len(rows)).set_index(
+    found = clamping.ablation_losses(hook, sae, rows, features, at_most=len(rows)).set_index(
         "feature"
     )
     assert found.index.tolist() == [alive]
@@ -363,27 +373,27 @@ def test_clear_features_come_from_the_largest_pushes():
             "top_logit_values": [[float(i), 0.0] for i in range(41)],
         }
     )
-    drawn = effects.clear_features(table, 3, seed=0)
+    drawn = clamping.clear_features(table, 3, seed=0)
     assert (
         len(set(drawn)) == 3
         and set(drawn) <= {36, 37, 38, 39}
-        and drawn == effects.clear_features(table, 3, seed=0)
+        and drawn == clamping.clear_features(table, 3, seed=0)
     )
     assert (
-        effects.clear_features(table[-1:], 3, seed=0) == [40]
-        and effects.clear_features(table.assign(n_active=0), 3, seed=0) == []
+        clamping.clear_features(table[-1:], 3, seed=0) == [40]
+        and clamping.clear_features(table.assign(n_active=0), 3, seed=0) == []
     )
 
 
 def test_a_features_record_holds_what_the_report_quotes(small_run):
     here = stages.clamp_context(small_run)
-    feature = effects.clear_features(here.table, 1, 0)[0]
-    found = effects.against_null(here, feature, draws=2, seed=0)
-    own = effects.value_sweep(here, feature, [here.maximum(feature)]).iloc[0]
+    feature = clamping.clear_features(here.table, 1, 0)[0]
+    found = clamping.against_null(here, feature, draws=2, seed=0)
+    own = clamping.value_sweep(here, feature, [here.maximum(feature)]).iloc[0]
     assert found["kl"] == pytest.approx(own.kl) and found["probability_after"] - found[
         "probability_before"
     ] == pytest.approx(own.change, rel=1e-3)
-    assert found["rose"] == (own.change > 0) and set(found["nulls"]) == set(effects.NULLS)
+    assert found["rose"] == (own.change > 0) and set(found["nulls"]) == set(clamping.NULLS)
     assert found["beyond_nulls"] == all(
         own.change > null["change"][2] for null in found["nulls"].values()
     )
@@ -436,7 +446,7 @@ def cli(monkeypatch, capsys, small_run, small_overrides):
 def test_the_command_prints_next_tokens_kl_and_both_texts(cli, hook, sae, tokenizer, strong):
     feature = strong[0]
     status, out, _ = cli("--feature", str(feature), "--value", "8", "--new-tokens", "5", PROMPT)
-    found = clamping.next_tokens(hook, tokenizer, sae, PROMPT, [Clamp(feature, "pin", 8.0)])
+    found = ClampTarget(hook, sae, tokenizer).next_tokens(PROMPT, [Clamp(feature, "pin", 8.0)])
     assert status == 0 and f"feature {feature} pinned to 8 at every position" in out
     assert (
         f"KL(before ‖ after) {found.kl:.3g}"[:24] in out
@@ -499,6 +509,6 @@ def test_the_commands_errors_are_clear_and_exit_with_2(case, cli):
 def test_the_figure_of_next_tokens_shows_both_sides(small_run):
     table = pd.DataFrame({"token_id": [3, 5], "before": [0.8, 0.1], "after": [0.3, 0.6]})
     vocabulary = Vocabulary(small_run.get("tokens").tokenizer)
-    found = {"feature 1": NextTokens(torch.zeros(6), torch.zeros(6), 0.5, table)}
+    found = {"feature 1": NextTokens(0.5, torch.zeros(6), torch.zeros(6), table)}
     fig = clamping_views.next_tokens_figure(vocabulary, found, "title")
     assert {t.name: list(t.x) for t in fig.data} == {"before": [0.8, 0.1], "after": [0.3, 0.6]}

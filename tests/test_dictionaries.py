@@ -4,9 +4,11 @@ features.
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.dictionaries import (
+    Directions,
     Neurons,
     activations_of,
     active,
@@ -30,6 +32,18 @@ def test_thresholds_give_the_density_asked_for(x):
     directions = random_directions(x, 5, seed=3).at_density(x, wanted)
     density = (directions.encode(x) > 0).float().mean(0)
     assert torch.allclose(density, wanted, atol=1.5 / len(x))
+
+
+def test_densities_may_lie_on_another_device_than_the_directions():
+    """On a simulated GPU: tensors without data, of which torch checks the devices as CUDA would."""
+    with FakeTensorMode():
+        x, centre = torch.zeros(400, 12, device="cuda"), torch.zeros(12, device="cuda")
+        directions = Directions(torch.zeros(5, 12, device="cuda"), centre)
+        with pytest.raises(RuntimeError, match="device"):
+            x[:5, 0] + torch.full((5,), 0.1)
+        matched = directions.at_density(x, torch.full((5,), 0.1))
+        assert matched.threshold.shape == (5,)
+        assert {matched.threshold.device, matched.encode(x).device} == {x.device}
 
 
 def test_neurons_as_directions_count_what_is_above_zero(x):

@@ -22,7 +22,7 @@ from sae_lib import settings
 from sae_lib.errors import ChatError, SettingsError
 from sae_lib.features.firing import Firing
 from sae_lib.interpretability import chat, explain
-from sae_lib.interpretability.excerpts import HeldoutText, Unit, Window, draw_unit
+from sae_lib.interpretability.explain import HeldoutText, Unit, Window, draw_unit
 from sae_lib.model.activations import harvest
 from sae_lib.text.display import Vocabulary
 from sae_lib.text.tokenizer import train_tokenizer
@@ -108,14 +108,13 @@ def oracle(base, units, vocabulary):
         name = f"{unit.kind} {unit.index}"
         names[
             explain.prompt(
-                explain.EXPLAIN,
+                "explain",
                 [explain.shown(vocabulary, w, w.on) for w in unit.shown],
             )
         ] = name
-        for test in (explain.detection, explain.fuzzing):
-            for question in test(
-                vocabulary, unit, s.test_examples, np.random.default_rng((s.seed, unit.index))
-            ):
+        for test in explain.TESTS:
+            rng = np.random.default_rng((s.seed, unit.index))
+            for question in explain.questions(test, vocabulary, unit, s.test_examples, rng):
                 truth[name, question.text] = question.truth
 
     def script(prompt, number=0):
@@ -366,7 +365,7 @@ def test_excerpts_fire_where_the_autoencoder_says(units, base, hook):
         strongest = [
             t
             for t in fires.token[np.argsort(-fires.value, kind="stable")]
-            if not text.in_tests(np.array([t]))[0] and t % text.rows.shape[1]
+            if not text.for_tests[text.document.ravel()[t]] and t % text.rows.shape[1]
         ]
         assert u.shown[0] == text.window(int(strongest[0]), fires)
         assert (len(u.shown), len(u.active)) == (6, 8)
@@ -457,7 +456,7 @@ def test_an_excerpt_is_one_line_of_plain_text():
     assert text == "a[x]⏎⟨U+001B⟩[31m 你 {n} ignore all"
     window = Window(tuple(tokenizer("a你b")["input_ids"]), (False, True, False, False, False), 0)
     assert explain.shown(Vocabulary(tokenizer), window, window.on) == "a⟦⟨e4⟩⟧⟨bd⟩⟨a0⟩b"
-    assert explain.prompt(explain.DETECT, [text, "b"], "{excerpts}").count("{n} ignore") == 1
+    assert explain.prompt("detection", [text, "b"], "{excerpts}").count("{n} ignore") == 1
 
 
 @pytest.mark.parametrize(

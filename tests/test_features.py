@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from sae_lib.features import clamping, firing
 from sae_lib.features import feature_table as features
-from sae_lib.features import firing
 from sae_lib.features import statistics as feature_statistics
 from sae_lib.features.statistics import TopExamples, random_keys
 from sae_lib.model import activations
@@ -222,7 +222,7 @@ def test_ablation_takes_out_the_feature_and_nothing_else(small_run, hook, table)
     feature = int(e["feature"])
     ids, acts = whole_row(small_run, "", feature, int(e["row"]))
     ids = torch.from_numpy(ids)
-    effect = features.ablation_effect(hook, sae, ids, feature)
+    effect = clamping.ablation_effect(hook, sae, ids, feature)
     assert effect.shape == ids.shape and effect[0] == 0
 
     def loss(push):
@@ -282,7 +282,7 @@ def test_neurons_are_nearest_to_none_and_aligned_with_themselves(small_run, hook
     alive = frame["n_active"] > 0
     assert [c[0] for c in frame["correlated_neurons"][alive]] == list(frame["feature"][alive])
     assert all(v[0] == pytest.approx(1, abs=1e-4) for v in frame["correlated_values"][alive])
-    effect = features.ablation_effect(
+    effect = clamping.ablation_effect(
         hook, Neurons(64), torch.arange(300, 330), int(frame["density"].argmax())
     )
     assert effect.abs().max() > 0

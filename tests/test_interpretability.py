@@ -180,10 +180,11 @@ def test_units_that_hardly_fire_are_left_out_and_counted(scored):
     units = interpretability.Units(
         "feature",
         np.arange(3),
-        (
-            [np.arange(50), np.arange(9), np.arange(50)],
-            [np.arange(50), np.arange(50), np.arange(9)],
-        ),
+        [
+            (np.arange(50), np.arange(50)),
+            (np.arange(9), np.arange(50)),
+            (np.arange(50), np.arange(9)),
+        ],
     )
     assert interpretability.score_units(units, parts, run.settings.interpretability)[
         "unit"

@@ -20,8 +20,7 @@ import pytest
 import torch
 
 from sae_lib.features import clamping
-from sae_lib.features import feature_table as features
-from sae_lib.features.clamping import Clamp
+from sae_lib.features.clamping import Clamp, ClampTarget
 from suite import browser, stages
 from suite.browser import page
 from suite.browser.kernel import Model
@@ -208,7 +207,7 @@ def test_the_whole_row_agrees_with_the_example_and_the_ablation(run, model):
         assert at == pytest.approx(float(example["activation"]), rel=1e-4)
         ids = torch.from_numpy(model.rows[int(example["row"])].astype("int64"))
         assert found["ids"] == ids.tolist()
-        effect = features.ablation_effect(model.hook, model.dictionary, ids, number)
+        effect = clamping.ablation_effect(model.hook, model.dictionary, ids, number)
         np.testing.assert_allclose(found["effects"], effect, atol=1e-6)
         assert effect.abs().max() > 0
         shown = browser.whole_context(run, number, index, ablate=True).data
@@ -221,13 +220,13 @@ def test_clamped_sides_are_those_of_clamping(run, model):
     number = int(open_table(run).alive(100)[0])
     clamp = {"feature": number, "how": "pin", "value": 30.0}
     found = model.clamp("import js", clamp, new_tokens=8, seed=3)
-    parts = (model.hook, model.tokenizer, model.dictionary, "import js", [Clamp(**clamp)])
-    *sides, prompt = clamping.side_by_side(*parts, 8, 0.8, 3)
+    target = ClampTarget(model.hook, model.dictionary, model.tokenizer)
+    *sides, prompt = target.side_by_side("import js", [Clamp(**clamp)], 8, 0.8, 3)
     assert [side["ids"] for side in found["sides"]] == [ids.tolist() for ids in sides]
     assert found["prompt"] == prompt
     own = model.activations("import js", number)["values"]
     assert found["sides"][0]["values"][:prompt] == pytest.approx(own, abs=1e-5)
-    after = clamping.next_tokens(*parts, k=12)
+    after = target.next_tokens("import js", [Clamp(**clamp)], k=12)
     first = after.table.iloc[0]
     assert found["kl"] == after.kl and len(found["next"]) == 12
     assert found["next"][0] == (first["token_id"], first["before"], first["after"])

@@ -26,16 +26,13 @@ from sae_lib.interpretability.rules import (
     Text,
     leaf_of,
     learn,
-    learn_and_score,
     score,
     share,
 )
+from sae_lib.interpretability.rules import learn_and_score as learn_and_score_one
 from sae_lib.interpretability.token_attributes import (
-    AROUND,
-    BEGINNINGS,
+    NAMES,
     NONE,
-    PLACES,
-    SHAPES,
     attributes,
     raw_values,
     surroundings,
@@ -43,6 +40,9 @@ from sae_lib.interpretability.token_attributes import (
 from sae_lib.text.display import Vocabulary
 from sae_lib.text.tokenizer import train_tokenizer
 
+AROUND, BEGINNINGS, PLACES, SHAPES = (
+    NAMES[name] for name in ("around", "beginning", "place", "shape")
+)
 LINES = (
     2
     * (
@@ -66,7 +66,7 @@ def real(tokenizer):
     ids = np.array(tokenizer(SOURCE, add_special_tokens=False)["input_ids"])
     raw = raw_values(ids, np.array([0]), 64, Vocabulary(tokenizer), set(tokenizer.all_special_ids))
     middle = len(ids) // 128 * 64
-    encoding = Encoding.of(raw[:middle])
+    encoding = Encoding(raw[:middle])
     texts = tuple(Text(encoding.encode(part), encoding) for part in (raw[:middle], raw[middle:]))
     return SimpleNamespace(
         ids=ids,
@@ -77,11 +77,17 @@ def real(tokenizer):
     )
 
 
+def learn_and_score(texts, learning, scoring, conditions, values):
+    """Of several units."""
+    firing = zip(learning, scoring, strict=True)
+    return [learn_and_score_one(texts, one, conditions, values) for one in firing]
+
+
 def random_texts(
     seed: int, n: int = 4000, attributes: int = 4, most: int = 12
 ) -> tuple[Text, Text, np.ndarray]:
     raw = np.random.default_rng(seed).integers(0, most, (2 * n, attributes))
-    encoding = Encoding.of(raw[:n])
+    encoding = Encoding(raw[:n])
     return Text(encoding.encode(raw[:n]), encoding), Text(encoding.encode(raw[n:]), encoding), raw
 
 
@@ -171,7 +177,7 @@ def test_rules_keep_to_their_caps_and_to_the_counts(seed, conditions, values, de
     rule = learn(learning, first, conditions, values)
     assert len(rule.conditions) <= conditions and len(rule.leaves) == len(rule.conditions) + 1
     assert all(
-        1 <= len(c) <= values and len({learning.attribute[v] for v in c}) == 1
+        1 <= len(c) <= values and len({learning.encoding.attribute[v] for v in c}) == 1
         for c in rule.conditions
     )
     leaf, fires = leaf_of(rule, learning), np.isin(np.arange(1500), first)
@@ -199,7 +205,7 @@ def check_score(rule: Rule, text: Text, firing: np.ndarray) -> None:
 
 def test_rare_and_absent_values_are_no_condition():
     raw = np.array([[0, NONE]] * 50 + [[1, 5]] * 50 + [[2, NONE]] * 4)
-    encoding = Encoding.of(raw)
+    encoding = Encoding(raw)
     assert [v.tolist() for v in encoding.values] == [[0, 1], [5]]
     assert encoding.encode(np.array([[0, 5], [1, NONE], [2, 7], [-3, 4]])).tolist() == [
         [1, 4],
@@ -207,7 +213,8 @@ def test_rare_and_absent_values_are_no_condition():
         [0, 3],
         [0, 3],
     ]
-    assert encoding.raw(2) == (0, 1) and encoding.raw(4) == (1, 5)
+    assert encoding.attribute[[2, 4]].tolist() == [0, 1]
+    assert encoding.value[[2, 4]].tolist() == [1, 5]
 
 
 # --- in words ---
@@ -253,7 +260,7 @@ def test_a_not_is_said_only_where_no_earlier_part_implies_it(real):
             int(real.writer.encoding.starts[attribute]) + 1,
             int(real.writer.encoding.starts[attribute + 1]),
         )
-        if real.writer.attributes[attribute].value(real.writer.encoding.raw(c)[1]) == name
+        if real.writer.attributes[attribute].value(real.writer.encoding.value[c]) == name
     )  # noqa: E731
     comma, a, three = code(0, "`,`"), code(1, "`a`"), code(1, "`3`")
     leaves = lambda *rates: tuple(  # noqa: E731

@@ -15,8 +15,8 @@ from tokenizers import Tokenizer
 from tokenizers import models as tokenizer_models
 from typer.testing import CliRunner
 
-from sae_lib.features import clamping, feature_table
-from sae_lib.features.clamping import Clamp
+from sae_lib.features import clamping
+from sae_lib.features.clamping import Clamp, ClampTarget
 from sae_lib.model import language_model
 from sae_lib.model.activations import HookPoint
 from sae_lib.sae.autoencoder import SparseAutoencoder
@@ -481,7 +481,7 @@ def test_the_whole_row_of_an_example_is_shown(tab, written, small_run, inside):
         {"row": int(example["row"]), "feature": number, "ablate": True},
     )
     assert there["ids"] == ids.tolist() and tab.locator("#whole .text").count() == 2
-    expected = feature_table.ablation_effect(hook, sae, ids, number)
+    expected = clamping.ablation_effect(hook, sae, ids, number)
     np.testing.assert_allclose(there["effects"], expected, atol=1e-3)
     assert tab.locator("#whole .text").first.locator("bdi").count() == len(ids)
     assert f"row {example['row']}" in tab.locator("#whole").inner_text()
@@ -552,9 +552,8 @@ def test_own_text_and_clamping_in_the_page(tab, written, small_run):
         "old => sae.app.$('clamped').querySelector('table').innerText !== old", arg=before
     )
     with_50 = tab.locator("#clamped").inner_text()
-    hook_run = clamping.next_tokens(
-        *_parts(small_run), tab.locator("#text").input_value(), [Clamp(other, "pin", 50.0)]
-    )
+    target = ClampTarget(*_parts(small_run))
+    hook_run = target.next_tokens(tab.locator("#text").input_value(), [Clamp(other, "pin", 50.0)])
     shown = float(re.search(r"KL\(as it is ‖ clamped\) ([\d.]+) nats", with_50)[1])
     assert shown == pytest.approx(hook_run.kl, rel=0.1)  # int8 against float
     tab.click("#generate")
@@ -578,8 +577,8 @@ def _parts(run):
 
     return (
         stages.hook(run),
-        run.get("tokens").tokenizer,
         run.get("autoencoder"),
+        run.get("tokens").tokenizer,
     )
 
 
@@ -617,7 +616,7 @@ def test_neurons_have_a_page_of_their_own(tab, small_run):
     x = tab.evaluate(
         "ids => [...sae.source.model.features(sae.source.model.rows_at_hook(ids)[0])]", ids
     )
-    hook, tokenizer, _ = _parts(small_run)  # noqa: F811
+    hook, _, tokenizer = _parts(small_run)  # noqa: F811
     expected = hook.activations(torch.tensor([ids]))[0, 0]
     np.testing.assert_allclose(x, expected, atol=0.05)
     tab.click("nav a[data-view=rate]")

@@ -9,7 +9,7 @@ error dropped, decode(f′).
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -19,12 +19,19 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_lib.errors import ModelError, SettingsError
+from sae_lib.features.firing import ALIVE, Rows, firing, spread_rows
+from sae_lib.features.statistics import interval
 from sae_lib.model.activations import HookPoint
-from sae_lib.sae.dictionaries import Dictionary, activations_of
+from sae_lib.progress import tqdm
+from sae_lib.sae.dictionaries import Dictionary, Selected, activations_of, random_directions
+from sae_lib.text.display import Vocabulary
 from sae_lib.text.tokenizer import token_ids
 
 LARGEST_VALUE = 10**6  # beyond, squares in the model's norms overflow
 ROWS_AT_ONCE = 16  # whose logits exist together
+NULLS = ("random directions", "other features")
+Acts = Float[Tensor, "row position d_in"]
+Directions = Float[Tensor, "n_clamps d_in"] | None  # None: the features' own
 
 
 @dataclass(frozen=True)
@@ -42,13 +49,16 @@ class Clamp:
     positions: tuple[int, ...] | None = None
 
 
+Clamps = Sequence[Clamp]
+
+
 @contextmanager
 def clamped(
     hook: HookPoint,
     dictionary: Dictionary,
-    clamps: Sequence[Clamp],
+    clamps: Clamps,
     keep_error: bool = True,
-    directions: Float[Tensor, "n_clamps d_in"] | None = None,
+    directions: Directions = None,
 ) -> Iterator[None]:
     """The model runs with the features clamped at the hook; `SettingsError` for a feature, value or
     position that is not there.
@@ -56,28 +66,33 @@ def clamped(
     `directions`, a row per clamp, are written in place of the features' own rows of `W_dec`: the
     null that a clamp is held against.
     """
-    check(dictionary, clamps)
+    check(clamps, dictionary)
     with hook.replaced(lambda x: clamp_activations(x, dictionary, clamps, keep_error, directions)):
         yield
 
 
 @torch.no_grad()
 def clamp_activations(
-    x: Float[Tensor, "row position d_in"],
+    x: Acts,
     dictionary: Dictionary,
-    clamps: Sequence[Clamp],
+    clamps: Clamps,
     keep_error: bool = True,
-    directions: Float[Tensor, "n_clamps d_in"] | None = None,
-) -> Float[Tensor, "row position d_in"]:
+    directions: Directions = None,
+) -> Acts:
     """What goes on from the hook in place of `x`: computed in float32, given back in `x`'s own
     type. No change of f is no change of x.
     """
-    flat = x.float().flatten(0, 1)
+    flat, n = x.float().flatten(0, 1), x.shape[1]
     features = torch.tensor([c.feature for c in clamps], dtype=torch.long, device=x.device)
     before = activations_of(dictionary, flat, features).unflatten(0, x.shape[:2])
     after = before.clone()
     for i, clamp in enumerate(clamps):
-        where = slice(None) if clamp.positions is None else _positions(clamp, x.shape[1])
+        where = slice(None) if clamp.positions is None else list(clamp.positions)
+        if outside := [p for p in clamp.positions or () if not -n <= p < n]:
+            raise SettingsError(
+                f"feature {clamp.feature} is clamped at position {outside[0]}, but the text has"
+                f" {n} tokens: positions go from 0 to {n - 1}"
+            )
         scaled = clamp.value * before[:, where, i]
         after[:, where, i] = {"pin": clamp.value, "scale": scaled, "ablate": 0.0}[clamp.how]
     directions = dictionary.W_dec[features] if directions is None else directions
@@ -85,166 +100,146 @@ def clamp_activations(
     return (kept + (after - before).flatten(0, 1) @ directions).to(x.dtype).view_as(x)
 
 
-def check(dictionary: Dictionary, clamps: Sequence[Clamp]) -> None:
-    """`SettingsError` for a feature that does not exist or is named twice, and for what cannot
-    be done to it.
+def check(clamps: Clamps, dictionary: Dictionary | None = None) -> None:
+    """`SettingsError` for a feature that is named twice or (where the dictionary is known) does
+    not exist, and for a value that it cannot have.
     """
-    check_values(clamps)
+    seen = set()
     for clamp in clamps:
-        if not 0 <= clamp.feature < dictionary.d_sae:
+        feature = clamp.feature
+        if feature in seen:
+            raise SettingsError(f"feature {feature} is clamped twice; name it once")
+        seen.add(feature)
+        if not abs(clamp.value) <= LARGEST_VALUE:
             raise SettingsError(
-                f"feature {clamp.feature} does not exist:"
+                f"feature {feature}: found the value {clamp.value}; expected a number"
+                f" from -{LARGEST_VALUE:,} to {LARGEST_VALUE:,}"
+            )
+        if dictionary is not None and not 0 <= feature < dictionary.d_sae:
+            raise SettingsError(
+                f"feature {feature} does not exist:"
                 f" this autoencoder has the features 0 to {dictionary.d_sae - 1}"
             )
 
 
-def check_values(clamps: Sequence[Clamp]) -> None:
-    """What can be checked of clamps before the autoencoder is known."""
-    seen = set()
-    for clamp in clamps:
-        if clamp.feature in seen:
-            raise SettingsError(f"feature {clamp.feature} is clamped twice; name it once")
-        if not abs(clamp.value) <= LARGEST_VALUE:
-            raise SettingsError(
-                f"feature {clamp.feature}: found the value {clamp.value}; expected a number"
-                f" from -{LARGEST_VALUE:,} to {LARGEST_VALUE:,}"
-            )
-        seen.add(clamp.feature)
-
-
-def check_temperature(temperature: float) -> None:
-    """`SettingsError` for a temperature that is not between 0 and 100."""
-    if not 0 <= temperature <= 100:
-        raise SettingsError(f"temperature: found {temperature}; expected a number from 0 to 100")
-
-
-def _positions(clamp: Clamp, n_positions: int) -> list[int]:
-    if outside := [p for p in clamp.positions if not -n_positions <= p < n_positions]:
-        raise SettingsError(
-            f"feature {clamp.feature} is clamped at position {outside[0]}, but the text has"
-            f" {n_positions} tokens: positions go from 0 to {n_positions - 1}"
-        )
-    return list(clamp.positions)
-
-
-def encode(
-    hook: HookPoint, tokenizer, prompt: str, new_tokens: int = 0
-) -> Int[Tensor, "1 position"]:
-    """A prompt's token ids; `SettingsError` where it is empty, `ModelError` where the context
-    has no room for it and one new token.
+@dataclass(frozen=True)
+class Effect:
+    """KL(clean ‖ clamped) in nats and every token's probability before and after; over several
+    positions their means.
     """
-    ids = token_ids(tokenizer, prompt)
-    if not ids:
-        raise SettingsError("the prompt is empty: give at least one token of text")
-    limit = hook.model.config.max_position_embeddings
-    if len(ids) + min(new_tokens, 1) > limit:
-        no_room = ": there is no room for a new token" if new_tokens else ""
-        raise ModelError(
-            f"the prompt has {len(ids)} tokens and the model's context is {limit}{no_room};"
-            " shorten the prompt"
-        )
-    return torch.tensor([ids], device=hook.device)
+
+    kl: float
+    before: Float[Tensor, " vocab"]
+    after: Float[Tensor, " vocab"]
+
+    def probability(self, token_ids: Sequence[int]) -> tuple[float, float]:
+        """(before, after) of some tokens together."""
+        ids = list(token_ids)
+        return self.before[ids].sum().item(), self.after[ids].sum().item()
 
 
 @dataclass(frozen=True)
-class NextTokens:
+class NextTokens(Effect):
     """The next token's distribution without and with the clamps.
 
     `table` has a row for each token among the k most probable before, the k most probable after and
     the k whose probability changed most, largest change first: token_id, before, after, change
-    (probabilities), rank_before, rank_after (0 is the most probable).
+    (probabilities).
     """
 
-    before: Float[Tensor, " vocab"]
-    after: Float[Tensor, " vocab"]
-    kl: float  # KL(before ‖ after), nats
     table: pd.DataFrame
 
 
-@torch.no_grad()
-def next_tokens(
-    hook: HookPoint,
-    tokenizer,
-    dictionary: Dictionary,
-    prompt: str,
-    clamps: Sequence[Clamp],
-    k: int = 10,
-    keep_error: bool = True,
-) -> NextTokens:
-    """What the clamps do to the token after `prompt`; errors as `clamped` and `encode`."""
-    ids = encode(hook, tokenizer, prompt)
-    log_before = _logits(hook, ids).double().log_softmax(-1)
-    with clamped(hook, dictionary, clamps, keep_error):
-        log_after = _logits(hook, ids).double().log_softmax(-1)
-    kl = (log_before.exp() * (log_before - log_after)).sum().item()
-    before, after = (log.exp().float().cpu() for log in (log_before, log_after))
-    table = pd.DataFrame({"before": before.numpy(), "after": after.numpy()})
-    table["change"] = table["after"] - table["before"]
-    for side in ("before", "after"):
-        rank = table[side].rank(ascending=False, method="first")
-        table[f"rank_{side}"] = rank.astype(np.int64) - 1
-    largest = (table["before"], table["after"], table["change"].abs())
-    shown = sorted(set().union(*(column.nlargest(k).index for column in largest)))
-    by_change = {"key": abs, "ascending": False, "kind": "stable"}
-    table = table.loc[shown].sort_values("change", **by_change)
-    return NextTokens(before, after, kl, table.rename_axis("token_id").reset_index())
-
-
-@torch.no_grad()
-def side_by_side(  # noqa: PLR0913  what a continuation depends on
-    hook: HookPoint,
-    tokenizer,
-    dictionary: Dictionary,
-    prompt: str,
-    clamps: Sequence[Clamp],
-    new_tokens: int,
-    temperature: float,
-    seed: int,
-    keep_error: bool = True,
-) -> tuple[Int[Tensor, " baseline"], Int[Tensor, " clamped"], int]:
-    """A continuation without and with the clamps, at the same random numbers: (token ids, token
-    ids, prompt length); the prompt is part of both.
-
-    Each ends with the end-of-text token, after `new_tokens`, or where the model's context is full.
-    At temperature 0 the most probable token is taken.
+@dataclass(frozen=True)
+class ClampTarget:
+    """What clamps act on: a hook of a model and the dictionary there; the tokeniser reads
+    prompts.
     """
-    check_temperature(temperature)
-    if new_tokens < 1:
-        raise SettingsError(f"new tokens: found {new_tokens}; expected at least 1")
-    ids = encode(hook, tokenizer, prompt, new_tokens)
-    continued = []
-    for context in (nullcontext(), clamped(hook, dictionary, clamps, keep_error)):
-        with context:
-            end = tokenizer.eos_token_id
-            continued.append(_continue(hook, ids, end, new_tokens, temperature, seed))
-    return continued[0], continued[1], ids.shape[1]
 
+    hook: HookPoint
+    dictionary: Dictionary
+    tokenizer: Any
 
-def _continue(
-    hook: HookPoint,
-    ids: Int[Tensor, "1 position"],
-    end: int | None,
-    new_tokens: int,
-    temperature: float,
-    seed: int,
-) -> Int[Tensor, " n"]:
-    """Sampled with Gumbel noise, argmax(logits / T + g): with the same noise two distributions
-    give the same token as long as they are alike, and nearly as often as any common randomness
-    can make them (Maddison, Tarlow & Minka 2014, section 2, for the sampling).
-    """
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(min(new_tokens, hook.model.config.max_position_embeddings - ids.shape[1])):
-        logits = _logits(hook, ids)
-        noise = -torch.empty(len(logits)).exponential_(generator=generator).log()
-        token = (logits.float() + temperature * noise.to(logits.device)).argmax()
-        ids = torch.cat([ids, token.view(1, 1)], 1)
-        if token.item() == end:
-            break
-    return ids[0].cpu()
+    def encode(self, prompt: str, new_tokens: int = 0) -> Int[Tensor, "1 position"]:
+        """A prompt's token ids; `SettingsError` where it is empty, `ModelError` where the context
+        has no room for it and one new token.
+        """
+        ids = token_ids(self.tokenizer, prompt)
+        if not ids:
+            raise SettingsError("the prompt is empty: give at least one token of text")
+        limit = self.hook.model.config.max_position_embeddings
+        if len(ids) + min(new_tokens, 1) > limit:
+            no_room = ": there is no room for a new token" if new_tokens else ""
+            raise ModelError(
+                f"the prompt has {len(ids)} tokens and the model's context is {limit}{no_room};"
+                " shorten the prompt"
+            )
+        return torch.tensor([ids], device=self.hook.device)
 
+    @torch.no_grad()
+    def next_tokens(
+        self, prompt: str, clamps: Clamps, k: int = 10, keep_error: bool = True
+    ) -> NextTokens:
+        """What the clamps do to the token after `prompt`; errors as `clamped` and `encode`."""
+        ids = self.encode(prompt)
+        log_before = self._logits(ids).double().log_softmax(-1)
+        with clamped(self.hook, self.dictionary, clamps, keep_error):
+            log_after = self._logits(ids).double().log_softmax(-1)
+        kl = (log_before.exp() * (log_before - log_after)).sum().item()
+        before, after = (log.exp().float().cpu() for log in (log_before, log_after))
+        table = pd.DataFrame({"before": before.numpy(), "after": after.numpy()})
+        table["change"] = table["after"] - table["before"]
+        largest = (table["before"], table["after"], table["change"].abs())
+        shown = sorted(set().union(*(column.nlargest(k).index for column in largest)))
+        by_change = {"key": abs, "ascending": False, "kind": "stable"}
+        table = table.loc[shown].sort_values("change", **by_change)
+        return NextTokens(kl, before, after, table.rename_axis("token_id").reset_index())
 
-def _logits(hook: HookPoint, ids: Int[Tensor, "1 position"]) -> Float[Tensor, " vocab"]:
-    return hook.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1]
+    @torch.no_grad()
+    def side_by_side(
+        self,
+        prompt: str,
+        clamps: Clamps,
+        new_tokens: int,
+        temperature: float,
+        seed: int,
+        keep_error: bool = True,
+    ) -> tuple[Int[Tensor, " baseline"], Int[Tensor, " clamped"], int]:
+        """A continuation without and with the clamps, at the same random numbers: (token ids, token
+        ids, prompt length); the prompt is part of both.
+
+        Each ends with the end-of-text token, after `new_tokens`, or where the model's context is
+        full. At temperature 0 the most probable token is taken.
+
+        Sampled with Gumbel noise, argmax(logits / T + g): with the same noise two distributions
+        give the same token as long as they are alike, and nearly as often as any common randomness
+        can make them (Maddison, Tarlow & Minka 2014, section 2, for the sampling).
+        """
+        if not 0 <= temperature <= 100:
+            raise SettingsError(
+                f"temperature: found {temperature}; expected a number from 0 to 100"
+            )
+        if new_tokens < 1:
+            raise SettingsError(f"new tokens: found {new_tokens}; expected at least 1")
+        ids = self.encode(prompt, new_tokens)
+        length, limit = ids.shape[1], self.hook.model.config.max_position_embeddings
+        continued = []
+        for context in (nullcontext(), clamped(self.hook, self.dictionary, clamps, keep_error)):
+            generator, text = torch.Generator().manual_seed(seed), ids
+            with context:
+                for _ in range(min(new_tokens, limit - length)):
+                    logits = self._logits(text)
+                    noise = -torch.empty(len(logits)).exponential_(generator=generator).log()
+                    token = (logits.float() + temperature * noise.to(logits.device)).argmax()
+                    text = torch.cat([text, token.view(1, 1)], 1)
+                    if token.item() == self.tokenizer.eos_token_id:
+                        break
+            continued.append(text[0].cpu())
+        return continued[0], continued[1], length
+
+    def _logits(self, ids: Tensor) -> Float[Tensor, " vocab"]:
+        """Of the next token."""
+        return self.hook.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1]
 
 
 @torch.no_grad()
@@ -258,7 +253,267 @@ def next_token_losses(
     parts = (t.split(ROWS_AT_ONCE) for t in (tokens, where, losses))
     for ids, here, loss in zip(*parts, strict=True):
         hidden = hook.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-        logits = hook.model.get_output_embeddings()(hidden[here.to(ids.device)]).float()
-        targets = ids[:, 1:][here.to(ids.device)]
+        predicting = here.to(ids.device)
+        logits = hook.model.get_output_embeddings()(hidden[predicting]).float()
+        targets = ids[:, 1:][predicting]
         loss[here] = F.cross_entropy(logits, targets, reduction="none").cpu()
     return losses
+
+
+@torch.no_grad()
+def ablation_effect(
+    hook: HookPoint, dictionary: Dictionary, token_ids: Int[Tensor, " n"], feature: int
+) -> Float[Tensor, " n"]:
+    """By how much the loss (nats) of predicting each token rises when the feature is taken out on
+    all of them; 0 for the first.
+
+    Only its own part is subtracted from the activations, x − f · W_dec: what the autoencoder does
+    not reconstruct stays.
+    """
+    ids = token_ids[None].long().to(hook.device)
+    everywhere = torch.ones(1, len(token_ids) - 1, dtype=torch.bool)
+    before = next_token_losses(hook, ids, everywhere)
+    with clamped(hook, dictionary, [Clamp(feature, "ablate")]):
+        change = next_token_losses(hook, ids, everywhere) - before
+    return F.pad(change[0], (1, 0))
+
+
+# --- at many positions of held-out text, against directions of the same norm that mean nothing ---
+
+
+@dataclass(frozen=True)
+class ClampContext(ClampTarget):
+    """What a run's clamps are tried on: model and hook, autoencoder, feature table, and
+    positions in held-out text.
+    """
+
+    vocabulary: Vocabulary
+    table: pd.DataFrame
+    positions: "HeldoutPositions"
+
+    def maximum(self, feature: int) -> float:
+        """Its maximum on held-out text; that on marked positions where it fires on no others."""
+        f = self.table.loc[feature]
+        return float(f["maximum"] or f.get("maximum_all", 0.0))
+
+    def top_logits(self, feature: int) -> list[int]:
+        """The tokens whose logits the feature raises most by itself."""
+        return [int(t) for t in self.table["top_logits"][feature]]
+
+
+class HeldoutPositions:
+    """Positions spread evenly over rows of text, `per_row` in each, with the next token's
+    distribution there when nothing is clamped.
+    """
+
+    @torch.no_grad()
+    def __init__(self, hook: HookPoint, rows: Rows, per_row: int = 16):
+        self.hook, self.tokens = hook, torch.from_numpy(rows.astype(np.int64)).to(hook.device)
+        step = max(1, rows.shape[1] // per_row)
+        self.positions = torch.arange(step - 1, rows.shape[1], step, device=hook.device)
+        self.clean = self._log_probabilities()
+        self.probabilities = self.clean.exp()
+        self.before = self.probabilities.mean(0).cpu()
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    @torch.no_grad()
+    def effect(self, dictionary: Dictionary, clamps: Clamps, **how) -> Effect:
+        """Of clamping at all positions of the text; `how` as in `clamped`."""
+        with clamped(self.hook, dictionary, clamps, **how):
+            return self._effect()
+
+    @torch.no_grad()
+    def effect_of_zero(self) -> Effect:
+        """Of setting all activations at the hook to zero: the measure of what the hook matters
+        at all.
+        """
+        with self.hook.replaced(torch.zeros_like):
+            return self._effect()
+
+    def _effect(self) -> Effect:
+        """With d = log q − log p: KL(p ‖ q) = Σ p (eᵈ − 1 − d), whose terms are all ≥ 0, so that
+        a tiny KL is no rounding error.
+        """
+        d = self._log_probabilities() - self.clean
+        gained = self.probabilities * d.clamp(max=85).expm1()  # of larger d it would overflow
+        kl = (gained - self.probabilities * d).sum(-1).mean().item()
+        return Effect(kl, self.before, self.before + gained.mean(0).cpu())
+
+    def _log_probabilities(self) -> Float[Tensor, "n vocab"]:
+        options = {"use_cache": False, "logits_to_keep": self.positions}
+        parts = self.tokens.split(ROWS_AT_ONCE)
+        logits = torch.cat([self.hook.model(input_ids=ids, **options).logits for ids in parts])
+        return logits.flatten(0, 1).float().log_softmax(-1)
+
+
+def value_sweep(
+    context: ClampContext, feature: int, values: Sequence[float], draws: int = 8, seed: int = 0
+) -> pd.DataFrame:
+    """The feature pinned to each of `values`, and the same change of its activation written along
+    directions that are not its own.
+
+    Every direction has the norm of the feature's row of `W_dec`: "random directions" are drawn
+    evenly from the sphere, "other features" are rows of other living features. Columns: direction,
+    draw, value, kl (nats), probability (of the feature's top-logit tokens together, after) and
+    change (of that probability); kl and probabilities are means over the positions.
+    """
+    dictionary, tokens = context.dictionary, context.top_logits(feature)
+    others = alive_features(context.table).index.drop(feature, errors="ignore")
+    others = np.random.default_rng((seed, feature)).permutation(others)[:draws]
+    nulls = (random_directions(dictionary.W_dec, draws, seed).W_dec, dictionary.W_dec[others])
+    directions = {"feature": [None]} | dict(zip(NULLS, nulls, strict=True))
+    norm, records = dictionary.W_dec[feature].norm(), []
+    for name, rows in tqdm(directions.items(), desc=f"clamping feature {feature}"):
+        for draw, row in enumerate(rows):
+            scaled = None if row is None else row[None] * (norm / row.norm())
+            for value in map(float, values):
+                clamps = [Clamp(feature, "pin", value)]
+                effect = context.positions.effect(dictionary, clamps, directions=scaled)
+                before, after = effect.probability(tokens)
+                records.append((name, draw, value, effect.kl, after, after - before))
+    columns = ["direction", "draw", "value", "kl", "probability", "change"]
+    return pd.DataFrame(records, columns=columns)
+
+
+def spread(sweep: pd.DataFrame) -> pd.DataFrame:
+    """Mean, least and most over the draws: a row per (direction, value), columns kl, kl_least,
+    kl_most, change, change_least, change_most.
+    """
+    ends = {"": "mean", "_least": "min", "_most": "max"}
+    columns = {f"{c}{end}": (c, how) for c in ("kl", "change") for end, how in ends.items()}
+    return sweep.groupby(["direction", "value"], sort=False).agg(**columns).reset_index()
+
+
+def against_null(
+    context: ClampContext, feature: int, draws: int, seed: int, movers: int = 5
+) -> dict:
+    """A feature pinned to its maximum, as plain data for the results: KL and the probability of
+    its top-logit tokens, each beside both nulls as [mean, least, most], and the tokens that
+    moved most, all over the context's positions.
+    """
+    value, tokens = context.maximum(feature), context.top_logits(feature)
+    ranges = spread(value_sweep(context, feature, [value], draws, seed)).set_index("direction")
+    nulls = {
+        name: {c: row.filter(regex=f"^{c}").tolist() for c in ("kl", "change")}
+        for name, row in ranges.drop("feature").iterrows()
+    }
+    effect = context.positions.effect(context.dictionary, [Clamp(feature, "pin", value)])
+    change, name = effect.after - effect.before, context.vocabulary.name
+    before, after = effect.probability(tokens)
+    gained = change[tokens].sum().item()
+    moved = change.abs().topk(min(movers, len(change))).indices.tolist()
+    sides = {"before": effect.before, "after": effect.after}
+    return {
+        "feature": feature,
+        "value": value,
+        "kl": effect.kl,
+        "nulls": nulls,
+        "raised": [name(i) for i in tokens],
+        "probability_before": before,
+        "probability_after": after,
+        "rose": gained > 0,
+        "beyond_nulls": all(gained > null["change"][2] for null in nulls.values()),
+        "movers": [{"token": name(i)} | {s: p[i].item() for s, p in sides.items()} for i in moved],
+    }
+
+
+@torch.no_grad()
+def ablation_losses(
+    hook: HookPoint,
+    dictionary: Dictionary,
+    rows: Rows,
+    features: Sequence[int],
+    at_most: int = 96,
+    draws: int = 3,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """What ablating each feature costs (nats per token) where it is active and, at as many
+    positions of the same text, where it is silent.
+
+    Measured in `at_most` of the rows in which it is active at all; features that are silent in all
+    of `rows` are left out. `low` and `high` bound the mean by a bootstrap over rows (95 %); `null`
+    is the mean when the same amount is taken away along random directions of the same norm,
+    `null_least` and `null_most` its range over `draws`; `hurt` is the share of active positions
+    whose loss rises; `silent_most` the largest |change| at a silent one.
+    """
+    records = []
+    selected = Selected(dictionary, torch.tensor(list(features), dtype=torch.long))
+    firings = firing(hook, {"": selected}, rows)[""]
+    for feature, fires in zip(tqdm(features, desc="ablation"), firings, strict=True):
+        active = np.isin(np.arange(rows.size), fires.token).reshape(rows.shape)
+        active = active[:, :-1]  # the last token of a row predicts none of its tokens
+        having = np.flatnonzero(active.any(1))
+        if len(having):
+            chosen = spread_rows(having[:, None], at_most)[:, 0]
+            tokens = torch.from_numpy(rows[chosen].astype(np.int64)).to(hook.device)
+            where, clamp = torch.from_numpy(active[chosen]), Clamp(int(feature), "ablate")
+            records.append(_ablated(hook, dictionary, clamp, tokens, where, draws, seed))
+    return pd.DataFrame(records)
+
+
+def _ablated(
+    hook: HookPoint,
+    dictionary: Dictionary,
+    clamp: Clamp,
+    tokens: Int[Tensor, "row position"],
+    active: Bool[Tensor, "row predicting"],
+    draws: int,
+    seed: int,
+) -> dict:
+    """A row of `ablation_losses`."""
+    random = torch.rand(active.shape, generator=torch.Generator().manual_seed(seed))
+    random = random.masked_fill(active, -1)
+    n_silent = min(int(active.sum()), int((~active).sum()) - 1)
+    silent = random > random.flatten().sort(descending=True).values[n_silent]
+    clean = next_token_losses(hook, tokens, active | silent)
+
+    def change(where: Tensor, directions: Tensor | None = None) -> Float[Tensor, "row predicting"]:
+        with clamped(hook, dictionary, [clamp], directions=directions):
+            return (next_token_losses(hook, tokens, where) - clean) * where
+
+    losses, norm = change(active | silent), dictionary.W_dec[clamp.feature].norm()
+    at_active, at_silent = losses[active], losses[silent]
+    away = random_directions(dictionary.W_dec, draws, seed).W_dec * norm
+    null = [change(active, direction[None])[active].mean().item() for direction in away]
+    sums = ((losses * active).sum(1).numpy(), active.sum(1).numpy())
+    low, high = interval(sums, _ratio, paired=True, seed=seed)
+    return {
+        "feature": clamp.feature,
+        "rows": len(tokens),
+        "n_active": len(at_active),
+        "active": at_active.mean().item(),
+        "low": low,
+        "high": high,
+        "hurt": (at_active > 0).float().mean().item(),
+        "null": float(np.mean(null)),
+        "null_least": min(null),
+        "null_most": max(null),
+        "n_silent": len(at_silent),
+        "silent": at_silent.mean().item(),
+        "silent_most": at_silent.abs().max().item(),
+    }
+
+
+def _ratio(sums: np.ndarray, counts: np.ndarray, axis: int) -> np.ndarray | float:
+    """The mean over positions from the sums and counts of rows."""
+    return sums.sum(axis) / counts.sum(axis)
+
+
+def alive_features(table: pd.DataFrame) -> pd.DataFrame:
+    """The features with at least `firing.ALIVE` activations on held-out text; where there is
+    none, those that fire at all.
+    """
+    enough = table[table["n_active"] >= ALIVE]
+    return enough if len(enough) else table[table["n_active"] > 0]
+
+
+def clear_features(table: pd.DataFrame, n: int, seed: int) -> list[int]:
+    """`n` features drawn at random among the tenth of `alive_features` that, at its maximum, pushes
+    its first token's logit up most.
+    """
+    alive = alive_features(table)
+    push = (alive["maximum"] * alive["top_logit_values"].str[0]).sort_values(ascending=False)
+    tenth = push.index[: max(n, len(push) // 10)]
+    return np.random.default_rng(seed).permutation(tenth)[:n].tolist()

@@ -8,10 +8,10 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Integer
+from jaxtyping import Float
 from torch import Tensor
 
-from sae_lib.features.firing import ALIVE, batches, spread_rows
+from sae_lib.features.firing import ALIVE, Dictionaries, Rows, batches, spread_rows
 from sae_lib.model.activations import HookPoint, Source
 from sae_lib.progress import tqdm
 from sae_lib.sae.dictionaries import Dictionary, reconstruction
@@ -22,7 +22,7 @@ LOSS_ROWS_AT_ONCE = 16  # whose logits, clean and changed, exist together
 
 @torch.no_grad()
 def firing(
-    hook: Source, dictionaries: dict[str, Dictionary], rows: np.ndarray
+    hook: Source, dictionaries: Dictionaries, rows: Rows
 ) -> tuple[dict[str, dict], Float[Tensor, " d_in"]]:
     """By dictionary: L0, density and the squared error over all of `rows`, in one pass; and the
     mean activation.
@@ -35,25 +35,24 @@ def firing(
     error, total, squares = dict.fromkeys(dictionaries, 0.0), 0.0, 0.0
     for batch in batches(hook, dictionaries, rows, "firing"):
         x = batch.x
-        for name, pairs in batch.pairs.items():
-            dictionary = dictionaries[name]
+        for name, dictionary in dictionaries.items():
+            pairs = batch.pairs[name]
             counts[name] += torch.bincount(pairs.column, minlength=dictionary.d_sae).cpu()
             l0[name].append(torch.bincount(pairs.row, minlength=len(x)).cpu())
             error[name] += (x - reconstruction(dictionary, x, pairs)).pow(2).sum().item()
         total = total + x.sum(0, dtype=torch.float64)
         squares += x.double().pow(2).sum().item()
-    n, mean = rows.size, total / rows.size
-    results = {}
-    for name in dictionaries:
-        density, sizes = counts[name].double() / n, torch.cat(l0[name]).float()
+    n, mean, results = rows.size, total / rows.size, {}
+    for name, n_active in counts.items():
+        density, sizes = n_active.double() / n, torch.cat(l0[name]).float()
         results[name] = {
             "tokens": n,
             "l0_mean": sizes.mean().item(),
             "l0_median": sizes.median().item(),
             "fvu": error[name] / (squares - n * mean.pow(2).sum().item()),
             "mse": error[name] / (n * len(mean)),
-            "dead_share": (counts[name] == 0).double().mean().item(),
-            "alive": int((counts[name] >= ALIVE).sum()),
+            "dead_share": (n_active == 0).double().mean().item(),
+            "alive": int((n_active >= ALIVE).sum()),
             "density_median": density.median().item(),
             "density": density.numpy(),
         }
@@ -62,10 +61,7 @@ def firing(
 
 @torch.no_grad()
 def loss_recovered(
-    hook: HookPoint,
-    dictionaries: dict[str, Dictionary],
-    rows: np.ndarray,
-    mean: Float[Tensor, " d_in"],
+    hook: HookPoint, dictionaries: Dictionaries, rows: Rows, mean: Float[Tensor, " d_in"]
 ) -> dict[str, dict]:
     """By dictionary: cross-entropy (nats/token) clean, with its reconstruction spliced in, and with
     the hook ablated to zero or the mean.
@@ -73,39 +69,32 @@ def loss_recovered(
     Recovered share = (ablated − spliced) / (ablated − clean); KL(clean ‖ spliced) in nats per
     token.
     """
-    changes = {
-        ("ce", "zero"): torch.zeros_like,
-        ("ce", "mean"): lambda x: mean.to(x.dtype).expand_as(x),
-    }
-    for name, dictionary in dictionaries.items():
-        changes["spliced", name] = partial(_spliced, dictionary)
+    changes = {"ce_zero": torch.zeros_like, "ce_mean": lambda x: mean.to(x.dtype).expand_as(x)}
+    changes |= {("ce", name): partial(_spliced, d) for name, d in dictionaries.items()}
     sums: Counter = Counter()
     for i in tqdm(range(0, len(rows), LOSS_ROWS_AT_ONCE), desc="loss recovered"):
         part = rows[i : i + LOSS_ROWS_AT_ONCE].astype(np.int64)
         tokens = torch.from_numpy(part).to(hook.device)
         clean = _log_probabilities(hook, tokens)
-        sums["ce", "clean"] += _nll(clean, tokens)
-        for key, change in changes.items():
+        sums["ce_clean"] += _nll(clean, tokens)
+        for name, change in changes.items():
             with hook.replaced(change):
                 changed = _log_probabilities(hook, tokens)
-            sums[key] += _nll(changed, tokens)
-            if key[0] == "spliced":
-                kl = F.kl_div(changed, clean, log_target=True, reduction="sum").item()
-                sums["kl", key[1]] += kl
-    n, ablated = rows[:, 1:].size, ("zero", "mean")
-    ce = {name: sums["ce", name] / n for name in ("clean", *ablated)}
-    results = {}
+            sums[name] += _nll(changed, tokens)
+            if isinstance(name, tuple):
+                kl = F.kl_div(changed, clean, log_target=True, reduction="sum")
+                sums["kl", name[1]] += kl.item()
+    n, results = rows[:, 1:].size, {}
+    ce = {name: sums[name] / n for name in ("ce_clean", "ce_zero", "ce_mean")}
     for name in dictionaries:
-        spliced = sums["spliced", name] / n
-        recovered = {k: (ce[k] - spliced) / (ce[k] - ce["clean"]) for k in ablated}
-        results[name] = {
-            "ce_clean": ce["clean"],
+        spliced = sums["ce", name] / n
+        results[name] = ce | {
             "ce_spliced": spliced,
-            "ce_zero": ce["zero"],
-            "ce_mean": ce["mean"],
             "kl": sums["kl", name] / n,
             "loss_tokens": n,
-        } | {f"recovered_{k}": share for k, share in recovered.items()}
+            "recovered_zero": (ce["ce_zero"] - spliced) / (ce["ce_zero"] - ce["ce_clean"]),
+            "recovered_mean": (ce["ce_mean"] - spliced) / (ce["ce_mean"] - ce["ce_clean"]),
+        }
     return results
 
 
@@ -113,13 +102,11 @@ def mmcs(directions: Float[Tensor, "n d_in"], others: Float[Tensor, "m d_in"]) -
     """Mean over `directions` of the largest cosine with one of `others` (Sharkey et al. 2022);
     give it living features only.
     """
-    unit = [d / d.norm(dim=1, keepdim=True).clamp_min(1e-8) for d in (directions, others)]
-    return torch.cat([(part @ unit[1].T).amax(1) for part in unit[0].split(1024)]).mean().item()
+    ours, theirs = (F.normalize(d, dim=1, eps=1e-8) for d in (directions, others))
+    return torch.cat([(part @ theirs.T).amax(1) for part in ours.split(1024)]).mean().item()
 
 
-def _spliced(
-    dictionary: Dictionary, x: Float[Tensor, "row position d_in"]
-) -> Float[Tensor, "row position d_in"]:
+def _spliced(dictionary: Dictionary, x: Float[Tensor, "row position d_in"]) -> Tensor:
     return reconstruction(dictionary, x.float().flatten(0, 1)).view_as(x).to(x.dtype)
 
 
@@ -133,10 +120,7 @@ def _nll(log_probabilities: Tensor, tokens: Tensor) -> float:
 
 
 def evaluate(
-    hook: HookPoint,
-    dictionaries: dict[str, Dictionary],
-    rows: Integer[np.ndarray, "row position"],
-    s: EvaluationSettings,
+    hook: HookPoint, dictionaries: Dictionaries, rows: Rows, s: EvaluationSettings
 ) -> dict[str, dict]:
     """All measures of each dictionary on held-out `rows`: densities on `s.tokens` of them,
     losses on `s.loss_tokens`.

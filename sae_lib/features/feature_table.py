@@ -1,6 +1,7 @@
 """The feature table: two streaming passes over held-out text, then the text around each example."""
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +9,21 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from jaxtyping import Bool, Float, Int, Integer
-from torch import Tensor
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
 
 from sae_lib.device import keep_freed_memory
-from sae_lib.features.clamping import Clamp, clamped, next_token_losses
-from sae_lib.features.firing import batches, spread_rows
-from sae_lib.features.statistics import BINS, TENTHS, Chunk, FirstPass, SecondPass, TopExamples
-from sae_lib.features.weights import aligned, logit_effects, nearest
+from sae_lib.features.firing import Rows, batches, spread_rows
+from sae_lib.features.statistics import (
+    TENTHS,
+    Chunk,
+    FirstPass,
+    Ints,
+    Largest,
+    SecondPass,
+    TopExamples,
+    joined,
+)
 from sae_lib.model.activations import HookPoint, Source, harvest
 from sae_lib.sae.dictionaries import (
     Dictionary,
@@ -36,25 +44,29 @@ REFERENCE_TOKENS = 8192
 # that thresholds of directions are taken from, or fewer where they would not fit …
 DIRECTION_TOKENS = 131_072
 DIRECTION_VALUES = 1 << 26  # … into so many activations of neurons
+FILES = ("features.parquet", "examples.parquet")
 N_TOKENS, N_NEAREST, N_NEURONS = 10, 10, 5
+AT_ONCE = 1024  # features whose products with the vocabulary or with all features exist at a time
+MIN_SIZE = 1e-4  # a smaller cosine or component is rounding
+Decoder = Float[Tensor, "d_sae d_in"]
 
 
 def load_features(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(features, examples) as `build` made them."""
-    features, examples = folder / "features.parquet", folder / "examples.parquet"
-    return pd.read_parquet(features), pd.read_parquet(examples)
+    features, examples = map(pd.read_parquet, (folder / name for name in FILES))
+    return features, examples
 
 
 def write_features(folder: Path, features: pd.DataFrame, examples: pa.Table) -> None:
-    features.to_parquet(folder / "features.parquet", compression="zstd")
-    pq.write_table(examples, folder / "examples.parquet", compression="zstd")
+    features.to_parquet(folder / FILES[0], compression="zstd")
+    pq.write_table(examples, folder / FILES[1], compression="zstd")
 
 
 def directions_like(
     kind: str,
     density: Float[np.ndarray, " d_sae"],
     hook: HookPoint,
-    rows: Integer[np.ndarray, "row position"],
+    rows: Rows,
     seed: int,
 ) -> Directions:
     """Directions to hold an autoencoder against, each as rarely active as one of its features, on a
@@ -86,7 +98,7 @@ class MarkedText:
         self,
         hook: Source,
         dictionary: Dictionary,
-        rows: Integer[np.ndarray, "row position"],
+        rows: Rows,
         padding: int | None,
         keep_marked: bool,
     ):
@@ -106,9 +118,10 @@ class MarkedText:
             marked[:, 0] = True
             if self.padding is not None:
                 marked |= ids == self.padding
-            before = np.concatenate([np.full((len(ids), 1), -1), ids[:, :-1]], 1)
-            kept = np.ones_like(marked) if self.keep_marked else ~marked
-            flat = (array.reshape(-1) for array in (ids, before, marked, kept))
+            before = np.pad(ids[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+            flat = (
+                array.reshape(-1) for array in (ids, before, marked, self.keep_marked | ~marked)
+            )
             yield Chunk(batch.first, batch.x, *flat, *batch.arrays(""))
 
 
@@ -116,7 +129,7 @@ class MarkedText:
 def build(
     hook: Source,
     dictionary: Dictionary,
-    rows: Integer[np.ndarray, "row position"],
+    rows: Rows,
     tokenizer,
     s: FeatureSettings,
     seed: int = 0,
@@ -143,22 +156,21 @@ def build(
     two = SecondPass(one, s.samples, seed)
     for chunk in text.chunks("features: tenths"):
         two.update(chunk)
-    columns = _of_activations(one, two) | _of_tokens(one, two, rows, tokenizer)
+    columns = _of_activations(one, two, rows.size) | _of_tokens(one, two, rows, tokenizer)
     columns |= _of_weights(hook, dictionary.W_dec, s.logits)
-    neurons, correlations = one.correlated(N_NEURONS)
-    columns["correlated_neurons"] = neurons.tolist()
-    columns["correlated_values"] = correlations.tolist()
+    correlated = (part.tolist() for part in one.correlated(N_NEURONS))
+    columns["correlated_neurons"], columns["correlated_values"] = correlated
     places = example_places(one.top, two.samples)
     examples = examples_table(hook, dictionary, rows, places, np.concatenate(marked), s)
     return pd.DataFrame(columns), examples
 
 
-def _of_activations(one: FirstPass, two: SecondPass) -> dict:
+def _of_activations(one: FirstPass, two: SecondPass, n_tokens: int) -> dict:
     n_active = np.maximum(one.counts, 1)
-    tenths = two.histogram.reshape(one.d_sae, TENTHS, BINS // TENTHS).sum(2)
+    tenths = two.histogram.reshape(one.d_sae, TENTHS, -1).sum(2)
     return {
         "feature": np.arange(one.d_sae),
-        "density": one.counts / one.n,
+        "density": one.counts / n_tokens,
         "n_active": one.counts,
         "maximum": one.top.best["value"][:, 0],
         "maximum_all": one.maximum,
@@ -169,14 +181,14 @@ def _of_activations(one: FirstPass, two: SecondPass) -> dict:
     }
 
 
-def _of_tokens(one: FirstPass, two: SecondPass, rows: np.ndarray, tokenizer) -> dict:
+def _of_tokens(one: FirstPass, two: SecondPass, rows: Rows, tokenizer) -> dict:
     strongest = one.top.best["token"][:, 0]
-    shown = tokenizer.batch_decode(rows.reshape(-1)[strongest.clip(0)][:, None].tolist())
+    names = tokenizer.batch_decode(rows.reshape(-1)[strongest.clip(0)][:, None].tolist())
     tokens, sums = two.token_sums.largest(N_TOKENS)
     counts = [one.occurrences[t] for t in tokens]
     before, before_counts = two.before_counts.largest(N_TOKENS)
     return {
-        "top_token": [t if at >= 0 else None for t, at in zip(shown, strongest, strict=True)],
+        "top_token": [t if at >= 0 else None for t, at in zip(names, strongest, strict=True)],
         "top_tokens": tokens,
         "top_token_counts": counts,
         "top_token_means": [total / n for total, n in zip(sums, counts, strict=True)],
@@ -185,20 +197,13 @@ def _of_tokens(one: FirstPass, two: SecondPass, rows: np.ndarray, tokenizer) -> 
     }
 
 
-def _of_weights(hook: Source, W_dec: Float[Tensor, "d_sae d_in"], n_logits: int) -> dict:
-    (raised, up), (lowered, down) = logit_effects(hook, W_dec, n_logits)
-    near, cosines = nearest(W_dec, N_NEAREST)
-    neurons, components = aligned(W_dec, N_NEURONS)
-    return {
-        "top_logits": raised.tolist(),
-        "top_logit_values": up.tolist(),
-        "bottom_logits": lowered.tolist(),
-        "bottom_logit_values": down.tolist(),
-        "near_features": near,
-        "near_cosines": cosines,
-        "aligned_neurons": neurons,
-        "aligned_values": components,
-    }
+def _of_weights(hook: Source, W_dec: Tensor, n_logits: int) -> dict:
+    names = ["top_logits", "top_logit_values", "bottom_logits", "bottom_logit_values"]
+    effects = chain(*logit_effects(hook, W_dec, n_logits))
+    columns = {name: part.tolist() for name, part in zip(names, effects, strict=True)}
+    columns["near_features"], columns["near_cosines"] = nearest(W_dec, N_NEAREST)
+    columns["aligned_neurons"], columns["aligned_values"] = aligned(W_dec, N_NEURONS)
+    return columns
 
 
 def example_places(top: TopExamples, samples: TopExamples) -> pd.DataFrame:
@@ -206,84 +211,66 @@ def example_places(top: TopExamples, samples: TopExamples) -> pd.DataFrame:
     −1), then those of each tenth.
     """
     parts = []
-    for entries, n_cells in ((top.best, 1), (samples.best, TENTHS)):
-        cell, rank = np.nonzero(entries["token"] >= 0)
+    for best, n_cells in ((top.best, 1), (samples.best, TENTHS)):
+        cell, rank = np.nonzero(best["token"] >= 0)
         feature, tenth = np.divmod(cell, n_cells)
-        found = entries[cell, rank]
         columns = {"feature": feature, "tenth": tenth if n_cells > 1 else -1, "rank": rank}
-        parts.append(pd.DataFrame(columns | {"token": found["token"], "value": found["value"]}))
-    places = pd.concat(parts)
-    return places.sort_values(["feature", "tenth", "rank"], ignore_index=True)
+        columns |= {name: best[name][cell, rank] for name in ("token", "value")}
+        parts.append(pd.DataFrame(columns))
+    return pd.concat(parts).sort_values(["feature", "tenth", "rank"], ignore_index=True)
 
 
 @torch.no_grad()
 def examples_table(
     hook: Source,
     dictionary: Dictionary,
-    rows: Integer[np.ndarray, "row position"],
+    rows: Rows,
     places: pd.DataFrame,
     marked: Bool[np.ndarray, " n"],
     s: FeatureSettings,
 ) -> pa.Table:
     """A row per example: where it lies, its activation, and the text around it with the
     feature's activation on every token.
+
+    The text is read once more, and each row's activations are those of its own examples' features.
     """
     length, token = rows.shape[1], places["token"].to_numpy()
+    feature = places["feature"].to_numpy()
     row, position = np.divmod(token, length)
     begin = np.maximum(position - s.context, 0)
-    size = np.minimum(position + s.after + 1, length) - begin
-    windows = pd.DataFrame({"feature": places["feature"], "row": row, "begin": begin, "size": size})
-    activations, offsets = _activations(hook, dictionary, rows, windows)
-    activations[offsets[:-1] + position - begin] = places["value"]
-    ids, starts = rows.reshape(-1).astype(np.int32), pa.array(offsets, pa.int32())
-    texts = ids[_ranges(row * length + begin, size)]
+    focus, size = position - begin, np.minimum(position + s.after + 1, length) - begin
+    offsets = np.append(0, np.cumsum(size))
+    activations, of_row = np.zeros(offsets[-1], np.float32), places.groupby(row).indices
+    for batch in batches(hook, {}, rows, "examples"):
+        for number, x in enumerate(batch.x.split(length), batch.first // length):
+            if number in of_row:
+                members = of_row[number]
+                features = torch.tensor(feature[members], device=x.device)
+                acts = activations_of(dictionary, x, features).T.cpu().numpy().reshape(-1)
+                source = _ranges(np.arange(len(members)) * length + begin[members], size[members])
+                activations[_ranges(offsets[members], size[members])] = acts[source]
+    activations[offsets[:-1] + focus] = places["value"]
+    ids = rows.reshape(-1).astype(np.int32)
     columns = {
-        "feature": places["feature"].astype(np.int32),
+        "feature": feature.astype(np.int32),
         "rank": places["rank"].astype(np.int16),
         "activation": places["value"],
         "row": row.astype(np.int32),
         "position": position.astype(np.int32),
-        "focus": (position - begin).astype(np.int32),
+        "focus": focus.astype(np.int32),
         "token_id": ids[token],
         "tenth": places["tenth"].astype(np.int8),
         "marked": marked[token],
-        "token_ids": pa.ListArray.from_arrays(starts, pa.array(texts)),
-        "activations": pa.ListArray.from_arrays(starts, pa.array(activations)),
+        "token_ids": pa.ListArray.from_arrays(offsets, ids[_ranges(token - focus, size)]),
+        "activations": pa.ListArray.from_arrays(offsets, activations),
     }
     return pa.table(columns)
 
 
-def _activations(
-    hook: Source, dictionary: Dictionary, rows: np.ndarray, windows: pd.DataFrame
-) -> tuple[Float[np.ndarray, " total"], Int[np.ndarray, " window_and_end"]]:
-    """The features' activations in their windows, one after the other, and where each window
-    begins.
-
-    The text is read once more, and each row asked for its own features only.
-    """
-    offsets = np.concatenate([[0], np.cumsum(windows["size"])])
-    result, of_row = np.zeros(offsets[-1], np.float32), windows.groupby("row").indices
-    for batch in batches(hook, {}, rows, "examples"):
-        first, x = batch.first // rows.shape[1], batch.x.view(*batch.ids.shape, -1)
-        for i in range(len(x)):
-            members = of_row.get(first + i, ())
-            if len(members) == 0:
-                continue
-            window = windows.iloc[members]
-            features = torch.tensor(window["feature"].to_numpy(), device=x.device)
-            acts = activations_of(dictionary, x[i], features).T.cpu().numpy().reshape(-1)
-            source = np.arange(len(members)) * rows.shape[1] + window["begin"].to_numpy()
-            size = window["size"].to_numpy()
-            result[_ranges(offsets[members], size)] = acts[_ranges(source, size)]
-    return result, offsets
-
-
-def _ranges(
-    start: Int[np.ndarray, " n"], length: Int[np.ndarray, " n"]
-) -> Int[np.ndarray, " total"]:
+def _ranges(start: Ints, length: Ints) -> np.ndarray:
     """start₀, start₀ + 1, …, for each of the ranges one after the other."""
     ends = np.cumsum(length)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(start - ends + length, length)
+    return np.arange(length.sum()) + np.repeat(start - ends + length, length)
 
 
 @torch.no_grad()
@@ -295,19 +282,75 @@ def row_activations(
     return activations_of(dictionary, x, torch.tensor([feature], device=x.device))[:, 0]
 
 
-@torch.no_grad()
-def ablation_effect(
-    hook: HookPoint, dictionary: Dictionary, token_ids: Int[Tensor, " n"], feature: int
-) -> Float[Tensor, " n"]:
-    """By how much the loss (nats) of predicting each token rises when the feature is taken out on
-    all of them; 0 for the first.
+# --- what the weights alone say ---
 
-    Only its own part is subtracted from the activations, x − f · W_dec: what the autoencoder does
-    not reconstruct stays.
+
+@torch.no_grad()
+def logit_effects(hook: Source, W_dec: Decoder, k: int) -> tuple[Largest, Largest]:
+    """The k tokens (all, where there are fewer) whose logits a feature raises and lowers most, each
+    as (token ids [d_sae, k], effects [d_sae, k]).
+
+    The feature's direct path: decoder row → down projection (for an MLP hook) → final norm's weight
+    → unembedding, centred over the vocabulary. The norm's division by its input's size is left out:
+    it scales all logits of a token alike.
     """
-    ids = token_ids[None].long().to(hook.device)
-    everywhere = torch.ones(1, len(token_ids) - 1, dtype=torch.bool)
-    before = next_token_losses(hook, ids, everywhere)
-    with clamped(hook, dictionary, [Clamp(feature, "ablate")]):
-        change = next_token_losses(hook, ids, everywhere) - before
-    return torch.nn.functional.pad(change[0], (1, 0))
+    # without a model there are no logits; before the activation function a push's effect depends on
+    # that function's state
+    if not isinstance(hook, HookPoint) or hook.name.endswith("mlp.hook_pre"):
+        none = torch.zeros(len(W_dec), 0)
+        return (none.long(), none), (none.long(), none)
+    unembedding = hook.model.get_output_embeddings().weight.float()
+    final_norm = getattr(hook.model.base_model, "ln_f", None) or hook.model.base_model.norm
+    k, raised, lowered = min(k, len(unembedding)), [], []
+    for part in W_dec.split(AT_ONCE):
+        residual = _into_residual(hook, part.to(unembedding.device))
+        if isinstance(final_norm, nn.LayerNorm):
+            residual = residual - residual.mean(-1, keepdim=True)
+        effects = (residual * final_norm.weight.float()) @ unembedding.T
+        effects -= effects.mean(-1, keepdim=True)
+        raised.append(effects.topk(k, dim=-1))
+        lowered.append(effects.topk(k, dim=-1, largest=False))
+    return joined(raised), joined(lowered)
+
+
+def _into_residual(hook: HookPoint, directions: Tensor) -> Float[Tensor, "n d_model"]:
+    """What directions [n, d_in] at the hook write into the residual stream; at the stream itself
+    that is they.
+    """
+    if not hook.name.endswith("mlp.hook_post"):
+        return directions
+    weight = hook.module.weight.float()  # GPT-2's Conv1D stores [in, out], nn.Linear [out, in]
+    return directions @ (weight.T if isinstance(hook.module, nn.Linear) else weight)
+
+
+@torch.no_grad()
+def nearest(W_dec: Decoder, k: int) -> list[list[list]]:
+    """Of every feature [the k others whose decoder directions have the largest cosine with its
+    own, and these]; only cosines above zero.
+    """
+    unit, found = nn.functional.normalize(W_dec, dim=1), []
+    for i, part in enumerate(unit.split(AT_ONCE)):
+        cosines = part @ unit.T
+        cosines.diagonal(i * AT_ONCE).fill_(-2)
+        found.append(cosines.topk(min(k, len(W_dec)), dim=1))
+    indices, cosines = joined(found)
+    return _without_rounding(indices, cosines.clamp_min(0))
+
+
+@torch.no_grad()
+def aligned(W_dec: Decoder, k: int) -> list[list[list]]:
+    """[The k neurons (dimensions of the hook) with the largest components, by size, of each
+    feature's unit decoder direction, and these, signed].
+    """
+    unit = nn.functional.normalize(W_dec, dim=1)
+    indices = unit.abs().topk(min(k, unit.shape[1]), dim=1).indices
+    return _without_rounding(indices, unit.gather(1, indices))
+
+
+def _without_rounding(indices: Tensor, values: Tensor) -> list[list[list]]:
+    """Of each row, whose `values` fall in size, the indices and values above `MIN_SIZE` in
+    size.
+    """
+    counts = (values.abs() > MIN_SIZE).sum(1).tolist()
+    parts = (indices.tolist(), values.tolist())
+    return [[row[:n] for row, n in zip(part, counts, strict=True)] for part in parts]

@@ -19,6 +19,8 @@ from sae_lib.sae.engine.active_pairs import ActivePairs
 ROWS_AT_ONCE = 64
 VALUES_AT_ONCE = 1 << 27  # activations of features, most of them zero, that may exist together
 ALIVE = 100  # activations on the evaluation set, the original's own threshold
+Rows = Integer[np.ndarray, "row position"]  # token ids
+Dictionaries = dict[str, Dictionary]
 
 
 class Batch(NamedTuple):
@@ -29,11 +31,11 @@ class Batch(NamedTuple):
     x: Float[Tensor, "n d_in"]
     pairs: dict[str, ActivePairs]
 
-    def arrays(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(token within the batch, feature, activation) of a dictionary's active pairs, ordered
+    def arrays(self, name: str) -> list[np.ndarray]:
+        """[token within the batch, feature, activation] of a dictionary's active pairs, ordered
         by token.
         """
-        return tuple(part.cpu().numpy() for part in self.pairs[name])
+        return [part.cpu().numpy() for part in self.pairs[name]]
 
 
 class Firing(NamedTuple):
@@ -43,19 +45,15 @@ class Firing(NamedTuple):
     value: Float[np.ndarray, " n"]
 
 
-def spread_rows(rows: Integer[np.ndarray, "row position"], n_tokens: int) -> np.ndarray:
+def spread_rows(rows: Rows, n_tokens: int) -> Rows:
     """At most `n_tokens` of the text as rows, spread evenly over it."""
     wanted = max(1, n_tokens // rows.shape[1])
     return rows if wanted >= len(rows) else rows[np.linspace(0, len(rows) - 1, wanted).astype(int)]
 
 
 @torch.no_grad()
-def batches(
-    hook: Source, dictionaries: dict[str, Dictionary], rows: np.ndarray, desc: str
-) -> Iterator[Batch]:
-    """One pass over `rows` [row, position], a few at a time: fewer where a dictionary has very
-    many features.
-    """
+def batches(hook: Source, dictionaries: Dictionaries, rows: Rows, desc: str) -> Iterator[Batch]:
+    """One pass over `rows`, a few at a time: fewer where a dictionary has very many features."""
     widest = max([1, *(dictionary.d_sae for dictionary in dictionaries.values())])
     step = max(1, min(ROWS_AT_ONCE, VALUES_AT_ONCE // widest // rows.shape[1]))
     for i in tqdm(range(0, len(rows), step), desc=desc):
@@ -65,9 +63,7 @@ def batches(
         yield Batch(i * rows.shape[1], ids, x, pairs)
 
 
-def firing(
-    hook: Source, dictionaries: dict[str, Dictionary], rows: np.ndarray
-) -> dict[str, list[Firing]]:
+def firing(hook: Source, dictionaries: Dictionaries, rows: Rows) -> dict[str, list[Firing]]:
     """By name, where each feature of a dictionary fires over all of `rows`: one pass for all of
     them.
     """
@@ -75,7 +71,7 @@ def firing(
     for batch in batches(hook, dictionaries, rows, "firing"):
         for name, dictionary in dictionaries.items():
             token, feature, value = batch.arrays(name)
-            # numpy sorts small integers fastest
+            # numpy sorts small integers fastest, and a batch much faster than the whole text
             feature = feature.astype(np.min_scalar_type(dictionary.d_sae))
             order = feature.argsort(kind="stable")
             columns = ((token[order] + batch.first).astype(np.int32), value[order])
@@ -87,6 +83,6 @@ def firing(
 
 
 def _joined(parts: list[list], feature: int) -> Firing:
-    """A feature's part of the (tokens, values) by feature of all batches."""
+    """A feature's part of the [tokens, values] by feature of all batches."""
     tokens, values = zip(*((t[feature], v[feature]) for t, v in parts), strict=True)
     return Firing(np.concatenate(tokens), np.concatenate(values))

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.sparse
 import scipy.stats
 import torch
 from jaxtyping import Bool, Float, Int, Integer, Shaped
+from scipy.sparse import csr_matrix as Sparse
 from torch import Tensor
 
 BINS, TENTHS = 40, 10  # of (0, maximum_all]; a tenth is BINS / TENTHS of the bins
@@ -21,8 +21,11 @@ DENSE = 0.1  # share of active pairs from which dense products are the cheaper o
 # (token, feature) sums that are kept: so many, or so many per feature where that is more
 PAIRS, PAIRS_PER_FEATURE = 1 << 24, 256
 RESAMPLES = 2000  # of a bootstrap
+Ints, Bools = Int[np.ndarray, " n"], Bool[np.ndarray, " n"]
+Values = Shaped[np.ndarray, " n"]
+PairInts = Int[np.ndarray, " pair"]
 Largest = tuple[Shaped[Tensor, "d_sae k"], Float[Tensor, "d_sae k"]]  # (indices, values)
-FEATURES_AT_ONCE = 1024  # whose correlations with all neurons exist together
+AT_ONCE = 1024  # features whose correlations with all neurons exist together
 
 
 @dataclass(frozen=True)
@@ -33,21 +36,19 @@ class Chunk:
 
     first: int  # number of its first token in the whole text
     x: Float[Tensor, "n d_in"]
-    token_ids: Int[np.ndarray, " n"]
-    before_ids: Int[np.ndarray, " n"]  # −1 where a row begins
-    marked: Bool[np.ndarray, " n"]
-    kept: Bool[
-        np.ndarray, " n"
-    ]  # for what is "top" and for correlations: the unmarked ones, or all
-    token: Int[np.ndarray, " pair"]  # number within the chunk
-    feature: Int[np.ndarray, " pair"]
+    token_ids: Ints
+    before_ids: Ints  # −1 where a row begins
+    marked: Bools
+    kept: Bools  # for what is "top" and for correlations: the unmarked ones, or all
+    token: PairInts  # number within the chunk
+    feature: PairInts
     value: Float[np.ndarray, " pair"]
 
-    def sparse(self, data: Shaped[np.ndarray, " pair"], d_sae: int) -> scipy.sparse.csr_matrix:
+    def sparse(self, data: Shaped[np.ndarray, " pair"], d_sae: int) -> Sparse:
         """The pairs as a table [token, feature] that holds `data`."""
-        starts = np.searchsorted(self.token, np.arange(len(self.token_ids) + 1)).astype(np.int32)
-        shape = (len(self.token_ids), d_sae)
-        return scipy.sparse.csr_matrix((data, self.feature.astype(np.int32), starts), shape)
+        n = len(self.token_ids)
+        starts = np.searchsorted(self.token, np.arange(n + 1)).astype(np.int32)
+        return Sparse((data, self.feature.astype(np.int32), starts), (n, d_sae))
 
 
 class TopExamples:
@@ -59,21 +60,10 @@ class TopExamples:
 
     def __init__(self, cells: int, k: int, key_type: type = np.float32):
         fields = [("key", key_type), ("token", np.int64), ("value", np.float32)]
-        self.best = self._empty(cells, k, np.dtype(fields))
+        self.no_entry = np.array((0, -1, 0), fields)
+        self.best = np.full((cells, k), self.no_entry)
 
-    @staticmethod
-    def _empty(cells: int, k: int, dtype: np.dtype) -> np.ndarray:
-        entries = np.zeros((cells, k), dtype)
-        entries["token"] = -1
-        return entries
-
-    def update(
-        self,
-        cell: Int[np.ndarray, " n"],
-        token: Int[np.ndarray, " n"],
-        key: Shaped[np.ndarray, " n"],
-        value: Float[np.ndarray, " n"],
-    ) -> None:
+    def update(self, cell: Ints, token: Ints, key: Values, value: Values) -> None:
         """Take in entries in the order of their tokens; of equal keys the earlier token stays."""
         k = self.best.shape[1]
         larger = np.flatnonzero(key > self.best["key"][cell, -1])
@@ -81,7 +71,7 @@ class TopExamples:
         rank = rank_within(cell[order])
         order, rank = order[rank < k], rank[rank < k]
         touched, place = np.unique(cell[order], return_inverse=True)
-        fresh = self._empty(len(touched), k, self.best.dtype)
+        fresh = np.full((len(touched), k), self.no_entry)
         for name, column in (("key", key), ("token", token), ("value", value)):
             fresh[name][place, rank] = column[order]
         merged = np.concatenate([self.best[touched], fresh], 1)
@@ -101,35 +91,29 @@ class TokenSums:
         self.per, self.d_sae = per, d_sae
         self.limit = max(PAIRS, PAIRS_PER_FEATURE * d_sae)
         # tables [vocab, d_sae], each much larger than the next
-        self.parts: list[scipy.sparse.csr_matrix] = []
+        self.parts: list[Sparse] = []
 
-    def add(
-        self,
-        ids: Int[np.ndarray, " n"],
-        which: Bool[np.ndarray, " n"],
-        pairs: scipy.sparse.csr_matrix,
-    ) -> None:
+    def add(self, ids: Ints, which: Bools, pairs: Sparse) -> None:
         """Take in `pairs` [n, d_sae] of those tokens that `which` says, under the token ids
         `ids`.
         """
         n = np.flatnonzero(which)
         select = (np.ones(len(n), pairs.dtype), (ids[n], n))
-        self.parts.append(scipy.sparse.csr_matrix(select, (len(self.per), len(which))) @ pairs)
+        self.parts.append(Sparse(select, (len(self.per), len(which))) @ pairs)
         while len(self.parts) > 1 and 2 * self.parts[-1].nnz > self.parts[-2].nnz:
             self.parts[-2:] = [self.parts[-2] + self.parts[-1]]
         if sum(part.nnz for part in self.parts) > self.limit:
             feature, token, total = self._largest(self.limit // 2 // self.d_sae)
-            shape = (len(self.per), self.d_sae)
-            self.parts = [scipy.sparse.csr_matrix((total, (token, feature)), shape)]
+            self.parts = [Sparse((total, (token, feature)), (len(self.per), self.d_sae))]
 
-    def largest(self, k: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Of every feature the k tokens with the largest `sum / per[token]`, and their sums;
+    def largest(self, k: int) -> list[list[np.ndarray]]:
+        """Of every feature [the k tokens with the largest `sum / per[token]`, and their sums];
         fewer where fewer are above zero.
         """
-        feature, token, total = self._largest(k)
-        return lists(feature, token, self.d_sae), lists(feature, total, self.d_sae)
+        feature, *columns = self._largest(k)
+        return [lists(feature, column, self.d_sae) for column in columns]
 
-    def _largest(self, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _largest(self, k: int) -> tuple[Ints, Ints, Values]:
         whole = sum(self.parts[1:], self.parts[0]).tocsc()
         whole.sort_indices()
         feature = np.repeat(np.arange(self.d_sae), np.diff(whole.indptr))
@@ -146,11 +130,10 @@ class FirstPass:
     """
 
     def __init__(self, d_sae: int, vocab: int, top_k: int, centre: Float[Tensor, " d_in"]):
-        self.d_sae, self.vocab, self.centre = d_sae, vocab, centre
-        self.n = self.n_kept = 0  # tokens
+        self.d_sae, self.centre = d_sae, centre
         self.counts = np.zeros(d_sae, np.int64)
-        sums = np.zeros((4, d_sae))
-        self.sums, self.marked_counts, self.kept_sums, self.kept_squares = self._sums = sums
+        self._sums = np.zeros((4, d_sae))
+        self.sums, self.marked_counts, self.kept_sums, self.kept_squares = self._sums
         self.maximum = np.zeros(d_sae, np.float32)
         self.occurrences = np.zeros(vocab, np.int64)  # of kept tokens
         self.top = TopExamples(d_sae, top_k)
@@ -160,9 +143,8 @@ class FirstPass:
 
     def update(self, chunk: Chunk) -> None:
         kept = chunk.value * chunk.kept[chunk.token]
-        self.n += len(chunk.kept)
-        self.n_kept += int(chunk.kept.sum())
-        self.occurrences += np.bincount(chunk.token_ids[chunk.kept], minlength=self.vocab)
+        kept_ids = chunk.token_ids[chunk.kept]
+        self.occurrences += np.bincount(kept_ids, minlength=len(self.occurrences))
         self.counts += np.bincount(chunk.feature, minlength=self.d_sae)
         addends = (chunk.value, chunk.marked[chunk.token], kept, kept * kept)
         for total, addend in zip(self._sums, addends, strict=True):
@@ -176,7 +158,7 @@ class FirstPass:
         self.x_squares += x.pow(2).sum(0).double().cpu()
         self._add_products(chunk, kept, x)
 
-    def _add_products(self, chunk: Chunk, kept: np.ndarray, x: Float[Tensor, "n d_in"]) -> None:
+    def _add_products(self, chunk: Chunk, kept: np.ndarray, x: Tensor) -> None:
         if x.device.type == "cpu" and len(kept) < DENSE * len(x) * self.d_sae:
             columns = chunk.sparse(kept, self.d_sae).tocsc()  # the rows of the transpose
             parts = map(torch.from_numpy, (columns.indptr, columns.indices, columns.data))
@@ -194,20 +176,21 @@ class FirstPass:
         """The k neurons whose activations have the largest Pearson correlation with each
         feature's, and these.
         """
-        n, at_once = self.n_kept, FEATURES_AT_ONCE
-        x_mean, f_mean = self.x_sums / n, torch.from_numpy(self.kept_sums / n)
-        x_spread = (self.x_squares / n - x_mean**2).clamp_min(0).sqrt()
-        squares = torch.from_numpy(self.kept_squares / n)
-        f_spread = (squares - f_mean**2).clamp_min(0).sqrt()
-        found = []
-        for products, mean, spread in zip(
-            *(t.split(at_once) for t in (self.products, f_mean, f_spread)), strict=True
-        ):
+        n, found = int(self.occurrences.sum()), []
+        of_features = map(torch.from_numpy, (self.kept_sums, self.kept_squares))
+        x_mean, x_spread = _mean_and_spread(n, self.x_sums, self.x_squares)
+        parts = (self.products, *_mean_and_spread(n, *of_features))
+        for products, mean, spread in zip(*(t.split(AT_ONCE) for t in parts), strict=True):
             covariance = products.cpu().double() / n - mean[:, None] * x_mean
             correlation = covariance / (spread[:, None] * x_spread).clamp_min(1e-30)
             found.append(correlation.topk(min(k, len(x_mean)), dim=1))
         neurons, values = joined(found)
         return neurons, values.float()
+
+
+def _mean_and_spread(n: int, sums: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
+    mean = sums / n
+    return mean, (squares / n - mean**2).clamp_min(0).sqrt()
 
 
 class SecondPass:
@@ -221,7 +204,7 @@ class SecondPass:
         self.samples = TopExamples(first.d_sae * TENTHS, n_samples, np.int64)
         self.scale = BINS / np.maximum(first.maximum, 1e-30)
         self.token_sums = TokenSums(np.maximum(first.occurrences, 1), first.d_sae)
-        self.before_counts = TokenSums(np.ones(first.vocab, np.int64), first.d_sae)
+        self.before_counts = TokenSums(np.ones_like(first.occurrences), first.d_sae)
 
     def update(self, chunk: Chunk) -> None:
         bins = np.ceil(chunk.value * self.scale[chunk.feature]).astype(np.int64) - 1
@@ -238,9 +221,7 @@ class SecondPass:
         self.before_counts.add(before, chunk.kept & (before >= 0), chunk.sparse(ones, d_sae))
 
 
-def random_keys(
-    token: Int[np.ndarray, " pair"], feature: Int[np.ndarray, " pair"], seed: int
-) -> Int[np.ndarray, " pair"]:
+def random_keys(token: PairInts, feature: PairInts, seed: int) -> PairInts:
     """Random positive numbers that depend on (token, feature, seed) alone: who has the largest
     does not depend on how the text is cut.
     """
@@ -250,7 +231,7 @@ def random_keys(
     return (_mix(mixed) >> np.uint64(1)).astype(np.int64) | 1
 
 
-def _bits(number: Int[np.ndarray, " pair"], seed: int) -> np.ndarray:
+def _bits(number: PairInts, seed: int) -> np.ndarray:
     """Random bits of every number, made once for all between the smallest and the largest."""
     first, step = number.min(), np.uint64(0x9E3779B97F4A7C15)
     numbers = np.arange(first, number.max() + 1).astype(np.uint64)
@@ -259,19 +240,17 @@ def _bits(number: Int[np.ndarray, " pair"], seed: int) -> np.ndarray:
 
 def _mix(z: np.ndarray) -> np.ndarray:
     """The finaliser of SplitMix64 (Steele, Lea and Flood 2014)."""
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        z = (z ^ (z >> np.uint64(shift))) * np.uint64(factor)
     return z ^ (z >> np.uint64(31))
 
 
-def rank_within(group: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+def rank_within(group: Ints) -> Ints:
     """Of entries ordered by group: which of its group each one is, from 0."""
     return np.arange(len(group)) - np.searchsorted(group, group)
 
 
-def lists(
-    group: Integer[np.ndarray, " n"], values: Shaped[np.ndarray, " n"], n_groups: int
-) -> list[np.ndarray]:
+def lists(group: Integer[np.ndarray, " n"], values: Values, n_groups: int) -> list[np.ndarray]:
     """Entries ordered by group, as a list per group."""
     return np.split(values, np.searchsorted(group, np.arange(1, n_groups)))[:n_groups]
 
@@ -290,13 +269,8 @@ def interval(
     """
     if min(map(len, samples)) < 2:
         return np.nan, np.nan
-    found = scipy.stats.bootstrap(
-        samples,
-        statistic,
-        n_resamples=RESAMPLES,
-        paired=paired,
-        vectorized=True,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(found.low), float(found.high)
+    options = {"n_resamples": RESAMPLES, "method": "percentile", "vectorized": True}
+    rng = np.random.default_rng(seed)
+    found = scipy.stats.bootstrap(samples, statistic, paired=paired, rng=rng, **options)
+    low, high = found.confidence_interval
+    return float(low), float(high)

@@ -14,6 +14,9 @@ import os
 import re
 import threading
 from collections import Counter
+from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +25,9 @@ import tenacity
 import torch
 
 from sae_lib.errors import ChatError, ModelError, shown
+from sae_lib.model.language_model import open_model
 from sae_lib.settings import ExplainSettings
+from sae_lib.text.tokenizer import load_tokenizer
 
 LARGEST_ANSWER = 4 << 20  # bytes
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds between attempts
@@ -43,16 +48,16 @@ class LimitReached(Exception):
     """The next request could go over a limit of the settings."""
 
 
+@dataclass(eq=False)
 class NoReply(Exception):
     """One attempt that brought no reply: whether to try `again`, after how many seconds, and
     whether its tokens may be `billed`.
     """
 
-    def __init__(
-        self, reason: str, again: bool = False, wait: float | None = None, billed: bool = False
-    ):
-        super().__init__(reason)
-        self.again, self.wait, self.billed = again, wait, billed
+    reason: str
+    again: bool = False
+    wait: float | None = None
+    billed: bool = False
 
 
 class Reply(NamedTuple):
@@ -70,15 +75,15 @@ def find(model: str, s: ExplainSettings, device: torch.device) -> "Endpoint | Lo
     `ChatError` or `ModelError` where it cannot be used.
     """
     variables = ("SAE_LLM_BASE_URL", "SAE_LLM_API_KEY", "SAE_LLM_MODEL")
-    url, key, named = (os.environ.get(name, "").strip() for name in variables)
-    named = model or named
+    url, key, name = (os.environ.get(variable, "").strip() for variable in variables)
+    name = model or name
     if model and os.path.isdir(folder := os.path.expanduser(model)):
         return LocalChat(folder, s.seed, device)
-    if not named.isprintable() or len(named) > 200:
+    if not name.isprintable() or len(name) > 200:
         raise ChatError(
-            f"--model or SAE_LLM_MODEL: found {shown(named)}; expected a folder or a model's name"
+            f"--model or SAE_LLM_MODEL: found {shown(name)}; expected a folder or a model's name"
         )
-    if not named:
+    if not name:
         missing = "SAE_LLM_MODEL is not set" if url else "no chat model is named"
         raise NotConfigured(
             f"{missing}; set SAE_LLM_BASE_URL, SAE_LLM_MODEL and where needed SAE_LLM_API_KEY,"
@@ -88,7 +93,7 @@ def find(model: str, s: ExplainSettings, device: torch.device) -> "Endpoint | Lo
         raise NotConfigured(
             "SAE_LLM_API_KEY is set but SAE_LLM_BASE_URL, the endpoint to send it to, is not"
         )
-    return Endpoint(url, named, key, s.timeout) if url else LocalChat(named, s.seed, device)
+    return Endpoint(url, name, key, s.timeout) if url else LocalChat(name, s.seed, device)
 
 
 class Endpoint:
@@ -117,19 +122,17 @@ class Endpoint:
         self._loop = asyncio.new_event_loop()  # its own, as a notebook's is already running
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
 
-    def __repr__(self) -> str:
-        return f"Endpoint({self.where}, {self.name})"
-
     def send(self, messages: Messages, answer_tokens: int, temperature: float | None) -> Reply:
         """One attempt; raises `NoReply`, or `ChatError` where no further request can succeed
         either.
         """
         body = {"model": self.name, "messages": messages, "stream": False}
         body[self._limit_name] = answer_tokens
-        body |= {} if temperature is None else {"temperature": temperature}
+        if temperature is not None:
+            body["temperature"] = temperature
         request = asyncio.run_coroutine_threadsafe(self._post(body), self._loop)
         try:
-            status, headers, content = request.result(self.timeout)
+            status, wait, content = request.result(self.timeout)
         except (httpx2.TimeoutException, TimeoutError):
             raise NoReply(f"no answer within {self.timeout:g} s", again=True, billed=True) from None
         except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError) as error:
@@ -139,9 +142,11 @@ class Endpoint:
             request.cancel()  # without effect on one that is done
         if status == 200:
             return self._reply(content)
-        said = f"status {status}{self._said(content)}"
+        error = _inside(content, "error", "message") or _inside(content, "error")
+        error = content.decode("utf-8", "replace") if error is None else str(error)
+        line = " ".join(self._clean(error).split())[:300]
+        said = f"status {status}" + (f": {line}" if line.isprintable() and line else "")
         if status in (408, 425, 429) or status >= 500:
-            wait = headers.get("retry-after", "")  # seconds, a date or nothing
             raise NoReply(said, again=True, wait=float(wait) if wait.isdecimal() else None)
         if status == 400 and "max_completion_tokens" in said and self._limit_name == "max_tokens":
             self._limit_name = "max_completion_tokens"  # what OpenAI's newer models call it
@@ -152,15 +157,17 @@ class Endpoint:
         hint = "check SAE_LLM_API_KEY" if status in (401, 403) else hint
         raise ChatError(f"{self.where} with model {self.name}: {said}; {hint}")
 
-    async def _post(self, body: dict) -> tuple[int, httpx2.Headers, bytes]:
-        """(status, headers, content) of an answer that is not too large."""
+    async def _post(self, body: dict) -> tuple[int, str, bytes]:
+        """(status, retry-after: seconds, a date or nothing, content) of an answer that is not too
+        large.
+        """
         content, url = bytearray(), f"{self.where}/chat/completions"
         async with self._http.stream("POST", url, json=body) as response:
             async for part in response.aiter_bytes():
                 content += part
                 if len(content) > LARGEST_ANSWER:
                     raise NoReply(f"an answer of more than {LARGEST_ANSWER} bytes", billed=True)
-        return response.status_code, response.headers, bytes(content)
+        return response.status_code, response.headers.get("retry-after", ""), bytes(content)
 
     def _reply(self, content: bytes) -> Reply:
         text = _inside(content, "choices", 0, "message", "content")
@@ -170,21 +177,11 @@ class Endpoint:
         counts = (n if type(n) is int and n >= 0 else None for n in counts)
         return Reply(encodable(self._clean(text)), *counts)
 
-    def _said(self, content: bytes) -> str:
-        """What an error answer says, in one short line."""
-        text = _inside(content, "error", "message") or _inside(content, "error")
-        text = content.decode("utf-8", "replace") if text is None else str(text)
-        line = " ".join(self._clean(text).split())[:300]
-        return f": {line}" if line.isprintable() and line else ""
-
 
 def _inside(content: bytes, *path: str | int) -> Any:
     """What is at a place in JSON; None where nothing is."""
     try:
-        value = json.loads(content)
-        for key in path:
-            value = value[key]
-        return value
+        return reduce(getitem, path, json.loads(content))
     except (ValueError, LookupError, TypeError, RecursionError):
         return None
 
@@ -195,9 +192,6 @@ class LocalChat:
     where = "this machine"
 
     def __init__(self, source: str, seed: int, device: torch.device):
-        from sae_lib.model.language_model import open_model
-        from sae_lib.text.tokenizer import load_tokenizer
-
         self.name, self.seed = source, seed
         self._model, self._tokenizer = open_model(source, device).eval(), load_tokenizer(source)
         if not self._tokenizer.chat_template:
@@ -242,7 +236,7 @@ class Chat:
         self.model, self.s, self.cache = model, s, cache
         self.requests = self.cached = self.prompt_tokens = self.answer_tokens = 0
         self.no_reply: Counter[str] = Counter()  # by reason
-        self._heard, self._failed_in_a_row = False, 0
+        self._replied, self._failed_in_a_row = False, 0
         self._attempts = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(s.attempts),
             wait=_wait,
@@ -250,11 +244,19 @@ class Chat:
             reraise=True,
         )
 
-    @property
-    def cost(self) -> float | None:
-        """Spent so far, in the currency of the prices; None without prices."""
+    def spent(self) -> dict:
+        """Requests and tokens so far, and their cost in the currency of the prices; None without
+        prices.
+        """
         priced = self.s.price_prompt is not None
-        return self._price(self.prompt_tokens, self.answer_tokens) if priced else None
+        return {
+            "requests": self.requests,
+            "from_cache": self.cached,
+            "prompt_tokens": self.prompt_tokens,
+            "answer_tokens": self.answer_tokens,
+            "cost": self._price(self.prompt_tokens, self.answer_tokens) if priced else None,
+            "without_reply": dict(self.no_reply),
+        }
 
     def ask(self, prompt: str) -> str | None:
         """The model's text, or None where none came (counted in `no_reply`); `LimitReached`, and
@@ -269,19 +271,19 @@ class Chat:
         try:
             reply = self._attempts(self._attempt, messages)
         except NoReply as error:
-            self.no_reply[str(error)] += 1
+            self.no_reply[error.reason] += 1
             self._failed_in_a_row += 1
-            if not self._heard or self._failed_in_a_row >= MAX_FAILURES:
+            if not self._replied or self._failed_in_a_row >= MAX_FAILURES:
                 who = f"{self.model.name} at {self.model.where}"
-                raise ChatError(f"{who} does not reply: {error}") from None
+                raise ChatError(f"{who} does not reply: {error.reason}") from None
             return None
-        self._heard, self._failed_in_a_row = True, 0
+        self._replied, self._failed_in_a_row = True, 0
         self.cache.put(key, self.model.name, reply)
         return reply.text
 
     def _attempt(self, messages: Messages) -> Reply:
         estimate, limit = _estimate(messages[0]["content"]), self.s.answer_tokens
-        self._check(estimate, limit)
+        self._check(self.prompt_tokens + estimate, self.answer_tokens + limit)
         self.requests += 1
         try:
             reply = self.model.send(messages, limit, self.s.temperature)
@@ -290,22 +292,22 @@ class Chat:
                 self.prompt_tokens += estimate
                 self.answer_tokens += limit
             raise
-        counted = reply.prompt_tokens, reply.answer_tokens
-        self.prompt_tokens += estimate if counted[0] is None else counted[0]
-        self.answer_tokens += _estimate(reply.text) if counted[1] is None else counted[1]
+        text, prompt, answer = reply
+        self.prompt_tokens += estimate if prompt is None else prompt
+        self.answer_tokens += _estimate(text) if answer is None else answer
         return reply
 
-    def _check(self, prompt_tokens: int, answer_tokens: int) -> None:
-        tokens = (self.prompt_tokens + prompt_tokens, self.answer_tokens + answer_tokens)
+    def _check(self, *tokens: int) -> None:
+        """`LimitReached` if another request, after which so many tokens of prompts and of answers
+        are spent, could go over a limit.
+        """
         would_be = {"requests": self.requests + 1, "tokens": sum(tokens)}
-        would_be["cost"] = self._price(*tokens)
-        for name, value in would_be.items():
+        for name, value in (would_be | {"cost": self._price(*tokens)}).items():
             limit = getattr(self.s, f"max_{name}")
             if limit is not None and value > limit:
-                used = self.prompt_tokens + self.answer_tokens
                 raise LimitReached(
-                    f"the limit explain.max_{name}={limit:g} is reached"
-                    f" after {self.requests} requests and {used} tokens"
+                    f"the limit explain.max_{name}={limit:g} is reached after {self.requests}"
+                    f" requests and {self.prompt_tokens + self.answer_tokens} tokens"
                 )
 
     def _price(self, prompt_tokens: int, answer_tokens: int) -> float:

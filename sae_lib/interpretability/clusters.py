@@ -11,14 +11,16 @@ from jaxtyping import Float, Int
 from sklearn.cluster import AgglomerativeClustering
 from sklearn.decomposition import KernelPCA
 from sklearn.manifold import TSNE
+from sklearn.preprocessing import MultiLabelBinarizer
 
 from sae_lib import figures
-from sae_lib.features.firing import firing
+from sae_lib.features.firing import Rows, firing
 from sae_lib.model.activations import HookPoint
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.text.markup import label
 
 Array = np.ndarray
+Pairwise = Float[Array, "n n"]
 MAX_FEATURES = 8192  # features at most: all pairs of them are compared
 COMPONENTS = 50  # of the similarities, in which groups and map are made
 MIN_SHARED = 0.2  # share of a group's members from which a value of their rules names it
@@ -30,7 +32,7 @@ def cluster_table(
     scores: pd.DataFrame,
     sae: SparseAutoencoder,
     hook: HookPoint,
-    rows: Int[Array, "row position"],
+    rows: Rows,
     n_clusters: int,
     seed: int,
 ) -> pd.DataFrame:
@@ -44,28 +46,24 @@ def cluster_table(
     features = scores["unit"].to_numpy(copy=True)
     together = firing_together(hook, sae, features, rows)
     similar = similarity(sae.W_dec[features].cpu(), together)
-    table = group(similar, [list(v) for v in scores["values"]], n_clusters, seed)
+    table = group(similar, scores["values"].map(list).tolist(), n_clusters, seed)
     table.insert(0, "feature", features)
     table["rule"] = scores["rule"].to_numpy()
     return table
 
 
 def firing_together(
-    hook: HookPoint,
-    sae: SparseAutoencoder,
-    features: Int[Array, " n"],
-    rows: Int[Array, "row position"],
-) -> Float[Array, "n n"]:
+    hook: HookPoint, sae: SparseAutoencoder, features: Int[Array, " n"], rows: Rows
+) -> Pairwise:
     """Pearson correlation of whether two features fire, over the tokens of `rows`."""
     fired = firing(hook, {"": sae}, rows)[""]
     tokens = [fired[i].token for i in features]
-    starts = np.concatenate([[0], np.cumsum(list(map(len, tokens)))])
-    tokens = np.concatenate(tokens)
-    fires = (np.ones(len(tokens), dtype=np.float32), tokens, starts)
+    starts = np.cumsum([0, *map(len, tokens)])
+    fires = (np.ones(starts[-1], dtype=np.float32), np.concatenate(tokens), starts)
     return correlation(scipy.sparse.csc_array(fires, (rows.size, len(features))))
 
 
-def correlation(fires: scipy.sparse.sparray) -> Float[Array, "n n"]:
+def correlation(fires: scipy.sparse.sparray) -> Pairwise:
     """Pearson correlation between the columns of a table of zeros and ones; 0 for a column that
     never changes.
     """
@@ -76,48 +74,42 @@ def correlation(fires: scipy.sparse.sparray) -> Float[Array, "n n"]:
     return (together / np.maximum(np.outer(spread, spread), 1e-12)).astype(np.float32)
 
 
-def similarity(
-    W_dec: Float[torch.Tensor, "n d_in"], together: Float[Array, "n n"]
-) -> Float[Array, "n n"]:
+def similarity(W_dec: Float[torch.Tensor, "n d_in"], together: Pairwise) -> Pairwise:
     """The mean of decoder cosine and firing correlation, each from 0 (none or opposed) to 1."""
-    unit = (W_dec / W_dec.norm(dim=1, keepdim=True).clamp_min(1e-8)).numpy()
+    unit = torch.nn.functional.normalize(W_dec, eps=1e-8).numpy()
     similar = (np.maximum(unit @ unit.T, 0) + np.maximum(together, 0)) / 2
     np.fill_diagonal(similar, 1.0)
     return similar
 
 
-def group(
-    similar: Float[Array, "n n"], values: list[list[str]], clusters: int, seed: int
-) -> pd.DataFrame:
+def group(similar: Pairwise, values: list[list[str]], clusters: int, seed: int) -> pd.DataFrame:
     """`cluster`, its `name`, and the map's `x` and `y`: Ward's method and t-SNE on the leading
     components of the similarities. Clusters are numbered by falling size.
     """
-    n, random_state = len(similar), seed % 2**32
+    n, random = len(similar), {"random_state": seed % 2**32}
     if n < 5:
         one = {"cluster": np.zeros(n, dtype=np.int64), "name": UNNAMED}
         return pd.DataFrame(one | {"x": np.arange(n, dtype=float), "y": 0.0})
     solver = "randomized" if n > 500 else "dense"
-    pca = KernelPCA(
-        min(COMPONENTS, n - 1), kernel="precomputed", eigen_solver=solver, random_state=random_state
-    )
+    n_components = min(COMPONENTS, n - 1)
+    pca = KernelPCA(n_components, kernel="precomputed", eigen_solver=solver, **random)
     components = pca.fit_transform(similar)
     cluster = AgglomerativeClustering(min(clusters, n // 2)).fit_predict(components)
     cluster = np.argsort(np.argsort(-np.bincount(cluster), kind="stable"))[cluster]
-    options = {"init": "pca", "random_state": random_state, "n_jobs": -1, "max_iter": 500}
-    place = TSNE(perplexity=min(30, (n - 1) / 3), **options).fit_transform(components)
+    options = random | {"init": "pca", "n_jobs": -1, "max_iter": 500}
+    x, y = TSNE(perplexity=min(30, (n - 1) / 3), **options).fit_transform(components).T
     names = np.array(cluster_names(cluster, values), dtype=object)[cluster]
-    columns = {"cluster": cluster, "name": names, "x": place[:, 0], "y": place[:, 1]}
-    return pd.DataFrame(columns)
+    return pd.DataFrame({"cluster": cluster, "name": names, "x": x, "y": y})
 
 
 def cluster_names(cluster: Int[Array, " n"], values: list[list[str]]) -> list[str]:
     """For each cluster up to three of the values that at least `MIN_SHARED` of its members'
     rules ask for, those first that are rarest outside of it.
     """
-    fires, known = _table_of_values(values)
-    overall, names = fires.mean(axis=0), []
+    asks, known = _table_of_values(values)
+    overall, names = asks.mean(axis=0), []
     for c in range(cluster.max() + 1):
-        members = fires[cluster == c]
+        members = asks[cluster == c]
         share, several = members.mean(axis=0), members.sum(axis=0) >= 2
         gain = share * np.log(np.maximum(share, 1e-12) / np.maximum(overall, 1e-12))
         gain = np.where((share >= MIN_SHARED) & several, gain, 0)
@@ -126,27 +118,23 @@ def cluster_names(cluster: Int[Array, " n"], values: list[list[str]]) -> list[st
     return names
 
 
-def shared_value(cluster: Int[Array, " n"], values: list[list[str]]) -> float:
-    """Over features: the mean share of its cluster's other members whose rules have the
-    cluster's commonest value, where that many clusters have two members.
-    """
-    fires, _ = _table_of_values(values)
-    of_clusters = [fires[cluster == c] for c in np.unique(cluster) if (cluster == c).sum() > 1]
-    commonest = [members.mean(axis=0).max() for members in of_clusters]
-    sizes = list(map(len, of_clusters))
-    return float(np.average(commonest, weights=sizes)) if sizes else 0.0
-
-
-def _table_of_values(values: list[list[str]]) -> tuple[Array, list[str]]:
+def _table_of_values(values: list[list[str]]) -> tuple[Float[Array, "n value"], Array]:
     """(which feature's rule asks for which value, the values): those that at least two rules ask
     for.
     """
-    names, counts = np.unique([v for of_one in values for v in of_one], return_counts=True)
-    known = {str(v): i for i, v in enumerate(names[counts > 1])}
-    table = np.zeros((len(values), max(1, len(known))), dtype=np.float32)
-    for row, of_one in enumerate(values):
-        table[row, [known[v] for v in of_one if v in known]] = 1
-    return table, list(known) or [UNNAMED]
+    binarizer = MultiLabelBinarizer(sparse_output=True)
+    asks = binarizer.fit_transform(values)
+    known = np.flatnonzero(np.asarray(asks.sum(axis=0)) > 1)
+    return asks[:, known].toarray().astype(np.float32), binarizer.classes_[known]
+
+
+def _shared_value(cluster: Int[Array, " n"], asks: Float[Array, "n value"]) -> float:
+    """Over features: the mean share of its cluster's members whose rules have the cluster's
+    commonest value, over the clusters of two members or more.
+    """
+    members = [asks[cluster == c] for c in np.unique(cluster) if (cluster == c).sum() > 1]
+    commonest = [of_one.mean(axis=0).max(initial=0) for of_one in members]
+    return float(np.average(commonest, weights=list(map(len, members)))) if members else 0.0
 
 
 def summary(table: pd.DataFrame, values: list[list[str]], seed: int) -> dict:
@@ -154,7 +142,8 @@ def summary(table: pd.DataFrame, values: list[list[str]], seed: int) -> dict:
     rules share, against the same sizes filled at random.
     """
     cluster, rng = table["cluster"].to_numpy(), np.random.default_rng((seed, 4))
-    by_chance = [shared_value(rng.permutation(cluster), values) for _ in range(NULL_DRAWS)]
+    asks, _ = _table_of_values(values)
+    by_chance = [_shared_value(rng.permutation(cluster), asks) for _ in range(NULL_DRAWS)]
     sizes = table.groupby(["cluster", "name"]).size().reset_index(name="size")
     largest = sizes.sort_values("size", ascending=False).head(20)
     return {
@@ -163,7 +152,7 @@ def summary(table: pd.DataFrame, values: list[list[str]], seed: int) -> dict:
         "size_median": sizes["size"].median(),
         "size_largest": sizes["size"].max(),
         "named": int((sizes["name"] != UNNAMED).sum()),
-        "shared_value": shared_value(cluster, values),
+        "shared_value": _shared_value(cluster, asks),
         "shared_value_by_chance": np.mean(by_chance),
         "shared_value_by_chance_most": max(by_chance),
         "largest": largest[["cluster", "name", "size"]].to_dict("records"),
@@ -175,14 +164,13 @@ def cluster_map(table: pd.DataFrame, labels: int = 14) -> go.Figure:
     named clusters are written on the map.
     """
     text = [
-        f"feature {f}<br>cluster {c}: {label(n, 80)}<br>{label(r, 160)}"
-        for f, c, n, r in table[["feature", "cluster", "name", "rule"]].itertuples(index=False)
+        f"feature {r.feature}<br>cluster {r.cluster}: {label(r.name, 80)}<br>{label(r.rule, 160)}"
+        for r in table.itertuples(index=False)
     ]
     colours = [figures.PALETTE[c % len(figures.PALETTE)] for c in table["cluster"]]
     marker = {"size": 5, "color": colours, "opacity": 0.75}
     hover = {"text": text, "hovertemplate": "%{text}<extra></extra>"}
-    points = go.Scatter(x=table["x"], y=table["y"], mode="markers", marker=marker, **hover)
-    fig = go.Figure(points)
+    fig = go.Figure(go.Scatter(x=table["x"], y=table["y"], mode="markers", marker=marker, **hover))
     named = table[table["name"] != UNNAMED]
     box = {"showarrow": False, "bgcolor": "rgba(255,255,255,0.75)", "font": {"size": 11}}
     for cluster in named["cluster"].value_counts().index[:labels]:

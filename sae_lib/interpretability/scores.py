@@ -42,7 +42,7 @@ def summary(scores: pd.DataFrame, seed: int) -> dict:
     rules as examples; and how far features are above each other kind.
     """
     rng = np.random.default_rng((seed, 3))
-    scored, drawn = {}, {}
+    scored, draws, differences = {}, {}, {}
     for kind, table in scores.groupby("kind", sort=False):
         n = len(table)
         scored[kind] = {
@@ -51,24 +51,20 @@ def summary(scores: pd.DataFrame, seed: int) -> dict:
             "conditions_mean": table["n_conditions"].mean(),
             "context_share": table["context"].mean(),
         }
-        chosen, draws = rng.integers(n, size=(DRAWS, n)), {}
+        chosen = rng.integers(n, size=(DRAWS, n))
         for measure, (average, of) in product(MEASURES, AVERAGES.items()):
             values, name = table[measure].to_numpy(), f"{measure}_{average}"
-            draws[name] = of(values[chosen], axis=1)
-            scored[kind] |= {name: of(values), f"{name}_interval": _interval(draws[name])}
-        drawn[kind] = draws
+            draws[kind, name] = of(values[chosen], axis=1)
+            interval = _interval(draws[kind, name])
+            scored[kind] |= {name: of(values), f"{name}_interval": interval}
         shown = table.sample(min(EXAMPLES, n), random_state=seed % 2**32)
         scored[kind]["examples"] = shown[["unit", "rule", *MEASURES, "density"]].to_dict("records")
-    differences = {}
-    for kind in scored:
+    for kind, name in draws:
         ours = "feature_strong" if kind.endswith("_strong") else "feature"
         if kind != ours and ours in scored:
-            differences[f"{ours} - {kind}"] = {
-                name: {
-                    "difference": scored[ours][name] - scored[kind][name],
-                    "interval": _interval(of_ours - drawn[kind][name]),
-                }
-                for name, of_ours in drawn[ours].items()
+            differences.setdefault(f"{ours} - {kind}", {})[name] = {
+                "difference": scored[ours][name] - scored[kind][name],
+                "interval": _interval(draws[ours, name] - draws[kind, name]),
             }
     return {"scores": scored, "differences": differences}
 

@@ -8,18 +8,19 @@ out the weak half of every feature's activations (`_strong`): a matched neuron f
 its range only, a feature over the whole of its own.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import joblib
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy.random import Generator
 
 from sae_lib.errors import CorpusError
 from sae_lib.features.firing import Firing, firing, spread_rows
-from sae_lib.interpretability.rules import Encoding, RuleWriter, Score, Text, learn_and_score
+from sae_lib.interpretability.rules import Encoding, RuleWriter, Text, learn_and_score
 from sae_lib.interpretability.token_attributes import raw_values
 from sae_lib.model.activations import HookPoint, harvest
 from sae_lib.progress import tqdm
@@ -37,9 +38,16 @@ from sae_lib.text.display import Vocabulary
 from sae_lib.text.tokens import Tokens
 
 Array = np.ndarray
+Numbers = Int[Array, " unit"]
+Numbered = tuple[Dictionary, Array]  # a dictionary of some units, and their numbers
+Acts = Float[torch.Tensor, "n d_in"]
 SAMPLE = 65_536  # activations of the learning half that thresholds and directions are taken from
 STRONG = 0.5  # share of a feature's activations, the largest, that count as strong
 BATCH = 64  # units that a process scores at a time
+COLUMNS = (
+    "kind unit rule n_conditions auroc balanced_accuracy precision recall information"
+    " density context values"
+)
 
 
 @dataclass(frozen=True)
@@ -54,9 +62,7 @@ class Halves:
     writer: RuleWriter
 
 
-def half_of_documents(
-    lengths: Int[Array, " document"], rng: np.random.Generator
-) -> Int[Array, " document"]:
+def half_of_documents(lengths: Int[Array, " document"], rng: Generator) -> Int[Array, " document"]:
     """0 or 1 for each document: in random order, each goes to the half that has fewer tokens."""
     half, size = np.zeros(len(lengths), dtype=np.int64), [0, 0]
     for document in rng.permutation(len(lengths)):
@@ -78,27 +84,27 @@ def split(tokens: Tokens, context: int, s: InterpretabilitySettings, seed: int) 
     """
     rng = np.random.default_rng((seed if s.seed is None else s.seed, 1))
     table, vocabulary = tokens.table["heldout"], Vocabulary(tokens.tokenizer)
-    lengths, firsts = table["tokens"].to_numpy(), table["first_token"].to_numpy()
+    lengths, firsts = (table[name].to_numpy() for name in ("tokens", "first_token"))
     document_half = half_of_documents(lengths, rng)
     half, rows = np.repeat(document_half, lengths), tokens.rows("heldout", context)
     ids, special = np.asarray(tokens.heldout, dtype=np.int64), set(tokens.tokenizer.all_special_ids)
     attributes = raw_values(ids, firsts, context, vocabulary, special)
     chosen, raw = [], []
     for which in (0, 1):
-        found = np.flatnonzero(rows_of_half(half, context, which))
-        if len(found) == 0:
+        of_half = np.flatnonzero(rows_of_half(half, context, which))
+        if len(of_half) == 0:
             raise CorpusError(
                 f"interpretability: the held-out text has {len(lengths)} document(s), too few for"
                 f" two halves with at least a row of lm.context={context} each; give more text"
                 " (corpus.heldout_tokens)"
             )
-        at_most = min(len(found), max(1, s.tokens // context))
-        number = np.sort(rng.choice(found, at_most, replace=False))
+        at_most = min(len(of_half), max(1, s.tokens // context))
+        number = np.sort(rng.choice(of_half, at_most, replace=False))
         chosen.append(rows[number])
         raw.append(attributes[(number[:, None] * context + np.arange(context)).ravel()])
-    encoding = Encoding.of(raw[0])
+    encoding = Encoding(raw[0])
     texts = tuple(Text(encoding.encode(part), encoding) for part in raw)
-    documents = (int((document_half == 0).sum()), int((document_half == 1).sum()))
+    documents = tuple(np.bincount(document_half, minlength=2).tolist())
     return Halves(tuple(chosen), texts, documents, RuleWriter(encoding, vocabulary))
 
 
@@ -109,31 +115,27 @@ class Units:
     """
 
     kind: str
-    numbers: Int[Array, " unit"]
-    firing: tuple[list[Array], list[Array]]
-
-    @classmethod
-    def of(cls, kind: str, numbers: Array, fired: list[list[Firing]]) -> "Units":
-        """From where they fire in each half."""
-        return cls(kind, numbers, tuple([f.token for f in half] for half in fired))
+    numbers: Numbers
+    firing: list[tuple[Array, ...]]
 
     def often_active(self, at_least: int) -> Int[Array, " chosen"]:
         """Which of them are active so often in both halves."""
-        counts = np.array([list(map(len, half)) for half in self.firing])
-        return np.flatnonzero(counts.min(0) >= at_least)
+        return np.flatnonzero([min(map(len, tokens)) >= at_least for tokens in self.firing])
 
 
-def score_table(units: Iterator[Units], halves: Halves, s) -> tuple[pd.DataFrame, dict]:
+def score_table(
+    units: Iterator[Units], halves: Halves, s: InterpretabilitySettings
+) -> tuple[pd.DataFrame, dict]:
     """(a row per unit with its rule and how well it does on the other half, counts of units by
     kind).
     """
-    parts, kinds = [], {}
+    tables, kinds = [], {}
     for of_kind in units:
-        table, n = score_units(of_kind, halves, s), len(of_kind.numbers)
-        parts.append(table)
-        kinds[of_kind.kind] = {"units": n, "left_out": n - len(table)}
+        tables.append(score_units(of_kind, halves, s))
+        n = len(of_kind.numbers)
+        kinds[of_kind.kind] = {"units": n, "left_out": n - len(tables[-1])}
     counts = {"tokens": [t.n for t in halves.texts], "documents": halves.documents, "kinds": kinds}
-    return pd.concat(parts, ignore_index=True), counts
+    return pd.concat(tables, ignore_index=True), counts
 
 
 def every_kind(
@@ -149,55 +151,53 @@ def every_kind(
     """
     rng = np.random.default_rng((seed if s.seed is None else s.seed, 2))
     numbers = _draw(rng, sae.d_sae, s.features)
-    fired = [firing(hook, {"": sae}, rows)[""] for rows in halves.rows]
-    fired = [[half[i] for i in numbers] for half in fired]
-    features = Units.of("feature", numbers, fired)
+    fired = list(zip(*(firing(hook, {"": sae}, rows)[""] for rows in halves.rows), strict=True))
+    fired = [fired[i] for i in numbers]
+    features = Units("feature", numbers, _tokens(fired))
     yield features
     often = features.often_active(s.min_active)
     if len(often) == 0:
         return
-    yield from _from_features(rng, fired, numbers, often[_draw(rng, len(often), s.units)], halves)
-    density = np.array([len(fired[0][i].token) for i in often]) / halves.texts[0].n
+    chosen = often[_draw(rng, len(often), s.units)]
+    yield from _from_features(rng, numbers[chosen], [fired[i] for i in chosen], halves)
+    density = np.array([len(features.firing[i][0]) for i in often]) / halves.texts[0].n
     del fired
     yield from _everything_of(hook, _directions(rng, hook, sae.d_in, halves, density, s), halves)
     if untrained:
         hook, sae = untrained()
         numbers, x = _draw(rng, sae.d_sae, s.units), sample(hook, halves.rows[0])
         own = Directions(sae.W_enc_T[numbers], sae.b_dec)
-        matched, _, _ = _at_densities(rng, own, numbers, x, density)
+        matched = _at_densities(rng, own, numbers, x, density)["_matched"]
         own = (Selected(sae, torch.from_numpy(numbers)), numbers)
         units = {"untrained": own, "untrained_matched": matched}
         yield from _everything_of(hook, units, halves)
 
 
+def _tokens(fired: Iterable[tuple[Firing, ...]]) -> list[tuple[Array, ...]]:
+    return [tuple(half.token for half in of_unit) for of_unit in fired]
+
+
 def _from_features(
-    rng: np.random.Generator,
-    fired: list[list[Firing]],
-    numbers: Array,
-    chosen: Int[Array, " unit"],
+    rng: Generator,
+    numbers: Numbers,
+    fired: list[tuple[Firing, ...]],
     halves: Halves,
 ) -> Iterator[Units]:
-    """The strong half of the chosen features' activations, and as many tokens at random as they
-    have activations.
+    """The strong half of features' activations, and as many tokens at random as they have
+    activations.
     """
-    least = [np.quantile(fired[0][i].value, 1 - STRONG) for i in chosen]
-    strong = tuple(
-        [half[i].token[half[i].value > t] for i, t in zip(chosen, least, strict=True)]
-        for half in fired
-    )
-    yield Units("feature_strong", numbers[chosen], strong)
-    shuffled = tuple(
-        [rng.choice(text.n, len(half[i].token), replace=False) for i in chosen]
-        for text, half in zip(halves.texts, fired, strict=True)
-    )
-    yield Units("shuffled", numbers[chosen], shuffled)
-
-
-Numbered = tuple[Dictionary, Array]  # a dictionary of some units, and their numbers
+    strong, shuffled = [], []
+    for of_unit in fired:
+        least = np.quantile(of_unit[0].value, 1 - STRONG)
+        strong.append(tuple(half.token[half.value > least] for half in of_unit))
+    yield Units("feature_strong", numbers, strong)
+    for text, of_half in zip(halves.texts, zip(*fired, strict=True), strict=True):
+        shuffled.append([rng.choice(text.n, len(f.token), replace=False) for f in of_half])
+    yield Units("shuffled", numbers, list(zip(*shuffled, strict=True)))
 
 
 def _directions(
-    rng: np.random.Generator,
+    rng: Generator,
     hook: HookPoint,
     d_in: int,
     halves: Halves,
@@ -205,7 +205,7 @@ def _directions(
     s: InterpretabilitySettings,
 ) -> dict[str, Numbered]:
     """Neurons, principal and random directions at the features' densities, at those of their
-    strong halves, and as they are.
+    strong halves, and (random ones apart) as they are.
     """
     x, units = sample(hook, halves.rows[0]), {}
     kinds = {
@@ -216,31 +216,30 @@ def _directions(
     for kind, directions in kinds.items():
         numbers = _draw(rng, directions.d_sae, s.units)
         own = Directions(directions.W_dec[numbers], directions.centre)
-        matched, strong, unmatched = _at_densities(rng, own, numbers, x, density)
-        if kind == "random":
-            units[kind] = matched
-        else:
-            units |= {f"{kind}_matched": matched, kind: unmatched}
-        units[f"{kind}_strong"] = strong
+        variants = _at_densities(rng, own, numbers, x, density)
+        units |= {kind + variant: unit for variant, unit in variants.items()}
+    units["random"] = units.pop("random_matched")
     return units
 
 
 def _at_densities(
-    rng: np.random.Generator,
+    rng: Generator,
     directions: Directions,
-    numbers: Array,
-    x: Float[torch.Tensor, "n d_in"],
+    numbers: Numbers,
+    x: Acts,
     density: Float[Array, " feature"],
-) -> tuple[Numbered, Numbered, Numbered]:
-    """The directions at drawn features' densities, at the strong half of these, and half of them
-    without a threshold.
+) -> dict[str, Numbered]:
+    """The directions at densities drawn from those of features, half of them without a threshold,
+    and all at the strong half of the densities: by the ending of their kind's name.
     """
     n = len(numbers)
     drawn = torch.from_numpy(rng.choice(density, n, replace=n > len(density))).float()
     half = _draw(rng, n, max(1, n // 2))  # unmatched ones fire on a third of the text: fewer do
-    matched, strong = (directions.at_density(x, d) for d in (drawn, drawn * STRONG))
-    unmatched = Directions(directions.W_dec[half], directions.centre)
-    return (matched, numbers), (strong, numbers), (unmatched, numbers[half])
+    return {
+        "_matched": (directions.at_density(x, drawn), numbers),
+        "": (Directions(directions.W_dec[half], directions.centre), numbers[half]),
+        "_strong": (directions.at_density(x, drawn * STRONG), numbers),
+    }
 
 
 def _everything_of(hook: HookPoint, units: dict[str, Numbered], halves: Halves) -> Iterator[Units]:
@@ -248,45 +247,41 @@ def _everything_of(hook: HookPoint, units: dict[str, Numbered], halves: Halves) 
     dictionaries = {kind: dictionary for kind, (dictionary, _) in units.items()}
     fired = [firing(hook, dictionaries, rows) for rows in halves.rows]
     for kind, (_, numbers) in units.items():
-        yield Units.of(kind, numbers, [half.pop(kind) for half in fired])
+        of_kind = zip(*(half.pop(kind) for half in fired), strict=True)
+        yield Units(kind, numbers, _tokens(of_kind))
 
 
-def sample(hook: HookPoint, rows: Array) -> Float[torch.Tensor, "n d_in"]:
+def sample(hook: HookPoint, rows: Array) -> Acts:
     """Activations of at most `SAMPLE` tokens of `rows` [row, position], spread evenly over the
     learning half.
     """
     return harvest(hook, spread_rows(rows, SAMPLE)).float()
 
 
-def score_units(units: Units, halves: Halves, s) -> pd.DataFrame:
+def score_units(units: Units, halves: Halves, s: InterpretabilitySettings) -> pd.DataFrame:
     """A row per unit that is active often enough in both halves, on all processors."""
-    often = units.often_active(s.min_active)
-    work = []
-    for i in range(0, len(often), BATCH):
-        fired = ([half[unit] for unit in often[i : i + BATCH]] for half in units.firing)
-        work.append(joblib.delayed(learn_and_score)(halves.texts, *fired, s.conditions, s.values))
-    parallel = joblib.Parallel(n_jobs=-1 if len(work) > 1 else 1, return_as="generator")
-    done = tqdm(parallel(work), desc=f"rules for {units.kind}", total=len(work))
-    records = []
-    for unit, (rule, score) in zip(often, (pair for part in done for pair in part), strict=True):
-        n_active = sum(len(half[unit]) for half in units.firing)
+    often, score_one = units.often_active(s.min_active), joblib.delayed(learn_and_score)
+    firing = [units.firing[i] for i in often]
+    work = (score_one(halves.texts, tokens, s.conditions, s.values) for tokens in firing)
+    n_jobs = -1 if len(often) > BATCH else 1
+    done = joblib.Parallel(n_jobs, batch_size=BATCH, return_as="generator")(work)
+    done = tqdm(done, desc=f"rules for {units.kind}", total=len(often))
+    records, n_tokens = [], sum(text.n for text in halves.texts)
+    for unit, tokens, (rule, score) in zip(often, firing, done, strict=True):
         record = {
             "kind": units.kind,
             "unit": int(units.numbers[unit]),
             "rule": halves.writer.text(rule),
             "n_conditions": len(rule.conditions),
-            **asdict(score),
-            "density": n_active / sum(t.n for t in halves.texts),
+            "density": sum(map(len, tokens)) / n_tokens,
             "context": halves.writer.asks_for_context(rule),
             "values": halves.writer.values(rule),
         }
-        records.append(record)
-    measures = [field.name for field in fields(Score)]
-    before, after = ["kind", "unit", "rule", "n_conditions"], ["density", "context", "values"]
-    return pd.DataFrame(records, columns=[*before, *measures, *after])
+        records.append(record | vars(score))
+    return pd.DataFrame(records, columns=COLUMNS.split())
 
 
-def _draw(rng: np.random.Generator, n: int, at_most: int | None) -> Int[Array, " unit"]:
+def _draw(rng: Generator, n: int, at_most: int | None) -> Numbers:
     if at_most is None or n <= at_most:
         return np.arange(n)
     return np.sort(rng.choice(n, at_most, replace=False))

@@ -1,111 +1,30 @@
 """What a rule may ask about a token: the token itself, what stands before it, its shape, its
-place, the brackets and quotes around it.
+place, the brackets and quotes around it. `token_attributes.yaml` names the attributes and values.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int, UInt8
+import yaml
+from jaxtyping import Int
 
 from sae_lib.text.display import Vocabulary, plain
 
 Array = np.ndarray
+Ints = Int[Array, " n"]
 NONE = -1  # raw value of an attribute where there is nothing, as before the first token of a row
-
-
-def _table(text: str) -> list[list[str]]:
-    """A row per line; columns are two or more blanks apart."""
-    return [re.split(" {2,}", line) for line in text.strip().splitlines()]
-
-
-def _names(text: str) -> list[str]:
-    return text.strip().splitlines()
-
-
-# each shape with the pattern of a whole token that has it: of several the first
-SHAPES, SHAPE_PATTERNS = zip(
-    *_table(r"""
-lower-case letters              [a-z]{2,}
-capitalised letters             [A-Z][a-z]+
-capitals                        [A-Z]{2,}
-letters of mixed case           [A-Za-z]{2,}
-a single letter                 [A-Za-z]
-digits                          \d+
-letters and digits              [A-Za-z\d]+
-an underscore                   \w*_\w*
-an opening bracket              [\"'.]*[(\[{]+
-a closing bracket               [)\]}]+[.,:;]*
-a quotation mark                [\"'`]+
-a comma, semicolon or colon     [,;:]
-a full stop                     \.
-signs                           [^\w\s]+
-blanks                          [ \t]*
-a line break                    \r?\n
-a line break with indentation   \r?\n[ \t]+
-several line breaks             \s+
-letters beyond ASCII            [^\W\d_]+
-mixed characters                (?s:.*)
-"""),
-    strict=True,
-)
-# how the token itself begins; else what the character before it is: the same names, and which
-# characters
-OWN_BEGINNINGS = ["with a leading blank", "with a leading line break"]
-AFTER = _table(r"""
-at the start of a line            [\0\n\r]
-right after a letter              [^\W\d_]|[\x80-\xff]
-right after a digit               [0-9]
-right after an underscore         _
-right after a blank               [ \t]
-right after a full stop           \.
-right after an opening bracket    [(\[{<]
-right after a quotation mark      [\"'`]
-right after another sign          (?s:.)
-""")
-BEGINNINGS = OWN_BEGINNINGS + [name for name, _ in AFTER]
-DEPTHS = _names("""
-outside of brackets
-one bracket deep
-two brackets deep
-three or more brackets deep
-""")
-PLACES = _names("""
-at the start of the text
-first on its line
-second on its line
-within columns 3 to 20
-within columns 20 to 40
-within columns 40 to 80
-beyond column 80
-""")
-INDENTS = _names("none\n1 to 3\n4\n5 to 7\n8\n9 to 11\n12\n13 or more")
+TABLE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+NAMES = {name: list(row["values"]) for name, row in TABLE.items() if "values" in row}
+OWN_BEGINNINGS = 2  # so many of the beginnings are of the token itself
 INDENT_STARTS = [1, 4, 5, 8, 9, 12, 13]  # of all but the first
-POSITIONS = _names("""
-first
-second
-3rd or 4th
-5th to 8th
-9th to 16th
-17th to 32nd
-33rd to 64th
-65th or later
-""")
 FIRST_WORD = re.compile(rb"^[ \t]*(\w+|[^\w\s]{1,3})", re.MULTILINE)
 
-AROUND = _names("""
-outside brackets and quotes
-inside (…)
-inside […]
-inside {…}
-inside <…>
-inside a string
-inside a string of several lines
-in a comment
-inside `…`
-""")
-ROUND, ANGLE, STRING, LONG_STRING, COMMENT, CODE = 1, 4, 5, 6, 7, 8
+# indices of the values of "around"; 1 to 3 are the brackets in the order of `OPENING`
+ANGLE, STRING, LONG_STRING, COMMENT, CODE = 4, 5, 6, 7, 8
+OPENING, CLOSING = b"([{", b")]}"
 SIGNS = re.compile(
     rb"\\."  # escaped: means nothing
     rb"|(?P<long>\"\"\"|''')|(?P<code>`+)|(?P<string>\"|')|(?P<open>[(\[{])|(?P<close>[)\]}])"
@@ -113,10 +32,8 @@ SIGNS = re.compile(
     rb"|(?P<line>(?<![^\s])#|(?<!:)//)|(?P<paragraph>\n\s*\n(?=\S))|(?P<end>\n)",
     re.DOTALL,
 )
-OPENING = {b")": b"(", b"]": b"[", b"}": b"{"}
-KIND = {b"(": ROUND, b"[": ROUND + 1, b"{": ROUND + 2}
 SPANS = {"long": LONG_STRING, "code": CODE, "string": STRING, "block": COMMENT, "line": COMMENT}
-CLOSING = {b"/*": b"*/", b"<!--": b"-->", b"#": b"\n", b"//": b"\n"}  # else by what it opened with
+ENDS = {b"/*": b"*/", b"<!--": b"-->", b"#": b"\n", b"//": b"\n"}  # else a span ends as it began
 
 
 @dataclass(frozen=True)
@@ -141,25 +58,16 @@ def attributes(vocabulary: Vocabulary) -> list[Attribute]:
     def pair(v: int) -> str:
         return f"{token(v % size)} after {token(v // size)}"
 
+    value = {"pair": pair, "characters": _characters, "line": _characters}
+    value |= {name: names.__getitem__ for name, names in NAMES.items()}
     return [
-        Attribute("token", "{}", True, token),
-        Attribute("previous", "after {}", False, token),
-        Attribute("second", "two after {}", False, token),
-        Attribute("pair", "{}", True, pair),
-        Attribute("characters", "after the characters {}", False, _characters),
-        Attribute("line", "on a line that begins with {}", False, _characters),
-        Attribute("shape", "{}", True, SHAPES.__getitem__),
-        Attribute("beginning", "{}", False, BEGINNINGS.__getitem__),
-        Attribute("place", "{}", False, PLACES.__getitem__),
-        Attribute("indent", "on a line with indentation {}", False, INDENTS.__getitem__),
-        Attribute("around", "{}", False, AROUND.__getitem__),
-        Attribute("depth", "{}", False, DEPTHS.__getitem__),
-        Attribute("position", "{} in the row", False, POSITIONS.__getitem__),
+        Attribute(name, row["phrase"], row.get("noun", False), value.get(name, token))
+        for name, row in TABLE.items()
     ]
 
 
 def raw_values(
-    ids: Int[Array, " n"],
+    ids: Ints,
     first_tokens: Int[Array, " document"],
     context: int,
     vocabulary: Vocabulary,
@@ -177,7 +85,7 @@ def raw_values(
     texts = [b"\n" if t in special else b for t, b in enumerate(vocabulary.bytes)]
     text = b"".join([texts[t] for t in ids.tolist()])
     data = np.frombuffer(text, dtype=np.uint8)
-    bounds = np.concatenate([[0], np.cumsum(np.array([len(b) for b in texts])[ids])])
+    bounds = np.append(0, np.cumsum(np.array([len(b) for b in texts])[ids]))
     starts, row_starts = bounds[:-1], bounds[np.arange(n) // context * context]
     before = []
     for back in (1, 2, 3):
@@ -190,40 +98,39 @@ def raw_values(
     word, indent, place = _lines(text, data, starts)
     place[first_tokens] = 0
     own = np.array(beginnings(vocabulary, special))[ids]
+    after = np.array(_first_matches("beginning", map(chr, range(256))))
     columns = [
         ids,
         previous,
         second,
         np.where(previous == NONE, NONE, previous * len(vocabulary) + ids),
-        np.where(before[0] == 0, NONE, (before[2] << 16) + (before[1] << 8) + before[0]),
+        np.where(before[0] == 0, NONE, sum(c << 8 * i for i, c in enumerate(before))),
         word,
         np.array(shapes(vocabulary))[ids],
-        np.where(own == NONE, _after()[before[0]], own),
+        np.where(own == NONE, after[before[0]], own),
         place,
         np.searchsorted(INDENT_STARTS, indent, side="right"),
         inside,
-        np.minimum(depth, len(DEPTHS) - 1),
-        np.searchsorted(2 ** np.arange(len(POSITIONS) - 1), in_row, side="right"),
+        np.minimum(depth, len(NAMES["depth"]) - 1),
+        np.searchsorted(2 ** np.arange(len(NAMES["position"]) - 1), in_row, side="right"),
     ]
     return np.stack(columns, axis=1)
 
 
-def _lines(
-    text: bytes, data: UInt8[Array, " byte"], starts: Int[Array, " n"]
-) -> tuple[Array, Array, Array]:
+def _lines(text: bytes, data: Array, starts: Ints) -> tuple[Ints, Ints, Ints]:
     """Per token: a number for the word that its line begins with (`NONE` up to that word), the
     line's indentation, and its place on the line.
     """
     breaks = np.flatnonzero(data == 10)
     # a token that begins with a line break still belongs to the line that it ends
     line = np.searchsorted(breaks, starts, side="left")
-    line_start = np.concatenate([[0], breaks + 1])
+    line_start = np.append(0, breaks + 1)
     first, end = np.full((2, len(line_start)), len(data), dtype=np.int64)
     word = np.full(len(line_start), NONE, dtype=np.int64)
-    for found in FIRST_WORD.finditer(text):
-        at = np.searchsorted(breaks, found.start(), side="left")
+    for match in FIRST_WORD.finditer(text):
+        at = np.searchsorted(breaks, match.start(), side="left")
         # a word as a number that arrays can hold: its first seven bytes
-        first[at], end[at], word[at] = *found.span(1), int.from_bytes(found[1][:7], "big")
+        first[at], end[at], word[at] = *match.span(1), int.from_bytes(match[1][:7], "big")
     up_to_first = starts <= first[line]
     second = np.roll(up_to_first, 1) & ~up_to_first
     column = np.searchsorted([20, 40, 80], starts - line_start[line], side="right")
@@ -239,36 +146,29 @@ def _characters(number: int) -> str:
 
 
 def shapes(vocabulary: Vocabulary) -> list[int]:
-    """The shape of every token, as an index of `SHAPES`; a leading blank is no part of it."""
-    bare = [text.lstrip(" ") if text.strip(" ") else text for text in vocabulary.texts]
-    return [_first_match(SHAPE_PATTERNS, text) for text in bare]
+    """The shape of every token, as an index of its names; a leading blank is no part of it."""
+    bare = (text.lstrip(" ") if text.strip(" ") else text for text in vocabulary.texts)
+    return _first_matches("shape", bare)
 
 
-def _first_match(patterns: Sequence[str], text: str) -> int:
-    return next(i for i, pattern in enumerate(patterns) if re.fullmatch(pattern, text))
+def _first_matches(attribute: str, texts: Iterable[str]) -> list[int]:
+    """Of each text the first value of an attribute whose pattern it matches, as an index."""
+    patterns = [(i, p) for i, p in enumerate(TABLE[attribute]["values"].values()) if p]
+    return [next(i for i, pattern in patterns if re.fullmatch(pattern, text)) for text in texts]
 
 
 def beginnings(vocabulary: Vocabulary, special: Collection[int] = ()) -> list[int]:
-    """Of tokens that begin with a blank or a line break themselves which it is, as an index of
-    `BEGINNINGS`; else `NONE`.
+    """Of tokens that begin with a blank or a line break themselves which it is, as an index of the
+    names of beginnings; else `NONE`.
     """
     kinds = {b" ": 0, b"\t": 0, b"\n": 1, b"\r": 1}
     own = [kinds.get(token[:1], NONE) for token in vocabulary.bytes]
     return [1 if t in special else kind for t, kind in enumerate(own)]
 
 
-def _after() -> Int[Array, " byte"]:
-    """For each byte before a token, the index of `BEGINNINGS` that it makes."""
-    patterns = [pattern for _, pattern in AFTER]
-    kinds = [_first_match(patterns, chr(byte)) for byte in range(256)]
-    return np.array(kinds) + len(OWN_BEGINNINGS)
-
-
-def surroundings(
-    text: bytes, places: Int[np.ndarray, " n"]
-) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """For each of the byte offsets `places`, as indices of `AROUND`: the innermost thing around it;
-    and how many brackets are open.
+def surroundings(text: bytes, places: Ints) -> tuple[Ints, Ints]:
+    """For each of the byte offsets `places`: the innermost thing around it, as an index of the
+    names of "around"; and how many brackets are open.
 
     A quotation mark left open ends with its line, a bracket left open with the next unindented line
     after an empty one: prose closes neither.
@@ -279,10 +179,10 @@ def surroundings(
 
 
 def _changes(text: bytes) -> Iterator[tuple[int, int, int]]:
-    """(offset, index of `AROUND`, number of open brackets from there on): one cheap pass that
-    knows no language in particular.
+    """(offset, index of what is around, number of open brackets from there on): one cheap pass
+    that knows no language in particular.
     """
-    stack: list[bytes] = []
+    stack: list[int] = []  # which of `OPENING` are open
     inside, closing = 0, b""  # a string, comment or code span that we are in, and what ends it
     for sign in SIGNS.finditer(text):
         group, found, (start, end) = sign.lastgroup, sign[0], sign.span()
@@ -293,22 +193,23 @@ def _changes(text: bytes) -> Iterator[tuple[int, int, int]]:
                 continue
             inside, end = 0, start if at_break else end
         elif group == "open":
-            stack.append(found)
+            stack.append(OPENING.index(found))
         elif group == "close":
-            if OPENING[found] in stack[-3:]:  # one that was forgotten in between is closed with it
-                while stack.pop() != OPENING[found]:
+            bracket = CLOSING.index(found)
+            if bracket in stack[-3:]:  # one that was forgotten in between is closed with it
+                while stack.pop() != bracket:
                     pass
         elif group in SPANS:
             if found == b"'" and _in_word(text, start):
                 continue
-            inside, closing = SPANS[group], CLOSING.get(found, found)
+            inside, closing = SPANS[group], ENDS.get(found, found)
         elif group == "tag":
             yield start + 1, ANGLE, len(stack)
         elif group != "paragraph":
             continue
         if group == "paragraph":
             stack.clear()
-        yield end, inside or (KIND[stack[-1]] if stack else 0), len(stack)
+        yield end, inside or (stack[-1] + 1 if stack else 0), len(stack)
 
 
 def _in_word(text: bytes, at: int) -> bool:

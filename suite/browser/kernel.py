@@ -101,13 +101,13 @@ class Model:
         Both continuations have what the feature does on them when it is not clamped.
         """
         made = Clamp(**clamp)
-        parts = (self.hook, self.tokenizer, self.dictionary, text, [made])
-        after = clamping.next_tokens(*parts, k=NEXT, keep_error=keep_error)
+        target = clamping.ClampTarget(self.hook, self.dictionary, self.tokenizer)
+        after = target.next_tokens(text, [made], NEXT, keep_error)
         rows = after.table.head(NEXT)[["token_id", "before", "after"]]
         sides, prompt = [], 0
         if new_tokens:
-            *sides, prompt = clamping.side_by_side(
-                *parts, new_tokens, temperature, seed, keep_error
+            *sides, prompt = target.side_by_side(
+                text, [made], new_tokens, temperature, seed, keep_error
             )
         continued = []
         for ids in (side.tolist() for side in sides):
@@ -123,7 +123,7 @@ class Model:
         ids: Int[torch.Tensor, " position"] = torch.from_numpy(self.rows[row].astype(np.int64))
         parts = (self.hook, self.dictionary, ids, feature)
         values = feature_table.row_activations(*parts).clamp_min(0).tolist()
-        effects = feature_table.ablation_effect(*parts).tolist() if ablate else []
+        effects = clamping.ablation_effect(*parts).tolist() if ablate else []
         return {"ids": ids.tolist(), "values": values, "effects": effects}
 
 
