@@ -48,7 +48,8 @@ class Stage:
     """
 
     folder: str = ""  # in the run folder; {name} stands for the name
-    inputs: Callable[["Run", str], list[tuple[str, str]]] = lambda run, name: []  # (stage, name)
+    # what has to be made first: stages, or a function that gives (stage, name) pairs
+    inputs: tuple[str, ...] | Callable[["Run", str], list[tuple[str, str]]] = ()
     fingerprint: Callable[["Run", str], dict[str, Any]] | None = None  # settings it depends on
     make: Callable[..., None] | None = None
     load: Callable[["Run", str, Path | None], Any] | None = None
@@ -76,10 +77,11 @@ class Run:
 
     def path(self, stage: str, name: str = "") -> Path:
         """The folder of a stage's artefact, made with its results (and all that it needs) where
-        they are not there.
+        they are not there; that of its results where it has no artefact.
         """
-        folder = self._made(stage, name)
-        if self.stages[stage].results:
+        row = self.stages[stage]
+        folder = self._made(stage, name) if row.folder else self.results_folder
+        if row.results:
             self.results(stage, name)
         return folder
 
@@ -87,16 +89,16 @@ class Run:
         """What a stage makes, loaded (or its results, where that is all it makes); made first
         where it is not there.
         """
-        row, key = self.stages[stage], (stage, name or self.settings.sae.recipe)
+        row, name = self.stages[stage], name or self.settings.sae.recipe
         if row.load is None:
             return self.results(stage, name)
         folder = self._made(stage, name) if row.folder else None
-        if key not in self._loaded:
-            loaded = row.load(self, key[1], folder)
-            if not row.keep:
-                return loaded
-            self._loaded[key] = loaded
-        return self._loaded[key]
+        if (stage, name) in self._loaded:
+            return self._loaded[stage, name]
+        loaded = row.load(self, name, folder)
+        if row.keep:
+            self._loaded[stage, name] = loaded
+        return loaded
 
     def results(self, stage: str, name: str = "") -> dict[str, Any]:
         """A stage's results, measured and saved where they are not there."""
@@ -111,23 +113,12 @@ class Run:
 
     def _make_inputs(self, row: Stage, name: str) -> None:
         """What the stage needs, in order: so the folder is claimed once the text was found good."""
-        for stage, of in row.inputs(self, name):
-            self.path(stage, of)
-
-    @contextmanager
-    def _training(
-        self, row: Stage, name: str, folder: Path, made_from: dict[str, Any]
-    ) -> Iterator[list[CheckpointFolder]]:
-        """For a stage that trains: where it keeps checkpoints, and Ctrl-C asks it to write one
-        and stop.
-        """
-        if not row.trains:
-            yield []
-            return
-        what = name if "{name}" in row.folder else row.folder.replace("_", " ")
-        keep_freed_memory()
-        with finish_the_step(what) as interrupted:
-            yield [CheckpointFolder(checkpoints_of(folder), made_from, interrupted)]
+        if callable(row.inputs):
+            for stage, of in row.inputs(self, name):
+                self.path(stage, of)
+        else:
+            for stage in row.inputs:
+                self.path(stage)
 
     def summary(self, stage: str, name: str = "") -> dict[str, Any]:
         """What a training measured: curves, seconds, rates; see `language_model.train` and
@@ -161,13 +152,12 @@ class Run:
                 if not self._is_there(folder, made_from):
                     self._make_inputs(row, name)
                 missing = stack.enter_context(self.making(folder, made_from, row.cheap))
-            if missing and rank == 0:
-                with self._training(row, name, folder, made_from) as store:
-                    with writing(folder, made_from) as scratch:
-                        row.make(self, name, scratch, *store)
-            elif missing:
-                with self._training(row, name, folder, made_from) as store:
-                    row.make(self, name, folder, *store)
+            if missing:
+                what = name if "{name}" in row.folder else row.folder.replace("_", " ")
+                training = trains(what, folder, made_from)
+                store = [stack.enter_context(training)] if row.trains else []
+                out = writing(folder, made_from) if rank == 0 else nullcontext(folder)
+                row.make(self, name, stack.enter_context(out), *store)
         with in_order():
             return folder
 
@@ -179,10 +169,8 @@ class Run:
     @property
     def tokens_folder(self) -> Path:
         """Where the tokens lie; a child with its parent's corpus and tokeniser shares them."""
-        same = self.parent and (self.parent.settings.corpus, self.parent.settings.tokenizer) == (
-            self.settings.corpus,
-            self.settings.tokenizer,
-        )
+        mine, parents = self.settings, self.parent and self.parent.settings
+        same = parents and (parents.corpus, parents.tokenizer) == (mine.corpus, mine.tokenizer)
         return (self.parent if same else self).folder / "tokens"
 
     @property
@@ -306,24 +294,17 @@ class Run:
         this one.
         """
         if "last_mlp" not in self._loaded:
-            self._loaded["last_mlp"] = self._last_mlp()
-        return self._loaded["last_mlp"]
-
-    def _last_mlp(self) -> "Run":
-        s = self.settings
-        corpus = s.corpus.model_copy(
-            update={"train_tokens": s.last_mlp.train_tokens or s.corpus.train_tokens}
-        )
-        child = s.model_copy(
-            update={
-                "lm": s.last_mlp.lm,
-                "sae": s.last_mlp.sae,
-                "tokenizer": s.last_mlp.tokenizer or s.tokenizer,
-                "corpus": corpus,
+            s, own = self.settings, self.settings.last_mlp
+            tokens = {"train_tokens": own.train_tokens or s.corpus.train_tokens}
+            changes = {
+                "lm": own.lm,
+                "sae": own.sae,
+                "tokenizer": own.tokenizer or s.tokenizer,
+                "corpus": s.corpus.model_copy(update=tokens),
             }
-        )
-        folder = self.folder / "last_mlp"
-        return Run(child, folder, self.stages, parent=self, reading=self.reading)
+            child, folder = s.model_copy(update=changes), self.folder / "last_mlp"
+            self._loaded["last_mlp"] = Run(child, folder, self.stages, self, self.reading)
+        return self._loaded["last_mlp"]
 
 
 def open_run(
@@ -340,17 +321,19 @@ def open_run(
     trained for it.
     """
     settings = settings_module.load(profile, overrides)
-    if run_dir:
-        folder = Path(run_dir)
-    else:
-        changed = settings != settings_module.load(profile)
-        digest = hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:8]
-        folder = Path("runs") / (f"{profile}-{digest}" if changed else profile)
+    changed = settings != settings_module.load(profile)
+    own = f"{profile}-{settings_hash(settings)}" if changed else profile
+    folder = Path(run_dir or f"runs/{own}")
     run = Run(settings, folder, stages, reading=reading)
     if reading and not (folder / SETTINGS).exists():
         raise ArtefactError(f"there is no run in {folder}; {_existing(folder.parent)}")
     run.check_folder()
     return run
+
+
+def settings_hash(settings: Settings) -> str:
+    """What names the folder of a run with overrides."""
+    return hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:8]
 
 
 def _existing(beside: Path) -> str:
@@ -402,17 +385,12 @@ def writing(folder: Path, made_from: dict[str, Any]) -> Iterator[Path]:
         with in_plain_words(folder):
             scratch.mkdir(parents=True)
             yield scratch
-            files = sorted(p for p in scratch.rglob("*") if p.is_file() and p.name != RECORD)
-            digests = {
-                str(p.relative_to(scratch)): (
-                    p.stat().st_size,
-                    sha256(p, p.stat().st_size, p.stat().st_mtime_ns),
-                )
-                for p in files
-            }
-            write_atomically(
-                scratch / RECORD, json.dumps({"settings": made_from, "files": digests}, indent=1)
-            )
+            files = {}
+            for path in sorted(p for p in scratch.rglob("*") if p.is_file() and p.name != RECORD):
+                size, when = path.stat().st_size, path.stat().st_mtime_ns
+                files[str(path.relative_to(scratch))] = (size, sha256(path, size, when))
+            record = {"settings": made_from, "files": files}
+            write_atomically(scratch / RECORD, json.dumps(record, indent=1))
             os.replace(scratch, folder)
             shutil.rmtree(checkpoints_of(folder), ignore_errors=True)
     finally:
@@ -442,3 +420,11 @@ def _link(source: str, target: str) -> None:
 def checkpoints_of(folder: Path) -> Path:
     """Where the training of the artefact `folder` keeps its checkpoints."""
     return folder.with_name(f".{folder.name}.checkpoints")
+
+
+@contextmanager
+def trains(what: str, folder: Path, made_from: dict[str, Any]) -> Iterator[CheckpointFolder]:
+    """Around a training: where it keeps checkpoints; Ctrl-C asks it to write one and stop."""
+    keep_freed_memory()
+    with finish_the_step(what) as interrupted:
+        yield CheckpointFolder(checkpoints_of(folder), made_from, interrupted)

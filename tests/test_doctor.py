@@ -6,7 +6,7 @@ import pytest
 
 from sae_lib import chromium
 from sae_lib.errors import SettingsError
-from suite import doctor
+from suite import doctor, project
 from suite.doctor import Check, Needs
 
 CPU, GPU = Needs(disk=1, memory=1), Needs(disk=1, memory=1, gpu=40, hub=True)
@@ -22,7 +22,7 @@ def versions(monkeypatch, tmp_path):
                 raise PackageNotFoundError(name)
             return installed[name]
 
-        monkeypatch.setattr(doctor, "version", version)
+        monkeypatch.setattr(project, "version", version)
         (tmp_path / "requirements.txt").write_text(pins)
         return {c.name: c for c in doctor.packages(tmp_path / "requirements.txt")}
 

@@ -44,14 +44,10 @@ function example_html(vocabulary, e, scale, factor, number) {
     value = decimal(e.activation * factor),
     address = `#feature=${number}&view=context&row=${e.row}&position=${e.position}`;
   const text = tokens_html(vocabulary, { ids: e.ids, values }, scale, { focus: e.focus });
+  const linked = html`<a href="${address}" title="the whole text around it">${value}</a>`;
+  const marked = e.marked && html`<br /><small title="${MARKED}">marked</small>`;
   return html`<tr>
-    <td class="value">
-      ${
-        number === undefined
-          ? value
-          : html`<a href="${address}" title="the whole text around it">${value}</a>`
-      }${e.marked && html`<br /><small title="${MARKED}">marked</small>`}
-    </td>
+    <td class="value">${number === undefined ? value : linked}${marked}</td>
     <td class="text" dir="ltr">${text}</td>
   </tr>`;
 }
