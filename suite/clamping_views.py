@@ -5,6 +5,7 @@ never obeyed.
 import os
 import re
 from collections.abc import Iterable, Sequence
+from textwrap import indent
 
 import pandas as pd
 import plotly.express as px
@@ -69,31 +70,29 @@ def command(
     """
     dictionary, tokenizer = run.get("autoencoder"), run.get("tokens").tokenizer
     clamping.check(dictionary, clamps)
-    lines = [described(c) + _maximum(run, c.feature) for c in clamps]
     hook, vocabulary = stages.hook(run), Vocabulary(tokenizer)
     parts = (hook, tokenizer, dictionary, prompt, clamps)
     found = clamping.next_tokens(*parts, TOKENS, keep_error)
-    error = "kept" if keep_error else "dropped"
-    lines += [f"at {hook.name}, the autoencoder's error {error}", ""]
-    lines += [f"next token: KL(before ‖ after) {decimal(found.kl)} nats", ""]
-    rows = [("token", "before", "after", "change")]
-    for r in found.table.itertuples():
-        name = isolated(vocabulary.name(int(r.token_id)))
-        before, after = (f"{100 * share:.2f} %" for share in (r.before, r.after))
-        rows.append((name, before, after, f"{100 * r.change:+.2f}"))
-    width = max(len(name) for name, *_ in rows)
-    lines += [f"  {name:{width}}  {b:>9}  {a:>9}  {change:>8}" for name, b, a, change in rows]
-    if not new_tokens:
-        return "\n".join(lines)
-    *sides, length = clamping.side_by_side(*parts, new_tokens, temperature, seed, keep_error)
-    before, after = (ids.tolist() for ids in sides)
-    for title, ids in (("without the clamp", before), ("with it", after)):
-        text = visible_text(vocabulary, ids).replace("\n", "\n  ")
-        lines += ["", f"{title}:", f"  {text}"]
-    same = shared(before, after) - length
-    parted = "no token differs" if before == after else f"they part after {same} new tokens"
-    random = f"the same random numbers (seed {seed}, temperature {temperature:g})"
-    return "\n".join([*lines, "", f"{random}: {parted}"])
+    names = found.table["token_id"].map(lambda token: isolated(vocabulary.name(int(token))))
+    columns = {"token": names.str.ljust(names.str.len().max())}
+    for column, written in (("before", "{:.2f} %"), ("after", "{:.2f} %"), ("change", "{:+.2f}")):
+        columns[column] = (100 * found.table[column]).map(written.format)
+    lines = [
+        *(described(c) + _maximum(run, c.feature) for c in clamps),
+        f"at {hook.name}, the autoencoder's error {'kept' if keep_error else 'dropped'}\n",
+        f"next token: KL(before ‖ after) {decimal(found.kl)} nats\n",
+        indent(pd.DataFrame(columns).to_string(index=False), "  "),
+    ]
+    if new_tokens:
+        *sides, length = clamping.side_by_side(*parts, new_tokens, temperature, seed, keep_error)
+        before, after = (ids.tolist() for ids in sides)
+        for title, ids in (("without the clamp", before), ("with it", after)):
+            lines += [f"\n{title}:", indent(visible_text(vocabulary, ids), "  ")]
+        same = shared(before, after) - length
+        parted = "no token differs" if before == after else f"they part after {same} new tokens"
+        random = f"the same random numbers (seed {seed}, temperature {temperature:g})"
+        lines.append(f"\n{random}: {parted}")
+    return "\n".join(lines)
 
 
 def described(clamp: Clamp) -> str:

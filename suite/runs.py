@@ -351,17 +351,20 @@ def check_own(folder: Path, option: str, *marks: str) -> None:
     """`SettingsError` where `folder` is not new or empty and holds none of `marks` (globs): it
     is somebody else's.
     """
-    expected = "expected a folder that is new, empty, or of such a run"
-    if folder.exists() and not folder.is_dir():
-        raise SettingsError(f"{option} {folder} is a file; {expected}")
     here, own = folder.resolve(), [Path(str(resources.files(p))) for p in ("sae_lib", "suite")]
     places = (Path("/"), Path.home(), Path.cwd(), project.find())
-    if here in places or any(here.is_relative_to(package) for package in own):
-        raise SettingsError(f"{option} {folder} is no place for results; {expected}")
-    if folder.exists() and not any(any(folder.glob(mark)) for mark in marks):
-        others = [p.name for p in folder.iterdir() if not p.name.endswith((".lock", ".partial"))]
-        if others:
-            raise SettingsError(f"{option} {folder} holds other files ({others[0]}); {expected}")
+    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    others = [name for name in names if not name.endswith((".lock", ".partial"))]
+    why = ""
+    if folder.exists() and not folder.is_dir():
+        why = "is a file"
+    elif here in places or any(here.is_relative_to(package) for package in own):
+        why = "is no place for results"
+    elif others and not any(any(folder.glob(mark)) for mark in marks):
+        why = f"holds other files ({others[0]})"
+    if why:
+        expected = "expected a folder that is new, empty, or of such a run"
+        raise SettingsError(f"{option} {folder} {why}; {expected}")
 
 
 def is_made(folder: Path, made_from: dict[str, Any]) -> bool:

@@ -97,7 +97,10 @@ def saelens_rows(study: dict) -> pd.DataFrame:
     return rows.assign(speed=rows["theirs"] / rows["seconds"])[[*columns, *MEASURES]]
 
 
-ROWS = {"recipes": recipes_rows, "widths": widths_rows, "saelens": saelens_rows}
+def rows_of(studies: dict[str, dict | None]) -> dict[str, list[dict]]:
+    """The rows of every study that is there, by its name."""
+    make = {"recipes": recipes_rows, "widths": widths_rows, "saelens": saelens_rows}
+    return {w: rows(studies[w]).to_dict("records") for w, rows in make.items() if studies[w]}
 
 
 # --- figures ---

@@ -114,16 +114,10 @@ def measure(run: Run, hook: HookPoint, settings: SAESettings) -> dict:
     rows = run.get("tokens").rows("heldout", run.settings.lm.context)
     measured = evaluation.evaluate(hook, dictionary, rows, run.settings.evaluation)[folder.name]
     summary = json.loads((folder / "training.json").read_text())
-    recipe = summary["recipe"]
-    record = {
-        "recipe": settings.recipe,
-        "lambda": recipe["l1"],
-        "k": recipe["k"],
-        "lr": recipe["lr"],
-        "seed": run.settings.seed if settings.seed is None else settings.seed,
-        "d_sae": settings.d_sae,
-        "precision": settings.precision,
-    }
+    seed = run.settings.seed if settings.seed is None else settings.seed
+    record = {"lambda": summary["recipe"]["l1"], "seed": seed}
+    record |= {key: summary["recipe"][key] for key in ("k", "lr")}
+    record |= settings.model_dump(include={"recipe", "d_sae", "precision"})
     record |= {key: summary[key] for key in ("seconds", "activations", "activations_per_second")}
     record |= {key: measured[key] for key in (*COLUMNS, "density")}
     run.save_results(where, record, made_from)

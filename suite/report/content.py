@@ -6,12 +6,9 @@ import json
 import shlex
 from typing import Any
 
-import pandas as pd
-
 from sae_lib import settings as settings_module
 from sae_lib.errors import ArtefactError
 from sae_lib.settings import Section, Settings
-from sae_lib.text.markup import plain
 from suite import study_figures
 from suite.original import ORIGINAL
 from suite.runs import Run, settings_hash
@@ -33,7 +30,6 @@ NOTEBOOK_OF = {
     "study_saelens": "`python -m benchmarks.saelens_frontier`",
 }
 RESULTS = ("run", *(name for name in NOTEBOOK_OF if not name.startswith("study_")))
-KINDS = 12  # of text that have a row of their own
 
 
 def load(run: Run) -> dict[str, Any]:
@@ -67,52 +63,22 @@ def context(run: Run) -> dict[str, Any]:
     from sae_lib.interpretability.scores import KINDS as UNIT_KINDS
     from sae_lib.sae.recipes import RECIPES
 
-    results, s = load(run), run.settings
-    evaluation, main = results["evaluation"], s.sae.recipe
-    widths = sorted((w, f"{main}-d_sae_{w}") for w in s.sae.widths)
-    widths = [(w, name) for w, name in widths if name in evaluation] + [(s.sae.d_sae, main)]
     studies = {which: study_figures.load_study(run, which) for which in study_figures.STUDIES}
-    return results | {
-        "s": s,
-        "settings_hash": settings_hash(s),
+    return load(run) | {
+        "s": run.settings,
+        "main": run.settings.sae.recipe,
+        "settings_hash": settings_hash(run.settings),
         "command": command(run),
-        "overrides": overrides(s),
+        "overrides": overrides(run.settings),
+        "source": ORIGINAL,
         "original": {key: fact["value"] for key, fact in ORIGINAL["facts"].items()},
-        "original_facts": ORIGINAL["facts"],
-        "original_name": ORIGINAL["name"],
-        "original_repository": ORIGINAL["repository"],
-        "main": main,
-        "recipe_names": [n for n in evaluation if n in RECIPES and n != main] + [main],
-        "widths": [{"d_sae": w, "name": name, **evaluation[name]} for w, name in widths],
-        "kinds": kinds(results["activations"]["text"]) if results["activations"] else [],
+        "recipes": list(RECIPES),
         "alive_at": ALIVE,
         "unit_kinds": UNIT_KINDS,
         "notebook_of": NOTEBOOK_OF,
         "studies": studies,
-        "rows": {
-            which: rows(studies[which]).to_dict("records")
-            for which, rows in study_figures.ROWS.items()
-            if studies[which]
-        },
+        "rows": study_figures.rows_of(studies),
     }
-
-
-def kinds(text: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(kind of text, its training part, its held-out part), the largest first, then the rest as
-    one, and all.
-    """
-    splits = ("train", "heldout")
-    columns = [(split, what) for split in splits for what in ("documents", "tokens")]
-    parts = [pd.DataFrame.from_dict(text[split]["kinds"], "index") for split in splits]
-    frame = pd.concat(parts, axis=1, keys=splits).reindex(columns=columns).fillna(0)
-    tokens = frame.xs("tokens", axis=1, level=1).sum(axis=1)
-    frame = frame.loc[tokens.sort_values(ascending=False, kind="stable").index]
-    rows = [(plain(kind), row) for kind, row in frame[:KINDS].iterrows()]
-    if len(frame) > KINDS:
-        rows.append((f"{len(frame) - KINDS} others", frame[KINDS:].sum()))
-    return [(kind, row["train"], row["heldout"]) for kind, row in rows] + [
-        ("**all**", text["train"], text["heldout"])
-    ]
 
 
 def overrides(settings: Settings) -> list[str]:
