@@ -72,7 +72,6 @@ def run(
     from suite.report import write_report
     from suite.report.machine import machine
 
-    headless.check_parameters(headless.notebooks(only), extra)
     typer.echo(f"run folder: {opened.folder}")
     with locks.locked(opened.folder, locks.HEADLESS, wait=False):
         seconds = headless.run_notebooks(opened, set_ or [], only, extra, typer.echo)

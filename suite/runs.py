@@ -47,7 +47,7 @@ class Stage:
     the artefact's. `needed` says whether this run makes it at all.
     """
 
-    folder: str = ""  # in the run folder; {name} stands for the name
+    folder: str = ""  # in the run folder; {name} is replaced by the name
     # what has to be made first: stages, or a function that gives (stage, name) pairs
     inputs: tuple[str, ...] | Callable[["Run", str], list[tuple[str, str]]] = ()
     fingerprint: Callable[["Run", str], dict[str, Any]] | None = None  # settings it depends on
@@ -105,7 +105,7 @@ class Run:
         row, name = self.stages[stage], name or self.settings.sae.recipe
         where, made_from = self.results_name(row.results, name), row.fingerprint(self, name)
         if not row.folder:
-            self._make_inputs(row, name)  # and verify them: the results stand for these
+            self._make_inputs(row, name)  # and verify them: the results are about these
         with self.making(where, made_from) as missing:
             if missing:
                 self.save_results(where, row.measure(self, name), made_from)

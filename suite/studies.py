@@ -263,15 +263,16 @@ def splitting(run: Run, hook: HookPoint, narrow: SAESettings, wide: SAESettings)
         shown = [strongest(fired[1][child]) for child in children[:8]]
         known = {"feature": int(feature), "token": strongest(fired[0][feature])}
         examples.append(known | {"parts": shown, "n_parts": int(parts[feature])})
-    return {
-        "parts_share": is_part[judged].mean(),
-        "null_share": null[judged].mean(),
-        "split_share": (parts[alive] >= 2).mean(),
-        "kept_share": (parts[alive] == 1).mean(),
-        "lost_share": (parts[alive] == 0).mean(),
-        "mean_parts": parts[alive].mean(),
-        "examples": examples,
+    of_living = parts[alive]
+    means = {
+        "parts_share": is_part[judged],
+        "null_share": null[judged],
+        "split_share": of_living >= 2,
+        "kept_share": of_living == 1,
+        "lost_share": of_living == 0,
+        "mean_parts": of_living,
     }
+    return {name: values.mean() for name, values in means.items()} | {"examples": examples}
 
 
 def _fires(units: list[Firing], n_tokens: int) -> scipy.sparse.csc_array:

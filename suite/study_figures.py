@@ -42,6 +42,10 @@ def load_study(run: Run, which: str) -> dict | None:
     return None
 
 
+def load_studies(run: Run) -> dict[str, dict | None]:
+    return {which: load_study(run, which) for which in STUDIES}
+
+
 # --- tables ---
 
 

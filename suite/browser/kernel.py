@@ -138,7 +138,7 @@ def widget(run: Run, name: str = "") -> "FeatureBrowser | HTML":
 
 
 def without_kernel(table: FeatureTable) -> str:
-    """What stands in place of the widget where no kernel runs."""
+    """What is shown instead of the widget where no kernel runs."""
     return static_html(table, table.features["density"].nlargest(FALLBACK).index)
 
 

@@ -63,7 +63,7 @@ def context(run: Run) -> dict[str, Any]:
     from sae_lib.interpretability.scores import KINDS as UNIT_KINDS
     from sae_lib.sae.recipes import RECIPES
 
-    studies = {which: study_figures.load_study(run, which) for which in study_figures.STUDIES}
+    studies = study_figures.load_studies(run)
     return load(run) | {
         "s": run.settings,
         "main": run.settings.sae.recipe,

@@ -34,7 +34,7 @@ class Rate {
       </p>`;
     return html`<p class="note">
         Features and neurons, mixed and without a sign of which is which. How clearly does what you
-        see stand for one thing? Begun again with the same name and seed, it goes on where it
+        see mean one thing? Begun again with the same name and seed, it goes on where it
         stopped.
       </p>
       <div class="row">

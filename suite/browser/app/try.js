@@ -128,7 +128,7 @@ class Try {
   }
 
   async said(id, action) {
-    // What went wrong stands beside what was asked.
+    // What went wrong is shown beside the question.
     const late = setTimeout(() => {
       this.$(id).textContent = "asking the model\u2026";
     }, 300);
