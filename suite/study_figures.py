@@ -114,17 +114,12 @@ def frontier(points: pd.DataFrame, title: str = "") -> go.Figure:
     """Loss recovered over L0, a line per contender; bars span the seeds. What is lost is drawn
     logarithmically, and points of SAELens' own trainer are crosses.
     """
-    lost = points.assign(lost=(1 - points["recovered_mean"]).clip(lower=1e-3))
-    groups = lost.groupby(["contender", *SETTING], sort=False, dropna=False)
-    rows = groups.agg(
-        l0_mean=("l0_mean", "mean"),
-        lost=("lost", "mean"),
-        least=("lost", "min"),
-        most=("lost", "max"),
-    ).reset_index()
-    rows = rows.assign(above=rows["most"] - rows["lost"], below=rows["lost"] - rows["least"])
+    rows = over_seeds(points, ["contender", *SETTING]).sort_values("l0_mean")
+    recovered = rows["recovered_mean"]
+    rows["lost"] = (1 - recovered).clip(lower=1e-3)
+    rows["above"], rows["below"] = recovered - rows["least"], rows["most"] - recovered
     fig = px.line(
-        rows.sort_values("l0_mean"),
+        rows,
         x="l0_mean",
         y="lost",
         color="contender",
