@@ -68,7 +68,7 @@ def main() -> None:
                     keep(
                         run,
                         {"contender": f"bricken_2023, {precision}", "beside": point["lambda"]}
-                        | studies.plain_record(record),
+                        | sweep.plain_record(record),
                     )
 
 

@@ -5,9 +5,8 @@ export | report | lab | doctor`.
 import signal
 import subprocess
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from typer.exceptions import TyperException
@@ -43,31 +42,16 @@ RunDir = Annotated[
 ]
 
 
-class Stage(StrEnum):
-    corpus = "corpus"
-    lm = "lm"
-    sae = "sae"
-    evaluate = "evaluate"
-    features = "features"
-    score = "score"
-    clusters = "clusters"
-    report = "report"
-
-
-STAGE_NAMES = {
-    Stage.corpus: "tokens",
-    Stage.lm: "language_model",
-    Stage.sae: "autoencoder",
-    Stage.features: "features",
-    Stage.score: "scores",
-    Stage.clusters: "clusters",
+STAGES = {
+    "corpus": "tokens",
+    "lm": "language_model",
+    "sae": "autoencoder",
+    "evaluate": "evaluation",
+    "features": "features",
+    "score": "scores",
+    "clusters": "clusters",
+    "report": "",
 }
-
-
-class How(StrEnum):
-    pin = "pin"
-    scale = "scale"
-    ablate = "ablate"
 
 
 @app.command()
@@ -88,15 +72,12 @@ def run(
     from suite.report import write_report
     from suite.report.machine import machine
 
-    headless.check_parameters(headless.notebooks(only), extra)
     typer.echo(f"run folder: {opened.folder}")
     with locks.locked(opened.folder, locks.HEADLESS, wait=False):
         seconds = headless.run_notebooks(opened, set_ or [], only, extra, typer.echo)
     if only:
         return
-    if (
-        opened.results_folder / "run.json"
-    ).exists():  # a repeated run finds its stages made: the first time is the true one
+    if (opened.results_folder / "run.json").exists():  # stages made earlier took their time then
         before = opened.load_results("run")["seconds"]
         seconds = {name: max(value, before.get(name, 0)) for name, value in seconds.items()}
     opened.save_results("run", {"seconds": seconds, "machine": machine()})
@@ -104,7 +85,9 @@ def run(
 
 
 @app.command()
-def stage(name: Stage, profile: Profile = "laptop", set_: Set = None, run_dir: RunDir = "") -> None:
+def stage(
+    name: Literal[*STAGES], profile: Profile = "laptop", set_: Set = None, run_dir: RunDir = ""
+) -> None:
     """Make one stage's artefact, and what it needs before it, without notebooks. A finished
     stage is not redone.
     """
@@ -115,21 +98,15 @@ def stage(name: Stage, profile: Profile = "laptop", set_: Set = None, run_dir: R
     from suite.report import write_report
 
     distributed.start()
-    if distributed.rank_and_world_size()[1] > 1 and name is not Stage.sae:
+    if distributed.rank_and_world_size()[1] > 1 and name != "sae":
         raise SettingsError(
-            f"stage {name.value}: only the stage sae runs in several processes; start this one "
+            f"stage {name}: only the stage sae runs in several processes; start this one "
             "without torchrun"
         )
     with distributed.first_process_first():
         opened = _open(profile, run_dir, set_)
-    if name is Stage.report:
-        made = write_report(opened)
-    elif name is Stage.evaluate:
-        opened.results("evaluation")
-        made = opened.results_folder
-    else:
-        made = opened.path(STAGE_NAMES[name])
-    typer.echo(f"{name.value}: {made}")
+    made = opened.path(STAGES[name]) if STAGES[name] else write_report(opened)
+    typer.echo(f"{name}: {made}")
 
 
 @app.command()
@@ -142,15 +119,9 @@ def sweep(profile: Profile = "laptop", set_: Set = None, run_dir: RunDir = "") -
     typer.echo(f"sweep: {train_grid(profile, run_dir, set_ or [])}")
 
 
-class Study(StrEnum):
-    recipes = "recipes"
-    widths = "widths"
-    classical = "classical"
-
-
 @app.command()
 def study(
-    which: Study,
+    which: Literal["recipes", "widths", "classical"],
     profile: Profile = "laptop",
     set_: Set = None,
     run_dir: RunDir = "",
@@ -164,8 +135,8 @@ def study(
     opened = _open(profile, run_dir, set_)
     from suite import studies, study_figures
 
-    studies.study(opened, which.value)
-    typer.echo(f"study: {opened.results_folder / f'study_{which.value}.json'}")
+    studies.study(opened, which)
+    typer.echo(f"study: {opened.results_folder / f'study_{which}.json'}")
     if publish:
         typer.echo(f"published: {study_figures.publish(opened)}")
 
@@ -206,6 +177,10 @@ Seed = Annotated[
     int,
     typer.Option(min=0, max=2**63 - 1, help="of the random numbers that both continuations share"),
 ]
+How = Annotated[
+    Literal["pin", "scale", "ablate"],
+    typer.Option(help="pin f = value, scale f = value · f, or ablate f = 0"),
+]
 
 
 @app.command()
@@ -215,9 +190,7 @@ def clamp(
         list[int], typer.Option(min=0, help="a feature's number; may be given several times")
     ],
     value: Value = None,
-    how: Annotated[
-        How, typer.Option(help="pin f = value, scale f = value · f, or ablate f = 0")
-    ] = How.pin,
+    how: How = "pin",
     position: Position = None,
     drop_error: DropError = False,
     new_tokens: Annotated[
@@ -240,7 +213,7 @@ def clamp(
     """
     from suite import clamping_views
 
-    clamps = clamping_views.clamps_of(feature, how.value, value or [], position or [])
+    clamps = clamping_views.clamps_of(feature, how, value or [], position or [])
     opened = _open(profile, run_dir, set_, reading=True)
     typer.echo(
         clamping_views.command(

@@ -2,36 +2,32 @@
 never obeyed.
 """
 
+import os
 import re
 from collections.abc import Iterable, Sequence
-from itertools import takewhile
+from textwrap import indent
 
 import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
 from IPython.display import HTML
-from markupsafe import Markup
-from pandas.io.formats.style import Styler
 
 from sae_lib.errors import SettingsError
 from sae_lib.features import clamping
-from sae_lib.features.clamping import Clamp, NextTokens
+from sae_lib.features.clamping import Clamp, ClampContext, NextTokens
 from sae_lib.figures import PALETTE
+from sae_lib.formats import decimal
 from sae_lib.text import markup
-from sae_lib.text.display import SIGNS, Vocabulary, isolated, plain
+from sae_lib.text.display import Vocabulary, isolated, plain
 from suite import stages
-from suite.browser.table import decimal
+from suite.browser.page import ENVIRONMENT, TEMPLATE
+from suite.browser.table import joined
 from suite.runs import Run, verify
+from suite.study_figures import name_panels
 
 TOKENS = 10  # that the command lists
 COLOURS = {"random directions": PALETTE[5], "other features": PALETTE[1], "feature": PALETTE[0]}
 MEASURES = {"kl": "KL, nats", "change": "probability gained"}
-SIDES = Markup('<div style="display:grid;grid-template-columns:1fr 1fr;gap:1em 1.5em">{}</div>')
-SIDE = Markup(
-    '<div><b>{}</b><pre style="white-space:pre-wrap;overflow-wrap:anywhere;font-size:13px">'
-    '<span style="opacity:.55">{}</span>{}'
-    '<span style="background:rgba(209,96,61,.18)">{}</span></pre></div>'
-)
 
 
 def clamps_of(
@@ -52,7 +48,7 @@ def clamps_of(
             f"--how {how} needs one --value for all features, "
             f"or one for each of the {len(features)}; found {len(values)}"
         )
-    values = list(values) * (len(features) if len(values) == 1 else 1)
+    values = list(values) * (len(features) // len(values))
     where = tuple(positions) or None
     clamps = [Clamp(f, how, v, where) for f, v in zip(features, values, strict=True)]
     clamping.check(clamps)
@@ -73,32 +69,30 @@ def command(
     """
     dictionary, tokenizer = run.get("autoencoder"), run.get("tokens").tokenizer
     clamping.check(clamps, dictionary)
-    lines = [described(c) + _maximum(run, c.feature) for c in clamps]
     hook, vocabulary = stages.hook(run), Vocabulary(tokenizer)
     target = clamping.ClampTarget(hook, dictionary, tokenizer)
     found = target.next_tokens(prompt, clamps, TOKENS, keep_error)
-    error = "kept" if keep_error else "dropped"
-    lines += [f"at {hook.name}, the autoencoder's error {error}", ""]
-    lines += [f"next token: KL(before ‖ after) {decimal(found.kl)} nats", ""]
-    rows = [("token", "before", "after", "change")]
-    for r in found.table.itertuples():
-        name = isolated(vocabulary.name(int(r.token_id)))
-        before, after = (f"{100 * share:.2f} %" for share in (r.before, r.after))
-        rows.append((name, before, after, f"{100 * r.change:+.2f}"))
-    width = max(len(name) for name, *_ in rows)
-    lines += [f"  {name:{width}}  {b:>9}  {a:>9}  {change:>8}" for name, b, a, change in rows]
-    if not new_tokens:
-        return "\n".join(lines)
-    random = (new_tokens, temperature, seed)
-    *sides, length = target.side_by_side(prompt, clamps, *random, keep_error)
-    before, after = (ids.tolist() for ids in sides)
-    for title, ids in (("without the clamp", before), ("with it", after)):
-        text = visible_text(vocabulary, ids).replace("\n", "\n  ")
-        lines += ["", f"{title}:", f"  {text}"]
-    same = shared(before, after) - length
-    parted = "no token differs" if before == after else f"they part after {same} new tokens"
-    random = f"the same random numbers (seed {seed}, temperature {temperature:g})"
-    return "\n".join([*lines, "", f"{random}: {parted}"])
+    names = found.table["token_id"].map(lambda token: isolated(vocabulary.name(int(token))))
+    columns = {"token": names.str.ljust(names.str.len().max())}
+    for column, written in (("before", "{:.2f} %"), ("after", "{:.2f} %"), ("change", "{:+.2f}")):
+        columns[column] = (100 * found.table[column]).map(written.format)
+    lines = [
+        *(described(c) + _maximum(run, c.feature) for c in clamps),
+        f"at {hook.name}, the autoencoder's error {'kept' if keep_error else 'dropped'}\n",
+        f"next token: KL(before ‖ after) {decimal(found.kl)} nats\n",
+        indent(pd.DataFrame(columns).to_string(index=False), "  "),
+    ]
+    if new_tokens:
+        random = (new_tokens, temperature, seed)
+        *sides, length = target.side_by_side(prompt, clamps, *random, keep_error)
+        before, after = (ids.tolist() for ids in sides)
+        for title, ids in (("without the clamp", before), ("with it", after)):
+            lines += [f"\n{title}:", indent(visible_text(vocabulary, ids), "  ")]
+        same = shared(before, after) - length
+        parted = "no token differs" if before == after else f"they part after {same} new tokens"
+        random = f"the same random numbers (seed {seed}, temperature {temperature:g})"
+        lines.append(f"\n{random}: {parted}")
+    return "\n".join(lines)
 
 
 def described(clamp: Clamp) -> str:
@@ -122,16 +116,14 @@ def _maximum(run: Run, feature: int) -> str:
 
 def shared(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens two texts have in common from their beginning."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+    return len(os.path.commonprefix([list(a), list(b)]))
 
 
 def visible_text(vocabulary: Vocabulary, ids: Sequence[int]) -> str:
     """Tokens as one text, blanks and line ends as they are; everything else that has no shape as
     a sign.
     """
-    data = "".join(map(vocabulary.text, ids)).encode("utf-8", "surrogateescape")
-    text = data.decode("utf-8", "surrogateescape")
-    return re.sub("[^ \n]+", lambda word: plain(word[0]), text)
+    return re.sub("[^ \n]+", lambda word: plain(word[0]), joined(vocabulary, ids))
 
 
 def side_by_side_html(
@@ -147,114 +139,46 @@ def side_by_side_html(
         same = length + shared(baseline[length:], changed[length:])
         for head, ids in (("without", baseline), (f"with {title}", changed)):
             parts = (ids[:length], ids[length:same], ids[same:])
-            cells.append(SIDE.format(head, *(_lines(vocabulary, part) for part in parts)))
-    return HTML(SIDES.format(Markup("").join(cells)))
-
-
-def _lines(vocabulary: Vocabulary, ids: Sequence[int]) -> Markup:
-    """Each line isolated, so that right-to-left text in one reorders no other."""
-    end = Markup('<span style="opacity:.4">{}</span>\n').format(SIGNS["\n"])
-    lines = visible_text(vocabulary, ids).split("\n")
-    return end.join(Markup("<bdi>{}</bdi>").format(line) for line in lines)
+            cells.append((head, *(visible_text(vocabulary, part) for part in parts)))
+    return HTML(TEMPLATE.side_by_side(cells))
 
 
 # --- tables ---
 
 
-RANGE = "{{{0}[0]:{1}}} ({{{0}[1]:{1}}}\u00a0…\u00a0{{{0}[2]:{1}}})".format  # mean (least … most)
-# Tables for display: a column's head, and how its cells are written from a row of the results.
-CHOSEN = {
-    "feature": "{feature}",
-    "chosen": "{chosen}",
-    "density": "{density:.2%}",
-    "maximum": "{maximum:.3g}",
-    "raises": "{raises}",
-    "largest push on a logit": "{push:+.2g}",
-}
-NULLS = {
-    "feature": "{feature}",
-    "chosen": "{chosen}",
-    "value": "{value:.3g}",
-    "KL": "{kl:.2g}",
-    "KL, random directions": RANGE("nulls[random directions][kl]", ".2g"),
-    "KL, other features": RANGE("nulls[other features][kl]", ".2g"),
-    "gained": "{gained:+.2%}",
-    "gained, random directions": RANGE("nulls[random directions][change]", "+.2%"),
-    "gained, other features": RANGE("nulls[other features][change]", "+.2%"),
-    "moved most": "{moved}",
-}
-ABLATED = {
-    "feature": "{feature}",
-    "places": "{n_active}",
-    "active": "{active:+.2g}",
-    "95 %": "{low:+.2g} … {high:+.2g}",
-    "worse at": "{hurt:.2%}",
-    "random": "{null:+.2g} ({null_least:+.2g}\u00a0…\u00a0{null_most:+.2g})",
-    "silent": "{silent:+.2g}",
-}
-ERRORS = {
-    "feature": "{feature}",
-    "KL, kept": "{kl:.2g}",
-    "KL, dropped": "{dropped[kl]:.2g}",
-    "gained, kept": "{gained:+.2%}",
-    "gained, dropped": "{dropped[gained]:+.2%}",
-}
+TABLES = ENVIRONMENT.get_template("clamping.html.j2").module
 
 
-def _table(columns: dict[str, str], rows: Iterable[dict]) -> Styler:
-    cells = [{head: cell.format(**row) for head, cell in columns.items()} for row in rows]
-    return pd.DataFrame(cells).style.format(escape="html").hide(axis="index")
-
-
-def chosen_table(context, chosen: dict[int, str]) -> Styler:
+def chosen_table(context: ClampContext, chosen: dict[int, str]) -> HTML:
     """What is known of the chosen features before anything is clamped; `chosen` says how each
     was.
     """
-    rows = []
-    for feature, how in chosen.items():
-        f, maximum = context.table.loc[feature], context.maximum(feature)
-        raised = " ".join(
-            isolated(context.vocabulary.name(t)) for t in context.top_logits(feature)[:5]
-        )
-        push = float(f["maximum"] * f["top_logit_values"][0])
-        known = {"chosen": how, "maximum": maximum, "raises": raised, "push": push}
-        rows.append(f.to_dict() | known)
-    return _table(CHOSEN, rows)
+    return HTML(TABLES.chosen_table(context, chosen))
 
 
-def null_table(held: Iterable[dict]) -> Styler:
-    """Rows of `against_null`: KL in nats, and the percentage points that the raised tokens gain.
-
-    Both stand beside mean and range of both nulls.
+def null_table(held: Iterable[dict]) -> HTML:
+    """Rows of `against_null`: KL in nats, and the probability that the raised tokens gain, each
+    with mean and range of both nulls.
     """
-    rows = []
-    for h in held:
-        up = [(isolated(m["token"]), "↓↑"[m["after"] > m["before"]]) for m in h["movers"][:3]]
-        rows.append(h | {"gained": _gained(h), "moved": "  ".join(map("\u00a0".join, up))})
-    return _table(NULLS, rows)
+    return HTML(TABLES.null_table(held))
 
 
-def ablation_table(ablated: pd.DataFrame) -> Styler:
+def ablation_table(ablated: pd.DataFrame) -> HTML:
     """Rows of `ablation_losses`, in nats per token."""
-    return _table(ABLATED, ablated.to_dict("records"))
+    return HTML(TABLES.ablation_table(ablated.to_dict("records")))
 
 
-def error_table(held: dict[int, dict], dropped: dict[int, dict]) -> Styler:
-    """The same clamp with the autoencoder's error kept and dropped: KL in nats, percentage points
+def error_table(held: dict[int, dict], dropped: dict[int, dict]) -> HTML:
+    """The same clamp with the autoencoder's error kept and dropped: KL in nats, probability
     gained.
     """
-    rows = (h | {"gained": _gained(h), "dropped": dropped[f]} for f, h in held.items())
-    return _table(ERRORS, rows)
-
-
-def _gained(held: dict) -> float:
-    return held["probability_after"] - held["probability_before"]
+    return HTML(TABLES.error_table(held, dropped))
 
 
 # --- figures ---
 
 
-def label(context, feature: int, how: str, tokens: int = 3) -> str:
+def label(context: ClampContext, feature: int, how: str, tokens: int = 3) -> str:
     """A panel's heading, as plotly's markup: the feature and what it raises."""
     names = [markup.label(context.vocabulary.name(t)) for t in context.top_logits(feature)[:tokens]]
     raised = "  ".join(names)
@@ -322,9 +246,6 @@ def sweep_figure(
 
 
 def _titled(fig: go.Figure, title: str) -> go.Figure:
-    """Plotly's headings of panels are `column=value`; a value may hold "=" too."""
-    fig.for_each_annotation(lambda a: a.update(text=a.text.split("=", 1)[1]))
     legend = dict(orientation="h", x=0, y=0, yanchor="bottom", yref="container")
-    return fig.update_layout(
-        title=dict(text=title, y=0.96), legend=legend, margin=dict(t=125, b=95, r=60)
-    )
+    title, margin = dict(text=title, y=0.96), dict(t=125, b=95, r=60)
+    return name_panels(fig).update_layout(title=title, legend=legend, margin=margin)

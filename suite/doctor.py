@@ -9,8 +9,8 @@ import shutil
 import sys
 import threading
 import timeit
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from sae_lib.errors import SettingsError
@@ -51,14 +51,14 @@ def check(profile: str = "laptop") -> list[Check]:
     """
     if profile not in NEEDS:
         raise SettingsError(f"--profile {profile!r} does not exist; there are: {', '.join(NEEDS)}")
-    needs = NEEDS[profile]
-    answer: list[str] = []
-    thread = threading.Thread(
-        target=lambda: answer.append(reach_hub()), daemon=True
-    )  # looking up a name has no time-out
+    needs, answer = NEEDS[profile], ["no answer within 6 s"]
+    # looking up a name has no time-out
+    thread = threading.Thread(target=lambda: answer.append(reach_hub()), daemon=True)
     thread.start()
+    newer = sys.version_info >= (3, 11)
+    fix = "3.11 or newer: PYTHON=python3.12 make clean install"
     checks = [
-        python(),
+        Check("Python", newer, platform.python_version(), fix),
         *packages(project.root() / "requirements.txt"),
         kernel(),
         device(needs),
@@ -67,7 +67,7 @@ def check(profile: str = "laptop") -> list[Check]:
         chromium(),
     ]
     thread.join(6)
-    return [*checks, hub(needs, answer[0] if answer else "no answer within 6 s"), token(needs)]
+    return [*checks, hub(needs, answer[-1]), token(needs)]
 
 
 def can_run(checks: list[Check]) -> bool:
@@ -78,44 +78,24 @@ def report(checks: list[Check], profile: str = "laptop") -> str:
     """One line per check, under each failure how to fix it, and whether the profile can run."""
     lines = []
     for c in checks:
-        optional = not c.needed and c.name in ("hub", "hub token")
-        tag = "[OK]  " if c.ok else "[--]  " if optional else "[FAIL]"
-        lines.append(
-            f"{tag} {c.name:<18} "
-            f"{c.found}{'; not needed by this profile' if optional and not c.ok else ''}"
-        )
-        if not c.ok and not optional:
-            lines.append(f"{'':25} to fix it: {c.fix}")
-    missing = [c.name for c in checks if c.needed and not c.ok]
-    verdict = f"cannot run as it is: {', '.join(missing)}" if missing else "has all that it needs"
-    lines.append(f"Profile {profile} {verdict}.")
-    return "\n".join(lines)
-
-
-def python() -> Check:
-    return Check(
-        "Python",
-        sys.version_info >= (3, 11),
-        platform.python_version(),
-        "3.11 or newer: PYTHON=python3.12 make clean install",
-    )
+        if c.ok or (not c.needed and c.name in ("hub", "hub token")):
+            tag, more = ("[OK]  ", "") if c.ok else ("[--]  ", "; not needed by this profile")
+            lines.append(f"{tag} {c.name:<18} {c.found}{more}")
+        else:
+            lines += [f"[FAIL] {c.name:<18} {c.found}", f"{'':25} to fix it: {c.fix}"]
+    missing = ", ".join(c.name for c in checks if c.needed and not c.ok)
+    verdict = f"cannot run as it is: {missing}" if missing else "has all that it needs"
+    return "\n".join([*lines, f"Profile {profile} {verdict}."])
 
 
 def packages(requirements: Path) -> list[Check]:
     """One check per pin; a local part such as +cpu does not count as a difference."""
     checks = []
-    for line in requirements.read_text().splitlines():
-        name, equals, pin = line.partition("#")[0].strip().partition("==")
-        if not equals:
-            continue
-        try:
-            found = version(name)
-            ok = found.split("+")[0] == pin
-            checks.append(
-                Check(name, ok, found if ok else f"{found}, but {pin} is pinned", INSTALL)
-            )
-        except PackageNotFoundError:
-            checks.append(Check(name, False, f"not installed, {pin} is pinned", INSTALL))
+    for name, pin in project.pins(requirements).items():
+        found = project.installed(name)
+        ok = found is not None and found.split("+")[0] == pin
+        off = f"{found}, but" if found else "not installed,"
+        checks.append(Check(name, ok, found if ok else f"{off} {pin} is pinned", INSTALL))
     return checks
 
 
@@ -130,12 +110,9 @@ def kernel() -> Check:
     except Exception as error:
         return Check("kernel python3", False, f"{type(error).__name__}: {error}", INSTALL)
     mine = argv in ("python", "python3") or Path(argv).absolute() == Path(sys.executable).absolute()
-    return Check(
-        "kernel python3",
-        mine,
-        sys.executable if mine else argv,
-        f"{sys.executable} -m ipykernel install --sys-prefix",
-    )
+    found = sys.executable if mine else argv
+    fix = f"{sys.executable} -m ipykernel install --sys-prefix"
+    return Check("kernel python3", mine, found, fix)
 
 
 def device(needs: Needs) -> Check:
@@ -146,19 +123,20 @@ def device(needs: Needs) -> Check:
         import torch
     except Exception as error:  # a broken binary raises OSError, a missing one ImportError
         return Check("device", False, f"torch does not import: {error}", INSTALL)
-    fix = (
-        f"the {needs.gpu:g} GiB GPU that this profile is made for; smaller: --set "
-        "last_mlp.sae.d_sae=16384, or --profile laptop"
+    ok, fix = (
+        not needs.gpu,
+        (
+            f"the {needs.gpu:g} GiB GPU that this profile is made for; smaller: --set "
+            "last_mlp.sae.d_sae=16384, or --profile laptop"
+        ),
     )
     if torch.cuda.is_available():
         total = torch.cuda.get_device_properties(0).total_memory / GIB
-        found = (
-            f"{torch.cuda.get_device_name()}, {total:.0f} GiB, bfloat16 "
-            f"{'yes' if torch.cuda.is_bf16_supported() else 'no'}"
-        )
+        fast = "yes" if torch.cuda.is_bf16_supported() else "no"
+        found = f"{torch.cuda.get_device_name()}, {total:.0f} GiB, bfloat16 {fast}"
         return Check("device", total >= needs.gpu, found, fix)
     if torch.backends.mps.is_available():
-        return Check("device", not needs.gpu, "Apple GPU (MPS)", fix)
+        return Check("device", ok, "Apple GPU (MPS)", fix)
     speed = _product_seconds(torch, torch.float32) / _product_seconds(torch, torch.bfloat16)
     found = (
         f"CPU, {torch.get_num_threads()} threads, bfloat16 products at {speed:.2g} times the "
@@ -170,17 +148,12 @@ def device(needs: Needs) -> Check:
             "a CUDA build of torch that this driver can run, or a newer driver: runpod_setup.sh "
             "chooses one"
         )
-    return Check("device", not needs.gpu, found, fix)
+    return Check("device", ok, found, fix)
 
 
 def disk(needs: Needs, folder: str | Path = ".") -> Check:
-    free = shutil.disk_usage(folder).free / GIB
-    return Check(
-        "free disk",
-        free >= needs.disk,
-        f"{free:.1f} GiB, {needs.disk:g} needed",
-        "free some, or run elsewhere: --run DIR",
-    )
+    free = shutil.disk_usage(folder).free
+    return _enough("free disk", free, needs.disk, "free some, or run elsewhere: --run DIR")
 
 
 def memory(needs: Needs, limit: Path = Path("/sys/fs/cgroup")) -> Check:
@@ -190,20 +163,15 @@ def memory(needs: Needs, limit: Path = Path("/sys/fs/cgroup")) -> Check:
     except ImportError:
         return Check("free memory", False, "psutil is missing", INSTALL)
     free = psutil.virtual_memory().available
-    try:
-        free = min(
-            free,
-            int((limit / "memory.max").read_text()) - int((limit / "memory.current").read_text()),
-        )
-    except (OSError, ValueError):  # no container, or "max": no limit
-        pass
-    free /= GIB
-    return Check(
-        "free memory",
-        free >= needs.memory,
-        f"{free:.1f} GiB, {needs.memory:g} needed",
-        "close programs, or --profile smoke",
-    )
+    with suppress(OSError, ValueError):  # no container, or "max": no limit
+        most, used = (int((limit / f"memory.{name}").read_text()) for name in ("max", "current"))
+        free = min(free, most - used)
+    return _enough("free memory", free, needs.memory, "close programs, or --profile smoke")
+
+
+def _enough(name: str, free: int, needed: float, fix: str) -> Check:
+    found = f"{free / GIB:.1f} GiB, {needed:g} needed"
+    return Check(name, free >= needed * GIB, found, fix)
 
 
 def chromium() -> Check:
@@ -216,28 +184,19 @@ def chromium() -> Check:
 
 
 def hub(needs: Needs, reached: str) -> Check:
-    return Check(
-        "hub",
-        reached.startswith("reached"),
-        reached,
-        "a way to the internet (https_proxy, HF_ENDPOINT)",
-        needed=needs.hub,
-    )
+    fix = "a way to the internet (https_proxy, HF_ENDPOINT)"
+    return Check("hub", reached.startswith("reached"), reached, fix, needs.hub)
 
 
 def token(needs: Needs) -> Check:
     """Whether there is a token, never what it is."""
     fix = "gated models and enough requests per hour: export HF_TOKEN=…, or .venv/bin/hf auth login"
-    try:
+    found = "present, from HF_TOKEN" if os.environ.get("HF_TOKEN") else ""
+    with suppress(ImportError):
         from huggingface_hub import get_token
 
-        there = bool(get_token())
-    except ImportError:
-        there = bool(os.environ.get("HF_TOKEN"))
-    source = "HF_TOKEN" if os.environ.get("HF_TOKEN") else "the hub's own login"
-    return Check(
-        "hub token", there, f"present, from {source}" if there else "none", fix, needed=needs.hub
-    )
+        found = found or ("present, from the hub's own login" if get_token() else "")
+    return Check("hub token", bool(found), found or "none", fix, needs.hub)
 
 
 def _product_seconds(torch, dtype) -> float:

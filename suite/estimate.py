@@ -4,8 +4,11 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 
 from sae_lib.device import device_of, precision
 from sae_lib.formats import about
@@ -21,83 +24,28 @@ TOY = {"smoke": 0.01, "laptop": 1.0, "full": 20.0}  # how much a preset computes
 ONE_PAGE = {"smoke": 1, "laptop": 15, "runpod": 200}  # and notebook 00, which has its own sizes
 
 
-@dataclass(frozen=True)
-class Part:
-    """Work of one notebook: `factor` × `amount` × the seconds of one unit of its kernel."""
-
-    kernel: str
-    factor: float
-    amount: Callable[[Settings], float] = lambda s: 1.0
-    folder: str = ""  # of its artefact: what is already made takes no time
-    last_mlp: bool = False
+PARTS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
 
 
-def _trained(s: Settings) -> float:
-    return s.lm.train_tokens if s.lm.source == "train" else 0
-
-
-def _rules(s: Settings) -> float:
-    return s.interpretability.tokens * s.sae.d_sae
-
-
-def _widths(s: Settings) -> float:
-    """All autoencoders of the run, in units of the main one."""
-    return sum(sae.d_sae for sae in variants(s).values()) / s.sae.d_sae
-
-
-def _evaluated(s: Settings) -> float:
-    """Held-out tokens times the dictionaries that are evaluated on them: those of the run, and
-    neurons.
-    """
-    return s.evaluation.tokens * (_widths(s) + 1)
-
-
-START = Part("python", 13_000)  # a kernel, imports and figures
-
-# To measure these factors again: run a profile into a new folder on a machine that does nothing
-# else, then multiply each notebook's factors by its seconds over those estimated; the run prints
-# both. (Last, on two cores, in s: 02 140, 03 297, 04 171, 05 125, 06 24 with fast bfloat16 and
-# 264, 416, 212, 149, 26 without; 01 37 on both.)
-PARTS = {
-    "text": [Part("python", 2.3e-3, lambda s: s.corpus.train_tokens, "tokens")],
-    "00": [START, Part("python", 30_000, lambda s: ONE_PAGE[s.profile])],
-    "01": [START, Part("toy", 7_800, lambda s: TOY[s.toy.preset])],
-    "02": [
-        START,
-        Part("lm", 0.77, _trained, "language_model"),
-        Part("pass", 96, _trained, "language_model"),
-    ],
-    "03": [
-        START,
-        Part("sae", 0.9, lambda s: s.sae.activations * _widths(s), "saes/{recipe}"),
-        Part("pass", 310, lambda s: s.sae.activations * _widths(s), "saes/{recipe}"),
-        Part("sae", 0.44, _evaluated),
-        Part("pass", 310, _evaluated),
-    ],
-    "04": [
-        START,
-        Part("sae", 1.4, lambda s: s.evaluation.tokens, "features/{recipe}"),
-        Part("pass", 1030, lambda s: s.evaluation.tokens, "features/{recipe}"),
-        Part("sae", 3.0, lambda s: s.interpretability.tokens, "interpretability/{recipe}"),
-        Part("pass", 2700, lambda s: s.interpretability.tokens, "interpretability/{recipe}"),
-        Part("python", 6.5e-5, _rules, "interpretability/{recipe}"),
-    ],
-    "05": [
-        START,
-        Part("lm", 0.4, _trained, "language_model", True),
-        Part("lm", 0.2, lambda s: s.sae.activations, "saes/{recipe}", True),
-        Part("sae", 0.6, lambda s: s.sae.activations, "saes/{recipe}", True),
-        Part("pass", 690, lambda s: s.sae.activations, "saes/{recipe}", True),
-        Part("lm", 0.5, lambda s: s.evaluation.tokens, "features/{recipe}", True),
-        Part("sae", 1.2, lambda s: s.evaluation.tokens, "features/{recipe}", True),
-        Part("pass", 690, lambda s: s.evaluation.tokens, "features/{recipe}", True),
-    ],
-    "06": [
-        START,
-        Part("python", 400, lambda s: s.clamping.rows * s.clamping.draws),
-        Part("lm", 9, lambda s: s.clamping.rows * s.lm.context * s.clamping.draws),
-    ],
-}
+def amounts(s: Settings) -> dict[str, float]:
+    """How much there is to do, by the names of `estimate.yaml`."""
+    clamps = s.clamping.rows * s.clamping.draws
+    widths = sum(sae.d_sae for sae in variants(s).values()) / s.sae.d_sae  # 1: the main one
+    return {
+        "once": 1,
+        "corpus": s.corpus.train_tokens,
+        "one_page": ONE_PAGE[s.profile],
+        "toy": TOY[s.toy.preset],
+        "trained": s.lm.train_tokens if s.lm.source == "train" else 0,
+        "activations": s.sae.activations,
+        "autoencoders": s.sae.activations * widths,
+        "evaluated": s.evaluation.tokens * (widths + 1),  # by the neurons too
+        "heldout": s.evaluation.tokens,
+        "scored": s.interpretability.tokens,
+        "rules": s.interpretability.tokens * s.sae.d_sae,
+        "clamps": clamps,
+        "clamped_tokens": clamps * s.lm.context,
+    }
 
 
 @dataclass(frozen=True)
@@ -130,29 +78,24 @@ class Estimate:
 
 def of_run(run: Run, names: list[str]) -> Estimate:
     """Time the kernels that the notebooks need here, and add up what is not made yet."""
-    unit: dict[tuple[str, bool], float] = {}
+    unit: dict[tuple[str, Path], float] = {}
     seconds = dict.fromkeys(names, 0.0)
     for name in names:
-        for part in PARTS.get(name.split("_")[0], [START]):
-            of = run.last_mlp() if part.last_mlp else run
-            amount = part.amount(of.settings)
-            folder = (
-                of.tokens_folder
-                if part.folder == "tokens"
-                else of.folder / part.folder.format(recipe=of.settings.sae.recipe)
-            )
-            if not amount or part.folder and folder.exists():
+        of = run.last_mlp() if name.startswith("05") else run
+        amount = amounts(of.settings)
+        for kernel, factor, what, *made in PARTS.get(name.split("_")[0], PARTS["other"]):
+            if not amount[what] or any(of.folder_of(stage).exists() for stage in made):
                 continue
-            key = (part.kernel, part.last_mlp)
+            key = (kernel, of.folder)
             if key not in unit:
-                unit[key] = KERNELS[part.kernel](of)
-            seconds[name] += part.factor * amount * unit[key]
+                unit[key] = KERNELS[kernel](of)
+            seconds[name] += factor * amount[what] * unit[key]
     return Estimate(seconds)
 
 
-def _timed(function: Callable[[], object]) -> float:
+def _timed(function: Callable[[], object], device: torch.device | None = None) -> float:
     """The least seconds of several calls on one thread: two would wait for each other, where
-    something else runs too.
+    something else runs too. On a CPU as `device`: what that would take on all threads of torch.
     """
     taken: list[float] = []
     with one_thread():
@@ -162,12 +105,8 @@ def _timed(function: Callable[[], object]) -> float:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             taken.append(time.perf_counter() - began)
-    return min(taken)
-
-
-def _threaded(seconds: float, device: torch.device) -> float:
-    """What took that long on one thread, on all that torch uses."""
-    return seconds / torch.get_num_threads() ** SPEEDUP if device.type == "cpu" else seconds
+    threads = torch.get_num_threads() if device and device.type == "cpu" else 1
+    return min(taken) / threads**SPEEDUP
 
 
 def _python(run: Run) -> float:
@@ -195,18 +134,22 @@ def _toy(run: Run) -> float:
     return _timed(step)
 
 
+def _shape(run: Run) -> dict[str, Any]:
+    """The sizes of the run's language model."""
+    lm = run.settings.lm
+    return lm.model_dump() if lm.source == "train" else HUB_MODEL
+
+
 def _lm(run: Run) -> float:
     """A token's share of a language model's step: its products, forward and backward."""
-    s, device = run.settings.lm, device_of(run.settings.device)
+    shape, device = _shape(run), device_of(run.settings.device)
     tokens = 512 if device.type == "cpu" else 8192
-    shape = {"d_model": s.d_model, "d_mlp": s.d_mlp, "n_layer": s.n_layer}
-    shape = shape if s.source == "train" else HUB_MODEL
     d, h, layers = min(shape["d_model"], 1024), min(shape["d_mlp"], 4096), min(shape["n_layer"], 4)
     vocabulary = min(run.settings.tokenizer.vocab_size, 8192)
     sizes = [(d, h), (h, d)] * layers + [(d, vocabulary)]
     weights = [torch.randn(n, m, device=device, requires_grad=True) for n, m in sizes]
     x, y = torch.randn(tokens, d, device=device), torch.arange(tokens, device=device) % vocabulary
-    dtype = precision(s.precision, device)
+    dtype = precision(run.settings.lm.precision, device)
 
     def step() -> None:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -216,8 +159,7 @@ def _lm(run: Run) -> float:
         torch.nn.functional.cross_entropy(out.float(), y).backward()
 
     whole = shape["d_model"] * (2 * shape["n_layer"] * shape["d_mlp"] + vocabulary)
-    seconds = _threaded(_timed(step), device)
-    return seconds / tokens * whole / (d * (2 * layers * h + vocabulary))
+    return _timed(step, device) / tokens * whole / sum(n * m for n, m in sizes)
 
 
 def _pass(run: Run) -> float:
@@ -227,21 +169,20 @@ def _pass(run: Run) -> float:
     device = device_of(run.settings.device)
     n = 4_000 if device.type == "cpu" else 100_000
     x = torch.randn(n, 1000, device=device)
-    return _threaded(_timed(lambda: torch.relu(x)), device) / n
+    return _timed(lambda: torch.relu(x), device) / n
 
 
 def _sae(run: Run) -> float:
     """An activation's share of an encoder product, and of finding what is active."""
-    s, device = run.settings, device_of(run.settings.device)
+    sae, device = run.settings.sae, device_of(run.settings.device)
     n = 1024 if device.type == "cpu" else 8192
-    lm = s.lm.model_dump() if s.lm.source == "train" else HUB_MODEL
-    whole = lm["d_mlp" if "mlp.hook_p" in s.sae.hook_name else "d_model"], s.sae.d_sae
-    d_in, d_sae = min(whole[0], 4096), min(whole[1], 8192)
+    whole = _shape(run)["d_mlp" if "mlp.hook_p" in sae.hook_name else "d_model"]
+    d_in, d_sae = min(whole, 4096), min(sae.d_sae, 8192)
     dtype = precision("auto", device)
     x = torch.randn(n, d_in, device=device, dtype=dtype)
     W = torch.randn(d_in, d_sae, device=device, dtype=dtype)
-    seconds = _threaded(_timed(lambda: torch.relu(x @ W - 3 * d_in**0.5).nonzero()), device)
-    return seconds / n * (whole[0] * whole[1]) / (d_in * d_sae)
+    seconds = _timed(lambda: torch.relu(x @ W - 3 * d_in**0.5).nonzero(), device)
+    return seconds / n * (whole * sae.d_sae) / (d_in * d_sae)
 
 
 KERNELS = {"python": _python, "toy": _toy, "lm": _lm, "sae": _sae, "pass": _pass}

@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
+import psutil
+
 from sae_lib.errors import BusyError
 
 WRITER = ".lock"  # held while something is made
@@ -132,15 +134,5 @@ def remove_leftovers(folder: Path) -> None:
     for path in folder.rglob(".*.partial"):
         host, _, rest = path.name.partition(f".{socket.gethostname()}.")
         pid = rest.partition(".")[0]
-        if host and pid.isdigit() and not _is_alive(int(pid)):
+        if host and pid.isdigit() and not psutil.pid_exists(int(pid)):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        pass
-    return True

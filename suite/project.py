@@ -1,7 +1,8 @@
 """The checkout of this project: where the notebooks, the pins and the published report lie."""
 
 import json
-from importlib.metadata import PackageNotFoundError, distribution
+import re
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import url2pathname
@@ -46,3 +47,16 @@ def root() -> Path:
 def published(what: str) -> Path:
     """Where the checkout keeps its last full run of `what`, for reports of runs without one."""
     return (find() or Path()) / "report" / what
+
+
+def pins(requirements: Path) -> dict[str, str]:
+    """The version that is pinned of each package."""
+    return dict(re.findall(r"(?m)^([\w.-]+)==([^\s#]+)", requirements.read_text()))
+
+
+def installed(name: str) -> str | None:
+    """The installed version of a package; None where it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

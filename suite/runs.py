@@ -49,8 +49,9 @@ class Stage:
     the artefact's. `needed` says whether this run makes it at all.
     """
 
-    folder: str = ""  # in the run folder; {name} stands for the name
-    inputs: Callable[["Run", str], list[tuple[str, str]]] = lambda run, name: []  # (stage, name)
+    folder: str = ""  # in the run folder; {name} is replaced by the name
+    # what has to be made first: stages, or a function that gives (stage, name) pairs
+    inputs: tuple[str, ...] | Callable[["Run", str], list[tuple[str, str]]] = ()
     fingerprint: Callable[["Run", str], dict[str, Any]] | None = None  # settings it depends on
     make: Callable[..., None] | None = None
     load: Callable[["Run", str, Path | None], Any] | None = None
@@ -78,10 +79,11 @@ class Run:
 
     def path(self, stage: str, name: str = "") -> Path:
         """The folder of a stage's artefact, made with its results (and all that it needs) where
-        they are not there.
+        they are not there; that of its results where it has no artefact.
         """
-        folder = self._made(stage, name)
-        if self.stages[stage].results:
+        row = self.stages[stage]
+        folder = self._made(stage, name) if row.folder else self.results_folder
+        if row.results:
             self.results(stage, name)
         return folder
 
@@ -89,23 +91,23 @@ class Run:
         """What a stage makes, loaded (or its results, where that is all it makes); made first
         where it is not there.
         """
-        row, key = self.stages[stage], (stage, name or self.settings.sae.recipe)
+        row, name = self.stages[stage], name or self.settings.sae.recipe
         if row.load is None:
             return self.results(stage, name)
         folder = self._made(stage, name) if row.folder else None
-        if key not in self._loaded:
-            loaded = row.load(self, key[1], folder)
-            if not row.keep:
-                return loaded
-            self._loaded[key] = loaded
-        return self._loaded[key]
+        if (stage, name) in self._loaded:
+            return self._loaded[stage, name]
+        loaded = row.load(self, name, folder)
+        if row.keep:
+            self._loaded[stage, name] = loaded
+        return loaded
 
     def results(self, stage: str, name: str = "") -> dict[str, Any]:
         """A stage's results, measured and saved where they are not there."""
         row, name = self.stages[stage], name or self.settings.sae.recipe
         where, made_from = self.results_name(row.results, name), row.fingerprint(self, name)
         if not row.folder:
-            self._make_inputs(row, name)  # and verify them: the results stand for these
+            self._make_inputs(row, name)  # and verify them: the results are about these
         with self.making(where, made_from) as missing:
             if missing:
                 self.save_results(where, row.measure(self, name), made_from)
@@ -113,23 +115,12 @@ class Run:
 
     def _make_inputs(self, row: Stage, name: str) -> None:
         """What the stage needs, in order: so the folder is claimed once the text was found good."""
-        for stage, of in row.inputs(self, name):
-            self.path(stage, of)
-
-    @contextmanager
-    def _training(
-        self, row: Stage, name: str, folder: Path, made_from: dict[str, Any]
-    ) -> Iterator[list[CheckpointFolder]]:
-        """For a stage that trains: where it keeps checkpoints, and Ctrl-C asks it to write one
-        and stop.
-        """
-        if not row.trains:
-            yield []
-            return
-        what = name if "{name}" in row.folder else row.folder.replace("_", " ")
-        keep_freed_memory()
-        with finish_the_step(what) as interrupted:
-            yield [CheckpointFolder(checkpoints_of(folder), made_from, interrupted)]
+        if callable(row.inputs):
+            for stage, of in row.inputs(self, name):
+                self.path(stage, of)
+        else:
+            for stage in row.inputs:
+                self.path(stage)
 
     def summary(self, stage: str, name: str = "") -> dict[str, Any]:
         """What a training measured: curves, seconds, rates; see `language_model.train` and
@@ -163,13 +154,12 @@ class Run:
                 if not self._is_there(folder, made_from):
                     self._make_inputs(row, name)
                 missing = stack.enter_context(self.making(folder, made_from, row.cheap))
-            if missing and rank == 0:
-                with self._training(row, name, folder, made_from) as store:
-                    with writing(folder, made_from) as scratch:
-                        row.make(self, name, scratch, *store)
-            elif missing:
-                with self._training(row, name, folder, made_from) as store:
-                    row.make(self, name, folder, *store)
+            if missing:
+                what = name if "{name}" in row.folder else row.folder.replace("_", " ")
+                training = trains(what, folder, made_from)
+                store = [stack.enter_context(training)] if row.trains else []
+                out = writing(folder, made_from) if rank == 0 else nullcontext(folder)
+                row.make(self, name, stack.enter_context(out), *store)
         with in_order():
             return folder
 
@@ -181,10 +171,8 @@ class Run:
     @property
     def tokens_folder(self) -> Path:
         """Where the tokens lie; a child with its parent's corpus and tokeniser shares them."""
-        same = self.parent and (self.parent.settings.corpus, self.parent.settings.tokenizer) == (
-            self.settings.corpus,
-            self.settings.tokenizer,
-        )
+        mine, parents = self.settings, self.parent and self.parent.settings
+        same = parents and (parents.corpus, parents.tokenizer) == (mine.corpus, mine.tokenizer)
         return (self.parent if same else self).folder / "tokens"
 
     @property
@@ -308,24 +296,17 @@ class Run:
         this one.
         """
         if "last_mlp" not in self._loaded:
-            self._loaded["last_mlp"] = self._last_mlp()
-        return self._loaded["last_mlp"]
-
-    def _last_mlp(self) -> "Run":
-        s = self.settings
-        corpus = s.corpus.model_copy(
-            update={"train_tokens": s.last_mlp.train_tokens or s.corpus.train_tokens}
-        )
-        child = s.model_copy(
-            update={
-                "lm": s.last_mlp.lm,
-                "sae": s.last_mlp.sae,
-                "tokenizer": s.last_mlp.tokenizer or s.tokenizer,
-                "corpus": corpus,
+            s, own = self.settings, self.settings.last_mlp
+            tokens = {"train_tokens": own.train_tokens or s.corpus.train_tokens}
+            changes = {
+                "lm": own.lm,
+                "sae": own.sae,
+                "tokenizer": own.tokenizer or s.tokenizer,
+                "corpus": s.corpus.model_copy(update=tokens),
             }
-        )
-        folder = self.folder / "last_mlp"
-        return Run(child, folder, self.stages, parent=self, reading=self.reading)
+            child, folder = s.model_copy(update=changes), self.folder / "last_mlp"
+            self._loaded["last_mlp"] = Run(child, folder, self.stages, self, self.reading)
+        return self._loaded["last_mlp"]
 
 
 def open_run(
@@ -342,17 +323,19 @@ def open_run(
     trained for it.
     """
     settings = settings_module.load(profile, overrides)
-    if run_dir:
-        folder = Path(run_dir)
-    else:
-        changed = settings != settings_module.load(profile)
-        digest = hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:8]
-        folder = Path("runs") / (f"{profile}-{digest}" if changed else profile)
+    changed = settings != settings_module.load(profile)
+    own = f"{profile}-{settings_hash(settings)}" if changed else profile
+    folder = Path(run_dir or f"runs/{own}")
     run = Run(settings, folder, stages, reading=reading)
     if reading and not (folder / SETTINGS).exists():
         raise ArtefactError(f"there is no run in {folder}; {_existing(folder.parent)}")
     run.check_folder()
     return run
+
+
+def settings_hash(settings: Settings) -> str:
+    """What names the folder of a run with overrides."""
+    return hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:8]
 
 
 def _existing(beside: Path) -> str:
@@ -370,17 +353,20 @@ def check_own(folder: Path, option: str, *marks: str) -> None:
     """`SettingsError` where `folder` is not new or empty and holds none of `marks` (globs): it
     is somebody else's.
     """
-    expected = "expected a folder that is new, empty, or of such a run"
-    if folder.exists() and not folder.is_dir():
-        raise SettingsError(f"{option} {folder} is a file; {expected}")
     here, own = folder.resolve(), [Path(str(resources.files(p))) for p in ("sae_lib", "suite")]
     places = (Path("/"), Path.home(), Path.cwd(), project.find())
-    if here in places or any(here.is_relative_to(package) for package in own):
-        raise SettingsError(f"{option} {folder} is no place for results; {expected}")
-    if folder.exists() and not any(any(folder.glob(mark)) for mark in marks):
-        others = [p.name for p in folder.iterdir() if not p.name.endswith((".lock", ".partial"))]
-        if others:
-            raise SettingsError(f"{option} {folder} holds other files ({others[0]}); {expected}")
+    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    others = [name for name in names if not name.endswith((".lock", ".partial"))]
+    why = ""
+    if folder.exists() and not folder.is_dir():
+        why = "is a file"
+    elif here in places or any(here.is_relative_to(package) for package in own):
+        why = "is no place for results"
+    elif others and not any(any(folder.glob(mark)) for mark in marks):
+        why = f"holds other files ({others[0]})"
+    if why:
+        expected = "expected a folder that is new, empty, or of such a run"
+        raise SettingsError(f"{option} {folder} {why}; {expected}")
 
 
 def is_made(folder: Path, made_from: dict[str, Any]) -> bool:
@@ -404,17 +390,12 @@ def writing(folder: Path, made_from: dict[str, Any]) -> Iterator[Path]:
         with in_plain_words(folder):
             scratch.mkdir(parents=True)
             yield scratch
-            files = sorted(p for p in scratch.rglob("*") if p.is_file() and p.name != RECORD)
-            digests = {
-                str(p.relative_to(scratch)): (
-                    p.stat().st_size,
-                    sha256(p, p.stat().st_size, p.stat().st_mtime_ns),
-                )
-                for p in files
-            }
-            write_atomically(
-                scratch / RECORD, json.dumps({"settings": made_from, "files": digests}, indent=1)
-            )
+            files = {}
+            for path in sorted(p for p in scratch.rglob("*") if p.is_file() and p.name != RECORD):
+                size, when = path.stat().st_size, path.stat().st_mtime_ns
+                files[str(path.relative_to(scratch))] = (size, sha256(path, size, when))
+            record = {"settings": made_from, "files": files}
+            write_atomically(scratch / RECORD, json.dumps(record, indent=1))
             os.replace(scratch, folder)
             shutil.rmtree(checkpoints_of(folder), ignore_errors=True)
     finally:
@@ -473,3 +454,11 @@ def finish_the_step(what: str) -> Iterator[threading.Event]:
 def checkpoints_of(folder: Path) -> Path:
     """Where the training of the artefact `folder` keeps its checkpoints."""
     return folder.with_name(f".{folder.name}.checkpoints")
+
+
+@contextmanager
+def trains(what: str, folder: Path, made_from: dict[str, Any]) -> Iterator[CheckpointFolder]:
+    """Around a training: where it keeps checkpoints; Ctrl-C asks it to write one and stop."""
+    keep_freed_memory()
+    with finish_the_step(what) as interrupted:
+        yield CheckpointFolder(checkpoints_of(folder), made_from, interrupted)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sae_lib.checkpoints import CheckpointFolder
-from sae_lib.device import device_of, keep_freed_memory, memory_of
+from sae_lib.device import device_of, memory_of
 from sae_lib.errors import SettingsError
 from sae_lib.features import clamping, evaluation, feature_table, firing
 from sae_lib.formats import gib
@@ -29,9 +29,10 @@ from sae_lib.settings import SAESettings, Settings
 from sae_lib.text.display import Vocabulary
 from sae_lib.text.tokens import open_tokens, write_tokens
 from suite import prompts, runs, text_summary
-from suite.runs import Run, Stage, checkpoints_of, finish_the_step, writing
+from suite.runs import Run, Stage, writing
 
 BASELINES = feature_table.BASELINES
+DIRECTIONS = ("directions", "centre", "threshold")  # in their file
 Made = dict[str, Any]  # the settings that an artefact depends on
 
 
@@ -88,9 +89,13 @@ def check_memory(s: Settings, prefix: str, device: torch.device) -> None:
 # --- text ---
 
 
+def section(run: Run, name: str, without: tuple[str, ...] = ()) -> Made:
+    """A section of the settings that something is made from."""
+    return {name: getattr(run.settings, name).model_dump(mode="json", exclude=set(without))}
+
+
 def tokens_fingerprint(run: Run, name: str = "") -> Made:
-    settings = run.settings.model_dump(mode="json")
-    return {key: settings[key] for key in ("corpus", "tokenizer", "seed")}
+    return section(run, "corpus") | section(run, "tokenizer") | {"seed": run.settings.seed}
 
 
 def make_tokens(run: Run, name: str, out: Path) -> None:
@@ -103,8 +108,7 @@ def make_tokens(run: Run, name: str, out: Path) -> None:
 
 
 def model_fingerprint(run: Run, name: str = "") -> Made:
-    lm = run.settings.lm.model_dump(mode="json", exclude={"checkpoint_gb"})
-    return tokens_fingerprint(run) | {"lm": lm}
+    return tokens_fingerprint(run) | section(run, "lm", ("checkpoint_gb",))
 
 
 def make_language_model(run: Run, name: str, out: Path, store: CheckpointFolder) -> None:
@@ -112,7 +116,7 @@ def make_language_model(run: Run, name: str, out: Path, store: CheckpointFolder)
     model, summary = language_model.train(s.lm, tokens, s.seed, device_of(s.device), store)
     model.save_pretrained(out)
     tokens.tokenizer.save_pretrained(out)
-    (out / "training.json").write_text(json.dumps(summary))
+    write_summary(out, summary)
 
 
 def model_source(run: Run) -> str:
@@ -143,9 +147,8 @@ def bridge(run: Run) -> Any:
 
 
 def prompts_fingerprint(run: Run, name: str = "") -> Made:
-    s = run.settings
-    prompts = s.prompts.model_dump(mode="json")
-    return model_fingerprint(run) | {"prompts": prompts, "hook_name": s.sae.hook_name}
+    hook_name = {"hook_name": run.settings.sae.hook_name}
+    return model_fingerprint(run) | section(run, "prompts") | hook_name
 
 
 def make_prompts(run: Run, name: str, out: Path) -> None:
@@ -170,15 +173,42 @@ def make_autoencoder(run: Run, name: str, out: Path, store: CheckpointFolder) ->
     without it is the same and is copied.
     """
     if name == f"{run.settings.sae.recipe}-no_resampling":
-        main = run.path("autoencoder")
-        if not any(e["resampled"] for e in run.summary("autoencoder")["resampling"]):
+        main, summary = run.path("autoencoder"), run.summary("autoencoder")
+        if not any(e["resampled"] for e in summary["resampling"]):
             if distributed.rank_and_world_size()[0] == 0:
-                copy_without_resampling(run, main, out)
+                for file in ("cfg.json", "sae_weights.safetensors"):
+                    shutil.copy2(main / file, out / file)
+                summary["recipe"]["resampling"] = None
+                write_summary(out, summary | {"resampling": [], "same_as": main.name})
             return
-    sae = variant(run.settings, name)
-    trained, summary = fit(run, hook(run, name), sae, store)
+    train(run, hook(run, name), variant(run.settings, name), store, out)
+
+
+def train(
+    run: Run,
+    hook: HookPoint,
+    sae: SAESettings,
+    store: CheckpointFolder,
+    out: Path,
+    model_name: str = "",
+) -> None:
+    """Train an autoencoder and write it, with the summary of its training, into `out`."""
+    trained, summary = fit(run, hook, sae, store)
     if distributed.rank_and_world_size()[0] == 0:
-        save_autoencoder(run, trained, summary, sae.hook_name, out)
+        s = run.settings
+        metadata = {
+            "model_name": model_name or s.lm.source,
+            "context_size": s.lm.context,
+            "dataset_path": s.corpus.source,
+            "prepend_bos": False,
+            "hook_name": sae.hook_name,
+        }
+        trained.save(out, metadata)
+        write_summary(out, summary)
+
+
+def write_summary(out: Path, summary: dict) -> None:
+    (out / "training.json").write_text(json.dumps(summary, indent=1))
 
 
 def fit(
@@ -201,21 +231,6 @@ def fit(
         torch.set_flush_denormal(False)
 
 
-def save_autoencoder(
-    run: Run, sae: SparseAutoencoder, summary: dict, hook_name: str, out: Path
-) -> None:
-    s = run.settings
-    metadata = {
-        "model_name": s.lm.source,
-        "context_size": s.lm.context,
-        "dataset_path": s.corpus.source,
-        "prepend_bos": False,
-        "hook_name": hook_name,
-    }
-    sae.save(out, metadata)
-    (out / "training.json").write_text(json.dumps(summary, indent=1))
-
-
 def make_other_autoencoder(run: Run, hook: HookPoint, sae: SAESettings, folder: Path) -> None:
     """Train an autoencoder of other settings than the run's own into `folder`, where that has
     not been done.
@@ -223,19 +238,9 @@ def make_other_autoencoder(run: Run, hook: HookPoint, sae: SAESettings, folder: 
     made_from = fingerprint_of(run, sae)
     with run.making(folder, made_from) as missing:
         if missing:
-            keep_freed_memory()
-            with finish_the_step(sae.recipe) as interrupted, writing(folder, made_from) as out:
-                store = CheckpointFolder(checkpoints_of(folder), made_from, interrupted)
-                trained, summary = fit(run, hook, sae, store)
-                save_autoencoder(run, trained, summary, sae.hook_name, out)
-
-
-def copy_without_resampling(run: Run, main: Path, out: Path) -> None:
-    summary = run.summary("autoencoder") | {"resampling": [], "same_as": main.name}
-    summary["recipe"]["resampling"] = None
-    for file in ("cfg.json", "sae_weights.safetensors"):
-        shutil.copy2(main / file, out / file)
-    (out / "training.json").write_text(json.dumps(summary, indent=1))
+            with runs.trains(sae.recipe, folder, made_from) as store:
+                with writing(folder, made_from) as out:
+                    train(run, hook, sae, store, out)
 
 
 def load_autoencoder(run: Run, name: str, folder: Path) -> SparseAutoencoder:
@@ -255,7 +260,7 @@ def heldout_rows(run: Run, n_tokens: int):
 
 def evaluation_fingerprint(run: Run, name: str = "") -> Made:
     made = {name: fingerprint_of(run, sae) for name, sae in variants(run.settings).items()}
-    return made | {"evaluation": run.settings.evaluation.model_dump()}
+    return made | section(run, "evaluation")
 
 
 def measure_evaluation(run: Run, name: str = "") -> dict[str, dict]:
@@ -274,14 +279,11 @@ def measure_evaluation(run: Run, name: str = "") -> dict[str, dict]:
 
 
 def features_fingerprint(run: Run, name: str = "") -> Made:
-    s, sae = run.settings, dictionary_settings(run, name)
+    sae = dictionary_settings(run, name)
     upstream = fingerprint_of(run, sae)
     if name == "neurons":
         upstream = model_fingerprint(run) | {"hook_name": sae.hook_name}
-    return upstream | {
-        "evaluation": s.evaluation.model_dump(),
-        "features": s.features.model_dump(),
-    }
+    return upstream | section(run, "evaluation") | section(run, "features")
 
 
 def dictionary_settings(run: Run, name: str) -> SAESettings:
@@ -297,15 +299,9 @@ def make_features(run: Run, name: str, out: Path) -> None:
     if name in ("random", "principal"):
         density = run.get("features")[0]["density"].to_numpy()
         dictionary = feature_table.directions_like(name, density, hooked, rows, s.seed)
-        tensors = {
-            "directions": dictionary.W_dec,
-            "centre": dictionary.centre,
-            "threshold": dictionary.threshold,
-        }
-        save_file(
-            {key: value.cpu().contiguous() for key, value in tensors.items()},
-            out / "directions.safetensors",
-        )
+        tensors = (dictionary.W_dec, dictionary.centre, dictionary.threshold)
+        stored = [tensor.cpu().contiguous() for tensor in tensors]
+        save_file(dict(zip(DIRECTIONS, stored, strict=True)), out / "directions.safetensors")
     else:
         dictionary = run.get("dictionary", name)
     tokenizer = run.get("tokens").tokenizer
@@ -320,7 +316,7 @@ def load_dictionary(run: Run, name: str, folder: Path | None) -> Dictionary:
         return Neurons(run.get("autoencoder").d_in, device)
     if name in BASELINES:
         stored = load_file(run.path("features", name) / "directions.safetensors", str(device))
-        return Directions(stored["directions"], stored["centre"], stored["threshold"])
+        return Directions(*(stored[name] for name in DIRECTIONS))
     return run.get("autoencoder", name)
 
 
@@ -334,8 +330,7 @@ def split_heldout(run: Run) -> scoring.Halves:
 
 
 def scores_fingerprint(run: Run, name: str = "") -> Made:
-    s = run.settings.interpretability.model_dump(exclude={"clusters"})
-    return sae_fingerprint(run, name) | {"interpretability": s}
+    return sae_fingerprint(run, name) | section(run, "interpretability", ("clusters",))
 
 
 def make_scores(run: Run, name: str, out: Path) -> None:
@@ -362,10 +357,8 @@ def shortened(sae: SAESettings, activations: int) -> SAESettings:
     proportion.
     """
     part = min(1.0, activations / sae.activations)
-    short = {
-        "activations": round(sae.activations * part),
-        "dead_window": max(1, int(sae.dead_window * part)),
-    }
+    window = max(1, int(sae.dead_window * part))
+    short = {"activations": round(sae.activations * part), "dead_window": window}
     return sae.model_copy(update=short)
 
 
@@ -386,9 +379,7 @@ def untrained_hook(run: Run, name: str) -> HookPoint:
 
 def make_untrained(run: Run, name: str, out: Path, store: CheckpointFolder) -> None:
     sae = untrained_settings(run, name)
-    trained, summary = fit(run, untrained_hook(run, name), sae, store)
-    trained.save(out, {"hook_name": sae.hook_name, "model_name": "untrained"})
-    (out / "training.json").write_text(json.dumps(summary, indent=1))
+    train(run, untrained_hook(run, name), sae, store, out, "untrained")
 
 
 def untrained_autoencoder(run: Run, name: str = "") -> tuple[HookPoint, SparseAutoencoder]:
@@ -399,22 +390,15 @@ def untrained_autoencoder(run: Run, name: str = "") -> tuple[HookPoint, SparseAu
 
 
 def clusters_fingerprint(run: Run, name: str = "") -> Made:
-    s = run.settings.interpretability.model_dump()
-    return sae_fingerprint(run, name) | {"interpretability": s}
+    return sae_fingerprint(run, name) | section(run, "interpretability")
 
 
 def make_clusters(run: Run, name: str, out: Path) -> None:
     """`clusters.parquet` (feature, cluster, name, x, y) of the features that have a rule."""
     s, of_features = run.settings, feature_scores(run, name)
     rows = heldout_rows(run, s.interpretability.tokens)
-    table = clusters.cluster_table(
-        of_features,
-        run.get("autoencoder", name),
-        hook(run, name),
-        rows,
-        s.interpretability.clusters,
-        s.seed,
-    )
+    sae, n_clusters = run.get("autoencoder", name), s.interpretability.clusters
+    table = clusters.cluster_table(of_features, sae, hook(run, name), rows, n_clusters, s.seed)
     table.to_parquet(out / "clusters.parquet", compression="zstd")
 
 
@@ -442,18 +426,6 @@ def clamp_context(run: Run) -> clamping.ClampContext:
 # --- the table ---
 
 
-def _trains_a_model(run: Run) -> bool:
-    return run.settings.lm.source == "train"
-
-
-def _text(run: Run, name: str) -> list[tuple[str, str]]:
-    return [("tokens", "")]
-
-
-def _model(run: Run, name: str) -> list[tuple[str, str]]:
-    return [("tokens", ""), ("language_model", "")]
-
-
 def _autoencoder(run: Run, name: str) -> list[tuple[str, str]]:
     """The autoencoder of that name, or the run's own where a baseline is meant."""
     return [("autoencoder", "" if name in BASELINES else name)]
@@ -473,24 +445,24 @@ STAGES = {
     ),
     "language_model": Stage(
         "language_model",
-        inputs=_text,
+        inputs=("tokens",),
         fingerprint=model_fingerprint,
         make=make_language_model,
         load=load_language_model,
-        needed=_trains_a_model,
+        needed=lambda run: run.settings.lm.source == "train",
         keep=True,
         trains=True,
     ),
     "prompts": Stage(
         "prompts",
-        inputs=_model,
+        inputs=("tokens", "language_model"),
         fingerprint=prompts_fingerprint,
         make=make_prompts,
         load=lambda run, _, folder: prompts.load_prompt_corpus(folder),
     ),
     "autoencoder": Stage(
         "saes/{name}",
-        inputs=_model,
+        inputs=("tokens", "language_model"),
         fingerprint=sae_fingerprint,
         make=make_autoencoder,
         load=load_autoencoder,
@@ -524,7 +496,7 @@ STAGES = {
     ),
     "untrained": Stage(
         "interpretability/untrained-{name}",
-        inputs=_text,
+        inputs=("tokens",),
         fingerprint=untrained_fingerprint,
         make=make_untrained,
         load=load_autoencoder,

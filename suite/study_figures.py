@@ -1,12 +1,12 @@
-"""What the studies found, as tables, figures and sentences: for notebook 03 and the report."""
+"""What the studies found, as tables and figures: for notebook 03 and the report."""
 
 import json
-from collections import defaultdict
-from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+import plotly.express as px
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from sae_lib import figures
 from sae_lib.files import write_atomically
@@ -14,294 +14,220 @@ from suite import project
 from suite.runs import Run
 
 STUDIES = ("recipes", "widths", "classical", "saelens")
-MEASURES = ("recovered_zero", "recovered_mean", "fvu", "l0_mean", "dead_share")
+SETTING = ["lambda", "k", "lr"]
+MEASURES = ["recovered_zero", "recovered_mean", "fvu", "l0_mean", "dead_share"]
+PANELS = {  # of the figure of widths: a measure's title and the format of its axis
+    "recovered_mean": ("loss recovered (mean ablation)", ".1%"),
+    "fvu": ("FVU", ""),
+    "dead_share": ("dead share", ".1%"),
+    "mmcs": ("MMCS of two seeds", ".2f"),
+}
 
 
 def publish(run: Run) -> Path:
     """Keep the run's studies in the checkout."""
     to = project.root() / "report" / "studies"
     for which in STUDIES:
-        if (run.results_folder / f"study_{which}.json").exists():
-            write_atomically(
-                to / f"{which}.json", (run.results_folder / f"study_{which}.json").read_text()
-            )
+        if (own := run.results_folder / f"study_{which}.json").exists():
+            write_atomically(to / f"{which}.json", own.read_text())
     return to
 
 
 def load_study(run: Run, which: str) -> dict | None:
     """The run's own study (with `own` true), else the published one, else None."""
-    for folder, name, own in (
-        (run.results_folder, f"study_{which}", True),
-        (project.published("studies"), which, False),
-    ):
-        if (path := folder / f"{name}.json").is_file():
-            return json.loads(path.read_text()) | {"own": own}
+    own = run.results_folder / f"study_{which}.json"
+    for path in (own, project.published("studies") / f"{which}.json"):
+        if path.is_file():
+            return json.loads(path.read_text()) | {"own": path == own}
     return None
 
 
-def by_contender(points: list[dict], l0: float) -> dict[str, list[dict]]:
-    """The points at one L0, by contender: a record per seed."""
-    groups = defaultdict(list)
-    for point in points:
-        if point.get("l0", l0) == l0:
-            groups[point["contender"]].append(point)
-    return dict(groups)
+def load_studies(run: Run) -> dict[str, dict | None]:
+    return {which: load_study(run, which) for which in STUDIES}
 
 
-def mean(records: list[dict], key: str) -> float:
-    return sum(r[key] for r in records) / len(records)
+# --- tables ---
 
 
-def spread(records: list[dict], key: str) -> float:
-    """Largest minus smallest over the seeds."""
-    return max(r[key] for r in records) - min(r[key] for r in records)
-
-
-def recipes_rows(study: dict) -> list[dict]:
-    """A row per contender, the best first: means over seeds, spread of loss recovered, MMCS
-    between seeds.
+def over_seeds(points: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """A row per group: means over its seeds, their number, and the least, the most and the spread
+    (their difference) of loss recovered.
     """
-    rows = []
-    for name, records in by_contender(study["points"], study["about"]["l0"]).items():
-        row = {
-            "contender": name,
-            "seeds": len(records),
-            "lr": records[0]["lr"],
-            "lambda": records[0]["lambda"],
-            "k": records[0]["k"],
-        }
-        row |= {key: mean(records, key) for key in MEASURES} | {
-            "spread": spread(records, "recovered_mean")
-        }
-        rows.append(
-            row | {"mmcs": study["mmcs"][name]["mean"], "mmcs_null": study["mmcs"][name]["null"]}
-        )
-    return sorted(rows, key=lambda row: -row["recovered_mean"])
+    groups = points.groupby(by, sort=False, dropna=False)
+    recovered = groups["recovered_mean"]
+    found = {"seeds": groups.size(), "least": recovered.min(), "most": recovered.max()}
+    rows = groups.mean(numeric_only=True).assign(**found).reset_index()
+    return rows.assign(spread=rows["most"] - rows["least"])
 
 
-def widths_rows(study: dict) -> list[dict]:
-    """A row per width: means over seeds, spread, MMCS between seeds."""
-    rows = []
-    for width in sorted({p["d_sae"] for p in study["points"]}):
-        records, agreement = (
-            [p for p in study["points"] if p["d_sae"] == width],
-            study["mmcs"][str(width)],
-        )
-        row = {
-            "d_sae": width,
-            "seeds": len(records),
-            "lr": records[0]["lr"],
-            "lambda": records[0]["lambda"],
-        } | {key: mean(records, key) for key in MEASURES}
-        rows.append(
-            row
-            | {
-                "spread": spread(records, "recovered_mean"),
-                "mmcs": agreement["mean"],
-                "mmcs_null": agreement["null"],
-            }
-        )
-    return rows
+def recipes_rows(study: dict) -> pd.DataFrame:
+    """A row per contender at the study's L0, the best first: means over seeds, least, most and
+    spread of loss recovered, MMCS between seeds and with random directions.
+    """
+    points = pd.DataFrame(study["points"])
+    rows = _with_agreement(points[points["l0"] == study["about"]["l0"]], "contender", study)
+    return rows.sort_values("recovered_mean", ascending=False, ignore_index=True)
 
 
-def saelens_rows(study: dict) -> list[dict]:
+def widths_rows(study: dict) -> pd.DataFrame:
+    """The same, a row per width."""
+    rows = _with_agreement(pd.DataFrame(study["points"]), "d_sae", study)
+    return rows.sort_values("d_sae", ignore_index=True)
+
+
+def _with_agreement(points: pd.DataFrame, by: str, study: dict) -> pd.DataFrame:
+    rows = over_seeds(points, [by])
+    agreement = [study["mmcs"][str(of)] for of in rows[by]]
+    for column, key in (("mmcs", "mean"), ("mmcs_null", "null")):
+        rows[column] = [of[key] for of in agreement]
+    recovered = ["least", "most", "spread"]
+    return rows[[by, "seeds", *SETTING, *MEASURES, *recovered, "mmcs", "mmcs_null"]]
+
+
+def saelens_rows(study: dict) -> pd.DataFrame:
     """A row per point of SAELens' trainer and per contender of ours at its L0: means over seeds,
-    and seconds against SAELens' of that point.
+    and `speed`, SAELens' seconds over those of the row.
     """
-    rows = []
-    for theirs in sorted(
-        (p for p in study["points"] if "beside" not in p),
-        key=lambda p: (p["activations"], -p["l0_mean"]),
-    ):
-        groups = defaultdict(list)
-        for p in study["points"]:
-            if p.get("beside") == theirs["lambda"] and p["activations"] == theirs["activations"]:
-                groups[p["contender"]].append(p)
-        for name, records in {theirs["contender"]: [theirs], **groups}.items():
-            row = {
-                "contender": name,
-                "seeds": len(records),
-                "seconds": mean(records, "seconds"),
-                "speed": theirs["seconds"] / mean(records, "seconds"),
-            }
-            row |= {key: records[0][key] for key in ("activations", "lr", "lambda", "threads")}
-            rows.append(row | {key: mean(records, key) for key in MEASURES})
-    return rows
+    points = pd.DataFrame([{"beside": np.nan} | point for point in study["points"]])
+    points["point"] = points["beside"].fillna(points["lambda"])  # SAELens' λ, for ours too
+    rows = over_seeds(points, ["activations", "point", "contender"])
+    rows = rows.sort_values("beside", na_position="first", kind="stable")
+    theirs = rows[rows["beside"].isna()].sort_values(
+        ["activations", "l0_mean"], ascending=[True, False]
+    )
+    theirs = theirs[["activations", "point", "seconds"]].rename(columns={"seconds": "theirs"})
+    rows = theirs.merge(rows, on=["activations", "point"])
+    columns = ["contender", "seeds", "seconds", "speed", "activations", "lr", "lambda", "threads"]
+    return rows.assign(speed=rows["theirs"] / rows["seconds"])[[*columns, *MEASURES]]
 
 
-def difference(study: dict, one: str, other: str, key: str = "recovered_mean") -> dict:
-    """How two contenders compare at the study's L0: means, their difference, and whether every
-    seed of one is above every seed of the other.
+def rows_of(studies: dict[str, dict | None]) -> dict[str, list[dict]]:
+    """The rows of every study that is there, by its name."""
+    make = {"recipes": recipes_rows, "widths": widths_rows, "saelens": saelens_rows}
+    return {w: rows(studies[w]).to_dict("records") for w, rows in make.items() if studies[w]}
+
+
+# --- figures ---
+
+
+def frontier(points: pd.DataFrame, title: str = "") -> go.Figure:
+    """Loss recovered over L0, a line per contender; bars span the seeds. What is lost is drawn
+    logarithmically, and points of SAELens' own trainer are crosses.
     """
-    groups = by_contender(study["points"], study["about"]["l0"])
-    a, b = ([r[key] for r in groups[name]] for name in (one, other))
-    return {
-        "one": sum(a) / len(a),
-        "other": sum(b) / len(b),
-        "difference": sum(a) / len(a) - sum(b) / len(b),
-        "apart": min(a) > max(b) or max(a) < min(b),
-    }
-
-
-def recipes_figure(study: dict, saelens: dict | None = None) -> go.Figure:
-    """Loss recovered over L0, a line per recipe; bars span the seeds. What is lost is drawn
-    logarithmically. SAELens' own trainer beside them where it was measured.
-    """
-    fig = go.Figure()
-    groups = defaultdict(lambda: defaultdict(list))
-    budgets = {point["activations"] for point in study["points"]}
-    theirs = [p for p in (saelens or {"points": []})["points"] if p["activations"] in budgets]
-    for point in study["points"] + [p for p in theirs if p["contender"].startswith("SAELens")]:
-        setting = (point["lambda"], point.get("k", 0), point["lr"])
-        groups[point["contender"]][setting].append(point)
-    for number, (name, settings) in enumerate(groups.items()):
-        fig.add_trace(_seeds_trace(name, settings.values(), number))
-    fig.update_xaxes(
-        title="features active per activation (L0), logarithmic",
-        type="log",
-        tickvals=[4, 8, 16, 32, 64],
+    rows = over_seeds(points, ["contender", *SETTING]).sort_values("l0_mean")
+    recovered = rows["recovered_mean"]
+    rows["lost"] = (1 - recovered).clip(lower=1e-3)
+    rows["above"], rows["below"] = recovered - rows["least"], rows["most"] - recovered
+    fig = px.line(
+        rows,
+        x="l0_mean",
+        y="lost",
+        color="contender",
+        category_orders={"contender": points["contender"].unique().tolist()},
+        error_y="above",
+        error_y_minus="below",
+        markers=True,
+        log_x=True,
+        log_y=True,
+        title=title,
+        labels={
+            "l0_mean": "features active per activation (L0), logarithmic",
+            "lost": "loss recovered (mean ablation)",
+            "contender": "",
+        },
     )
     ticks = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1]
-    fig.update_yaxes(
-        title="loss recovered (mean ablation)",
-        type="log",
-        autorange="reversed",
-        tickvals=ticks,
-        ticktext=[f"{1 - t:.0%}" for t in ticks],
-    )
-    fig.update_layout(title="Sparsity against faithfulness: every recipe on the same activations")
+    shown = [f"{1 - tick:.0%}" for tick in ticks]
+    fig.update_yaxes(autorange="reversed", tickvals=ticks, ticktext=shown)
+    fig.update_xaxes(tickvals=[4, 8, 16, 32, 64])
+    fig.update_traces(marker_size=9, error_y_thickness=1.2)
+    for trace in fig.data[len(figures.PALETTE) :]:  # their colours are taken
+        trace.update(line_dash="dash", marker_symbol="diamond")
+    theirs = [trace for trace in fig.data if trace.name.startswith("SAELens")]
+    for trace in theirs:
+        trace.update(mode="markers", marker_symbol="x")
     return fig
 
 
-def _seeds_trace(name: str, settings: Iterable[list[dict]], number: int) -> go.Scatter:
-    """What one contender loses at each of its settings: means, with bars over its seeds."""
-    rows = sorted(settings, key=lambda records: mean(records, "l0_mean"))
-    lost = [[max(1 - r["recovered_mean"], 1e-3) for r in records] for records in rows]
-    y = [sum(values) / len(values) for values in lost]
-    above = [max(values) - m for values, m in zip(lost, y, strict=True)]
-    below = [m - min(values) for values, m in zip(lost, y, strict=True)]
-    again, at = divmod(number, len(figures.PALETTE))  # colours repeat, with another dash and symbol
-    theirs = name.startswith("SAELens")
-    symbol = "x" if theirs else "diamond" if again else "circle"
-    return go.Scatter(
-        x=[mean(records, "l0_mean") for records in rows],
-        y=y,
-        name=name,
-        mode="markers" if len(rows) == 1 or theirs else "lines+markers",
-        line=dict(color=figures.PALETTE[at], dash="dash" if again % 2 else "solid"),
-        marker=dict(color=figures.PALETTE[at], size=9, symbol=symbol),
-        error_y=dict(type="data", symmetric=False, array=above, arrayminus=below, thickness=1.2),
-    )
+def recipes_figure(study: dict, saelens: dict | None = None) -> go.Figure:
+    """The frontier of every recipe; SAELens' own trainer beside them where it was measured on as
+    many activations.
+    """
+    points = pd.DataFrame(study["points"])
+    if saelens:
+        theirs = pd.DataFrame(saelens["points"])
+        theirs = theirs[theirs["contender"].str.startswith("SAELens")]
+        points = pd.concat([points, theirs[theirs["activations"].isin(points["activations"])]])
+    title = "Sparsity against faithfulness: every recipe on the same activations"
+    return frontier(points, title)
+
+
+def name_panels(fig: go.Figure) -> go.Figure:
+    """Plotly's headings of panels are `column=value`: leave the value, which may hold "=" too."""
+    return fig.for_each_annotation(lambda note: note.update(text=note.text.partition("=")[2]))
 
 
 def widths_figure(study: dict) -> go.Figure:
     """What width buys at the same L0: loss recovered, FVU, dead share, and agreement of seeds."""
     rows = widths_rows(study)
-    panels = (
-        ("recovered_mean", "loss recovered (mean ablation)", ".1%"),
-        ("fvu", "FVU", ""),
-        ("dead_share", "dead share", ".1%"),
-        ("mmcs", "MMCS of two seeds", ".2f"),
-    )
-    fig = make_subplots(
-        1, 4, subplot_titles=[title for _, title, _ in panels], horizontal_spacing=0.07
-    )
-    for column, (key, _, form) in enumerate(panels, 1):
-        fig.add_scatter(
-            x=[r["d_sae"] for r in rows],
-            y=[r[key] for r in rows],
-            mode="lines+markers",
-            line_color=figures.PALETTE[0],
-            showlegend=False,
-            row=1,
-            col=column,
-        )
-        if key == "mmcs":
-            fig.add_scatter(
-                x=[r["d_sae"] for r in rows],
-                y=[r["mmcs_null"] for r in rows],
-                mode="lines",
-                line=dict(color=figures.PALETTE[5], dash="dot"),
-                name="random directions",
-                row=1,
-                col=column,
-            )
-        fig.update_xaxes(
-            type="log",
-            tickvals=[r["d_sae"] for r in rows],
-            tickangle=-45,
-            title="features",
-            row=1,
-            col=column,
-        )
-        fig.update_yaxes(tickformat=form, row=1, col=column)
-    fig.update_annotations(font_size=13)
-    fig.update_layout(
+    null = rows[["d_sae"]].assign(mmcs=rows["mmcs_null"], of="random directions")
+    both = pd.concat([rows.assign(of="features"), null]).melt(["d_sae", "of"], list(PANELS))
+    fig = px.line(
+        both.dropna().replace({"variable": {key: name for key, (name, _) in PANELS.items()}}),
+        x="d_sae",
+        y="value",
+        color="of",
+        color_discrete_sequence=[figures.PALETTE[0], figures.PALETTE[5]],
+        facet_col="variable",
+        facet_col_spacing=0.07,
+        log_x=True,
+        markers=True,
         title=f"The same recipe at the same L0 ({study['about']['l0']:.0f}) and different widths",
-        legend=dict(x=1, y=1.25, xanchor="right"),
+        labels={"d_sae": "features", "value": "", "of": ""},
     )
-    return fig
+    fig.update_xaxes(tickvals=rows["d_sae"].tolist(), tickangle=-45)
+    fig.update_yaxes(matches=None, showticklabels=True)
+    for column, (_, form) in enumerate(PANELS.values(), 1):
+        fig.update_yaxes(tickformat=form, col=column)
+    fig.update_traces(line_dash="dot", selector={"name": "random directions"})
+    return name_panels(fig).update_layout(legend=dict(x=1, y=1.25, xanchor="right"))
 
 
 def classical_figure(study: dict) -> go.Figure:
     """FVU + L0 / d_in over λ, a line per learning rate, a panel per width; stars stopped early."""
-    widths = sorted({p["d_sae"] for p in study["points"]})
-    fig = make_subplots(
-        1,
-        len(widths),
-        subplot_titles=[f"{w:,} features" for w in widths],
-        shared_yaxes=True,
-        horizontal_spacing=0.05,
+    points = pd.DataFrame(study["points"]).sort_values(["d_sae", "lr", "lambda"])
+    whole = study["about"]["activations"] // 1024 * 1024
+    fig = px.line(
+        points.assign(
+            rate=points["lr"].map("rate {:g}".format),
+            width=points["d_sae"].map("{:,} features".format),
+            symbol=np.where(points["activations"] < whole, "star", "circle"),
+        ),
+        x="lambda",
+        y="score",
+        color="rate",
+        facet_col="width",
+        facet_col_spacing=0.05,
+        custom_data=["symbol"],
+        hover_data=["l0_mean", "fvu", "activations"],
+        log_x=True,
+        markers=True,
+        title="Tied weights, L1, early stopping: which λ and rate (stars stopped early)",
+        labels={"lambda": "λ", "score": "FVU + L0 / d_in", "rate": ""},
     )
-    rates = sorted({p["lr"] for p in study["points"]})
-    for column, width in enumerate(widths, 1):
-        for rate, colour in zip(rates, figures.PALETTE, strict=False):
-            points = sorted(
-                (p for p in study["points"] if p["d_sae"] == width and p["lr"] == rate),
-                key=lambda p: p["lambda"],
-            )
-            early = [
-                p["activations"] < study["about"]["activations"] // 1024 * 1024 for p in points
-            ]
-            fig.add_scatter(
-                x=[p["lambda"] for p in points],
-                y=[p["score"] for p in points],
-                mode="lines+markers",
-                name=f"rate {rate:g}",
-                legendgroup=str(rate),
-                showlegend=column == 1,
-                line_color=colour,
-                marker=dict(size=10, symbol=["star" if e else "circle" for e in early]),
-                text=[
-                    f"L0 {p['l0_mean']:.1f}, FVU {p['fvu']:.3f}, {p['activations']:,} activations"
-                    for p in points
-                ],
-                row=1,
-                col=column,
-            )
-        fig.update_xaxes(
-            title="λ",
-            type="log",
-            tickvals=sorted({p["lambda"] for p in study["points"]}),
-            row=1,
-            col=column,
-        )
-    fig.update_yaxes(title="FVU + L0 / d_in", row=1, col=1)
-    fig.update_layout(
-        title="Tied weights, L1, early stopping: which λ and rate (stars stopped early)"
-    )
-    return fig
+    fig.update_xaxes(tickvals=sorted(points["lambda"].unique()))
+    for trace in fig.data:
+        trace.marker.update(size=10, symbol=trace.customdata[:, 0])
+    return name_panels(fig)
 
 
 def study_figures(studies: dict[str, dict | None]) -> dict[str, go.Figure]:
     """The figure of every study that is there, by the name of its file."""
-    found = {which: study for which, study in studies.items() if study}
-    figs = (
-        {"study_recipes": recipes_figure(found["recipes"], found.get("saelens"))}
-        if "recipes" in found
-        else {}
-    )
-    figs |= {"study_widths": widths_figure(found["widths"])} if "widths" in found else {}
-    return figs | (
-        {"study_classical": classical_figure(found["classical"])} if "classical" in found else {}
-    )
+    draw = {
+        "recipes": lambda study: recipes_figure(study, studies.get("saelens")),
+        "widths": widths_figure,
+        "classical": classical_figure,
+    }
+    return {
+        f"study_{which}": make(studies[which]) for which, make in draw.items() if studies[which]
+    }

@@ -10,7 +10,6 @@ from pathlib import Path
 import pandas as pd
 import plotly.graph_objects as go
 
-from sae_lib import figures
 from sae_lib.errors import SettingsError, shown
 from sae_lib.features import evaluation
 from sae_lib.files import digest
@@ -19,20 +18,12 @@ from sae_lib.sae import training
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.recipes import RECIPES, resolve, uses
 from sae_lib.settings import RECIPE_VALUES, SAESettings, load
-from suite import stages
+from suite import stages, study_figures
 from suite.runs import Run
 
 MOST_POINTS = 1000
-COLUMNS = [
-    "l0_mean",
-    "recovered_zero",
-    "recovered_mean",
-    "fvu",
-    "dead_share",
-    "alive",
-    "seconds",
-    "activations_per_second",
-]
+COLUMNS = [*study_figures.MEASURES, "alive"]  # of the evaluation
+SETTING = ["recipe", "d_sae", "lambda", "k", "lr", "precision", "activations"]
 
 
 def split(overrides: list[str]) -> tuple[list[str], dict[str, list[str]]]:
@@ -87,66 +78,58 @@ def sweep(profile: str, run_dir: str | Path, overrides: list[str]) -> Path:
     table and the figure.
     """
     single, axes = split(overrides)
-    points = grid(profile, single, axes)
+    grid_points = grid(profile, single, axes)
     run = stages.open_run(profile, run_dir, single)
     hook = stages.hook(run)
-    for settings in points.values():
+    for settings in grid_points.values():
         measure(run, hook, settings)
-    found = [
-        run.load_results(f"sweep/{path.stem}")
-        for path in sorted((run.results_folder / "sweep").glob("*.json"))
-    ]
-    found = [
-        {k: v for k, v in point.items() if k not in ("density", "made_from")} for point in found
-    ]
-    run.figure(frontier(table(found)), "frontier")
+    found = points(run)
+    run.figure(frontier(found), "frontier")
     return run.save_results("sweep", {"points": found})
+
+
+def points(run: Run) -> list[dict]:
+    """Every point that the run has trained and evaluated, by sweeps and studies."""
+    files = sorted((run.results_folder / "sweep").glob("*.json"))
+    return [plain_record(run.load_results(f"sweep/{path.stem}")) for path in files]
+
+
+def plain_record(record: dict) -> dict:
+    """A point without the density of each feature."""
+    return {key: value for key, value in record.items() if key not in ("density", "made_from")}
 
 
 def measure(run: Run, hook: HookPoint, settings: SAESettings) -> dict:
     """Train and evaluate one autoencoder, where that has not been done: what it is, `COLUMNS`,
     and the density of its features.
     """
-    made_from = stages.fingerprint_of(run, settings) | {
-        "evaluation": run.settings.evaluation.model_dump()
-    }
-    point, folder = _point_name(settings), folder_of(run, settings)
-    if (found := run.saved_results(f"sweep/{point}", made_from)) is not None:
+    made_from = stages.fingerprint_of(run, settings)
+    made_from |= {"evaluation": run.settings.evaluation.model_dump()}
+    folder = folder_of(run, settings)
+    where = f"sweep/{folder.name}"
+    if found := run.saved_results(where, made_from):
         return found
     stages.make_other_autoencoder(run, hook, settings, folder)
-    dictionary = {point: SparseAutoencoder.load(folder, hook.device)}
+    dictionary = {folder.name: SparseAutoencoder.load(folder, hook.device)}
     rows = run.get("tokens").rows("heldout", run.settings.lm.context)
-    measured = evaluation.evaluate(hook, dictionary, rows, run.settings.evaluation)[point]
+    measured = evaluation.evaluate(hook, dictionary, rows, run.settings.evaluation)[folder.name]
     summary = json.loads((folder / "training.json").read_text())
-    recipe, given = (
-        summary["recipe"],
-        {
-            "seed": run.settings.seed if settings.seed is None else settings.seed,
-            "d_sae": settings.d_sae,
-            "precision": settings.precision,
-        },
-    )
-    record = {
-        "recipe": settings.recipe,
-        "lambda": recipe["l1"],
-        "k": recipe["k"],
-        "lr": recipe["lr"],
-    } | given
+    seed = run.settings.seed if settings.seed is None else settings.seed
+    record = {"lambda": summary["recipe"]["l1"], "seed": seed}
+    record |= {key: summary["recipe"][key] for key in ("k", "lr")}
+    record |= settings.model_dump(include={"recipe", "d_sae", "precision"})
     record |= {key: summary[key] for key in ("seconds", "activations", "activations_per_second")}
-    run.save_results(
-        f"sweep/{point}",
-        record | {k: measured[k] for k in (*COLUMNS, "density") if k in measured},
-        made_from,
-    )
-    return run.saved_results(f"sweep/{point}", made_from)
+    record |= {key: measured[key] for key in (*COLUMNS, "density")}
+    run.save_results(where, record, made_from)
+    return run.saved_results(where, made_from)
 
 
 def folder_of(run: Run, settings: SAESettings) -> Path:
     """Where the autoencoder of a point lies."""
-    return run.folder / "sweep" / _point_name(settings)
+    return run.folder / "sweep" / point_name(settings)
 
 
-def _point_name(settings: SAESettings) -> str:
+def point_name(settings: SAESettings) -> str:
     return f"{settings.recipe}-{digest(training.training_fingerprint(settings))[:8]}"
 
 
@@ -154,38 +137,13 @@ def table(points: list[dict]) -> pd.DataFrame:
     """A row per setting: means over its seeds, their number, and the spread (largest − smallest)
     of loss recovered.
     """
-    frame = pd.DataFrame(points)
-    groups = frame.groupby(
-        ["recipe", "d_sae", "lambda", "k", "lr", "precision", "activations"], sort=True
-    )
-    means = groups[[c for c in COLUMNS if c in frame]].mean()
-    spread = groups["recovered_mean"].agg(lambda v: v.max() - v.min())
-    return (
-        means.assign(seeds=groups.size(), spread=spread)
-        .reset_index()
-        .sort_values(["recipe", "d_sae", "l0_mean"])
-    )
+    rows = study_figures.over_seeds(pd.DataFrame(points), SETTING).drop(columns="seed")
+    return rows.sort_values(["recipe", "d_sae", "l0_mean"], ignore_index=True)
 
 
-def frontier(frame: pd.DataFrame) -> go.Figure:
+def frontier(points: list[dict]) -> go.Figure:
     """Loss recovered over L0, a line per recipe (and width), bars for the spread of the seeds."""
-    fig = go.Figure()
+    frame = pd.DataFrame(points).sort_values(["recipe", "d_sae"])
     several = frame["d_sae"].nunique() > 1
-    for colour, ((recipe, d_sae), rows) in zip(
-        itertools.cycle(figures.PALETTE), frame.groupby(["recipe", "d_sae"]), strict=False
-    ):
-        fig.add_scatter(
-            x=rows["l0_mean"],
-            y=rows["recovered_mean"],
-            name=f"{recipe}, {d_sae:,} features" if several else recipe,
-            mode="lines+markers",
-            line_color=colour,
-            error_y={
-                "type": "data",
-                "array": rows["spread"] / 2,
-                "visible": bool((rows["seeds"] > 1).any()),
-            },
-        )
-    fig.update_xaxes(title="features active per activation (L0)", type="log")
-    fig.update_yaxes(title="loss recovered against mean ablation", tickformat=".1%")
-    return fig
+    width = frame["d_sae"].map(", {:,} features".format) if several else ""
+    return study_figures.frontier(frame.assign(contender=frame["recipe"] + width))

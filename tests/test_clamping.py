@@ -402,7 +402,7 @@ def test_a_features_record_holds_what_the_report_quotes(small_run):
         for null in found["nulls"].values()
         for mean, least, most in null.values()
     )
-    html = clamping_views.null_table([found | {"chosen": "<script>"}]).to_html()
+    html = clamping_views.null_table([found | {"chosen": "<script>"}]).data
     assert "&lt;script&gt;" in html and "<script>" not in html
 
 

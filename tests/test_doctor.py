@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError
 import pytest
 
 from sae_lib.errors import SettingsError
-from suite import doctor, drawing
+from suite import doctor, drawing, project
 from suite.doctor import Check, Needs
 
 CPU, GPU = Needs(disk=1, memory=1), Needs(disk=1, memory=1, gpu=40, hub=True)
@@ -21,7 +21,7 @@ def versions(monkeypatch, tmp_path):
                 raise PackageNotFoundError(name)
             return installed[name]
 
-        monkeypatch.setattr(doctor, "version", version)
+        monkeypatch.setattr(project, "version", version)
         (tmp_path / "requirements.txt").write_text(pins)
         return {c.name: c for c in doctor.packages(tmp_path / "requirements.txt")}
 

@@ -27,14 +27,12 @@ from suite.browser.close_reading import gallery, markdown
 from suite.browser.kernel import FeatureBrowser, own_text, whole_context, widget
 from suite.browser.page import static
 from suite.browser.rating import rating_histogram
-from suite.browser.table import percent
 
 __all__ = [
     "FeatureBrowser",
     "gallery",
     "markdown",
     "own_text",
-    "percent",
     "rating_histogram",
     "static",
     "whole_context",

@@ -15,11 +15,12 @@ import numpy as np
 import pandas as pd
 
 from sae_lib.features.evaluation import ALIVE
+from sae_lib.formats import decimal
 from sae_lib.text.display import SHAPELESS
 from suite import stages
 from suite.browser import rating
 from suite.browser.packing import as_json, with_binary
-from suite.browser.table import FeatureTable, decimal, open_table
+from suite.browser.table import FeatureTable, open_table
 from suite.runs import Run
 
 APP = Path(__file__).parent / "app"

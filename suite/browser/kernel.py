@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 from IPython.display import HTML
 from jaxtyping import Float, Int
-from markupsafe import Markup
 
 from sae_lib import progress
 from sae_lib.errors import UserError
@@ -25,8 +24,8 @@ from sae_lib.text.tokenizer import token_ids
 from suite import stages
 from suite.browser import rating
 from suite.browser.blocks import Blocks, about, heldout, module, rated_tables
-from suite.browser.page import LOSS, boxed, static_html, tokens_html
-from suite.browser.table import FeatureTable, decimal, open_table, signed
+from suite.browser.page import TEMPLATE, static_html
+from suite.browser.table import FeatureTable, open_table
 from suite.runs import Run
 
 PER_TOKEN = 5  # features named for each token of a text
@@ -139,7 +138,7 @@ def widget(run: Run, name: str = "") -> "FeatureBrowser | HTML":
 
 
 def without_kernel(table: FeatureTable) -> str:
-    """What stands in place of the widget where no kernel runs."""
+    """What is shown instead of the widget where no kernel runs."""
     return static_html(table, table.features["density"].nlargest(FALLBACK).index)
 
 
@@ -195,19 +194,9 @@ def own_text(
     strongest per token.
     """
     table, model = open_table(run, name), Model(run, name)
-    named, parts = table.vocabulary.name, []
-    for feature in map(int, features):
-        found = model.activations(text, feature, per_token)
-        largest, here = table.maximum(feature), max(found["values"], default=0.0)
-        head = f"{table.kind} {feature}: strongest here {decimal(here)} of {decimal(largest)}"
-        shown = tokens_html(table.vocabulary, found["ids"], found["values"], largest or here)
-        parts.append(Markup('<p>{}</p><div class="sae-text">{}</div>').format(head, shown))
     found = model.activations(text, 0, per_token)
-    for token, strongest in zip(found["ids"], found["strongest"], strict=True):
-        line = ", ".join(f"{number} ({decimal(value)})" for number, value in strongest)
-        row = "<div><bdi><code>{}</code></bdi> <small>{}</small></div>"
-        parts.append(Markup(row).format(named(token), line))
-    return HTML(boxed(*parts))
+    by_feature = {number: model.activations(text, number, per_token) for number in features}
+    return HTML(TEMPLATE.boxed([TEMPLATE.own_text(table, by_feature, found)]))
 
 
 def whole_context(
@@ -220,15 +209,4 @@ def whole_context(
     examples = pd.concat([table.strongest(feature), table.sampled(feature)[::-1]])
     chosen = examples.iloc[example]
     found = Model(run, name).context(int(chosen["row"]), feature, ablate)
-    position, largest = int(chosen["position"]), table.maximum(feature) or chosen["activation"]
-    parts = (table.vocabulary, found["ids"])
-    head = f"row {chosen['row']}, position {position}: activation {decimal(chosen['activation'])}"
-    text = '<p>{}</p><div class="sae-text">{}</div>'
-    shown = tokens_html(*parts, found["values"], largest, position)
-    shown = Markup(text).format(head, shown)
-    if effects := found["effects"]:
-        head = f"change of the loss when it is ablated: sum {signed(sum(effects))} nats"
-        largest = max(map(abs, effects))
-        lost = tokens_html(*parts, effects, largest, position, LOSS)
-        shown += Markup(text).format(head, lost)
-    return HTML(boxed(shown))
+    return HTML(TEMPLATE.boxed([TEMPLATE.context(table, chosen, found)]))

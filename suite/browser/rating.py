@@ -1,4 +1,4 @@
-"""Blind ratings: how clearly does a page stand for one thing, 1 to 5, features and neurons mixed.
+"""Blind ratings: how clearly does a page mean one thing, 1 to 5, features and neurons mixed.
 
 The page (app/rate.js) draws and shows them; they are kept and summed up here.
 """

@@ -2,6 +2,7 @@
 name.
 """
 
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,24 +20,6 @@ KINDS = {
     "random": "random direction",
     "principal": "principal direction",
 }  # name of a table → what its rows are
-Number = float | np.number
-
-
-def percent(share: Number) -> str:
-    """A share as `0.213 %`, three significant digits and never an exponent."""
-    return f"{decimal(100 * share)} %"
-
-
-def decimal(x: Number) -> str:
-    """Three significant digits, never an exponent; thousands apart by a thin space."""
-    if x == 0 or abs(x) >= 100:
-        return f"{x:,.0f}".replace(",", "\u2009")
-    return np.format_float_positional(x, precision=3, fractional=False, trim="-")
-
-
-def signed(x: Number) -> str:
-    """`decimal` with its sign: +0.31, -0.0021."""
-    return ("-" if x < 0 else "+") + decimal(abs(x))
 
 
 class FeatureTable:
@@ -96,9 +79,13 @@ class FeatureTable:
         return list(zip(ids[order].tolist(), counts[order].tolist(), strict=True))
 
     def spelled(self, ids: list[int]) -> str:
-        """Tokens as one text: bytes that spell a character together are that character."""
-        data = "".join(map(self.vocabulary.text, ids)).encode("utf-8", "surrogateescape")
-        return plain(data.decode("utf-8", "surrogateescape"))
+        return plain(joined(self.vocabulary, ids))
+
+
+def joined(vocabulary: Vocabulary, ids: Iterable[int]) -> str:
+    """Tokens as one text: bytes that spell a character together are that character."""
+    data = "".join(map(vocabulary.text, ids)).encode("utf-8", "surrogateescape")
+    return data.decode("utf-8", "surrogateescape")
 
 
 def open_table(run: Run, name: str = "") -> FeatureTable:

@@ -19,7 +19,7 @@ def write_report(run: Run) -> Path:
     """Write `report.md`, `report.html` and `report.pdf` into the run folder; returns the Markdown's
     path.
 
-    `ArtefactError` where a result is missing that the report stands on; other missing results are
+    `ArtefactError` where a result is missing that the report needs; other missing results are
     said in their section.
     """
     with locks.locked(run.root):
@@ -29,9 +29,8 @@ def write_report(run: Run) -> Path:
 def _write(run: Run) -> Path:
     content.load(run)  # so that what is missing or damaged is said before anything is drawn
     path = run.folder / "report.md"
-    for name, fig in study_figures.study_figures(
-        {which: study_figures.load_study(run, which) for which in study_figures.STUDIES}
-    ).items():
+    figures = study_figures.study_figures(study_figures.load_studies(run))
+    for name, fig in figures.items():
         run.figure(fig, name)
     text = render.markdown(run)
     write_atomically(path, text)

@@ -2,7 +2,7 @@
 `report/`.
 """
 
-import os
+import json
 import re
 import shutil
 import sys
@@ -33,22 +33,17 @@ def publish(run: Run, root: Path) -> Path:
                 f"{source} has a broken link, {link}: nothing was published; write the report "
                 "again, or run the notebook that makes that figure"
             )
-    results = sorted(run.results_folder.glob("*.json"))
     published = re.sub(r"\]\(figures/", "](report/figures/", text)
-    files = (
-        {"report.md": published.encode()}
-        | {f"report/{name}": (run.folder / name).read_bytes() for name in figures}
-        | {f"report/results/{p.name}": p.read_bytes() for p in results}
-    )
-    sizes = {name: len(data) for name, data in files.items()}
-    if (total := sum(sizes.values())) > LARGEST:
-        largest = ", ".join(
-            f"{name} {size / 1e6:.2f} MB"
-            for name, size in sorted(sizes.items(), key=lambda x: -x[1])[:3]
-        )
+    files = {"report.md": published.encode()}
+    files |= {f"report/{name}": (run.folder / name).read_bytes() for name in figures}
+    for path in sorted(run.results_folder.glob("*.json")):
+        files[f"report/results/{path.name}"] = path.read_bytes()
+    if (total := sum(map(len, files.values()))) > LARGEST:
+        largest = sorted(files, key=lambda name: -len(files[name]))[:3]
+        named = ", ".join(f"{name} {len(files[name]) / 1e6:.2f} MB" for name in largest)
         raise ArtefactError(
             f"the report is {total / 1e6:.2f} MB with its figures and results, the limit for "
-            f"publishing is {LARGEST / 1e6:.0f} MB (largest: {largest}); nothing was published"
+            f"publishing is {LARGEST / 1e6:.0f} MB (largest: {named}); nothing was published"
         )
     for name, data in files.items():
         if name.endswith((".md", ".json")) and (found := own_path(data.decode(), run)):
@@ -64,27 +59,16 @@ def publish(run: Run, root: Path) -> Path:
 
 
 def own_path(text: str, run: Run) -> str | None:
-    """The first absolute path in `text` that is this machine's own. Paths in general may stand
-    there: the corpus is full of them.
+    """The first absolute path in `text` that is this machine's own. Others may be there: the corpus
+    is full of them.
     """
-    own = {
-        str(p)
-        for p in (
-            run.folder.resolve(),
-            project.find() or Path.cwd(),
-            Path.cwd(),
-            Path.home(),
-            Path(sys.prefix),
-        )
-    } | set(_in_settings(run.settings.model_dump(mode="json")))
-    for path in sorted(own, key=len, reverse=True):
+    here, settings = (
+        Path.cwd(),
+        json.dumps(run.settings.model_dump(mode="json"), ensure_ascii=False),
+    )
+    places = (run.folder.resolve(), project.find() or here, here, Path.home(), Path(sys.prefix))
+    given = re.findall(r'"(?:files:)?((?:/|[A-Za-z]:[\\/])[^"]*)"', settings)
+    for path in sorted({*map(str, places), *given}, key=len, reverse=True):
         if len(path) > 3 and re.search(rf"(?<![\w./]){re.escape(path)}(?![\w.-])", text):
             return path
     return None
-
-
-def _in_settings(value: object) -> list[str]:
-    if isinstance(value, dict):
-        return [p for v in value.values() for p in _in_settings(v)]
-    path = value.removeprefix("files:") if isinstance(value, str) else ""
-    return [path] if os.path.isabs(path) or re.match(r"[A-Za-z]:[\\/]", path) else []

@@ -1,7 +1,10 @@
-// HTML as a tagged template: html`<b>${text}</b>`. Every value is escaped, but for what html`…` itself made.
+// HTML as a tagged template: html`<b>${text}</b>`. Every value is escaped, but for what html`…`
+// itself made.
 
 class Safe {
-  constructor(text) { this.text = text; }
+  constructor(text) {
+    this.text = text;
+  }
 }
 
 const ESCAPES = { "&": "&amp;", "<": "&lt;", ">": "&gt;", "'": "&#39;", '"': "&#34;" };
