@@ -217,7 +217,7 @@ def classical_figure(study: dict) -> go.Figure:
     )
     fig.update_xaxes(tickvals=sorted(points["lambda"].unique()))
     for trace in fig.data:
-        trace.marker.update(size=10, symbol=trace.customdata[:, 0])
+        trace.marker.update(size=10, symbol=trace.customdata[:, 0].tolist())
     return name_panels(fig)
 
 
