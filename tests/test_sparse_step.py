@@ -29,9 +29,8 @@ def autograd(sae, x, objective):
 
 def assert_same_gradients(sae, expected, tolerance=1e-5):
     for name, parameter in ((k, p) for k, p in sae.named_parameters() if k in expected):
-        difference = (parameter.grad - expected[name]).norm() / expected[name].norm().clamp_min(
-            1e-12
-        )
+        scale = expected[name].norm().clamp_min(1e-2)  # a sum can cancel to nearly nothing
+        difference = (parameter.grad - expected[name]).norm() / scale
         assert difference < tolerance, f"{name}: relative difference {difference:.1e}"
 
 
@@ -94,7 +93,7 @@ def test_gradients_are_those_of_autograd(kind, screened, d_in, d_sae, n, seed):
         patch.setattr(active_pairs, "MAX_CANDIDATE_SHARE", 2.0)
         patch.setattr(active_pairs, "fast_bfloat16", lambda: screened)
         measured = sparse_step.gradients(sae, x, OBJECTIVES[kind])
-    assert_same_gradients(sae, expected, 1e-4)  # in one dimension sums can cancel to nearly nothing
+    assert_same_gradients(sae, expected, 1e-4)
     for name, value in loss_measured._asdict().items():
         if name != "smallest" or measured.fired.any():
             torch.testing.assert_close(
