@@ -32,6 +32,17 @@ from suite.runs import Run, read_yaml
 from suite.stages import STAGES
 
 NAME = "SAELens standard"
+SETTING = ("contender", "lr", "lambda", "seed", "activations", "beside")
+SHOWN = (
+    "contender",
+    "lr",
+    "lambda",
+    "l0_mean",
+    "recovered_zero",
+    "recovered_mean",
+    "fvu",
+    "seconds",
+)
 
 
 def main() -> None:
@@ -93,20 +104,15 @@ def theirs(run: Run, hook: HookPoint, s, points: list[str]):
         for point in points:
             lr, l1 = point.split(":")
             out = Path(scratch) / point.replace(":", "-")
-            command = [
-                PYTHON,
-                ROOT / "benchmarks/saelens_trainer.py",
-                s.d_sae,
-                batch,
-                lr,
-                l1,
-                f"{scratch}/x.npy",
-                out,
-            ]
+            trainer = ROOT / "benchmarks/saelens_trainer.py"
+            command = [PYTHON, trainer, s.d_sae, batch, lr, l1, f"{scratch}/x.npy", out]
             subprocess.run([str(part) for part in command], check=True)
             sae = SparseAutoencoder.load(out)
             sae.fold_scale(scale)
-            measured = evaluation.evaluate(run, hook, {"it": sae})["it"]
+            heldout = run.get("tokens").rows("heldout", run.settings.lm.context)
+            measured = evaluation.evaluate(hook, {NAME: sae}, heldout, run.settings.evaluation)[
+                NAME
+            ]
             setting = {
                 "contender": NAME,
                 "recipe": NAME,
@@ -131,33 +137,15 @@ def keep(run: Run, point: dict) -> None:
     """
     path = run.results_folder / "study_saelens.json"
     known = json.loads(path.read_text())["points"] if path.exists() else []
-    key = lambda p: [  # noqa: E731
-        p.get(k) for k in ("contender", "lr", "lambda", "seed", "activations", "beside")
-    ]  # noqa: E731
     run.save_results(
         "study_saelens",
         {
-            "points": [p for p in known if key(p) != key(point)]
+            "points": [p for p in known if any(p.get(k) != point.get(k) for k in SETTING)]
             + [point | {"threads": torch.get_num_threads()}],
             "about": studies.about(run),
         },
     )
-    print(
-        {
-            k: point[k]
-            for k in (
-                "contender",
-                "lr",
-                "lambda",
-                "l0_mean",
-                "recovered_zero",
-                "recovered_mean",
-                "fvu",
-                "seconds",
-            )
-        },
-        flush=True,
-    )
+    print({k: point[k] for k in SHOWN}, flush=True)
 
 
 if __name__ == "__main__":

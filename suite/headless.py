@@ -96,14 +96,14 @@ def run_notebooks(
     measured: dict[str, float] = {}
     with ExitStack() as stack:
         bars = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        if text:  # before anything else is done, so that bad text is refused
+        drawing.works()  # tried once, for all kernels
+        kernel = stack.enter_context(_kernel(bars / chosen[0].stem))  # starts beside the text
+        if text:  # before the folder is claimed, so that bad text is refused
             with _followed("text", "", bars, expected, measured, say), progress.to(bars / "text"):
                 run.path("tokens")
         run.claim()
-        drawing.works()  # tried once, for all kernels
         out = run.folder / "notebooks"
         out.mkdir(parents=True, exist_ok=True)
-        kernel = stack.enter_context(_kernel(bars / chosen[0].stem))
         for i, notebook in enumerate(chosen, 1):
             head, name, following = f"[{i}/{len(chosen)}] ", notebook.stem, None
             takes = about(expected.corrected(name, measured))
