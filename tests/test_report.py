@@ -167,7 +167,7 @@ def ruled() -> dict:
             for i in ("", "_interval")
         }
     )
-    apart = {"auroc_median": {"difference": -0.0321, "interval": [-0.0412, -0.0173]}}
+    apart = {"information_median": {"difference": -0.0321, "interval": [-0.0412, -0.0173]}}
     return {
         "tokens": [20032, 19968],
         "documents": [12, 13],
@@ -673,7 +673,14 @@ QUOTED = [  # numbers in prose and in every table: a change of the result must c
     ("features", "closely", 1, "tenths", 0, "share"),
     ("features", "misleading", "lower_share"),
     ("interpretability", "scores", "neuron_matched", "auroc_median"),
-    ("interpretability", "differences", "feature - neuron_matched", "auroc_median", "difference"),
+    ("interpretability", "scores", "neuron_matched", "information_median_interval", 1),
+    (
+        "interpretability",
+        "differences",
+        "feature - neuron_matched",
+        "information_median",
+        "difference",
+    ),
     ("clusters", "shared_value"),
     ("explanations", "kinds", "feature", "unparsed"),
     ("study_recipes", "points", 0, "recovered_mean"),
