@@ -69,6 +69,7 @@ def command(
     """
     dictionary, tokenizer = run.get("autoencoder"), run.get("tokens").tokenizer
     clamping.check(clamps, dictionary)
+    named = [described(c) + _maximum(run, c.feature) for c in clamps]
     hook, vocabulary = stages.hook(run), Vocabulary(tokenizer)
     target = clamping.ClampTarget(hook, dictionary, tokenizer)
     found = target.next_tokens(prompt, clamps, TOKENS, keep_error)
@@ -77,7 +78,7 @@ def command(
     for column, written in (("before", "{:.2f} %"), ("after", "{:.2f} %"), ("change", "{:+.2f}")):
         columns[column] = (100 * found.table[column]).map(written.format)
     lines = [
-        *(described(c) + _maximum(run, c.feature) for c in clamps),
+        *named,
         f"at {hook.name}, the autoencoder's error {'kept' if keep_error else 'dropped'}\n",
         f"next token: KL(before ‖ after) {decimal(found.kl)} nats\n",
         indent(pd.DataFrame(columns).to_string(index=False), "  "),

@@ -59,9 +59,9 @@ class Directions:
         nth = (len(x) - n_active - 1).clamp(0, len(x) - 1)  # from below
         around = torch.stack([nth, (nth + 1).clamp_max(len(x) - 1)], 1)
         x, thresholds = x - self.centre, []
-        for i in range(0, self.d_sae, DIRECTIONS_AT_ONCE):
-            chunk = slice(i, i + DIRECTIONS_AT_ONCE)
-            below, above = _sorted(self.W_dec[chunk] @ x.T).gather(1, around[chunk]).unbind(1)
+        parts = self.W_dec.split(DIRECTIONS_AT_ONCE), around.split(DIRECTIONS_AT_ONCE)
+        for directions, places in zip(*parts, strict=True):
+            below, above = _sorted(directions @ x.T).gather(1, places).unbind(1)
             thresholds.append(((below + above) / 2).clamp_min(0))  # rounding flips neither of them
         return Directions(self.W_dec, self.centre, torch.cat(thresholds))
 
