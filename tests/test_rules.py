@@ -167,6 +167,16 @@ def test_what_fires_the_other_way_round_on_the_scoring_half_scores_below_half():
     assert scored.auroc < 0.01 and scored.balanced_accuracy < 0.01 and scored.information < 0
 
 
+@pytest.mark.filterwarnings("error")
+def test_where_all_tokens_fire_nothing_is_left_to_predict():
+    learning, scoring, raw = random_texts(4)
+    first, _ = halves_of(PLANTED["nearly always"](raw))
+    everywhere = np.arange(4000)
+    for fires in (first, everywhere):
+        ((_, scored),) = learn_and_score((learning, scoring), [fires], [everywhere], 4, 6)
+        assert np.isnan(scored.auroc) and np.isnan(scored.balanced_accuracy)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 5), st.floats(0.01, 0.6))
 def test_rules_keep_to_their_caps_and_to_the_counts(seed, conditions, values, density):

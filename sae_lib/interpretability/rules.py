@@ -239,9 +239,10 @@ def leaf_of(rule: Rule, text: Text) -> Int[Array, " n"]:
     return leaves[held]
 
 
+@np.errstate(divide="ignore", invalid="ignore")
 def score(rule: Rule, leaf: Int[Array, " n"], firing: Tokens) -> Score:
     """The rule's scores on tokens in its leaves `leaf`, where the unit fires on the tokens
-    `firing`.
+    `firing`; NaN where it fires on all of them, since nothing is left to predict.
     """
     n = np.bincount(leaf, minlength=len(rule.leaves)).astype(float)
     p = np.bincount(leaf[firing], minlength=len(rule.leaves)).astype(float)
