@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from sae_lib.features import clamping, firing
+from sae_lib.features import clamping, firing, weights
 from sae_lib.features import feature_table as features
 from sae_lib.features import statistics as feature_statistics
 from sae_lib.features.statistics import TopExamples, random_keys
@@ -479,7 +479,7 @@ def test_too_many_tokens_are_forgotten_smallest_first(monkeypatch):
 def test_logit_effects_are_what_a_push_along_the_feature_does(hook):
     torch.manual_seed(0)
     direction = torch.nn.functional.normalize(torch.randn(1, 64), dim=1)
-    (up, values), (down, _) = features.logit_effects(hook, direction, 5)
+    (up, values), (down, _) = weights.logit_effects(hook, direction, 5)
     tokens = torch.tensor([[300, 301, 302]])
     # so far along the feature that the final norm sees it alone; both signs, so that biases cancel
     with torch.no_grad():

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from sae_lib.device import keep_freed_memory
 from sae_lib.features.firing import Rows, batches, spread_rows
@@ -19,11 +19,10 @@ from sae_lib.features.statistics import (
     Chunk,
     FirstPass,
     Ints,
-    Largest,
     SecondPass,
     TopExamples,
-    joined,
 )
+from sae_lib.features.weights import aligned, logit_effects, nearest
 from sae_lib.model.activations import HookPoint, Source, harvest
 from sae_lib.sae.dictionaries import (
     Dictionary,
@@ -46,9 +45,6 @@ DIRECTION_TOKENS = 131_072
 DIRECTION_VALUES = 1 << 26  # … into so many activations of neurons
 FILES = ("features.parquet", "examples.parquet")
 N_TOKENS, N_NEAREST, N_NEURONS = 10, 10, 5
-AT_ONCE = 1024  # features whose products with the vocabulary or with all features exist at a time
-MIN_SIZE = 1e-4  # a smaller cosine or component is rounding
-Decoder = Float[Tensor, "d_sae d_in"]
 
 
 def load_features(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -280,77 +276,3 @@ def row_activations(
     """A feature's activation on every token of a text."""
     x = hook.activations(token_ids[None].to(hook.device))[0].float()
     return activations_of(dictionary, x, torch.tensor([feature], device=x.device))[:, 0]
-
-
-# --- what the weights alone say ---
-
-
-@torch.no_grad()
-def logit_effects(hook: Source, W_dec: Decoder, k: int) -> tuple[Largest, Largest]:
-    """The k tokens (all, where there are fewer) whose logits a feature raises and lowers most, each
-    as (token ids [d_sae, k], effects [d_sae, k]).
-
-    The feature's direct path: decoder row → down projection (for an MLP hook) → final norm's weight
-    → unembedding, centred over the vocabulary. The norm's division by its input's size is left out:
-    it scales all logits of a token alike.
-    """
-    # without a model there are no logits; before the activation function a push's effect depends on
-    # that function's state
-    if not isinstance(hook, HookPoint) or hook.name.endswith("mlp.hook_pre"):
-        none = torch.zeros(len(W_dec), 0)
-        return (none.long(), none), (none.long(), none)
-    unembedding = hook.model.get_output_embeddings().weight.float()
-    final_norm = getattr(hook.model.base_model, "ln_f", None) or hook.model.base_model.norm
-    k, raised, lowered = min(k, len(unembedding)), [], []
-    for part in W_dec.split(AT_ONCE):
-        residual = _into_residual(hook, part.to(unembedding.device))
-        if isinstance(final_norm, nn.LayerNorm):
-            residual = residual - residual.mean(-1, keepdim=True)
-        effects = (residual * final_norm.weight.float()) @ unembedding.T
-        effects -= effects.mean(-1, keepdim=True)
-        raised.append(effects.topk(k, dim=-1))
-        lowered.append(effects.topk(k, dim=-1, largest=False))
-    return joined(raised), joined(lowered)
-
-
-def _into_residual(hook: HookPoint, directions: Tensor) -> Float[Tensor, "n d_model"]:
-    """What directions [n, d_in] at the hook write into the residual stream; at the stream itself
-    that is they.
-    """
-    if not hook.name.endswith("mlp.hook_post"):
-        return directions
-    weight = hook.module.weight.float()  # GPT-2's Conv1D stores [in, out], nn.Linear [out, in]
-    return directions @ (weight.T if isinstance(hook.module, nn.Linear) else weight)
-
-
-@torch.no_grad()
-def nearest(W_dec: Decoder, k: int) -> list[list[list]]:
-    """Of every feature [the k others whose decoder directions have the largest cosine with its
-    own, and these]; only cosines above zero.
-    """
-    unit, found = nn.functional.normalize(W_dec, dim=1), []
-    for i, part in enumerate(unit.split(AT_ONCE)):
-        cosines = part @ unit.T
-        cosines.diagonal(i * AT_ONCE).fill_(-2)
-        found.append(cosines.topk(min(k, len(W_dec)), dim=1))
-    indices, cosines = joined(found)
-    return _without_rounding(indices, cosines.clamp_min(0))
-
-
-@torch.no_grad()
-def aligned(W_dec: Decoder, k: int) -> list[list[list]]:
-    """[The k neurons (dimensions of the hook) with the largest components, by size, of each
-    feature's unit decoder direction, and these, signed].
-    """
-    unit = nn.functional.normalize(W_dec, dim=1)
-    indices = unit.abs().topk(min(k, unit.shape[1]), dim=1).indices
-    return _without_rounding(indices, unit.gather(1, indices))
-
-
-def _without_rounding(indices: Tensor, values: Tensor) -> list[list[list]]:
-    """Of each row, whose `values` fall in size, the indices and values above `MIN_SIZE` in
-    size.
-    """
-    counts = (values.abs() > MIN_SIZE).sum(1).tolist()
-    parts = (indices.tolist(), values.tolist())
-    return [[row[:n] for row, n in zip(part, counts, strict=True)] for part in parts]
