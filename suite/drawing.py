@@ -2,7 +2,7 @@
 
 Chromium draws in a process of its own, within a deadline, and neither outlives its use. Run as a
 program, this file is that process: a request per line on stdin, an answer per line on
-stdout.
+stdout; its argument is how many seconds Chromium may take to start.
 """
 
 import asyncio
@@ -66,8 +66,14 @@ def probe() -> str:
         draw('{"data": [], "layout": {}}', 64, 64, PROBE_SECONDS)
     except ChromiumError as error:
         return str(error)
-    stop()
     return ""
+
+
+def prepare() -> None:
+    """Let Chromium start beside other work, where it is not known to fail."""
+    global _worker
+    if os.environ.get(STATE, "works") == "works":
+        _worker = _worker or _start()
 
 
 def stop() -> None:
@@ -108,7 +114,7 @@ def draw(figure: str, width: int, height: int, seconds: int) -> bytes:
 def _start() -> subprocess.Popen:
     """A new drawing process. It ends when its input does: with this process at the latest."""
     return subprocess.Popen(
-        [sys.executable, "-P", "-X", "utf8", __file__],
+        [sys.executable, "-P", "-X", "utf8", __file__, str(PROBE_SECONDS)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -121,17 +127,17 @@ async def _serve(requests, answers) -> None:
     """Draw with one Chromium until there are no more requests."""
     import kaleido
 
-    request = requests.readline()
-    signal.alarm(json.loads(request)[2])
+    limit = int(sys.argv[1])
+    signal.alarm(limit)
     async with kaleido.Kaleido(mathjax=False, timeout=None) as browser:  # no MathJax from the web
-        while request:
+        signal.alarm(0)
+        for request in iter(requests.readline, ""):
             figure, size, seconds = json.loads(request)
             signal.alarm(seconds)
             png = await browser.calc_fig(figure, opts=size)
             signal.alarm(0)
             print(json.dumps({"png": base64.b64encode(png).decode()}), file=answers, flush=True)
-            request = requests.readline()
-        signal.alarm(seconds)  # closing takes its time as well
+        signal.alarm(limit)  # closing takes its time as well
 
 
 def _main() -> None:

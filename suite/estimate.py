@@ -17,7 +17,7 @@ from sae_lib.settings import Settings
 from sae_lib.toy.models import one_thread
 from suite.runs import Run
 
-BUDGET = 0.5  # seconds for each of the five
+BUDGET = 0.2  # seconds for each of the five
 SPEEDUP = 0.8  # n threads are n ** SPEEDUP times as fast as one
 HUB_MODEL = {"d_model": 4096, "d_mlp": 14336, "n_layer": 32}  # what is assumed of one: Llama 3 8B
 TOY = {"smoke": 0.01, "laptop": 1.0, "full": 20.0}  # how much a preset computes

@@ -27,8 +27,9 @@ from suite.watch import Watch, first_line
 START_LIMIT = 180  # seconds for a kernel to start and import the library
 OUTPUT_LIMIT = 120  # seconds for a finished cell's last output to arrive
 SAVE_LIMIT = 60  # seconds for a training to finish its step and save after Ctrl-C
-IMPORTS = "import suite.notebook; del suite"  # while another one runs
-KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=ERROR", f"--IPKernelApp.exec_lines={IMPORTS}"]
+# what a kernel does before its notebook runs; the second line where another one runs meanwhile
+START = "from suite import drawing, notebook; drawing.prepare(); del drawing, notebook"
+MEANWHILE = "import transformers; transformers.GPT2LMHeadModel; del transformers"  # takes seconds
 
 
 class _Stalled(UserError):
@@ -96,11 +97,13 @@ def run_notebooks(
     measured: dict[str, float] = {}
     with ExitStack() as stack:
         bars = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        drawing.works()  # tried once, for all kernels
-        kernel = stack.enter_context(_kernel(bars / chosen[0].stem))  # starts beside the text
+        drawing.prepare()  # Chromium and the first kernel start beside the text
+        kernel = stack.enter_context(_kernel(bars / chosen[0].stem, START))
         if text:  # before the folder is claimed, so that bad text is refused
             with _followed("text", "", bars, expected, measured, say), progress.to(bars / "text"):
                 run.path("tokens")
+        drawing.works()  # tried once, for all kernels that are yet to start
+        drawing.stop()
         run.claim()
         out = run.folder / "notebooks"
         out.mkdir(parents=True, exist_ok=True)
@@ -109,14 +112,14 @@ def run_notebooks(
             takes = about(expected.corrected(name, measured))
             say(f"{head}{name}: about {takes}, log: {out / name}.log")
             if i < len(chosen):  # starts while this notebook runs
-                following = stack.enter_context(_kernel(bars / chosen[i].stem))
+                following = stack.enter_context(_kernel(bars / chosen[i].stem, START, MEANWHILE))
             with _followed(name, head, bars, expected, measured, say) as watch:
                 try:
                     _execute(notebook, out, parameters, kernel, watch)
                 except _Stalled as stalled:
                     say(f"{head}{name}: {stalled}; it starts again")
                     _stop(kernel)
-                    kernel = stack.enter_context(_kernel(bars / name))
+                    kernel = stack.enter_context(_kernel(bars / name, START))
                     _execute(notebook, out, parameters, kernel, watch)
             _stop(kernel)
             kernel = following
@@ -214,14 +217,16 @@ def _what_happened(error: Exception, kernel: KernelManager, watch: Watch) -> str
 
 
 @contextmanager
-def _kernel(bar: Path) -> Iterator[KernelManager]:
-    """A kernel whose progress bars write to that file."""
+def _kernel(bar: Path, *lines: str) -> Iterator[KernelManager]:
+    """A kernel whose progress bars write to that file; it runs these lines first."""
     client = (
         "jupyter_client.asynchronous.AsyncKernelClient"  # nbclient notices a death with this one
     )
     kernel = KernelManager(kernel_name="python3", client_class=client)
     environment = os.environ | {progress.FILE: str(bar)}
-    kernel.start_kernel(extra_arguments=KERNEL_ARGUMENTS, env=environment)
+    arguments = [f"--IPKernelApp.exec_lines={line}" for line in lines]
+    arguments.append("--IPKernelApp.log_level=ERROR")
+    kernel.start_kernel(extra_arguments=arguments, env=environment)
     try:
         yield kernel
     finally:

@@ -33,6 +33,7 @@ from suite.runs import Run, Stage, writing
 
 BASELINES = feature_table.BASELINES
 DIRECTIONS = ("directions", "centre", "threshold")  # in their file
+SMALL = 2**17  # weights: in smaller products several threads wait for each other longest
 Made = dict[str, Any]  # the settings that an artefact depends on
 
 
@@ -45,6 +46,8 @@ def open_run(
     """The run of a profile with overrides; see `runs.open_run`."""
     run = runs.open_run(STAGES, profile, run_dir, overrides, reading)
     check_settings(run)
+    if run.settings.lm.d_mlp * max(run.settings.lm.d_model, run.settings.sae.d_sae) < SMALL:
+        torch.set_num_threads(1)
     return run
 
 

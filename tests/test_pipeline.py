@@ -9,6 +9,7 @@ import sys
 
 import nbformat
 import pytest
+import torch
 
 from sae_lib.errors import SettingsError
 from suite import headless, project, stages
@@ -207,3 +208,14 @@ def test_notebooks_are_committed_clean():
         assert all(len(c.source.splitlines()) <= 30 for c in code), (
             f"{path.name}: a cell of over 30 lines"
         )
+
+
+@pytest.mark.parametrize(("profile", "threads"), [("smoke", 1), ("laptop", 2)])
+def test_small_products_run_on_one_thread(tmp_path, profile, threads):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        stages.open_run(profile, tmp_path / "run")
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
