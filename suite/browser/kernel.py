@@ -9,7 +9,6 @@ from typing import Any
 
 import anywidget
 import numpy as np
-import pandas as pd
 import torch
 from IPython.display import HTML
 from jaxtyping import Float, Int
@@ -197,16 +196,3 @@ def own_text(
     found = model.activations(text, 0, per_token)
     by_feature = {number: model.activations(text, number, per_token) for number in features}
     return HTML(TEMPLATE.boxed([TEMPLATE.own_text(table, by_feature, found)]))
-
-
-def whole_context(
-    run: Run, feature: int, example: int = 0, name: str = "", ablate: bool = False
-) -> HTML:
-    """The whole row around a feature's example (0 is the strongest) as HTML; `ablate` adds the
-    change of the loss.
-    """
-    table = open_table(run, name)
-    examples = pd.concat([table.strongest(feature), table.sampled(feature)[::-1]])
-    chosen = examples.iloc[example]
-    found = Model(run, name).context(int(chosen["row"]), feature, ablate)
-    return HTML(TEMPLATE.boxed([TEMPLATE.context(table, chosen, found)]))

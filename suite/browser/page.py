@@ -17,7 +17,7 @@ from suite.browser.table import FeatureTable, open_table
 from suite.runs import Run
 
 DARKEST = 0.62  # opacity of the strongest colour: text stays readable on it, on white and on black
-ACTIVE, LOSS = ("240,125,20", ""), ("208,60,60", "50,110,200")  # colours above and below zero
+ACTIVE = "240,125,20"
 
 
 def percent(share: float) -> str:
@@ -34,7 +34,6 @@ def spans(
     values: Iterable,
     largest: float,
     focus: int = -1,
-    colours: tuple[str, str] = ACTIVE,
 ) -> Iterator[dict]:
     """Tokens as the template shows them: text, colour by value, whether it is the one at `focus`,
     and a hint with name and value.
@@ -42,11 +41,11 @@ def spans(
     ids = list(map(int, ids))
     whole = vocabulary.characters(ids)
     for i, (token, value) in enumerate(zip(ids, map(float, values), strict=True)):
-        colour, share = colours[value < 0], min(1.0, abs(value) / largest) if largest > 0 else 0.0
+        share = min(1.0, value / largest) if largest > 0 else 0.0
         part = f"  (part of {isolated(plain(whole[i]))})" if i in whole else ""
         yield {
             "text": plain(vocabulary.text(token), every_blank=i == focus),
-            "shade": f"{colour},{DARKEST * share:.2f}" if colour and share > 0.02 else "",
+            "shade": f"{ACTIVE},{DARKEST * share:.2f}" if share > 0.02 else "",
             "focus": i == focus,
             "hint": f"{isolated(vocabulary.name(token))}  {decimal(value)}{part}",
         }
@@ -60,7 +59,6 @@ ENVIRONMENT = Environment(
 )
 ENVIRONMENT.globals |= {
     "NO_MATHEMATICS": NO_MATHEMATICS,
-    "LOSS": LOSS,
     "LINE_END": SIGNS["\n"],
     "decimal": decimal,
     "percent": percent,
