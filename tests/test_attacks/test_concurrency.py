@@ -1,5 +1,6 @@
 """Two processes on one run folder: one writes, the other waits, or is refused."""
 
+import fcntl
 import json
 import os
 import signal
@@ -137,7 +138,7 @@ def test_a_file_system_without_locks_is_said_once(tmp_path, monkeypatch, capsys)
     def refuse(*_):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(locks.fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     for _ in range(3):
         with locks.locked(tmp_path):
             pass
