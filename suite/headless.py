@@ -1,6 +1,5 @@
 """The notebooks without a browser: papermill runs them in order, each in a kernel of its own."""
 
-import ast
 import logging
 import os
 import signal
@@ -18,7 +17,7 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from sae_lib import progress
-from sae_lib.errors import Interrupted, SettingsError, UserError, shown
+from sae_lib.errors import Interrupted, SettingsError, UserError
 from sae_lib.formats import about
 from suite import drawing, estimate, project
 from suite.runs import Run
@@ -53,30 +52,8 @@ def notebooks(only: str = "") -> list[Path]:
     return [p for p in found if (p.name[:2] in numbers if numbers else p.name[:2] != "00")]
 
 
-def check_parameters(chosen: list[Path], parameters: dict[str, Any]) -> None:
-    """papermill only warns of a parameter that a notebook does not have, and takes one of any
-    type; here both are errors.
-    """
-    for notebook in chosen:
-        known = papermill.inspect_notebook(notebook)
-        for name, value in parameters.items():
-            if name not in known:
-                raise SettingsError(
-                    f"{notebook.name} has no parameter {shown(name)}; it has {', '.join(known)}"
-                )
-            default = ast.literal_eval(known[name]["default"])
-            if type(value) is not type(default) and not (type(default), type(value)) == (
-                float,
-                int,
-            ):
-                raise SettingsError(
-                    f"-p {name}={shown(value)}: expected a value like {shown(default)}, as in "
-                    f"{notebook.name}"
-                )
-
-
 def run_notebooks(
-    run: Run, overrides: list[str], only: str, extra: dict[str, Any], say: Callable[[str], None]
+    run: Run, overrides: list[str], only: str, say: Callable[[str], None]
 ) -> dict[str, float]:
     """Execute the notebooks in order; returns the seconds of each. The first failing cell ends it.
 
@@ -87,9 +64,8 @@ def run_notebooks(
     parameters = {
         "profile": run.settings.profile,
         "run_dir": str(run.folder),
-        "overrides": list(overrides),
-    } | extra
-    check_parameters(chosen, extra)
+        "overrides": overrides,
+    }
     text = ["text"] if any(n.name[:2] not in ("00", "01") for n in chosen) else []
     expected = estimate.of_run(run, text + [n.stem for n in chosen])
     say(expected.summary())

@@ -14,28 +14,28 @@ from sae_lib.text.corpus import MISSING
 from sae_lib.text.installation import KIND_NAMES, PROSE
 from sae_lib.text.tokens import Tokens
 
-QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+QUANTILES = [0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0]
+ORIGIN = "(?P<distribution>.*) (?P<version>[^ ]+): (?P<path>.*)"
 FREQUENT = 30
 CHUNK = 1 << 24
 
 
 def write(corpus: CorpusSettings, tokens: Tokens) -> None:
     """Write `summary.json`, and for the installation `manifest.parquet`, beside the tokens."""
-    tables = {split: table.copy() for split, table in tokens.table.items()}
-    source, installed = corpus.source.partition(":")[0], corpus.source == "installation"
-    values: dict[str, Any] = {"source": source, "vocabulary": len(tokens.tokenizer)}
-    for split, table in tables.items():
+    manifest, vocabulary = [], len(tokens.tokenizer)
+    values: dict[str, Any] = {"source": corpus.source.partition(":")[0], "vocabulary": vocabulary}
+    for split, table in tokens.table.items():
         values[split] = _statistics(table, np.asarray(getattr(tokens, split)), tokens.tokenizer)
-        if installed:
-            parts = table["origin"].str.extract(r"^(.*) ([^ ]+): (.*)$")
-            table[["distribution", "version", "path"]] = parts
-            sizes = table.groupby("distribution")["tokens"].sum().sort_values(ascending=False)
-            values[split]["distributions"] = sizes.to_dict()
+        if corpus.source == "installation":
+            parts = table["origin"].str.extract(ORIGIN)
+            sizes = table["tokens"].groupby(parts["distribution"]).sum()
+            values[split]["distributions"] = sizes.sort_values(ascending=False).to_dict()
+            manifest.append(table.join(parts))
     values["what"] = _sentence(corpus, values)
-    if installed:
+    if manifest:
         columns = ["distribution", "version", "path", "kind", "split", "bytes", "sha256"]
-        manifest = pd.concat(tables.values())[columns].sort_values(["distribution", "path"])
-        manifest.to_parquet(tokens.folder / "manifest.parquet", compression="zstd", index=False)
+        rows = pd.concat(manifest)[columns].sort_values(["distribution", "path"])
+        rows.to_parquet(tokens.folder / "manifest.parquet", compression="zstd", index=False)
     text = json.dumps(values, indent=1, ensure_ascii=False)
     write_atomically(tokens.folder / "summary.json", text + "\n")
 
@@ -45,23 +45,18 @@ def _statistics(table: pd.DataFrame, ids: np.ndarray, tokenizer) -> dict[str, An
     counts = np.zeros(len(tokenizer), dtype=np.int64)
     for start in range(0, len(ids), CHUNK):  # bincount makes 64-bit copies of what it counts
         counts += np.bincount(ids[start : start + CHUNK], minlength=len(tokenizer))
-    frequent = [i for i in np.argsort(-counts, kind="stable")[:FREQUENT].tolist() if counts[i]]
+    used = pd.Series(counts)[counts > 0]
+    frequent = used.nlargest(FREQUENT).rename_axis("id").reset_index(name="count")
+    frequent["token"] = [tokenizer.decode([i]) for i in frequent["id"]]
+    frequent["share"] = frequent["count"] / len(ids)
     return {
         "documents": len(table),
         "tokens": len(ids),
         "characters": int(table["characters"].sum()),
         "kinds": kinds.sort_values("tokens", ascending=False).to_dict("index"),
-        "length_quantiles": {str(q): table["tokens"].quantile(q) for q in QUANTILES},
-        "vocabulary_used": int((counts > 0).sum()),
-        "most_frequent": [
-            {
-                "id": i,
-                "token": tokenizer.decode([i]),
-                "count": int(counts[i]),
-                "share": counts[i] / len(ids),
-            }
-            for i in frequent
-        ],
+        "length_quantiles": table["tokens"].quantile(QUANTILES).rename(index=str).to_dict(),
+        "vocabulary_used": len(used),
+        "most_frequent": frequent.to_dict("records"),
     }
 
 

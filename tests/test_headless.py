@@ -47,7 +47,7 @@ def execute(tmp_path, monkeypatch):
             estimate, "of_run", lambda run, names: estimate.Estimate(dict.fromkeys(names, 60.0))
         )
         monkeypatch.setattr(Run, "path", lambda run, stage, name="": None)
-        headless.run_notebooks(stages.open_run("smoke", tmp_path / "run"), [], "", {}, said.append)
+        headless.run_notebooks(stages.open_run("smoke", tmp_path / "run"), [], "", said.append)
         return said
 
     said: list[str] = []

@@ -68,7 +68,7 @@ def shortened(table: FeatureTable, e) -> dict[str, Any]:
     }
 
 
-def markdown(entry: dict[str, Any], kind: str = "Feature") -> str:
+def markdown(entry: dict[str, Any]) -> str:
     """A gallery entry as Markdown; texts are in code spans, where neither Markdown nor HTML means
     anything.
     """
@@ -81,7 +81,7 @@ def markdown(entry: dict[str, Any], kind: str = "Feature") -> str:
     ]
     return "\n".join(
         [
-            f"**{kind} {entry['feature']}**: density {formats.percent(entry['density'])} "
+            f"**Feature {entry['feature']}**: density {formats.percent(entry['density'])} "
             f"({formats.count(entry['n_active'])} activations), "
             f"maximum {formats.number(entry['maximum'])}\n",
             f"Strongest on {tokens} of the top {entry['n_examples']}; raises {raised}\n",

@@ -44,7 +44,7 @@ class Model:
 
     @cached_property
     def hook(self) -> HookPoint:
-        return stages.hook(self.run, self.name)
+        return stages.hook(self.run)
 
     @cached_property
     def dictionary(self) -> Dictionary:
