@@ -37,6 +37,7 @@ def entry(table: FeatureTable, number: int) -> dict[str, Any]:
     """One feature as plain data."""
     f, name = table.features.iloc[number], table.vocabulary.name
     strongest = table.strongest(number)
+    on_token = strongest.groupby("token_id").size().sort_values(ascending=False, kind="stable")
 
     def moved(end: str) -> list[dict[str, Any]]:
         pairs = list(zip(f[f"{end}_logits"], f[f"{end}_logit_values"], strict=True))[:LOGITS]
@@ -48,8 +49,7 @@ def entry(table: FeatureTable, number: int) -> dict[str, Any]:
         "n_active": int(f["n_active"]),
         "maximum": float(f["maximum"]),
         "top_tokens": [
-            {"token": name(token), "count": count}
-            for token, count in table.strongest_on(number)[:LOGITS]
+            {"token": name(token), "count": count} for token, count in on_token.head(LOGITS).items()
         ],
         "n_examples": len(strongest),
         "raised": moved("top"),

@@ -20,14 +20,6 @@ DARKEST = 0.62  # opacity of the strongest colour: text stays readable on it, on
 ACTIVE = "240,125,20"
 
 
-def percent(share: float) -> str:
-    return f"{decimal(100 * share)} %"
-
-
-def signed(x: float) -> str:
-    return ("-" if x < 0 else "+") + decimal(abs(x))
-
-
 def spans(
     vocabulary: Vocabulary,
     ids: Iterable,
@@ -61,8 +53,6 @@ ENVIRONMENT.globals |= {
     "NO_MATHEMATICS": NO_MATHEMATICS,
     "LINE_END": SIGNS["\n"],
     "decimal": decimal,
-    "percent": percent,
-    "signed": signed,
     "isolated": isolated,
     "spans": spans,
 }

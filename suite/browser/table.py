@@ -70,14 +70,6 @@ class FeatureTable:
         f = self.features.iloc[number]
         return float(f["maximum"] or f.get("maximum_all", 0.0))
 
-    def strongest_on(self, number: int) -> list[tuple[int, int]]:
-        """(token id, how many of the strongest examples are strongest on it), the most frequent
-        first.
-        """
-        ids, counts = np.unique(self.strongest(number)["token_id"], return_counts=True)
-        order = np.argsort(-counts, kind="stable")
-        return list(zip(ids[order].tolist(), counts[order].tolist(), strict=True))
-
     def spelled(self, ids: list[int]) -> str:
         return plain(joined(self.vocabulary, ids))
 
