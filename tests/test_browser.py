@@ -24,6 +24,7 @@ from sae_lib.text.tokenizer import train_tokenizer
 from suite.browser import close_reading, page, rating, single_file
 from suite.browser.blocks import Blocks
 from suite.browser.table import FeatureTable
+from suite.report.render import _environment as report_environment
 
 SCRIPT = "<script>window.hit=1</script>"
 IMAGE = '"><img src=x onerror="window.hit=1">'
@@ -672,8 +673,9 @@ RENDERERS = [python_markdown.markdown, markdown2html]
 
 @pytest.mark.parametrize("render", RENDERERS, ids=["markdown", "mistune"])
 def test_corpus_text_cannot_break_the_gallery(table, render):
+    gallery_template = report_environment().get_template("tables.md.j2").module
     for entry in (close_reading.entry(table, n) for n in range(len(TEXTS))):
-        read = Reader(render(close_reading.markdown(entry)))
+        read = Reader(render(gallery_template.gallery(entry)))
         assert read.tags <= {"p", "strong", "code", "ul", "li"}
         assert read.bold == [span(e["token"]).strip("` ") for e in entry["examples"]]
         assert len(entry["examples"]) == 2

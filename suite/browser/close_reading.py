@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae_lib import formats
 from sae_lib.features.evaluation import ALIVE
 from sae_lib.text.display import plain
-from sae_lib.text.markup import span
 from suite.browser.table import SCORES, FeatureTable, open_table
 from suite.runs import Run
 
@@ -66,29 +64,6 @@ def shortened(table: FeatureTable, e) -> dict[str, Any]:
         "after": table.spelled(ids[e.focus + 1 : e.focus + 1 + AFTER]),
         "activation": float(e.activation),
     }
-
-
-def markdown(entry: dict[str, Any]) -> str:
-    """A gallery entry as Markdown; texts are in code spans, where neither Markdown nor HTML means
-    anything.
-    """
-    tokens = ", ".join(f"{span(t['token'])} {t['count']}" for t in entry["top_tokens"])
-    raised = ", ".join(f"{span(r['token'])} {formats.signed(r['value'])}" for r in entry["raised"])
-    examples = [
-        f"- {formats.number(e['activation'])}: "
-        f"{span(e['before'])}**{span(e['token'])}**{span(e['after'])}"
-        for e in entry["examples"]
-    ]
-    return "\n".join(
-        [
-            f"**Feature {entry['feature']}**: density {formats.percent(entry['density'])} "
-            f"({formats.count(entry['n_active'])} activations), "
-            f"maximum {formats.number(entry['maximum'])}\n",
-            f"Strongest on {tokens} of the top {entry['n_examples']}; raises {raised}\n",
-            *examples,
-            "",
-        ]
-    )
 
 
 def read_closely(run: Run, n: int = 5, seed: int = 0) -> list[dict[str, Any]]:

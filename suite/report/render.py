@@ -13,9 +13,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Undefined, Un
 
 from sae_lib import formats
 from sae_lib.errors import ArtefactError
-from sae_lib.text.markup import block, code, plain, prose
+from sae_lib.text.markup import block, code, plain, prose, span
 from suite import toy_check
-from suite.browser import close_reading
 from suite.report import content
 from suite.runs import Run
 
@@ -85,7 +84,7 @@ def _environment() -> Environment:
         "prose": prose,
         "code": code,
         "block": block,
-        "gallery": close_reading.markdown,
+        "span": span,
         "shell": shlex.quote,
         "python": repr,
         "written": lambda value, format: getattr(formats, format)(value),
