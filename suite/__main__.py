@@ -70,9 +70,9 @@ def run(
         seconds = headless.run_notebooks(opened, set_ or [], only, typer.echo)
     if only:
         return
-    if (opened.results_folder / "run.json").exists():  # stages made earlier took their time then
-        before = opened.load_results("run")["seconds"]
-        seconds = {name: max(value, before.get(name, 0)) for name, value in seconds.items()}
+    before = (opened.find_results("run") or {}).get("seconds", {})
+    # stages made earlier took their time then
+    seconds = {name: max(value, before.get(name, 0)) for name, value in seconds.items()}
     opened.save_results("run", {"seconds": seconds, "machine": machine()})
     typer.echo(f"report: {write_report(opened)}")
 

@@ -7,7 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,7 @@ def _execute(
 ) -> None:
     """One notebook in its kernel; every way in which that can fail is named."""
     watch.pid, log = kernel.provisioner.pid, out / f"{notebook.stem}.log"
-    watch.cell, watch.stalled, watch.is_idle = None, False, lambda: _is_idle(kernel)
+    watch.cell, watch.stalled, watch.is_idle = None, False, lambda: _answers(kernel, 2)
     with open(log, "w", encoding="utf-8") as written:
         try:
             papermill.execute_notebook(
@@ -205,14 +205,14 @@ def _kernel(bar: Path) -> Iterator[KernelManager]:
             _stop(kernel)
 
 
-def _is_idle(kernel: KernelManager) -> bool:
-    """Whether the kernel answers, which it does only between two cells."""
+def _answers(kernel: KernelManager, seconds: float) -> bool:
+    """Whether the kernel answers in that time, which it does only between two cells."""
     client = kernel.blocking_client()
     client.start_channels()
     try:
-        client.kernel_info(reply=True, timeout=2)
+        client.wait_for_ready(seconds)
         return True
-    except TimeoutError:
+    except RuntimeError:  # it is busy, or dead
         return False
     finally:
         client.stop_channels()
@@ -232,8 +232,4 @@ def _elsewhere(function: Callable[[], Any]) -> None:
 def _interrupt(kernel: KernelManager) -> None:
     """Pass Ctrl-C on, and give a training the time to finish its step and save."""
     kernel.interrupt_kernel()
-    client = kernel.blocking_client()
-    client.start_channels()
-    with suppress(RuntimeError):
-        client.wait_for_ready(timeout=SAVE_LIMIT)
-    client.stop_channels()
+    _answers(kernel, SAVE_LIMIT)

@@ -264,11 +264,13 @@ class Run:
         """The results of that name if they come from these settings, else None: they have to be
         made (again).
         """
-        path = self.results_folder / f"{name}.json"
-        if not path.exists():
-            return None
-        values = self.load_results(name)
+        values = self.find_results(name) or {}
         return values if values.pop("made_from", None) == digest(made_from) else None
+
+    def find_results(self, name: str) -> dict[str, Any] | None:
+        """The results of that name, None where there are none."""
+        there = (self.results_folder / f"{name}.json").exists()
+        return self.load_results(name) if there else None
 
     def load_results(self, name: str) -> dict[str, Any]:
         path = self.results_folder / f"{name}.json"
