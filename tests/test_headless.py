@@ -244,11 +244,9 @@ def unit_kernels(monkeypatch):
         estimate,
         "KERNELS",
         {
-            "python": lambda r: 5e-4,
-            "toy": lambda r: 3e-3,
-            "lm": lambda r: 2e-5,
-            "sae": lambda r: 1e-5,
-            "pass": lambda r: 7e-8,
+            "python": lambda device: 5e-4,
+            "pass": lambda device: 7e-8,
+            "product": lambda device: 3e-3,
         },
     )
 

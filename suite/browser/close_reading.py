@@ -7,7 +7,6 @@ Everything here is plain data for `results/*.json`: texts are made visible, and 
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from sae_lib.features.evaluation import ALIVE
 from sae_lib.text.display import plain
@@ -102,15 +101,17 @@ def clean_only_at_the_top(table: FeatureTable) -> dict[str, Any] | None:
     Both are shares of examples on the token that is most frequent among the strongest; the gap
     between them decides. None where there is no such feature.
     """
-    strongest = table.examples.query("tenth < 0")
+    strongest, lower = (
+        table.examples.query(which) for which in ("tenth < 0", "0 <= tenth < @LOWER")
+    )
     token = strongest.groupby("feature")["token_id"].agg(lambda ids: ids.mode().iloc[0])
-
-    def agreement(examples: pd.DataFrame) -> pd.DataFrame:
-        on_it = examples["token_id"] == examples["feature"].map(token)
-        return on_it.groupby(examples["feature"]).agg(["mean", "size"])
-
-    lower = agreement(table.examples.query("0 <= tenth < @LOWER"))
-    both = agreement(strongest).join(lower, lsuffix="_top", rsuffix="_lower", how="inner")
+    top_share, lower_share = (
+        (part["token_id"] == part["feature"].map(token))
+        .groupby(part["feature"])
+        .agg(["mean", "size"])
+        for part in (strongest, lower)
+    )
+    both = top_share.join(lower_share, lsuffix="_top", rsuffix="_lower", how="inner")
     both = both.query("size_top >= 10 and size_lower >= 2 * @LOWER and mean_top >= @CLEAN")
     both = both[both.index.isin(table.alive(ALIVE))]
     if both.empty:
