@@ -11,7 +11,7 @@ from sae_lib.errors import ArtefactError
 from sae_lib.files import flat
 from sae_lib.settings import Settings
 from suite import study_figures
-from suite.original import ORIGINAL
+from suite.original import FACTS, ORIGINAL
 from suite.runs import Run, settings_hash
 
 NOTEBOOK_OF = {
@@ -68,7 +68,7 @@ def context(run: Run) -> dict[str, Any]:
         "command": command(run),
         "overrides": overrides(run.settings),
         "source": ORIGINAL,
-        "original": {key: fact["value"] for key, fact in ORIGINAL["facts"].items()},
+        "original": FACTS,
         "recipes": list(RECIPES),
         "alive_at": ALIVE,
         "unit_kinds": UNIT_KINDS,
