@@ -3,10 +3,12 @@ manifest of what was read.
 """
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from jinja2 import Template
 
 from sae_lib.files import write_atomically
 from sae_lib.settings import CorpusSettings
@@ -18,20 +20,22 @@ QUANTILES = [0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0]
 ORIGIN = "(?P<distribution>.*) (?P<version>[^ ]+): (?P<path>.*)"
 FREQUENT = 30
 CHUNK = 1 << 24
+SENTENCE = Template(Path(__file__).with_suffix(".j2").read_text("utf-8"))
 
 
 def write(corpus: CorpusSettings, tokens: Tokens) -> None:
     """Write `summary.json`, and for the installation `manifest.parquet`, beside the tokens."""
-    manifest, vocabulary = [], len(tokens.tokenizer)
-    values: dict[str, Any] = {"source": corpus.source.partition(":")[0], "vocabulary": vocabulary}
+    manifest, (source, _, name) = [], corpus.source.partition(":")
+    values: dict[str, Any] = {"source": source, "vocabulary": len(tokens.tokenizer)}
     for split, table in tokens.table.items():
         values[split] = _statistics(table, np.asarray(getattr(tokens, split)), tokens.tokenizer)
-        if corpus.source == "installation":
+        if source == "installation":
             parts = table["origin"].str.extract(ORIGIN)
             sizes = table["tokens"].groupby(parts["distribution"]).sum()
             values[split]["distributions"] = sizes.sort_values(ascending=False).to_dict()
             manifest.append(table.join(parts))
-    values["what"] = _sentence(corpus, values)
+    known = {"kind_names": KIND_NAMES, "prose_kinds": PROSE, "missing": MISSING, "name": name}
+    values["what"] = SENTENCE.render(values, revision=corpus.revision, **known)
     if manifest:
         columns = ["distribution", "version", "path", "kind", "split", "bytes", "sha256"]
         rows = pd.concat(manifest)[columns].sort_values(["distribution", "path"])
@@ -58,28 +62,6 @@ def _statistics(table: pd.DataFrame, ids: np.ndarray, tokenizer) -> dict[str, An
         "vocabulary_used": len(used),
         "most_frequent": frequent.to_dict("records"),
     }
-
-
-def _sentence(corpus: CorpusSettings, values: dict[str, Any]) -> str:
-    train, (source, _, name) = values["train"], corpus.source.partition(":")
-    kinds = [
-        f"{KIND_NAMES.get(kind, kind)} {100 * v['tokens'] / train['tokens']:.0f} %"
-        for kind, v in train["kinds"].items()
-    ]
-    others = " and others" if len(kinds) > 4 else ""
-    mix = f"training tokens by kind: {', '.join(kinds[:4])}{others}."
-    if source == "installation":
-        used, held = (len(values[split]["distributions"]) for split in ("train", "heldout"))
-        prose = sum(v["tokens"] for kind, v in train["kinds"].items() if kind in PROSE)
-        return (
-            f"Text of this Python installation: the standard library and {used - 1} installed "
-            f"distributions, {held} further ones held out. {100 * prose / train['tokens']:.0f} % "
-            f"of its tokens are prose about software, the others code; {mix}"
-        )
-    if source == "hub":
-        revision = f", revision {corpus.revision}" if corpus.revision else ""
-        return f"{MISSING.get(name, name)}, streamed from the Hugging Face hub{revision}; {mix}"
-    return f"Text of the user's files; {mix}"
 
 
 def read(tokens: Tokens) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Their template is `static.html.j2`, which escapes whatever comes from the corpus.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from IPython.display import HTML
@@ -11,37 +11,10 @@ from jinja2 import Environment, FileSystemLoader
 
 from sae_lib.figures import NO_MATHEMATICS
 from sae_lib.formats import decimal
-from sae_lib.text.display import SIGNS, Vocabulary, isolated, plain
+from sae_lib.text.display import SIGNS, isolated, plain
 from suite.browser.close_reading import in_full
 from suite.browser.table import FeatureTable, open_table
 from suite.runs import Run
-
-DARKEST = 0.62  # opacity of the strongest colour: text stays readable on it, on white and on black
-ACTIVE = "240,125,20"
-
-
-def spans(
-    vocabulary: Vocabulary,
-    ids: Iterable,
-    values: Iterable,
-    largest: float,
-    focus: int = -1,
-) -> Iterator[dict]:
-    """Tokens as the template shows them: text, colour by value, whether it is the one at `focus`,
-    and a hint with name and value.
-    """
-    ids = list(map(int, ids))
-    whole = vocabulary.characters(ids)
-    for i, (token, value) in enumerate(zip(ids, map(float, values), strict=True)):
-        share = min(1.0, value / largest) if largest > 0 else 0.0
-        part = f"  (part of {isolated(plain(whole[i]))})" if i in whole else ""
-        yield {
-            "text": plain(vocabulary.text(token), every_blank=i == focus),
-            "shade": f"{ACTIVE},{DARKEST * share:.2f}" if share > 0.02 else "",
-            "focus": i == focus,
-            "hint": f"{isolated(vocabulary.name(token))}  {decimal(value)}{part}",
-        }
-
 
 ENVIRONMENT = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
@@ -54,7 +27,10 @@ ENVIRONMENT.globals |= {
     "LINE_END": SIGNS["\n"],
     "decimal": decimal,
     "isolated": isolated,
-    "spans": spans,
+    "plain": plain,
+    "zip": zip,
+    "ACTIVE": "240,125,20",  # the colour of activations
+    "DARKEST": 0.62,  # opacity of the strongest: text stays readable on it, on white and on black
 }
 TEMPLATE = ENVIRONMENT.get_template("static.html.j2").module
 
