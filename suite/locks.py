@@ -1,7 +1,6 @@
 """One writer at a time in a run folder: a lock that the system releases when its process dies."""
 
 import errno
-import json
 import os
 import shutil
 import socket
@@ -94,25 +93,18 @@ def _acquire(lock: filelock.FileLock, path: Path, folder: Path, wait: bool) -> N
 
 def _sign(path: Path) -> None:
     notebook = "ipykernel" in Path(sys.argv[0]).name
-    record = {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "command": "a notebook" if notebook else f"suite {' '.join(sys.argv[1:])}"[:300],
-        "since": datetime.now().isoformat(" ", "seconds"),
-    }
+    command = "a notebook" if notebook else f"suite {' '.join(sys.argv[1:])}"[:300]
+    since = datetime.now().isoformat(" ", "seconds")
+    who = f"process {os.getpid()} on {socket.gethostname()} ({command}) since {since}"
     with suppress(OSError):  # a full disk: the lock holds, only its message is missing
-        path.write_text(json.dumps(record))
+        path.write_text(who, errors="replace")
 
 
 def _holder(path: Path) -> str:
     """Who holds the lock and since when; empty where that is not written (yet)."""
-    try:
-        found = json.loads(path.read_text())
-        return (
-            f"process {found['pid']} on {found['host']} ({found['command']}) since {found['since']}"
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+    with suppress(OSError):
+        return path.read_text(errors="replace")
+    return ""
 
 
 def _say(line: str) -> None:

@@ -22,9 +22,8 @@ from suite import stages, study_figures
 from suite.runs import Run
 
 MOST_POINTS = 1000
+COLUMNS = [*study_figures.MEASURES, "alive"]  # of the evaluation
 SETTING = ["recipe", "d_sae", "lambda", "k", "lr", "precision", "activations"]
-RECORDED = [*SETTING, "seed", "seconds", "activations_per_second"]  # of a point, with its measures:
-RECORDED += [*study_figures.MEASURES, "alive", "density"]
 
 
 def split(overrides: list[str]) -> tuple[list[str], dict[str, list[str]]]:
@@ -101,7 +100,9 @@ def plain_record(record: dict) -> dict:
 
 
 def measure(run: Run, hook: HookPoint, settings: SAESettings) -> dict:
-    """Train and evaluate one autoencoder, where that has not been done: `RECORDED`."""
+    """Train and evaluate one autoencoder, where that has not been done: what it is, `COLUMNS`,
+    and the density of its features.
+    """
     made_from = stages.fingerprint_of(run, settings)
     made_from |= {"evaluation": run.settings.evaluation.model_dump()}
     folder = folder_of(run, settings)
@@ -114,9 +115,12 @@ def measure(run: Run, hook: HookPoint, settings: SAESettings) -> dict:
     measured = evaluation.evaluate(hook, dictionary, rows, run.settings.evaluation)[folder.name]
     summary = json.loads((folder / "training.json").read_text())
     seed = run.settings.seed if settings.seed is None else settings.seed
-    known = measured | settings.model_dump() | summary | summary["recipe"]
-    known |= {"recipe": settings.recipe, "lambda": known["l1"], "seed": seed}
-    run.save_results(where, {key: known[key] for key in RECORDED}, made_from)
+    record = {"lambda": summary["recipe"]["l1"], "seed": seed}
+    record |= {key: summary["recipe"][key] for key in ("k", "lr")}
+    record |= settings.model_dump(include={"recipe", "d_sae", "precision"})
+    record |= {key: summary[key] for key in ("seconds", "activations", "activations_per_second")}
+    record |= {key: measured[key] for key in (*COLUMNS, "density")}
+    run.save_results(where, record, made_from)
     return run.saved_results(where, made_from)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sae_lib.features.feature_table import load_features
 from sae_lib.text.display import Vocabulary, plain
 from sae_lib.text.tokenizer import load_tokenizer
 from suite.runs import RECORD, Run, verify
@@ -87,20 +88,19 @@ def open_table(run: Run, name: str = "") -> FeatureTable:
     With scores where there are some.
     """
     folder, kind = run.path("features", name), KINDS.get(name, "feature")
-    scored = name if name and kind == "feature" else run.settings.sae.recipe
-    scores = run.folder / "interpretability" / scored / "scores.parquet"
-    when = scores.stat().st_mtime_ns if scores.exists() and kind in ("feature", "neuron") else 0
-    made = (folder / RECORD).stat().st_mtime_ns
-    return _opened(folder, made, run.tokens_folder / "tokenizer", kind, scores, when)
+    scores = run.folder_of("scores", name if kind == "feature" else "")
+    scored = kind in ("feature", "neuron") and scores.exists()
+    made = tuple((f / RECORD).stat().st_mtime_ns for f in (folder, scores)[: 1 + scored])
+    tokenizer = run.tokens_folder / "tokenizer"
+    return _opened(made, folder, tokenizer, kind, scores if scored else None)
 
 
 @lru_cache(maxsize=4)
 def _opened(
-    folder: Path, made: int, tokenizer: Path, kind: str, scores: Path, scored: int
+    made: tuple[int, ...], folder: Path, tokenizer: Path, kind: str, scores: Path | None
 ) -> FeatureTable:
     of_kind = None
-    if scored:
-        verify(scores.parent)
-        of_kind = pd.read_parquet(scores).query("kind == @kind")
-    tables = (pd.read_parquet(folder / f"{name}.parquet") for name in ("features", "examples"))
-    return FeatureTable(*tables, load_tokenizer(tokenizer), kind, of_kind)
+    if scores:
+        verify(scores)
+        of_kind = pd.read_parquet(scores / "scores.parquet").query("kind == @kind")
+    return FeatureTable(*load_features(folder), load_tokenizer(tokenizer), kind, of_kind)
