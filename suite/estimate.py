@@ -19,19 +19,14 @@ from suite.runs import Run
 
 BUDGET = 0.5  # seconds for each of the three
 SPEEDUP = 0.8  # n threads are n ** SPEEDUP times as fast as one
-HUB_MODEL = {"d_model": 4096, "d_mlp": 14336, "n_layer": 32}  # what is assumed of one: Llama 3 8B
-TOY = {"smoke": 0.01, "laptop": 1.0, "full": 20.0}  # how much a preset computes
-ONE_PAGE = {"smoke": 1, "laptop": 15, "runpod": 200}  # and notebook 00, which has its own sizes
-
-
-PARTS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+KNOWN = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
 
 
 def amounts(s: Settings) -> dict[str, float]:
     """How much there is to do, by the names of `estimate.yaml`; what begins with `lm_` or `sae_`
     is in 10⁹ multiplications by weights, of one pass forward.
     """
-    lm = s.lm.model_dump() if s.lm.source == "train" else HUB_MODEL
+    lm = s.lm.model_dump() if s.lm.source == "train" else KNOWN["hub_model"]
     d_model, d_mlp = lm["d_model"], lm["d_mlp"]
     d_in = d_mlp if "mlp.hook_p" in s.sae.hook_name else d_model
     per_token = d_model * (2 * lm["n_layer"] * d_mlp + s.tokenizer.vocab_size) / 1e9
@@ -50,8 +45,8 @@ def amounts(s: Settings) -> dict[str, float]:
     others = {
         "once": 1,
         "corpus": s.corpus.train_tokens,
-        "one_page": ONE_PAGE[s.profile],
-        "toy": TOY[s.toy.preset],
+        "one_page": KNOWN["one_page"][s.profile],
+        "toy": KNOWN["toy"][s.toy.preset],
         "rules": s.interpretability.tokens * s.sae.d_sae,
         "clamps": clamps,
     }
@@ -96,7 +91,8 @@ def of_run(run: Run, names: list[str]) -> Estimate:
     for name in names:
         of = run.last_mlp() if name.startswith("05") else run
         amount = amounts(of.settings)
-        for kernel, factor, what, *made in PARTS.get(name.split("_")[0], PARTS["other"]):
+        parts = KNOWN["parts"].get(name.split("_")[0], KNOWN["parts"]["other"])
+        for kernel, factor, what, *made in parts:
             if amount[what] and not any(of.folder_of(stage).exists() for stage in made):
                 seconds[name] += factor * amount[what] * unit(kernel)
     return Estimate(seconds)
