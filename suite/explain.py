@@ -38,9 +38,10 @@ def explain(
     run: Run,
     features: int | None = None,
     model: str = "",
+    name: str = "",
     say: Callable[[str], None] = print,
 ) -> dict | None:
-    """Explain `features` random features (default `explain.features`) of the autoencoder, test
+    """Explain `features` random features (default `explain.features`) of one autoencoder, test
     that, and save the results.
 
     The chat model is a local Hugging Face one (`model`, a folder or hub name) or the endpoint of
@@ -48,33 +49,30 @@ def explain(
     None. A limit that is reached ends it early, with what was scored so far; another call goes on
     from there, as every reply is kept. Raises `ChatError` where the endpoint refuses or is gone.
     """
-    s, features = run.settings.explain, features or run.settings.explain.features
+    s, name = run.settings.explain, name or run.settings.sae.recipe
+    features = features or s.features
     try:
         client = chat.find(model, s, device_of(run.settings.device))
     except chat.NotConfigured as reason:
         say(f"Explanations by a chat model are skipped: {reason}.")
         return None
-    made_from = stages.features_fingerprint(run) | {
+    made_from = stages.features_fingerprint(run, name) | {
         "explain": s.model_dump(mode="json", exclude=UNSCORED),
         "model": client.name,
         "n": features,
     }
-    where, table = run.results_name("explanations"), explanations_file(run)
+    where, table = run.results_name("explanations", name), explanations_file(run, name)
     if (found := run.saved_results(where, made_from)) and not found["stopped"] and table.exists():
         say(sentence(found, table))
         return found
     asking = chat.Chat(client, s, chat.Cache(table.parent / "replies.jsonl", replies_beside(run)))
-    units = units_of(run, features)
+    units = units_of(run, name, features)
     scored, stopped, error = ask_about(asking, units, Vocabulary(run.get("tokens").tokenizer), s)
     if error and not scored:
         raise error
     rows = pd.DataFrame([one.row() for one in scored])
     write_atomically(table, rows.to_parquet(index=False))
-    about = {
-        "model": client.name,
-        "recipe": run.settings.sae.recipe,
-        "features": len(units["feature"]),
-    }
+    about = {"model": client.name, "recipe": name, "features": len(units["feature"])}
     results = about | {"stopped": stopped} | summary(rows) | asking.spent()
     run.save_results(where, results, made_from)
     say(sentence(run.load_results(where), table))
@@ -85,21 +83,21 @@ def explain(
     return run.saved_results(where, made_from)
 
 
-def units_of(run: Run, n: int) -> dict:
+def units_of(run: Run, name: str, n: int) -> dict:
     """Features of the run and neurons beside them, with their excerpts."""
     s = run.settings
     tokens, n_tokens = run.get("tokens"), s.evaluation.tokens
     text = HeldoutText(tokens, s.lm.context, n_tokens, s.features, s.explain.seed)
-    table = run.get("features")[0]
-    hook, sae = stages.hook(run), run.get("autoencoder")
+    table = run.get("features", name)[0]
+    hook, sae = stages.hook(run), run.get("autoencoder", name)
     return make_units(hook, sae, table, text, n, s.explain)
 
 
-def explanations_file(run: Run) -> Path:
-    """Where the explanations of the autoencoder's features lie, a row per feature, null and
+def explanations_file(run: Run, name: str = "") -> Path:
+    """Where the explanations of an autoencoder's features lie, a row per feature, null and
     neuron.
     """
-    folder = f"explanations-{run.settings.sae.recipe}"
+    folder = f"explanations-{name or run.settings.sae.recipe}"
     return run.folder / "interpretability" / folder / "explanations.parquet"
 
 

@@ -77,7 +77,7 @@ def run(base, tmp_path) -> Run:
 
 @pytest.fixture(scope="module")
 def units(base):
-    return suite_explain.units_of(base, FEATURES)
+    return suite_explain.units_of(base, base.settings.sae.recipe, FEATURES)
 
 
 @pytest.fixture(scope="module")

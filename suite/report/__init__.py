@@ -22,19 +22,24 @@ def write_report(run: Run) -> Path:
     `ArtefactError` where a result is missing that the report needs; other missing results are
     said in their section.
     """
+    with locks.locked(run.root):
+        return _write(run)
+
+
+def _write(run: Run) -> Path:
     content.load(run)  # so that what is missing or damaged is said before anything is drawn
     path = run.folder / "report.md"
-    with locks.locked(run.root):
-        for name, fig in study_figures.study_figures(study_figures.load_studies(run)).items():
-            run.figure(fig, name)
-        text = render.markdown(run)
-        write_atomically(path, text)
-        write_atomically(path.with_suffix(".html"), pages.html(text, run.folder))
-        try:
-            write_atomically(path.with_suffix(".pdf"), pages.pdf(text, run.folder))
-        except typst.TypstError as error:
-            path.with_suffix(".pdf").unlink(missing_ok=True)
-            log.warning("no report.pdf: %s", error.message)
+    figures = study_figures.study_figures(study_figures.load_studies(run))
+    for name, fig in figures.items():
+        run.figure(fig, name)
+    text = render.markdown(run)
+    write_atomically(path, text)
+    write_atomically(path.with_suffix(".html"), pages.html(text, run.folder))
+    try:
+        write_atomically(path.with_suffix(".pdf"), pages.pdf(text, run.folder))
+    except typst.TypstError as error:
+        path.with_suffix(".pdf").unlink(missing_ok=True)
+        log.warning("no report.pdf: %s", error.message)
     return path
 
 
