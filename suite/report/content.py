@@ -8,10 +8,9 @@ from typing import Any
 
 from sae_lib import settings as settings_module
 from sae_lib.errors import ArtefactError
-from sae_lib.files import flat
-from sae_lib.settings import Settings
+from sae_lib.settings import Section, Settings
 from suite import study_figures
-from suite.original import FACTS, ORIGINAL
+from suite.original import ORIGINAL
 from suite.runs import Run, settings_hash
 
 NOTEBOOK_OF = {
@@ -68,7 +67,7 @@ def context(run: Run) -> dict[str, Any]:
         "command": command(run),
         "overrides": overrides(run.settings),
         "source": ORIGINAL,
-        "original": FACTS,
+        "original": {key: fact["value"] for key, fact in ORIGINAL["facts"].items()},
         "recipes": list(RECIPES),
         "alive_at": ALIVE,
         "unit_kinds": UNIT_KINDS,
@@ -80,13 +79,22 @@ def context(run: Run) -> dict[str, Any]:
 
 def overrides(settings: Settings) -> list[str]:
     """The `--set` values that turn the profile into these settings."""
-    profile = settings_module.load(settings.profile)
-    mine, usual = (flat(s.model_dump(mode="json")) for s in (settings, profile))
-    changed = {k: v for k, v in mine.items() if k not in usual or usual[k] != v}
-    return [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in changed.items()]
+    return _differences(settings, settings_module.load(settings.profile))
 
 
 def command(run: Run) -> str:
     """The command that makes this run again."""
     given = "".join(f" --set {shlex.quote(o)}" for o in overrides(run.settings))
     return f"python -m suite run --profile {run.settings.profile}{given}"
+
+
+def _differences(mine: Section, default: Section | None, prefix: str = "") -> list[str]:
+    found: list[str] = []
+    for name in type(mine).model_fields:
+        value, usual = getattr(mine, name), getattr(default, name, None)
+        if isinstance(value, Section):
+            found += _differences(value, usual, f"{prefix}{name}.")
+        elif value != usual or default is None:
+            shown = value if isinstance(value, str) else json.dumps(value)
+            found.append(f"{prefix}{name}={shown}")
+    return found
