@@ -197,22 +197,10 @@ def train(
     out: Path,
     model_name: str = "",
 ) -> None:
-    """Train an autoencoder on the run's training tokens and write it, with the summary of its
-    training, into `out`.
-
-    Adam's moments of silent features decay into denormals, which are an order of magnitude slower:
-    they count as zero here.
-    """
-    s, tokens, heldout = run.settings, run.get("tokens"), None
-    if resolve(sae).patience:
-        heldout = tokens.rows("heldout", s.lm.context)[: ACTIVATIONS // s.lm.context]
-    rows = tokens.rows("train", s.lm.context)
-    torch.set_flush_denormal(True)
-    try:
-        trained, summary = training.fit(hook, rows, sae, s.seed, store, heldout)
-    finally:
-        torch.set_flush_denormal(False)
+    """Train an autoencoder and write it, with the summary of its training, into `out`."""
+    trained, summary = fit(run, hook, sae, store)
     if distributed.rank_and_world_size()[0] == 0:
+        s = run.settings
         metadata = {
             "model_name": model_name or s.lm.source,
             "context_size": s.lm.context,
@@ -226,6 +214,26 @@ def train(
 
 def write_summary(out: Path, summary: dict) -> None:
     (out / "training.json").write_text(json.dumps(summary, indent=1))
+
+
+def fit(
+    run: Run, hook: HookPoint, sae: SAESettings, store: CheckpointFolder
+) -> tuple[SparseAutoencoder, dict]:
+    """Train on the run's training tokens.
+
+    Adam's moments of silent features decay into denormals, which are an order of magnitude slower:
+    they count as zero here.
+    """
+    tokens, context = run.get("tokens"), run.settings.lm.context
+    heldout = None
+    if resolve(sae).patience:
+        heldout = tokens.rows("heldout", context)[: ACTIVATIONS // context]
+    rows = tokens.rows("train", context)
+    torch.set_flush_denormal(True)
+    try:
+        return training.fit(hook, rows, sae, run.settings.seed, store, heldout)
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def make_other_autoencoder(run: Run, hook: HookPoint, sae: SAESettings, folder: Path) -> None:

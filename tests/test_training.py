@@ -340,12 +340,12 @@ def test_the_run_without_resampling_is_trained_only_where_it_differs(
     summary, trained = small_run.summary("autoencoder"), []
     summary["resampling"] = [{"step": 1, "dead": resampled, "resampled": resampled}]
 
-    def fit(hook, rows, sae, seed, store, heldout):
+    def fit(run, hook, sae, store):
         trained.append(sae.resampling)
         return small_run.get("autoencoder"), {}
 
     monkeypatch.setattr(Run, "summary", lambda *_: dict(summary))
-    monkeypatch.setattr(stages.training, "fit", fit)
+    monkeypatch.setattr(stages, "fit", fit)
     monkeypatch.setattr(Run, "_make_inputs", lambda *_: None)
     monkeypatch.setattr(stages, "hook", lambda run: None)
     folder = run.path("autoencoder", "bricken_2023-no_resampling")
