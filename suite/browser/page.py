@@ -29,8 +29,6 @@ ENVIRONMENT.globals |= {
     "isolated": isolated,
     "plain": plain,
     "zip": zip,
-    "ACTIVE": "240,125,20",  # the colour of activations
-    "DARKEST": 0.62,  # opacity of the strongest: text stays readable on it, on white and on black
 }
 TEMPLATE = ENVIRONMENT.get_template("static.html.j2").module
 
