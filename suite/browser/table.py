@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae_lib.features.feature_table import load_features
 from sae_lib.text.display import Vocabulary, plain
 from sae_lib.text.tokenizer import load_tokenizer
 from suite.runs import RECORD, Run, verify
@@ -103,4 +102,5 @@ def _opened(
     if scores:
         verify(scores)
         of_kind = pd.read_parquet(scores / "scores.parquet").query("kind == @kind")
-    return FeatureTable(*load_features(folder), load_tokenizer(tokenizer), kind, of_kind)
+    tables = (pd.read_parquet(folder / f"{name}.parquet") for name in ("features", "examples"))
+    return FeatureTable(*tables, load_tokenizer(tokenizer), kind, of_kind)
