@@ -1,9 +1,8 @@
 """The command line: `python -m suite run | stage | sweep | study | clamp | explain | browser |
-export | report | lab | doctor`.
+export | report | doctor`.
 """
 
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,7 +11,6 @@ import typer
 from typer.exceptions import TyperException
 
 from sae_lib.errors import GOES_ON, Interrupted, SettingsError, UserError, plain
-from suite import project
 
 app = typer.Typer(
     help="Monosemanticity at Home: from text to readable features.",
@@ -60,13 +58,8 @@ def run(
     only: Annotated[str, typer.Option(help="numbers of notebooks, for example 03 or 02,03")] = "",
     set_: Set = None,
     run_dir: RunDir = "",
-    parameter: Annotated[
-        list[str] | None,
-        typer.Option("--parameter", "-p", help="a notebook's own parameter, name=value"),
-    ] = None,
 ) -> None:
     """Run the notebooks in order and write the report."""
-    extra = _parameters(parameter or [])
     opened = _open(profile, run_dir, set_)
     from suite import headless, locks
     from suite.report import write_report
@@ -74,12 +67,12 @@ def run(
 
     typer.echo(f"run folder: {opened.folder}")
     with locks.locked(opened.folder, locks.HEADLESS, wait=False):
-        seconds = headless.run_notebooks(opened, set_ or [], only, extra, typer.echo)
+        seconds = headless.run_notebooks(opened, set_ or [], only, typer.echo)
     if only:
         return
-    if (opened.results_folder / "run.json").exists():  # stages made earlier took their time then
-        before = opened.load_results("run")["seconds"]
-        seconds = {name: max(value, before.get(name, 0)) for name, value in seconds.items()}
+    before = (opened.find_results("run") or {}).get("seconds", {})
+    # stages made earlier took their time then
+    seconds = {name: max(value, before.get(name, 0)) for name, value in seconds.items()}
     opened.save_results("run", {"seconds": seconds, "machine": machine()})
     typer.echo(f"report: {write_report(opened)}")
 
@@ -308,14 +301,6 @@ def browser(
 
 
 @app.command()
-def lab() -> None:
-    """Open the notebooks in JupyterLab."""
-    root = project.root()
-    lab = [sys.executable, "-m", "jupyter", "lab", str(root / "notebooks")]
-    raise typer.Exit(subprocess.call(lab, cwd=root))
-
-
-@app.command()
 def doctor(profile: Profile = "laptop") -> None:
     """What works and what does not on this machine, and how to fix each failure."""
     from suite import doctor as doctor_module
@@ -323,21 +308,6 @@ def doctor(profile: Profile = "laptop") -> None:
     checks = doctor_module.check(profile)
     typer.echo(doctor_module.report(checks, profile))
     raise typer.Exit(0 if doctor_module.can_run(checks) else 1)
-
-
-def _parameters(given: list[str]) -> dict[str, object]:
-    """Notebook parameters by name; those that options of their own set are refused."""
-    from sae_lib.errors import shown
-    from sae_lib.settings import value
-
-    parameters, own = {}, {"profile": "--profile", "run_dir": "--run", "overrides": "--set"}
-    for text in given:
-        name, equals, said = text.partition("=")
-        if not equals or not name.isidentifier() or name in own or name in parameters:
-            expected = f"use {own[name]}" if name in own else "expected name=value, each name once"
-            raise SettingsError(f"-p {shown(text)}: {expected}")
-        parameters[name] = value(f"-p {name}", said)
-    return parameters
 
 
 def _open(profile: str, run_dir: str, set_: list[str] | None, reading: bool = False):

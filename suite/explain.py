@@ -89,7 +89,7 @@ def units_of(run: Run, name: str, n: int) -> dict:
     tokens, n_tokens = run.get("tokens"), s.evaluation.tokens
     text = HeldoutText(tokens, s.lm.context, n_tokens, s.features, s.explain.seed)
     table = run.get("features", name)[0]
-    hook, sae = stages.hook(run, name), run.get("autoencoder", name)
+    hook, sae = stages.hook(run), run.get("autoencoder", name)
     return make_units(hook, sae, table, text, n, s.explain)
 
 

@@ -1,6 +1,5 @@
 """The notebooks without a browser: papermill runs them in order, each in a kernel of its own."""
 
-import ast
 import logging
 import os
 import signal
@@ -8,7 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from sae_lib import progress
-from sae_lib.errors import Interrupted, SettingsError, UserError, shown
+from sae_lib.errors import Interrupted, SettingsError, UserError
 from sae_lib.formats import about
 from suite import drawing, estimate, project
 from suite.runs import Run
@@ -54,30 +53,8 @@ def notebooks(only: str = "") -> list[Path]:
     return [p for p in found if (p.name[:2] in numbers if numbers else p.name[:2] != "00")]
 
 
-def check_parameters(chosen: list[Path], parameters: dict[str, Any]) -> None:
-    """papermill only warns of a parameter that a notebook does not have, and takes one of any
-    type; here both are errors.
-    """
-    for notebook in chosen:
-        known = papermill.inspect_notebook(notebook)
-        for name, value in parameters.items():
-            if name not in known:
-                raise SettingsError(
-                    f"{notebook.name} has no parameter {shown(name)}; it has {', '.join(known)}"
-                )
-            default = ast.literal_eval(known[name]["default"])
-            if type(value) is not type(default) and not (type(default), type(value)) == (
-                float,
-                int,
-            ):
-                raise SettingsError(
-                    f"-p {name}={shown(value)}: expected a value like {shown(default)}, as in "
-                    f"{notebook.name}"
-                )
-
-
 def run_notebooks(
-    run: Run, overrides: list[str], only: str, extra: dict[str, Any], say: Callable[[str], None]
+    run: Run, overrides: list[str], only: str, say: Callable[[str], None]
 ) -> dict[str, float]:
     """Execute the notebooks in order; returns the seconds of each. The first failing cell ends it.
 
@@ -88,9 +65,8 @@ def run_notebooks(
     parameters = {
         "profile": run.settings.profile,
         "run_dir": str(run.folder),
-        "overrides": list(overrides),
-    } | extra
-    check_parameters(chosen, extra)
+        "overrides": overrides,
+    }
     text = ["text"] if any(n.name[:2] not in ("00", "01") for n in chosen) else []
     expected = estimate.of_run(run, text + [n.stem for n in chosen])
     say(expected.summary())
@@ -154,7 +130,7 @@ def _execute(
 ) -> None:
     """One notebook in its kernel; every way in which that can fail is named."""
     watch.pid, log = kernel.provisioner.pid, out / f"{notebook.stem}.log"
-    watch.cell, watch.stalled, watch.is_idle = None, False, lambda: _is_idle(kernel)
+    watch.cell, watch.stalled, watch.is_idle = None, False, lambda: _answers(kernel, 2)
     with open(log, "w", encoding="utf-8") as written:
         try:
             papermill.execute_notebook(
@@ -234,14 +210,14 @@ def _kernel(bar: Path, *lines: str) -> Iterator[KernelManager]:
             _stop(kernel)
 
 
-def _is_idle(kernel: KernelManager) -> bool:
-    """Whether the kernel answers, which it does only between two cells."""
+def _answers(kernel: KernelManager, seconds: float) -> bool:
+    """Whether the kernel answers in that time, which it does only between two cells."""
     client = kernel.blocking_client()
     client.start_channels()
     try:
-        client.kernel_info(reply=True, timeout=2)
+        client.wait_for_ready(seconds)
         return True
-    except TimeoutError:
+    except RuntimeError:  # it is busy, or dead
         return False
     finally:
         client.stop_channels()
@@ -261,8 +237,4 @@ def _elsewhere(function: Callable[[], Any]) -> None:
 def _interrupt(kernel: KernelManager) -> None:
     """Pass Ctrl-C on, and give a training the time to finish its step and save."""
     kernel.interrupt_kernel()
-    client = kernel.blocking_client()
-    client.start_channels()
-    with suppress(RuntimeError):
-        client.wait_for_ready(timeout=SAVE_LIMIT)
-    client.stop_channels()
+    _answers(kernel, SAVE_LIMIT)

@@ -2,7 +2,6 @@
 
 import base64
 import re
-import xml.etree.ElementTree as etree
 from pathlib import Path
 
 import markdown
@@ -36,11 +35,6 @@ class _Links(Treeprocessor):
                 del element.attrib["href"]
             if element.tag == "img":
                 element.set("src", self.picture(element.get("src", "")))
-            for i, table in enumerate(element):
-                if table.tag == "table":  # a wide one scrolls by itself and widens no page
-                    element[i] = etree.Element("div", {"class": "table"})
-                    element[i].tail, table.tail = table.tail, None
-                    element[i].append(table)
 
     def picture(self, source: str) -> str:
         """The picture, or its path; nothing for a path out of the figures' folder."""

@@ -1,7 +1,6 @@
 """One writer at a time in a run folder: a lock that the system releases when its process dies."""
 
-import fcntl
-import json
+import errno
 import os
 import shutil
 import socket
@@ -13,6 +12,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
+import filelock
 import psutil
 
 from sae_lib.errors import BusyError
@@ -20,7 +20,7 @@ from sae_lib.errors import BusyError
 WRITER = ".lock"  # held while something is made
 HEADLESS = ".run.lock"  # held by `python -m suite run`, whose notebooks take the other one
 POLL = 0.2  # seconds between two tries
-_held: set[Path] = set()
+NO_LOCKS = {errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL}
 _threads = threading.RLock()
 _without_locks: set[Path] = set()
 
@@ -37,92 +37,74 @@ def locked(folder: Path, name: str = WRITER, wait: bool = True) -> Iterator[None
         yield
         return
     with _threads:
-        if path in _held:
+        how = {"is_singleton": True, "thread_local": False, "fallback_to_soft": False}
+        lock = filelock.FileLock(path, **how)
+        if lock.is_locked:
             yield
             return
         new = [p for p in path.parents if not p.exists()]
-        descriptor = _acquire(path, folder, wait)
-        _held.add(path)
+        _acquire(lock, path, folder, wait)
         try:
             remove_leftovers(folder)
             yield
         finally:
-            _held.discard(path)
             with suppress(OSError):
                 path.unlink()
-            os.close(descriptor)
+            lock.release()
             for parent in new:
                 with suppress(OSError):  # it is in use
                     parent.rmdir()
 
 
-def _acquire(path: Path, folder: Path, wait: bool) -> int:
+def _acquire(lock: filelock.FileLock, path: Path, folder: Path, wait: bool) -> None:
     told = ""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            lock.acquire(blocking=False)
+            break
         except FileNotFoundError:  # the process before has just removed the folder
             continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = _holder(descriptor)
-            os.close(descriptor)
-            if not wait:
-                raise BusyError(
-                    f"{folder} is in use by {holder or 'another process'}; wait until it has "
-                    "ended, or choose another folder with --run"
-                ) from None
-            if holder and holder != told:
-                _say(f"{folder}: waiting for {holder}, which is writing there; Ctrl-C ends this")
-            told = holder or told
-            time.sleep(POLL)
-            continue
+        except filelock.Timeout:
+            holder = _holder(path)
         except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
             if folder not in _without_locks:
                 _say(
                     f"{folder}: this file system has no locks ({error.strerror}); "
                     "start no second process on this folder"
                 )
             _without_locks.add(folder)
-            return descriptor
-        if _is_current(path, descriptor):
-            if before := _holder(descriptor):
-                _say(f"{folder}: {before} ended without finishing; going on from what it left")
-            _sign(descriptor)
-            return descriptor
-        os.close(descriptor)  # it was removed after its release; there may be a new one
+            return
+        if not wait:
+            raise BusyError(
+                f"{folder} is in use by {holder or 'another process'}; wait until it has "
+                "ended, or choose another folder with --run"
+            )
+        if holder and holder != told:
+            _say(f"{folder}: waiting for {holder}, which is writing there; Ctrl-C ends this")
+        told = holder or told
+        time.sleep(POLL)
+    if before := _holder(path):
+        _say(f"{folder}: {before} ended without finishing; going on from what it left")
+    _sign(path)
 
 
-def _is_current(path: Path, descriptor: int) -> bool:
-    with suppress(FileNotFoundError):
-        return os.path.samestat(os.stat(path), os.fstat(descriptor))
-    return False
-
-
-def _sign(descriptor: int) -> None:
+def _sign(path: Path) -> None:
     notebook = "ipykernel" in Path(sys.argv[0]).name
-    record = {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "command": "a notebook" if notebook else f"suite {' '.join(sys.argv[1:])}"[:300],
-        "since": datetime.now().isoformat(" ", "seconds"),
-    }
+    command = "a notebook" if notebook else f"suite {' '.join(sys.argv[1:])}"[:300]
+    since = datetime.now().isoformat(" ", "seconds")
+    who = f"process {os.getpid()} on {socket.gethostname()} ({command}) since {since}"
     with suppress(OSError):  # a full disk: the lock holds, only its message is missing
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(record).encode(), 0)
+        path.write_text(who, errors="replace")
 
 
-def _holder(descriptor: int) -> str:
+def _holder(path: Path) -> str:
     """Who holds the lock and since when; empty where that is not written (yet)."""
-    try:
-        found = json.loads(os.pread(descriptor, 4096, 0))
-        return (
-            f"process {found['pid']} on {found['host']} ({found['command']}) since {found['since']}"
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+    with suppress(OSError):
+        return path.read_text(errors="replace")
+    return ""
 
 
 def _say(line: str) -> None:

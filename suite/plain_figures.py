@@ -8,6 +8,7 @@ silently.
 
 import re
 import warnings
+from collections import defaultdict
 from html import unescape
 from pathlib import Path
 
@@ -22,16 +23,7 @@ from matplotlib.transforms import blended_transform_factory
 
 DPI = 100
 POINT = 72 / DPI  # points in a pixel
-STYLE = {
-    "font.family": "DejaVu Sans",  # matplotlib brings it along
-    "font.size": 12 * POINT,
-    "figure.titlesize": 17 * POINT,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.edgecolor": "#dddddd",
-    "grid.color": "#e8e8e8",
-    "errorbar.capsize": 2,
-}
+STYLE = Path(__file__).with_suffix(".mplstyle")
 DASHES = {None: "-", "solid": "-", "dot": ":", "dash": "--"}
 # of any other kind, such as the head of an arrow, a disc is drawn
 SYMBOLS = {"square": "s", "diamond": "D", "x": "x", "star": "*"}
@@ -39,7 +31,7 @@ SYMBOLS = {"square": "s", "diamond": "D", "x": "x", "star": "*"}
 
 def draw(fig: go.Figure, path: Path, width: int, height: int) -> None:
     """Write `fig` as a PNG of about this size; what lies outside the margins makes it larger."""
-    with mpl.rc_context(STYLE), warnings.catch_warnings():
+    with mpl.rc_context(fname=STYLE), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of scripts without glyphs, and of axes with one value
         Picture(fig, width, height).picture.savefig(path, dpi=DPI, bbox_inches="tight")
 
@@ -84,7 +76,7 @@ class Picture:
     """One figure on its way: `picture` is matplotlib's, `axes` its axes by plotly's two names."""
 
     def __init__(self, fig: go.Figure, width: int, height: int):
-        self.fig, self.axes, self.shared, self.piles = fig, {}, {}, {}
+        self.fig, self.axes, self.shared, self.piles = fig, {}, {}, defaultdict(float)
         self.picture = Figure((width / DPI, height / DPI))
         layout, top = fig.layout, 1 - (fig.layout.margin.t or 70) / height
         self.box = (0.08, 0.14, 0.88, top - 0.14)
@@ -157,9 +149,9 @@ class Picture:
         at = at + (beside.index(True) - (len(beside) - 1) / 2) * width
         below = np.zeros(len(at))
         if mode in ("stack", "relative"):  # what is negative piles up downwards
-            for i, pile in enumerate(zip([ax] * len(at), at, length < 0, strict=True)):
-                below[i] = self.piles.get(pile, 0)
-                self.piles[pile] = below[i] + length[i]
+            for i, up in enumerate(length):
+                below[i] = self.piles[ax, at[i], up < 0]
+                self.piles[ax, at[i], up < 0] += up
         if marker.color is None or isinstance(marker.color, str):
             colour = rgba(marker.color or colour, trace.opacity)
         else:

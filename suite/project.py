@@ -1,37 +1,25 @@
 """The checkout of this project: where the notebooks, the pins and the published report lie."""
 
-import json
 import re
-from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from urllib.parse import urlparse
-from urllib.request import url2pathname
 
 from sae_lib.errors import SettingsError
 
 NAME = "monosemanticity-at-home"
+PACKAGE = Path(__file__).parent
 
 
 def find() -> Path | None:
-    """The checkout around the working directory, or that this environment was installed from."""
+    """The checkout around the working directory, or the one that this package is part of."""
     here = Path.cwd()
-    for folder in (here, *here.parents, *_installed()):
+    for folder in (here, *here.parents, PACKAGE.parent):
         try:
             if f'name = "{NAME}"' in (folder / "pyproject.toml").read_text(encoding="utf-8"):
                 return folder
         except (OSError, ValueError):
             continue
     return None
-
-
-def _installed() -> list[Path]:
-    """What `pip install -e` recorded (PEP 610)."""
-    try:
-        record = distribution(NAME).read_text("direct_url.json")
-    except PackageNotFoundError:
-        return []
-    url = urlparse(json.loads(record)["url"]) if record else None
-    return [Path(url2pathname(url.path))] if url and url.scheme == "file" else []
 
 
 def root() -> Path:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae_lib.errors import ArtefactError
 from sae_lib.model.activations import HookPoint, generate
 from sae_lib.settings import PromptSettings
 
@@ -49,13 +48,7 @@ def write_prompt_corpus(
 def load_prompt_corpus(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray]:
     """(texts, tokens, activations [n, d_in] as a memory map), aligned row by row."""
     texts, tokens = (pd.read_parquet(folder / f"{name}.parquet") for name in ("texts", "tokens"))
-    activations = np.load(folder / "activations.npy", mmap_mode="r")
-    if len(activations) != len(tokens):
-        raise ArtefactError(
-            f"{folder}: {len(activations)} rows of activations for {len(tokens)} tokens, so it is"
-            " damaged; delete the folder and run again"
-        )
-    return texts, tokens, activations
+    return texts, tokens, np.load(folder / "activations.npy", mmap_mode="r")
 
 
 def summary(folder: Path) -> dict:

@@ -17,7 +17,6 @@ from typing import Any
 
 import yaml
 
-from sae_lib import settings as settings_module
 from sae_lib.checkpoints import CheckpointFolder
 from sae_lib.device import keep_freed_memory
 from sae_lib.errors import ArtefactError, Interrupted, SettingsError, in_plain_words
@@ -33,7 +32,7 @@ from sae_lib.files import (
     write_atomically,
 )
 from sae_lib.sae.engine import distributed
-from sae_lib.settings import Settings
+from sae_lib.settings import Settings, parse_yaml
 from suite import locks, project
 
 SETTINGS = "settings.yaml"
@@ -231,6 +230,8 @@ class Run:
         record = self.root / SETTINGS
         if record.exists():
             check_same(self.root, read_yaml(record), self._recorded())
+        elif self.reading:
+            raise ArtefactError(f"there is no run in {self.root}; {_existing(self.root.parent)}")
         else:
             check_own(self.root, "--run", SETTINGS, f"*/{RECORD}")
 
@@ -263,11 +264,13 @@ class Run:
         """The results of that name if they come from these settings, else None: they have to be
         made (again).
         """
-        path = self.results_folder / f"{name}.json"
-        if not path.exists():
-            return None
-        values = self.load_results(name)
+        values = self.find_results(name) or {}
         return values if values.pop("made_from", None) == digest(made_from) else None
+
+    def find_results(self, name: str) -> dict[str, Any] | None:
+        """The results of that name, None where there are none."""
+        there = (self.results_folder / f"{name}.json").exists()
+        return self.load_results(name) if there else None
 
     def load_results(self, name: str) -> dict[str, Any]:
         path = self.results_folder / f"{name}.json"
@@ -307,30 +310,6 @@ class Run:
             child, folder = s.model_copy(update=changes), self.folder / "last_mlp"
             self._loaded["last_mlp"] = Run(child, folder, self.stages, self, self.reading)
         return self._loaded["last_mlp"]
-
-
-def open_run(
-    stages: Mapping[str, Stage],
-    profile: str = "laptop",
-    run_dir: str | Path = "",
-    overrides: list[str] | tuple[str, ...] = (),
-    reading: bool = False,
-) -> Run:
-    """The run of a profile with overrides. Without `run_dir`: `runs/<profile>`, with overrides
-    `runs/<profile>-<hash of them>`.
-
-    Nothing is written before something is made. `reading`: the run has to be there, and nothing is
-    trained for it.
-    """
-    settings = settings_module.load(profile, overrides)
-    changed = settings != settings_module.load(profile)
-    own = f"{profile}-{settings_hash(settings)}" if changed else profile
-    folder = Path(run_dir or f"runs/{own}")
-    run = Run(settings, folder, stages, reading=reading)
-    if reading and not (folder / SETTINGS).exists():
-        raise ArtefactError(f"there is no run in {folder}; {_existing(folder.parent)}")
-    run.check_folder()
-    return run
 
 
 def settings_hash(settings: Settings) -> str:
@@ -404,7 +383,7 @@ def writing(folder: Path, made_from: dict[str, Any]) -> Iterator[Path]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     try:
-        data = settings_module.parse_yaml(path.read_text())
+        data = parse_yaml(path.read_text())
     except ValueError:  # UTF-8's errors are such
         data = None
     if not isinstance(data, dict):

@@ -25,7 +25,7 @@ from sae_lib.sae.dictionaries import Dictionary, Directions, Neurons
 from sae_lib.sae.early_stopping import ACTIVATIONS
 from sae_lib.sae.engine import distributed
 from sae_lib.sae.recipes import resolve, variant, variants
-from sae_lib.settings import SAESettings, Settings
+from sae_lib.settings import SAESettings, Settings, load
 from sae_lib.text.display import Vocabulary
 from sae_lib.text.tokens import open_tokens, write_tokens
 from suite import prompts, runs, text_summary
@@ -43,8 +43,16 @@ def open_run(
     overrides: list[str] | tuple[str, ...] = (),
     reading: bool = False,
 ) -> Run:
-    """The run of a profile with overrides; see `runs.open_run`."""
-    run = runs.open_run(STAGES, profile, run_dir, overrides, reading)
+    """The run of a profile with overrides. Without `run_dir`: `runs/<profile>`, with overrides
+    `runs/<profile>-<hash of them>`.
+
+    Nothing is written before something is made. `reading`: the run has to be there, and nothing is
+    trained for it.
+    """
+    settings = load(profile, overrides)
+    own = profile if settings == load(profile) else f"{profile}-{runs.settings_hash(settings)}"
+    run = Run(settings, Path(run_dir or f"runs/{own}"), STAGES, reading=reading)
+    run.check_folder()
     check_settings(run)
     if run.settings.lm.d_mlp * max(run.settings.lm.d_model, run.settings.sae.d_sae) < SMALL:
         torch.set_num_threads(1)
@@ -135,12 +143,9 @@ def load_language_model(run: Run, name: str, folder: Path | None) -> Any:
     return language_model.load(model_source(run), s.lm.context, device_of(s.device))
 
 
-def hook(run: Run, name: str = "") -> HookPoint:
-    """Where the autoencoder `name` (default: the run's own) reads the language model; the model
-    is loaded once.
-    """
-    known = variants(run.settings)
-    return HookPoint(run.get("language_model"), known.get(name, run.settings.sae).hook_name)
+def hook(run: Run) -> HookPoint:
+    """Where the run's autoencoders read the language model, which is loaded once."""
+    return HookPoint(run.get("language_model"), run.settings.sae.hook_name)
 
 
 def bridge(run: Run) -> Any:
@@ -184,7 +189,7 @@ def make_autoencoder(run: Run, name: str, out: Path, store: CheckpointFolder) ->
                 summary["recipe"]["resampling"] = None
                 write_summary(out, summary | {"resampling": [], "same_as": main.name})
             return
-    train(run, hook(run, name), variant(run.settings, name), store, out)
+    train(run, hook(run), variant(run.settings, name), store, out)
 
 
 def train(
@@ -282,22 +287,16 @@ def measure_evaluation(run: Run, name: str = "") -> dict[str, dict]:
 
 
 def features_fingerprint(run: Run, name: str = "") -> Made:
-    sae = dictionary_settings(run, name)
-    upstream = fingerprint_of(run, sae)
     if name == "neurons":
-        upstream = model_fingerprint(run) | {"hook_name": sae.hook_name}
+        upstream = model_fingerprint(run) | {"hook_name": run.settings.sae.hook_name}
+    else:
+        upstream = sae_fingerprint(run, "" if name in BASELINES else name)
     return upstream | section(run, "evaluation") | section(run, "features")
-
-
-def dictionary_settings(run: Run, name: str) -> SAESettings:
-    own = not name or name in BASELINES
-    return variant(run.settings, run.settings.sae.recipe if own else name)
 
 
 def make_features(run: Run, name: str, out: Path) -> None:
     """`features.parquet` and `examples.parquet` of an autoencoder, or of one of `BASELINES`."""
-    s = run.settings
-    hooked = HookPoint(run.get("language_model"), dictionary_settings(run, name).hook_name)
+    s, hooked = run.settings, hook(run)
     rows = heldout_rows(run, s.evaluation.tokens)
     if name in ("random", "principal"):
         density = run.get("features")[0]["density"].to_numpy()
@@ -340,7 +339,7 @@ def make_scores(run: Run, name: str, out: Path) -> None:
     s, text = run.settings, split_heldout(run)
     sae, wanted = run.get("autoencoder", name), s.interpretability.untrained_activations
     untrained = (lambda: untrained_autoencoder(run, name)) if wanted else None
-    units = scoring.every_kind(hook(run, name), sae, text, s.interpretability, s.seed, untrained)
+    units = scoring.every_kind(hook(run), sae, text, s.interpretability, s.seed, untrained)
     table, counts = scoring.score_table(units, text, s.interpretability)
     table.to_parquet(out / "scores.parquet", compression="zstd")
     (out / "counts.json").write_text(json.dumps(counts, indent=1))
@@ -374,22 +373,22 @@ def untrained_fingerprint(run: Run, name: str = "") -> Made:
     return fingerprint_of(run, untrained_settings(run, name)) | {"language_model": "untrained"}
 
 
-def untrained_hook(run: Run, name: str) -> HookPoint:
+def untrained_hook(run: Run) -> HookPoint:
     s, tokenizer = run.settings, run.get("tokens").tokenizer
     model = language_model.untrained(s.lm, tokenizer, s.seed, device_of(s.device))
-    return HookPoint(model, untrained_settings(run, name).hook_name)
+    return HookPoint(model, run.settings.sae.hook_name)
 
 
 def make_untrained(run: Run, name: str, out: Path, store: CheckpointFolder) -> None:
     sae = untrained_settings(run, name)
-    train(run, untrained_hook(run, name), sae, store, out, "untrained")
+    train(run, untrained_hook(run), sae, store, out, "untrained")
 
 
 def untrained_autoencoder(run: Run, name: str = "") -> tuple[HookPoint, SparseAutoencoder]:
     """(hook of the untrained model, autoencoder trained there): the null for everything said of
     features.
     """
-    return untrained_hook(run, name), run.get("untrained", name)
+    return untrained_hook(run), run.get("untrained", name)
 
 
 def clusters_fingerprint(run: Run, name: str = "") -> Made:
@@ -401,7 +400,7 @@ def make_clusters(run: Run, name: str, out: Path) -> None:
     s, of_features = run.settings, feature_scores(run, name)
     rows = heldout_rows(run, s.interpretability.tokens)
     sae, n_clusters = run.get("autoencoder", name), s.interpretability.clusters
-    table = clusters.cluster_table(of_features, sae, hook(run, name), rows, n_clusters, s.seed)
+    table = clusters.cluster_table(of_features, sae, hook(run), rows, n_clusters, s.seed)
     table.to_parquet(out / "clusters.parquet", compression="zstd")
 
 

@@ -24,6 +24,7 @@ from sae_lib.text.tokenizer import train_tokenizer
 from suite.browser import close_reading, page, rating, single_file
 from suite.browser.blocks import Blocks
 from suite.browser.table import FeatureTable
+from suite.report.render import _environment as report_environment
 
 SCRIPT = "<script>window.hit=1</script>"
 IMAGE = '"><img src=x onerror="window.hit=1">'
@@ -531,35 +532,17 @@ def test_names_that_break_a_spreadsheet_are_refused(name):
         rating.rater_name(name)
 
 
-def test_ratings_are_summed_up_by_kind():
-    ratings = pd.DataFrame(
-        {
-            "kind": ["feature"] * 4 + ["neuron"] * 3,
-            "unit": [1, 1, 2, 3, 1, 2, 3],
-            "rating": [5, 3, 4, 4, 2, 2, 2],
-        }
-    )
-    found = rating.summary(ratings)
-    assert found["feature"] == {
-        "n": 3,
-        "mean": 4.0,
-        "low": 4.0,
-        "high": 4.0,
-    }  # unit 1 counts once, as 4
-    spread = rating.summary(
-        pd.DataFrame({"kind": "feature", "unit": range(100), "rating": [1, 5] * 50})
-    )["feature"]
-    assert (
-        abs(spread["mean"] - 3) < 1e-9
-        and abs(spread["high"] - 3 - 1.96 * 0.2) < 0.05
-        and abs(spread["low"] - 3 + 1.96 * 0.2) < 0.05
-    )
-    fig = rating.figure(ratings)
-    assert [trace.name for trace in fig.data] == [
-        "features: mean 4.00 [4.00, 4.00], n = 3 (the original's 4.08)",
-        "neurons: mean 2.00 [2.00, 2.00], n = 3 (the original's 2.19)",
+def test_ratings_are_summed_up_by_kind(full_tab):
+    ratings = [
+        {"kind": kind, "unit": unit, "rating": rating}
+        for kind, unit, rating in [
+            *[("feature", 1, 5), ("feature", 1, 3), ("feature", 2, 4), ("feature", 3, 4)],
+            *[("neuron", i, (1, 5)[i % 2]) for i in range(100)],
+        ]
     ]
-    assert [sorted(trace.x) for trace in fig.data] == [[3, 4, 4, 5], [2, 2, 2]]
+    shown = shown_text(full_tab.evaluate("r => sae.app.rate.summary(r).text", ratings))
+    assert "features 4 4.00 ± 0.00 4.08" in shown  # unit 1 counts once, as 4
+    assert "neurons 100 3.00 ± 0.39 2.19" in shown  # 1.96 standard errors
 
 
 @pytest.mark.parametrize("stored", [True, False])
@@ -606,7 +589,7 @@ def test_a_stopped_session_goes_on_and_back_corrects(tab, tokenizer, tmp_path, s
     download.value.save_as(tmp_path / "ratings" / "a.csv")
     table = rating.load_ratings(tmp_path / "ratings" / "a.csv")  # as the run's folder has them
     assert len(table) == 6 and set(table["rater"]) == {'A "B", <b>'}
-    assert set(rating.summary(table)) == {"feature", "neuron"}
+    assert set(table["kind"]) == {"feature", "neuron"}
 
 
 # --- static page and gallery ---
@@ -690,8 +673,9 @@ RENDERERS = [python_markdown.markdown, markdown2html]
 
 @pytest.mark.parametrize("render", RENDERERS, ids=["markdown", "mistune"])
 def test_corpus_text_cannot_break_the_gallery(table, render):
+    gallery_template = report_environment().get_template("tables.md.j2").module
     for entry in (close_reading.entry(table, n) for n in range(len(TEXTS))):
-        read = Reader(render(close_reading.markdown(entry)))
+        read = Reader(render(gallery_template.gallery(entry)))
         assert read.tags <= {"p", "strong", "code", "ul", "li"}
         assert read.bold == [span(e["token"]).strip("` ") for e in entry["examples"]]
         assert len(entry["examples"]) == 2

@@ -143,7 +143,6 @@ def test_a_cpu_does_for_profiles_without_gpu(monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert doctor.device(CPU).ok and "bfloat16" in doctor.device(CPU).found
     assert not doctor.device(GPU).ok
 

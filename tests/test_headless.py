@@ -47,7 +47,7 @@ def execute(tmp_path, monkeypatch):
             estimate, "of_run", lambda run, names: estimate.Estimate(dict.fromkeys(names, 60.0))
         )
         monkeypatch.setattr(Run, "path", lambda run, stage, name="": None)
-        headless.run_notebooks(stages.open_run("smoke", tmp_path / "run"), [], "", {}, said.append)
+        headless.run_notebooks(stages.open_run("smoke", tmp_path / "run"), [], "", said.append)
         return said
 
     said: list[str] = []
@@ -244,11 +244,9 @@ def unit_kernels(monkeypatch):
         estimate,
         "KERNELS",
         {
-            "python": lambda r: 5e-4,
-            "toy": lambda r: 3e-3,
-            "lm": lambda r: 2e-5,
-            "sae": lambda r: 1e-5,
-            "pass": lambda r: 7e-8,
+            "python": lambda device: 5e-4,
+            "pass": lambda device: 7e-8,
+            "product": lambda device: 3e-3,
         },
     )
 

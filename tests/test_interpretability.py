@@ -201,7 +201,7 @@ def test_a_scored_run_is_not_scored_again(scored, monkeypatch):
 
 
 def untrained_model(run):
-    return stages.untrained_hook(run, run.settings.sae.recipe).model
+    return stages.untrained_hook(run).model
 
 
 def test_the_untrained_model_is_another_model_with_the_same_shape(scored, hook):

@@ -329,19 +329,17 @@ def test_the_token_is_the_users_alone_even_where_an_old_one_was_not(pod_script):
     assert stat.S_IMODE((state / "token").stat().st_mode) == 0o600
 
 
-def test_the_checkout_is_the_one_worked_in_or_the_one_installed_from(tmp_path, monkeypatch):
+def test_the_checkout_is_the_one_worked_in_or_the_one_this_package_is_part_of(
+    tmp_path, monkeypatch
+):
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "pyproject.toml").write_text(f'[project]\nname = "{project.NAME}"\n')
     monkeypatch.chdir(tmp_path / "notebooks")
     assert project.find() == tmp_path and project.published("toy") == tmp_path / "report/toy"
     (tmp_path / "pyproject.toml").write_text('[project]\nname = "another"\n')
-    monkeypatch.setattr(project, "_installed", lambda: [ROOT])
+    monkeypatch.setattr(project, "PACKAGE", ROOT / "suite")
     assert project.root() == ROOT
-    monkeypatch.setattr(project, "_installed", lambda: [])
+    monkeypatch.setattr(project, "PACKAGE", tmp_path / "site-packages" / "suite")
     assert project.find() is None
     with pytest.raises(SettingsError, match="not in a checkout"):
         project.root()
-
-
-def test_this_environment_knows_what_it_was_installed_from():
-    assert [(p / "pyproject.toml").is_file() for p in project._installed()] == [True]

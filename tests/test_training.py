@@ -347,7 +347,7 @@ def test_the_run_without_resampling_is_trained_only_where_it_differs(
     monkeypatch.setattr(Run, "summary", lambda *_: dict(summary))
     monkeypatch.setattr(stages, "fit", fit)
     monkeypatch.setattr(Run, "_make_inputs", lambda *_: None)
-    monkeypatch.setattr(stages, "hook", lambda run, name: None)
+    monkeypatch.setattr(stages, "hook", lambda run: None)
     folder = run.path("autoencoder", "bricken_2023-no_resampling")
     assert trained == ([False] if resampled else []) and folder.exists()
     record = json.loads((folder / "training.json").read_text())

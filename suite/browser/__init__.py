@@ -23,18 +23,14 @@ be asked. `FileSource` (`browser.html`) has the blocks in the page. It answers f
 among them (`page_model`), or says why there is none, and keeps ratings in localStorage.
 """
 
-from suite.browser.close_reading import gallery, markdown
-from suite.browser.kernel import FeatureBrowser, own_text, whole_context, widget
+from suite.browser.close_reading import gallery
+from suite.browser.kernel import FeatureBrowser, own_text, widget
 from suite.browser.page import static
-from suite.browser.rating import rating_histogram
 
 __all__ = [
     "FeatureBrowser",
     "gallery",
-    "markdown",
     "own_text",
-    "rating_histogram",
     "static",
-    "whole_context",
     "widget",
 ]

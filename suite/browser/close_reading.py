@@ -7,12 +7,9 @@ Everything here is plain data for `results/*.json`: texts are made visible, and 
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from sae_lib import formats
 from sae_lib.features.evaluation import ALIVE
 from sae_lib.text.display import plain
-from sae_lib.text.markup import span
 from suite.browser.table import SCORES, FeatureTable, open_table
 from suite.runs import Run
 
@@ -37,6 +34,7 @@ def entry(table: FeatureTable, number: int) -> dict[str, Any]:
     """One feature as plain data."""
     f, name = table.features.iloc[number], table.vocabulary.name
     strongest = table.strongest(number)
+    on_token = strongest.groupby("token_id").size().sort_values(ascending=False, kind="stable")
 
     def moved(end: str) -> list[dict[str, Any]]:
         pairs = list(zip(f[f"{end}_logits"], f[f"{end}_logit_values"], strict=True))[:LOGITS]
@@ -48,8 +46,7 @@ def entry(table: FeatureTable, number: int) -> dict[str, Any]:
         "n_active": int(f["n_active"]),
         "maximum": float(f["maximum"]),
         "top_tokens": [
-            {"token": name(token), "count": count}
-            for token, count in table.strongest_on(number)[:LOGITS]
+            {"token": name(token), "count": count} for token, count in on_token.head(LOGITS).items()
         ],
         "n_examples": len(strongest),
         "raised": moved("top"),
@@ -68,29 +65,6 @@ def shortened(table: FeatureTable, e) -> dict[str, Any]:
     }
 
 
-def markdown(entry: dict[str, Any], kind: str = "Feature") -> str:
-    """A gallery entry as Markdown; texts are in code spans, where neither Markdown nor HTML means
-    anything.
-    """
-    tokens = ", ".join(f"{span(t['token'])} {t['count']}" for t in entry["top_tokens"])
-    raised = ", ".join(f"{span(r['token'])} {formats.signed(r['value'])}" for r in entry["raised"])
-    examples = [
-        f"- {formats.number(e['activation'])}: "
-        f"{span(e['before'])}**{span(e['token'])}**{span(e['after'])}"
-        for e in entry["examples"]
-    ]
-    return "\n".join(
-        [
-            f"**{kind} {entry['feature']}**: density {formats.percent(entry['density'])} "
-            f"({formats.count(entry['n_active'])} activations), "
-            f"maximum {formats.number(entry['maximum'])}\n",
-            f"Strongest on {tokens} of the top {entry['n_examples']}; raises {raised}\n",
-            *examples,
-            "",
-        ]
-    )
-
-
 def read_closely(run: Run, n: int = 5, seed: int = 0) -> list[dict[str, Any]]:
     """The gallery's own draw, each feature with all that is known of it."""
     table = open_table(run)
@@ -105,7 +79,7 @@ def in_full(table: FeatureTable, number: int) -> dict[str, Any]:
     maximum = float(f.get("maximum_all", f["maximum"]))
     score: dict[str, Any] = {"rule": ""}
     if isinstance(f.get("rule"), str):
-        score = dict(zip(SCORES, (plain(f["rule"]), *f[SCORES[1:]].tolist()), strict=True))
+        score = f[SCORES].to_dict() | {"rule": plain(f["rule"])}
         score["n_conditions"] = int(score["n_conditions"])
     tenths = [
         {
@@ -127,15 +101,17 @@ def clean_only_at_the_top(table: FeatureTable) -> dict[str, Any] | None:
     Both are shares of examples on the token that is most frequent among the strongest; the gap
     between them decides. None where there is no such feature.
     """
-    strongest = table.examples.query("tenth < 0")
+    strongest, lower = (
+        table.examples.query(which) for which in ("tenth < 0", "0 <= tenth < @LOWER")
+    )
     token = strongest.groupby("feature")["token_id"].agg(lambda ids: ids.mode().iloc[0])
-
-    def agreement(examples: pd.DataFrame) -> pd.DataFrame:
-        on_it = examples["token_id"] == examples["feature"].map(token)
-        return on_it.groupby(examples["feature"]).agg(["mean", "size"])
-
-    lower = agreement(table.examples.query("0 <= tenth < @LOWER"))
-    both = agreement(strongest).join(lower, lsuffix="_top", rsuffix="_lower", how="inner")
+    top_share, lower_share = (
+        (part["token_id"] == part["feature"].map(token))
+        .groupby(part["feature"])
+        .agg(["mean", "size"])
+        for part in (strongest, lower)
+    )
+    both = top_share.join(lower_share, lsuffix="_top", rsuffix="_lower", how="inner")
     both = both.query("size_top >= 10 and size_lower >= 2 * @LOWER and mean_top >= @CLEAN")
     both = both[both.index.isin(table.alive(ALIVE))]
     if both.empty:

@@ -9,7 +9,6 @@ from typing import Any
 
 import anywidget
 import numpy as np
-import pandas as pd
 import torch
 from IPython.display import HTML
 from jaxtyping import Float, Int
@@ -17,9 +16,7 @@ from jaxtyping import Float, Int
 from sae_lib import progress
 from sae_lib.errors import UserError
 from sae_lib.features import clamping, feature_table
-from sae_lib.features.clamping import Clamp
-from sae_lib.model.activations import HookPoint
-from sae_lib.sae.dictionaries import Dictionary
+from sae_lib.features.clamping import Clamp, ClampTarget
 from sae_lib.text.tokenizer import token_ids
 from suite import stages
 from suite.browser import rating
@@ -44,16 +41,10 @@ class Model:
         self.run, self.name = run, name or run.settings.sae.recipe
 
     @cached_property
-    def hook(self) -> HookPoint:
-        return stages.hook(self.run, self.name)
-
-    @cached_property
-    def dictionary(self) -> Dictionary:
-        return self.run.get("dictionary", self.name)
-
-    @cached_property
-    def tokenizer(self):
-        return self.run.get("tokens").tokenizer
+    def target(self) -> ClampTarget:
+        """The hook of the language model, the dictionary and the tokeniser."""
+        hook, tokens = stages.hook(self.run), self.run.get("tokens")
+        return ClampTarget(hook, self.run.get("dictionary", self.name), tokens.tokenizer)
 
     @cached_property
     def rows(self) -> np.ndarray:
@@ -61,25 +52,26 @@ class Model:
 
     def encoded(self, text: str) -> tuple[list[int], int]:
         """(token ids, how many were cut off because the model's context is full)."""
-        ids = token_ids(self.tokenizer, text)
-        room = self.hook.model.config.max_position_embeddings
+        ids = token_ids(self.target.tokenizer, text)
+        room = self.target.hook.model.config.max_position_embeddings
         return ids[:room], max(0, len(ids) - room)
 
     @torch.no_grad()
     def feature_acts(self, ids: list[int]) -> Float[torch.Tensor, "position d_sae"]:
         """Activations of all features on every token of one text."""
+        hook, dictionary = self.target.hook, self.target.dictionary
         if not ids:
-            return torch.zeros(0, self.dictionary.d_sae)
-        acts = self.hook.activations(torch.tensor([ids], device=self.hook.device))[0].float()
-        return self.dictionary.encode(acts).cpu()
+            return torch.zeros(0, dictionary.d_sae)
+        acts = hook.activations(torch.tensor([ids], device=hook.device))[0].float()
+        return dictionary.encode(acts).cpu()
 
-    def activations(self, text: str, feature: int, per_token: int = PER_TOKEN) -> dict[str, Any]:
+    def activations(self, text: str, feature: int) -> dict[str, Any]:
         """A feature on each token of a text, and each token's strongest features with their
         activations.
         """
         ids, cut = self.encoded(text)
         acts = self.feature_acts(ids)
-        values, numbers = acts.topk(min(per_token, acts.shape[1]), dim=1)
+        values, numbers = acts.topk(min(PER_TOKEN, acts.shape[1]), dim=1)
         pairs = zip(numbers.tolist(), values.tolist(), strict=True)
         strongest = [[(n, v) for n, v in zip(*row, strict=True) if v > 0] for row in pairs]
         shown = acts[:, feature].clamp_min(0).tolist()
@@ -100,12 +92,11 @@ class Model:
         Both continuations have what the feature does on them when it is not clamped.
         """
         made = Clamp(**clamp)
-        target = clamping.ClampTarget(self.hook, self.dictionary, self.tokenizer)
-        after = target.next_tokens(text, [made], NEXT, keep_error)
+        after = self.target.next_tokens(text, [made], NEXT, keep_error)
         rows = after.table.head(NEXT)[["token_id", "before", "after"]]
         sides, prompt = [], 0
         if new_tokens:
-            *sides, prompt = target.side_by_side(
+            *sides, prompt = self.target.side_by_side(
                 text, [made], new_tokens, temperature, seed, keep_error
             )
         continued = []
@@ -115,12 +106,12 @@ class Model:
         next_ = list(rows.itertuples(index=False, name=None))
         return {"kl": after.kl, "next": next_, "sides": continued, "prompt": prompt}
 
-    def context(self, row: int, feature: int, ablate: bool = False) -> dict[str, Any]:
+    def context(self, row: int, feature: int, ablate: bool) -> dict[str, Any]:
         """A row of held-out text, the feature on it, and the change of the loss (nats) when it is
         ablated there.
         """
         ids: Int[torch.Tensor, " position"] = torch.from_numpy(self.rows[row].astype(np.int64))
-        parts = (self.hook, self.dictionary, ids, feature)
+        parts = (self.target.hook, self.target.dictionary, ids, feature)
         values = feature_table.row_activations(*parts).clamp_min(0).tolist()
         effects = clamping.ablation_effect(*parts).tolist() if ablate else []
         return {"ids": ids.tolist(), "values": values, "effects": effects}
@@ -187,26 +178,11 @@ class FeatureBrowser(anywidget.AnyWidget):
         return data | {"text/html": without_kernel(self.table)}, metadata
 
 
-def own_text(
-    run: Run, text: str, features: Iterable[int] = (), name: str = "", per_token: int = PER_TOKEN
-) -> HTML:
+def own_text(run: Run, text: str, features: Iterable[int] = ()) -> HTML:
     """A text of one's own as HTML that needs no kernel: coloured by each of `features`, and the
     strongest per token.
     """
-    table, model = open_table(run, name), Model(run, name)
-    found = model.activations(text, 0, per_token)
-    by_feature = {number: model.activations(text, number, per_token) for number in features}
+    table, model = open_table(run), Model(run)
+    found = model.activations(text, 0)
+    by_feature = {number: model.activations(text, number) for number in features}
     return HTML(TEMPLATE.boxed([TEMPLATE.own_text(table, by_feature, found)]))
-
-
-def whole_context(
-    run: Run, feature: int, example: int = 0, name: str = "", ablate: bool = False
-) -> HTML:
-    """The whole row around a feature's example (0 is the strongest) as HTML; `ablate` adds the
-    change of the loss.
-    """
-    table = open_table(run, name)
-    examples = pd.concat([table.strongest(feature), table.sampled(feature)[::-1]])
-    chosen = examples.iloc[example]
-    found = Model(run, name).context(int(chosen["row"]), feature, ablate)
-    return HTML(TEMPLATE.boxed([TEMPLATE.context(table, chosen, found)]))

@@ -3,7 +3,7 @@
 Their template is `static.html.j2`, which escapes whatever comes from the corpus.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from IPython.display import HTML
@@ -11,46 +11,10 @@ from jinja2 import Environment, FileSystemLoader
 
 from sae_lib.figures import NO_MATHEMATICS
 from sae_lib.formats import decimal
-from sae_lib.text.display import SIGNS, Vocabulary, isolated, plain
+from sae_lib.text.display import SIGNS, isolated, plain
 from suite.browser.close_reading import in_full
 from suite.browser.table import FeatureTable, open_table
 from suite.runs import Run
-
-DARKEST = 0.62  # opacity of the strongest colour: text stays readable on it, on white and on black
-ACTIVE, LOSS = ("240,125,20", ""), ("208,60,60", "50,110,200")  # colours above and below zero
-
-
-def percent(share: float) -> str:
-    return f"{decimal(100 * share)} %"
-
-
-def signed(x: float) -> str:
-    return ("-" if x < 0 else "+") + decimal(abs(x))
-
-
-def spans(
-    vocabulary: Vocabulary,
-    ids: Iterable,
-    values: Iterable,
-    largest: float,
-    focus: int = -1,
-    colours: tuple[str, str] = ACTIVE,
-) -> Iterator[dict]:
-    """Tokens as the template shows them: text, colour by value, whether it is the one at `focus`,
-    and a hint with name and value.
-    """
-    ids = list(map(int, ids))
-    whole = vocabulary.characters(ids)
-    for i, (token, value) in enumerate(zip(ids, map(float, values), strict=True)):
-        colour, share = colours[value < 0], min(1.0, abs(value) / largest) if largest > 0 else 0.0
-        part = f"  (part of {isolated(plain(whole[i]))})" if i in whole else ""
-        yield {
-            "text": plain(vocabulary.text(token), every_blank=i == focus),
-            "shade": f"{colour},{DARKEST * share:.2f}" if colour and share > 0.02 else "",
-            "focus": i == focus,
-            "hint": f"{isolated(vocabulary.name(token))}  {decimal(value)}{part}",
-        }
-
 
 ENVIRONMENT = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
@@ -60,13 +24,11 @@ ENVIRONMENT = Environment(
 )
 ENVIRONMENT.globals |= {
     "NO_MATHEMATICS": NO_MATHEMATICS,
-    "LOSS": LOSS,
     "LINE_END": SIGNS["\n"],
     "decimal": decimal,
-    "percent": percent,
-    "signed": signed,
     "isolated": isolated,
-    "spans": spans,
+    "plain": plain,
+    "zip": zip,
 }
 TEMPLATE = ENVIRONMENT.get_template("static.html.j2").module
 

@@ -70,14 +70,6 @@ class FeatureTable:
         f = self.features.iloc[number]
         return float(f["maximum"] or f.get("maximum_all", 0.0))
 
-    def strongest_on(self, number: int) -> list[tuple[int, int]]:
-        """(token id, how many of the strongest examples are strongest on it), the most frequent
-        first.
-        """
-        ids, counts = np.unique(self.strongest(number)["token_id"], return_counts=True)
-        order = np.argsort(-counts, kind="stable")
-        return list(zip(ids[order].tolist(), counts[order].tolist(), strict=True))
-
     def spelled(self, ids: list[int]) -> str:
         return plain(joined(self.vocabulary, ids))
 
@@ -95,20 +87,20 @@ def open_table(run: Run, name: str = "") -> FeatureTable:
     With scores where there are some.
     """
     folder, kind = run.path("features", name), KINDS.get(name, "feature")
-    scored = name if name and kind == "feature" else run.settings.sae.recipe
-    scores = run.folder / "interpretability" / scored / "scores.parquet"
-    when = scores.stat().st_mtime_ns if scores.exists() and kind in ("feature", "neuron") else 0
-    made = (folder / RECORD).stat().st_mtime_ns
-    return _opened(folder, made, run.tokens_folder / "tokenizer", kind, scores, when)
+    scores = run.folder_of("scores", name if kind == "feature" else "")
+    scored = kind in ("feature", "neuron") and scores.exists()
+    made = tuple((f / RECORD).stat().st_mtime_ns for f in (folder, scores)[: 1 + scored])
+    tokenizer = run.tokens_folder / "tokenizer"
+    return _opened(made, folder, tokenizer, kind, scores if scored else None)
 
 
 @lru_cache(maxsize=4)
 def _opened(
-    folder: Path, made: int, tokenizer: Path, kind: str, scores: Path, scored: int
+    made: tuple[int, ...], folder: Path, tokenizer: Path, kind: str, scores: Path | None
 ) -> FeatureTable:
     of_kind = None
-    if scored:
-        verify(scores.parent)
-        of_kind = pd.read_parquet(scores).query("kind == @kind")
+    if scores:
+        verify(scores)
+        of_kind = pd.read_parquet(scores / "scores.parquet").query("kind == @kind")
     tables = (pd.read_parquet(folder / f"{name}.parquet") for name in ("features", "examples"))
     return FeatureTable(*tables, load_tokenizer(tokenizer), kind, of_kind)

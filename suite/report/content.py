@@ -36,11 +36,7 @@ def load(run: Run) -> dict[str, Any]:
     """Every result of the run by name, None for one that is not there; `ArtefactError` where the
     evaluation is missing, without which there is no report.
     """
-    results: dict[str, Any] = dict.fromkeys(RESULTS)
-    for name in RESULTS:
-        if (run.results_folder / f"{name}.json").exists():
-            results[name] = run.load_results(name)
-            results[name].pop("made_from", None)
+    results = {name: run.find_results(name) for name in RESULTS}
     notebook = NOTEBOOK_OF["evaluation"]
     if results["evaluation"] is None:
         raise ArtefactError(

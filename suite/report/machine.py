@@ -2,7 +2,6 @@
 wherever it is rendered.
 """
 
-import os
 import platform
 import re
 import subprocess
@@ -17,6 +16,7 @@ def machine() -> dict[str, Any]:
     """CPU, cores, memory, GPU, torch's threads, date, operating system, versions of everything
     pinned, git commit: for `results/run.json`.
     """
+    import joblib
     import psutil
     import torch
 
@@ -25,16 +25,12 @@ def machine() -> dict[str, Any]:
         found = torch.cuda.get_device_properties(0)
         number = torch.cuda.device_count()
         gpu = {"name": found.name, "bytes": found.total_memory, "number": number}
-    elif torch.backends.mps.is_available():
-        gpu = {"name": "Apple GPU (mps)", "bytes": None, "number": 1}
     root = project.find()
     pins = project.pins(root / "requirements.txt") if root else ()
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "cpu": cpu_model(),
-        "cores": len(psutil.Process().cpu_affinity())
-        if hasattr(psutil.Process, "cpu_affinity")
-        else os.cpu_count(),
+        "cores": joblib.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "gpu": gpu,
         "torch_threads": torch.get_num_threads(),

@@ -13,9 +13,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Undefined, Un
 
 from sae_lib import formats
 from sae_lib.errors import ArtefactError
-from sae_lib.text.markup import block, code, plain, prose
+from sae_lib.text.markup import block, code, plain, prose, span
 from suite import toy_check
-from suite.browser import close_reading
 from suite.report import content
 from suite.runs import Run
 
@@ -25,43 +24,17 @@ FENCED_OR_BLANK = re.compile(
 )
 
 
-class Registry:
-    """Numbers figures and tables as the template meets them, and remembers the results that each
-    was made from.
-    """
-
-    def __init__(self, figures: Path):
-        self.folder, self.figures, self.tables = figures, [], []
-
-    def figure(self, name: str, caption: str, results: str) -> str:
-        """The picture with its caption, nothing where it was not made."""
-        if not (self.folder / f"{name}.png").exists():
-            return ""
-        number = f"Figure {len(self.figures) + 1}"
-        self.figures.append((number, f"`figures/{name}.png`", results.split(", ")))
-        label = f"{number}. {plain(caption)}"
-        return f"![{label}](figures/{name}.png)\n\n*{label}*"
-
-    def table(self, caption: str, results: str) -> str:
-        number, short = f"Table {len(self.tables) + 1}", re.split("[:.]", caption)[0]
-        self.tables.append((number, plain(short), results.split(", ")))
-        return f"**{number}.** {caption}"
-
-
 def markdown(run: Run) -> str:
     """The report of a run as Markdown, from its results alone."""
-    values = content.context(run)
-    registry = Registry(run.root / "figures")
+    values, folder = content.context(run), run.root / "figures"
+    full_figures = toy_check.copy_published_figures(folder)
+    values |= {
+        "full_figures": full_figures,
+        "drawn": {path.stem for path in folder.glob("*.png")},
+        "numbered": {"figures": [], "tables": []},
+    }
     try:
-        text = _environment().get_template("template.md.j2")
-        text = text.render(
-            values,
-            this=values,
-            full_figures=toy_check.copy_published_figures(run.folder / "figures"),
-            registry=registry,
-            tab=registry.table,
-            figure=registry.figure,
-        )
+        text = _environment().get_template("template.md.j2").render(values, this=values)
     except (UndefinedError, KeyError) as error:
         raise ArtefactError(
             f"no report: a results file of {run.folder / 'results'} lacks a value ({error}); it "
@@ -85,7 +58,7 @@ def _environment() -> Environment:
         "prose": prose,
         "code": code,
         "block": block,
-        "gallery": close_reading.markdown,
+        "span": span,
         "shell": shlex.quote,
         "python": repr,
         "written": lambda value, format: getattr(formats, format)(value),

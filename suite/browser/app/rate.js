@@ -121,17 +121,24 @@ class Rate {
   }
 
   summary(ratings) {
-    // All raters' ratings, by kind.
+    // All raters' ratings, by kind. Several ratings of one unit are not independent: its mean
+    // counts once.
+    const average = (values) => values.reduce((sum, v) => sum + v, 0) / values.length;
     const share = (own, r) => own.filter((o) => o.rating === r).length / own.length;
     const row = ([kind, original]) => {
       const own = ratings.filter((r) => r.kind === kind),
-        mean = own.reduce((sum, r) => sum + r.rating, 0) / own.length;
+        of_unit = {};
+      for (const r of own) (of_unit[r.unit] ??= []).push(r.rating);
+      const units = Object.values(of_unit).map(average),
+        mean = average(units),
+        variance = average(units.map((u) => (u - mean) ** 2)),
+        error = 1.96 * Math.sqrt(variance / Math.max(units.length - 1, 1));
       return (
         own.length > 0 &&
         html`<tr>
           <td>${kind}s</td>
           <td>${own.length}</td>
-          <td><b>${mean.toFixed(2)}</b></td>
+          <td><b>${mean.toFixed(2)}</b> ± ${error.toFixed(2)}</td>
           <td>${original}</td>
           ${Object.keys(SCALE).map((r) => {
             const part = share(own, Number(r));
@@ -146,7 +153,7 @@ class Rate {
         <tr>
           <th></th>
           <th>ratings</th>
-          <th>mean</th>
+          <th>mean, 95 % interval</th>
           <th>the original's mean</th>
           ${Object.entries(SCALE).map(([r, text]) => html`<th>${r} ${text}</th>`)}
         </tr>
