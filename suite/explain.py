@@ -10,16 +10,16 @@ import pandas as pd
 from sae_lib.device import device_of
 from sae_lib.errors import ChatError
 from sae_lib.files import write_atomically
-from sae_lib.interpretability import chat
+from sae_lib.formats import NONE
 from sae_lib.interpretability.explain import (
+    TESTS,
     HeldoutText,
     ask_about,
     make_units,
-    sentence,
     summary,
 )
 from sae_lib.text.display import Vocabulary
-from suite import stages
+from suite import chat, stages
 from suite.runs import Run
 
 UNSCORED = {  # settings that no score depends on
@@ -67,9 +67,14 @@ def explain(
         return found
     asking = chat.Chat(client, s, chat.Cache(table.parent / "replies.jsonl", replies_beside(run)))
     units = units_of(run, name, features)
-    scored, stopped, error = ask_about(asking, units, Vocabulary(run.get("tokens").tokenizer), s)
-    if error and not scored:
-        raise error
+    scored, stopped, error = [], None, False
+    try:
+        for one in ask_about(asking.ask, units, Vocabulary(run.get("tokens").tokenizer), s):
+            scored.append(one)
+    except (chat.LimitReached, ChatError) as reason:
+        stopped, error = str(reason), isinstance(reason, ChatError)
+        if error and not scored:
+            raise
     rows = pd.DataFrame([one.row() for one in scored])
     write_atomically(table, rows.to_parquet(index=False))
     about = {"model": client.name, "recipe": name, "features": len(units["feature"])}
@@ -78,9 +83,24 @@ def explain(
     say(sentence(run.load_results(where), table))
     if error:
         raise ChatError(
-            f"{error}; the scores so far are in {table}; run the same command to continue"
+            f"{stopped}; the scores so far are in {table}; run the same command to continue"
         )
     return run.saved_results(where, made_from)
+
+
+def sentence(results: dict, table: Path) -> str:
+    """The outcome in one line."""
+    scores = []
+    for test in TESTS:
+        for kind, of_kind in results["kinds"].items():
+            mean = of_kind[test]["mean"]
+            scores.append(f"{kind} {test} {NONE if mean is None else f'{mean:.2f}'}")
+    ended = f"; ended early: {results['stopped']}" if results["stopped"] else ""
+    return (
+        f"{results['model']}: {', '.join(scores) or 'nothing scored'};"
+        f" {results['unparsed']} of {results['n']} answers could not be read;"
+        f" {results['requests']} requests{ended}; {table}"
+    )
 
 
 def units_of(run: Run, name: str, n: int) -> dict:

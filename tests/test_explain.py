@@ -21,11 +21,12 @@ from hypothesis import strategies as st
 from sae_lib import settings
 from sae_lib.errors import ChatError, SettingsError
 from sae_lib.features.firing import Firing
-from sae_lib.interpretability import chat, explain
+from sae_lib.interpretability import explain
 from sae_lib.interpretability.explain import HeldoutText, Unit, Window, draw_unit
 from sae_lib.model.activations import harvest
 from sae_lib.text.display import Vocabulary
 from sae_lib.text.tokenizer import train_tokenizer
+from suite import chat
 from suite import explain as suite_explain
 from suite.runs import Run
 from suite.stages import STAGES

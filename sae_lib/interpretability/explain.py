@@ -12,7 +12,7 @@ which detection can tell; here they are in excerpts where the feature does fire,
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, groupby, islice, zip_longest
 from pathlib import Path
@@ -24,11 +24,8 @@ import torch
 from jaxtyping import Integer
 from jinja2 import Template
 
-from sae_lib.errors import ChatError
 from sae_lib.features.firing import ALIVE, Firing, firing, spread_rows
 from sae_lib.features.statistics import interval
-from sae_lib.formats import NONE
-from sae_lib.interpretability.chat import Chat, LimitReached
 from sae_lib.model.activations import HookPoint
 from sae_lib.progress import tqdm
 from sae_lib.sae.autoencoder import SparseAutoencoder
@@ -73,6 +70,7 @@ class Unit:
 
 
 Units = dict[str, list[Unit]]
+Ask = Callable[[str], str | None]  # a prompt → a chat model's reply, None where none came
 
 
 class HeldoutText:
@@ -236,36 +234,31 @@ def make_units(
 
 
 def ask_about(
-    chat: Chat, units: Units, vocabulary: Vocabulary, s: ExplainSettings
-) -> tuple[list[Scored], str | None, ChatError | None]:
+    ask: Ask, units: Units, vocabulary: Vocabulary, s: ExplainSettings
+) -> Iterator[Scored]:
     """Explain all units, then test one of each kind after the other, so that an early end leaves
     kinds that compare.
 
-    Returns what was scored, the sentence why it ended early, and the error where that was one.
+    Each is yielded before it is tested: where `ask` raises, it keeps the answers so far.
     """
-    scored: list[Scored] = []
     features = units["feature"]
     # the first of each kind, the second of each kind, …; there may be fewer neurons than features
     together = [[u for u in group if u] for group in zip_longest(*units.values())]
-    try:
-        for unit in tqdm(list(chain(*together)), desc="explain"):
-            if excerpts := [shown(vocabulary, w, w.on) for w in unit.shown]:
-                unit.explanation = read_explanation(chat.ask(prompt("explain", excerpts)))
-                if s.rating:
-                    unit.rating = read_rating(chat.ask(prompt("rate", excerpts)))
-        for i, group in enumerate(tqdm(together, desc="detect")):
-            tests = [Scored(unit.kind, unit, unit.explanation) for unit in group]
-            if len(features) > max(1, i):
-                tests.insert(1, Scored("swapped", features[i], features[i - 1].explanation))
-            for one in tests:
-                scored.append(one)
-                _test(chat, one, vocabulary, s)
-    except (LimitReached, ChatError) as reason:
-        return scored, str(reason), reason if isinstance(reason, ChatError) else None
-    return scored, None, None
+    for unit in tqdm(list(chain(*together)), desc="explain"):
+        if excerpts := [shown(vocabulary, w, w.on) for w in unit.shown]:
+            unit.explanation = read_explanation(ask(prompt("explain", excerpts)))
+            if s.rating:
+                unit.rating = read_rating(ask(prompt("rate", excerpts)))
+    for i, group in enumerate(tqdm(together, desc="detect")):
+        tests = [Scored(unit.kind, unit, unit.explanation) for unit in group]
+        if len(features) > max(1, i):
+            tests.insert(1, Scored("swapped", features[i], features[i - 1].explanation))
+        for one in tests:
+            yield one
+            _test(ask, one, vocabulary, s)
 
 
-def _test(chat: Chat, one: Scored, vocabulary: Vocabulary, s: ExplainSettings) -> None:
+def _test(ask: Ask, one: Scored, vocabulary: Vocabulary, s: ExplainSettings) -> None:
     for test in TESTS if one.explanation is not None else ():
         rng = np.random.default_rng((s.seed, one.unit.index))
         asked = questions(test, vocabulary, one.unit, s.test_examples, rng)
@@ -273,7 +266,7 @@ def _test(chat: Chat, one: Scored, vocabulary: Vocabulary, s: ExplainSettings) -
             continue  # a neuron that is silent in no excerpt: nothing to tell apart
         for start in range(0, len(asked), s.batch):
             texts, truths = zip(*asked[start : start + s.batch], strict=True)
-            reply = chat.ask(prompt(test, texts, one.explanation))
+            reply = ask(prompt(test, texts, one.explanation))
             said = read_answers(reply, len(texts)) or [None] * len(texts)
             one.answers[test] += zip(truths, said, strict=True)
 
@@ -373,18 +366,3 @@ def summary(rows: pd.DataFrame) -> dict:
             kinds[kind][score] = {"mean": mean, "low": low, "high": high, "units": len(values)}
     totals = {name: sum(kind[name] for kind in kinds.values()) for name in ("n", "unparsed")}
     return {"kinds": kinds} | totals
-
-
-def sentence(results: dict, table: Path) -> str:
-    """The outcome in one line."""
-    scores = []
-    for test in TESTS:
-        for kind, of_kind in results["kinds"].items():
-            mean = of_kind[test]["mean"]
-            scores.append(f"{kind} {test} {NONE if mean is None else f'{mean:.2f}'}")
-    ended = f"; ended early: {results['stopped']}" if results["stopped"] else ""
-    return (
-        f"{results['model']}: {', '.join(scores) or 'nothing scored'};"
-        f" {results['unparsed']} of {results['n']} answers could not be read;"
-        f" {results['requests']} requests{ended}; {table}"
-    )
