@@ -487,16 +487,16 @@ def test_the_talks_claims_count_what_they_say():
     cells = toy_experiments.case_cells(1)
     square = [[1.0, -1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, -1.0, 0.0]]
     W = pentagon_weights(len(cells), square)
-    never_five, every, almost = metrics.talk_claims(W, cells)
+    never_five, every, almost = toy_figures.talk_claims(W, cells)
     assert never_five["holds"].startswith("p 0.01–0.1: 0%")
     assert every["holds"].startswith("p 0.01–0.1: 100%") and almost["does not hold"] == "nowhere"
     W[4, :3, :, 1] = 0  # equal importance: in three of ten seeds one feature stands alone
-    _, every, almost = metrics.talk_claims(W, cells)
+    _, every, almost = toy_figures.talk_claims(W, cells)
     assert every["does not hold"] == "nowhere" and almost["holds"].startswith("p 0.01–0.1: 92%")
     W[4, :, :, 1] = 0
-    assert metrics.talk_claims(W, cells)[2]["does not hold"].startswith("p 0.01–0.1: 67%")
+    assert toy_figures.talk_claims(W, cells)[2]["does not hold"].startswith("p 0.01–0.1: 67%")
     W[0, 0] = circle(5).float()
-    assert metrics.talk_claims(W, cells)[0]["does not hold"].startswith("p 0.01–0.1: 2%")
+    assert toy_figures.talk_claims(W, cells)[0]["does not hold"].startswith("p 0.01–0.1: 2%")
 
 
 def test_gates_fail_on_untrained_models(smoke):

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from sae_lib.errors import SettingsError
 from sae_lib.progress import tqdm
 
+Samples = Float[Tensor, "instance feature sample"]
 ACTIVATIONS = {"identity": lambda x: x, "relu": torch.relu, "gelu": F.gelu}
 SETS = ("independent", "correlated", "anticorrelated")
+SNAPSHOT = ("step", "W_by_step", "loss_by_step")
 VALUES = {  # of an active feature, from numbers that are uniform on [0, 1]
     "uniform": lambda u: u,
     "signed": lambda u: 2 * u - 1,
@@ -130,7 +132,7 @@ class Features:
         batch: int,
         generator: torch.Generator | None = None,
         streams: int | None = None,
-    ) -> Float[Tensor, "instance feature sample"]:
+    ) -> Samples:
         """Draw samples, inactive features 0.
 
         Instance i reads stream i % `streams` of the random numbers; without it, each reads its own.
@@ -221,25 +223,19 @@ class ToyModel(nn.Module):
         self.b_hidden = nn.Parameter(zeros) if config.hidden_bias else None
         self.register_buffer("importance", config.importance_rows.clone())
 
-    def encode(
-        self, x: Float[Tensor, "instance feature sample"]
-    ) -> Float[Tensor, "instance hidden sample"]:
+    def encode(self, x: Samples) -> Float[Tensor, "instance hidden sample"]:
         """Hidden activations."""
         pre = self.W @ x if self.b_hidden is None else torch.baddbmm(self.b_hidden, self.W, x)
         return ACTIVATIONS[self.config.hidden](pre)
 
-    def forward(
-        self, x: Float[Tensor, "instance feature sample"]
-    ) -> Float[Tensor, "instance output sample"]:
+    def forward(self, x: Samples) -> Float[Tensor, "instance output sample"]:
         """Outputs; dropout acts on the hidden layer while `self.training`."""
         h, W_out = self.encode(x), self.W.mT if self.W_out is None else self.W_out
         if self.config.dropout:
             h = F.dropout(h, self.config.dropout, self.training)
         return ACTIVATIONS[self.config.output](torch.baddbmm(self.b, W_out, h))
 
-    def loss(
-        self, x: Float[Tensor, "instance feature sample"], target: Tensor
-    ) -> Float[Tensor, " instance"]:
+    def loss(self, x: Samples, target: Tensor) -> Float[Tensor, " instance"]:
         """Mean over samples and outputs of importance × squared error; cross-entropy (nats) where
         `target` holds class numbers.
         """
@@ -291,7 +287,7 @@ def train(
     n, steps, every = model.config.n_instances, schedule.steps, schedule.every
     generator = torch.Generator().manual_seed(seed + 1)
     optimizer = torch.optim.Adam(model.parameters(), lr=schedule.lr, fused=True)
-    kept = {"step": [], "W_by_step": [], "loss_by_step": []}
+    kept: list[tuple[Tensor, ...]] = []  # the snapshots, each as named in `SNAPSHOT`
     model.train()
     torch.manual_seed(seed)  # which dropout draws from
     for step in tqdm(range(steps), desc="toy models", leave=False, mininterval=1.0, disable=None):
@@ -301,14 +297,12 @@ def train(
         x = features.sample(n, schedule.batch, generator, schedule.streams)
         losses = model.loss(x, target(x))
         if every and step % every == 0:
-            now = torch.tensor(step), model.W.detach().clone(), losses.detach()
-            for values, value in zip(kept.values(), now, strict=True):
-                values.append(value)
+            kept.append((torch.tensor(step), model.W.detach().clone(), losses.detach()))
         optimizer.zero_grad()
         losses.sum().backward()
         optimizer.step()
     model.eval()
-    return {name: torch.stack(values) for name, values in kept.items() if values}
+    return dict(zip(SNAPSHOT, map(torch.stack, zip(*kept, strict=True)), strict=False))
 
 
 @torch.no_grad()
@@ -316,17 +310,11 @@ def test_loss(
     model: ToyModel,
     features: Features,
     target: Callable[[Tensor], Tensor] = itself,
-    *,
-    batch: int = 4096,
     repeats: int = 8,
-    seed: int = 12345,
 ) -> Float[Tensor, " instance"]:
-    """Loss per instance without dropout, on fresh samples from random numbers common to all, so
-    that seeds compare fairly.
+    """Loss per instance of a model in evaluation mode, on `repeats` × 4096 fresh samples from
+    random numbers common to all, so that seeds compare fairly.
     """
-    generator = torch.Generator().manual_seed(seed)
-    n, was_training, _ = model.config.n_instances, model.training, model.eval()
-    draws = (features.sample(n, batch, generator, streams=1) for _ in range(repeats))
-    losses = torch.stack([model.loss(x, target(x)) for x in draws]).mean(0)
-    model.train(was_training)
-    return losses
+    generator, n = torch.Generator().manual_seed(12345), model.config.n_instances
+    draws = (features.sample(n, 4096, generator, streams=1) for _ in range(repeats))
+    return torch.stack([model.loss(x, target(x)) for x in draws]).mean(0)
