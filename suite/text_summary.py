@@ -10,13 +10,16 @@ import pandas as pd
 
 from sae_lib.files import write_atomically
 from sae_lib.settings import CorpusSettings
-from sae_lib.text.corpus import MISSING
-from sae_lib.text.installation import KIND_NAMES, PROSE
+from sae_lib.text.installation import KINDS, PROSE
 from sae_lib.text.tokens import Tokens
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 FREQUENT = 30
 CHUNK = 1 << 24
+MISSING = {
+    "monology/pile-uncopyrighted": "The Pile without Books3, BookCorpus2, OpenSubtitles, "
+    "YTSubtitles and OWT2"
+}
 
 
 def write(corpus: CorpusSettings, tokens: Tokens) -> None:
@@ -68,7 +71,7 @@ def _statistics(table: pd.DataFrame, ids: np.ndarray, tokenizer) -> dict[str, An
 def _sentence(corpus: CorpusSettings, values: dict[str, Any]) -> str:
     train, (source, _, name) = values["train"], corpus.source.partition(":")
     kinds = [
-        f"{KIND_NAMES.get(kind, kind)} {100 * v['tokens'] / train['tokens']:.0f} %"
+        f"{KINDS.get(kind, {}).get('name', kind)} {100 * v['tokens'] / train['tokens']:.0f} %"
         for kind, v in train["kinds"].items()
     ]
     others = " and others" if len(kinds) > 4 else ""

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from sae_lib.features.statistics import lists
-from sae_lib.model.activations import Source, harvest
+from sae_lib.model.activations import Source, harvest, spread
 from sae_lib.progress import tqdm
 from sae_lib.sae.dictionaries import Dictionary, active
 from sae_lib.sae.engine.active_pairs import ActivePairs
@@ -47,8 +47,7 @@ class Firing(NamedTuple):
 
 def spread_rows(rows: Rows, n_tokens: int) -> Rows:
     """At most `n_tokens` of the text as rows, spread evenly over it."""
-    wanted = max(1, n_tokens // rows.shape[1])
-    return rows if wanted >= len(rows) else rows[np.linspace(0, len(rows) - 1, wanted).astype(int)]
+    return spread(rows, max(1, n_tokens // rows.shape[1]))
 
 
 @torch.no_grad()

@@ -4,10 +4,12 @@ import difflib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
+import yaml
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -15,26 +17,13 @@ from sae_lib.device import upload
 from sae_lib.errors import CorpusError, ModelError, SettingsError
 from sae_lib.text.tokenizer import token_ids
 
-# Where a hook lies in the plain model: the module, and whether the hook is its input or its output.
-# The MLP's hook_post is no module's output in a gated MLP, but always the input of the down
-# projection (checked against TransformerBridge in the tests).
-BLOCKS = {"gpt2": "transformer.h.{layer}", "llama": "model.layers.{layer}"}
-COMMON = {
-    "hook_resid_pre": ("", "input"),
-    "hook_resid_post": ("", "output"),
-    "hook_mlp_out": (".mlp", "output"),
-}
-HOOKS = {
-    "gpt2": COMMON
-    | {"mlp.hook_pre": (".mlp.c_fc", "output"), "mlp.hook_post": (".mlp.c_proj", "input")},
-    "llama": COMMON
-    | {"mlp.hook_pre": (".mlp.gate_proj", "output"), "mlp.hook_post": (".mlp.down_proj", "input")},
-}
+HOOKS = yaml.safe_load(Path(__file__).with_name("hooks.yaml").read_text("utf-8"))
+ROWS_AT_ONCE = 64  # of a harvest, in one forward pass
 
 
 def find_hook(hook_name: str, family: str, n_layer: int) -> tuple[int, str, str]:
-    """(layer, module below the block, input or output) of a hook name; `ModelError` that lists
-    near ones where there is none.
+    """(layer, module, input or output) of a hook name; `ModelError` that lists near ones where
+    there is none.
     """
     pairs = product(range(n_layer), HOOKS[family].items())
     names = {f"blocks.{layer}.{hook}": (layer, *place) for layer, (hook, place) in pairs}
@@ -47,9 +36,6 @@ def find_hook(hook_name: str, family: str, n_layer: int) -> tuple[int, str, str]
     return names[hook_name]
 
 
-ROWS_AT_ONCE = 64  # of a harvest, in one forward pass
-
-
 class _Stop(Exception):
     """Ends a forward pass at the hook: what comes after it is not needed."""
 
@@ -60,11 +46,9 @@ class HookPoint:
     def __init__(self, model: "transformers.PreTrainedModel", hook_name: str):
         self.model, self.name = model, hook_name
         family = "gpt2" if hasattr(model, "transformer") else "llama"
-        self.layer, suffix, self.side = find_hook(hook_name, family, model.config.num_hidden_layers)
+        self.layer, module, self.side = find_hook(hook_name, family, model.config.num_hidden_layers)
         try:
-            self.module: nn.Module = model.get_submodule(
-                BLOCKS[family].format(layer=self.layer) + suffix
-            )
+            self.module: nn.Module = model.get_submodule(module.format(layer=self.layer))
         except AttributeError:
             raise ModelError(
                 f"{type(model).__name__} has neither GPT-2's nor Llama's layout; only these two"

@@ -21,10 +21,6 @@ HELDOUT_SHARE = 0.1  # of the documents of files and hub
 CHARACTERS_PER_TOKEN = 8
 # Of files, read per wanted token; a longer corpus is sampled from its beginning.
 CONSIDERED = 20
-MISSING = {
-    "monology/pile-uncopyrighted": "The Pile without Books3, BookCorpus2, OpenSubtitles, "
-    "YTSubtitles and OWT2"
-}
 
 
 @dataclass(frozen=True)
@@ -57,11 +53,11 @@ def documents(settings: CorpusSettings, seed: int) -> Iterator[Document]:
 
 def _from_installation(settings: CorpusSettings, seed: int) -> Iterator[Document]:
     budget = settings.max_kind_bytes
-    unknown = budget.keys() - installation.ALL_KINDS
+    unknown = budget.keys() - installation.KINDS.keys()
     if unknown or not budget:
         raise CorpusError(
             f"corpus.max_kind_bytes names {', '.join(sorted(unknown)) or 'nothing'}; "
-            f"expected bytes for some of: {', '.join(installation.ALL_KINDS)}"
+            f"expected bytes for some of: {', '.join(installation.KINDS)}"
         )
     share, limit = settings.heldout_tokens / settings.train_tokens, settings.max_file_bytes
     for file, text, split in installation.read_installation(budget, share, limit, seed):
