@@ -17,6 +17,9 @@ from sae_lib.device import upload
 from sae_lib.errors import CorpusError, ModelError, SettingsError
 from sae_lib.text.tokenizer import token_ids
 
+Acts = Float[Tensor, "n d_in"]
+ActsByRow = Float[Tensor, "row position d_in"]
+TokenIds = Int[Tensor, "row position"]
 HOOKS = yaml.safe_load(Path(__file__).with_name("hooks.yaml").read_text("utf-8"))
 ROWS_AT_ONCE = 64  # of a harvest, in one forward pass
 
@@ -60,9 +63,7 @@ class HookPoint:
         return next(self.model.parameters()).device
 
     @torch.no_grad()
-    def activations(
-        self, tokens: Int[Tensor, "row position"]
-    ) -> Float[Tensor, "row position d_in"]:
+    def activations(self, tokens: TokenIds) -> ActsByRow:
         """The hook's activations; the forward pass stops there."""
         captured: list[Tensor] = []
 
@@ -107,9 +108,7 @@ class ActivationTable:
     def __init__(self, table: Float[Tensor, "vocab d_in"]):
         self.table, self.device = table, table.device
 
-    def activations(
-        self, tokens: Int[Tensor, "row position"]
-    ) -> Float[Tensor, "row position d_in"]:
+    def activations(self, tokens: TokenIds) -> ActsByRow:
         return self.table[tokens]
 
 
@@ -133,20 +132,21 @@ class ActivationBuffer:
         seed: int,
         start: int = 0,
     ):
-        if len(rows) * rows.shape[1] < batch:
+        per_row = rows.shape[1]
+        if rows.size < batch:
             raise CorpusError(
                 f"the corpus has {rows.size:,} tokens in whole rows, fewer than one batch of"
                 f" {batch} activations (sae.batch); give more text"
             )
         self.hook, self.rows, self.batch, self.seed = hook, rows, batch, seed
         self.buffer_rows = min(buffer_rows, len(rows))
-        if self.buffer_rows * rows.shape[1] < batch:
+        self.per_chunk = self.buffer_rows * per_row // batch
+        if self.per_chunk == 0:
             raise SettingsError(
-                f"sae.buffer_rows: {buffer_rows} rows of {rows.shape[1]} positions are fewer"
+                f"sae.buffer_rows: {buffer_rows} rows of {per_row} positions are fewer"
                 f" activations than one batch of {batch} (sae.batch); expected at least"
-                f" {-(-batch // rows.shape[1])} rows"
+                f" {-(-batch // per_row)} rows"
             )
-        self.per_chunk = max(1, self.buffer_rows * rows.shape[1] // batch)
         self.position = start
         # one chunk; written again and again, as fresh memory costs more than the forward pass
         self.store: Tensor | None = None
@@ -163,7 +163,7 @@ class ActivationBuffer:
                 chosen = order[j * self.batch : (j + 1) * self.batch]
                 yield acts[chosen].float()  # a large model's are bfloat16
 
-    def _chunk(self, chunk: int) -> tuple[Float[Tensor, "n d_in"], Int[Tensor, " n"]]:
+    def _chunk(self, chunk: int) -> tuple[Acts, Int[Tensor, " n"]]:
         """The activations of the chunk of that number, and the order in which they are handed
         out.
         """
@@ -195,9 +195,7 @@ class ActivationBuffer:
         return acts, order
 
 
-def harvest(
-    hook: Source, rows: np.ndarray, out: Float[Tensor, "n d_in"] | None = None
-) -> Float[Tensor, "n d_in"]:
+def harvest(hook: Source, rows: np.ndarray, out: Acts | None = None) -> Acts:
     """Activations of all positions of `rows` [row, position], in order, on the model's device;
     into `out` where given.
     """
@@ -237,7 +235,7 @@ def of_token(
 @torch.no_grad()
 def generate(
     hook: HookPoint, tokenizer, prompt: str, new_tokens: int, temperature: float, seed: int
-) -> tuple[Int[Tensor, " n"], Float[Tensor, "n d_in"], int]:
+) -> tuple[Int[Tensor, " n"], Acts, int]:
     """Sample a continuation: (token ids of prompt and continuation, the hook's activations of
     all of them, prompt length).
     """
