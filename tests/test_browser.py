@@ -193,10 +193,6 @@ def test_every_character_gets_a_shape(text, alone, in_text):
     assert visible.plain(text) == in_text
 
 
-def test_only_stand_ins_are_quiet():
-    assert visible.pieces("a\n  b") == ((False, "a"), (True, "⏎··"), (False, "b"))
-
-
 def test_byte_level_tokens_are_the_bytes_of_the_text(tokenizer):
     vocabulary = visible.Vocabulary(tokenizer)
     for text in TEXTS:

@@ -47,7 +47,7 @@ class HookPoint:
     """One hook point of a model: read it, stop at it, or replace what passes through it."""
 
     def __init__(self, model: "transformers.PreTrainedModel", hook_name: str):
-        self.model, self.name = model, hook_name
+        self.model, self.name, self.device = model, hook_name, model.device
         family = "gpt2" if hasattr(model, "transformer") else "llama"
         self.layer, module, self.side = find_hook(hook_name, family, model.config.num_hidden_layers)
         try:
@@ -57,10 +57,6 @@ class HookPoint:
                 f"{type(model).__name__} has neither GPT-2's nor Llama's layout; only these two"
                 " are supported"
             ) from None
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
 
     @torch.no_grad()
     def activations(self, tokens: TokenIds) -> ActsByRow:
@@ -94,10 +90,8 @@ class HookPoint:
             handle = self.module.register_forward_pre_hook(pre_hook)
         else:
             handle = self.module.register_forward_hook(hook)
-        try:
+        with handle:
             yield
-        finally:
-            handle.remove()
 
 
 class ActivationTable:
