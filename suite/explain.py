@@ -2,7 +2,7 @@
 documents.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +14,7 @@ from sae_lib.formats import NONE
 from sae_lib.interpretability.explain import (
     TESTS,
     HeldoutText,
+    Unit,
     ask_about,
     make_units,
     summary,
@@ -67,25 +68,32 @@ def explain(
         return found
     asking = chat.Chat(client, s, chat.Cache(table.parent / "replies.jsonl", replies_beside(run)))
     units = units_of(run, name, features)
-    scored, stopped, error = [], None, False
-    try:
-        for one in ask_about(asking.ask, units, Vocabulary(run.get("tokens").tokenizer), s):
-            scored.append(one)
-    except (chat.LimitReached, ChatError) as reason:
-        stopped, error = str(reason), isinstance(reason, ChatError)
-        if error and not scored:
-            raise
-    rows = pd.DataFrame([one.row() for one in scored])
+    vocabulary = Vocabulary(run.get("tokens").tokenizer)
+    tested, stopped = collect(ask_about(asking.ask, units, vocabulary, s))
+    if isinstance(stopped, ChatError) and not tested:
+        raise stopped
+    rows = pd.DataFrame([unit.row() for unit in tested])
     write_atomically(table, rows.to_parquet(index=False))
     about = {"model": client.name, "recipe": name, "features": len(units["feature"])}
-    results = about | {"stopped": stopped} | summary(rows) | asking.spent()
+    results = about | {"stopped": stopped and str(stopped)} | summary(rows) | asking.spent()
     run.save_results(where, results, made_from)
     say(sentence(run.load_results(where), table))
-    if error:
+    if isinstance(stopped, ChatError):
         raise ChatError(
             f"{stopped}; the scores so far are in {table}; run the same command to continue"
         )
     return run.saved_results(where, made_from)
+
+
+def collect(units: Iterator[Unit]) -> tuple[list[Unit], Exception | None]:
+    """All the units, or those before a limit or an error of the chat model, and that."""
+    collected = []
+    try:
+        for unit in units:
+            collected.append(unit)
+    except (chat.LimitReached, ChatError) as reason:
+        return collected, reason
+    return collected, None
 
 
 def sentence(results: dict, table: Path) -> str:

@@ -12,8 +12,10 @@ which detection can tell; here they are in excerpts where the feature does fire,
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain, groupby, islice, zip_longest
 from pathlib import Path
 from typing import NamedTuple
@@ -55,10 +57,12 @@ class Window(NamedTuple):
 @dataclass
 class Unit:
     """A feature or neuron, with excerpts that it is explained from (`shown`) and tested on
-    (`active`, `silent`).
+    (`active`, `silent`), its explanation and the answers of its tests.
     """
 
-    kind: str  # feature, neuron_matched (at the density of the feature in the same place) or neuron
+    # feature, neuron_matched (at the density of the feature in the same place), neuron, or
+    # swapped: a feature tested with another one's explanation
+    kind: str
     index: int
     density: float
     shown: list[Window]
@@ -67,6 +71,31 @@ class Unit:
     repeated: int  # excerpts with the very tokens of a shown one, left out of the test
     explanation: str | None = None
     rating: int | None = None
+    # by test (truth, answer) for each excerpt, the answer None where none could be read
+    answers: dict[str, list] = field(default_factory=partial(defaultdict, list), init=False)
+
+    def row(self) -> dict:
+        """A row of explanations.parquet. Balanced accuracy: the mean of the shares right among
+        the yes and among the no; chance is 0.5.
+        """
+        row = {
+            "kind": self.kind,
+            "feature": self.index,
+            "density": self.density,
+            "explanation": self.explanation,
+            "rating": self.rating,
+        }
+        for test in TESTS:
+            read = [pair for pair in self.answers[test] if None not in pair]
+            read = np.array(read).reshape(-1, 2)
+            right = (read[:, 0] == read[:, 1]).astype(float)
+            samples = [right[read[:, 0] == truth] for truth in (True, False)]
+            low, high = interval(samples, _balanced)
+            accuracy = _balanced(*samples, axis=0) if all(map(len, samples)) else np.nan
+            row |= {test: accuracy, f"{test}_low": low, f"{test}_high": high}
+        said = [answer for _, answer in chain(*self.answers.values())]
+        counts = {"n": len(said), "unparsed": said.count(None), "repeated": self.repeated}
+        return row | counts
 
 
 Units = dict[str, list[Unit]]
@@ -163,42 +192,6 @@ class Question(NamedTuple):
     truth: bool
 
 
-@dataclass
-class Scored:
-    """The answers about one unit: (truth, answer) for each excerpt, the answer None where none
-    could be read.
-    """
-
-    kind: str  # that of the unit, or swapped: a feature tested with another one's explanation
-    unit: Unit
-    explanation: str | None
-    answers: dict[str, list[tuple[bool, bool | None]]] = field(
-        default_factory=lambda: {test: [] for test in TESTS}
-    )
-
-    def row(self) -> dict:
-        """A row of explanations.parquet. Balanced accuracy: the mean of the shares right among
-        the yes and among the no; chance is 0.5.
-        """
-        row = {
-            "kind": self.kind,
-            "feature": self.unit.index,
-            "density": self.unit.density,
-            "explanation": self.explanation,
-            "rating": self.unit.rating,
-        }
-        for test, answers in self.answers.items():
-            read = np.array([pair for pair in answers if None not in pair]).reshape(-1, 2)
-            right = (read[:, 0] == read[:, 1]).astype(float)
-            samples = [right[read[:, 0] == truth] for truth in (True, False)]
-            low, high = interval(samples, _balanced)
-            accuracy = _balanced(*samples, axis=0) if all(map(len, samples)) else np.nan
-            row |= {test: accuracy, f"{test}_low": low, f"{test}_high": high}
-        said = [answer for _, answer in chain(*self.answers.values())]
-        counts = {"n": len(said), "unparsed": said.count(None), "repeated": self.unit.repeated}
-        return row | counts
-
-
 def _balanced(yes: np.ndarray, no: np.ndarray, axis: int) -> np.ndarray | float:
     return (yes.mean(axis) + no.mean(axis)) / 2
 
@@ -233,9 +226,7 @@ def make_units(
     return units
 
 
-def ask_about(
-    ask: Ask, units: Units, vocabulary: Vocabulary, s: ExplainSettings
-) -> Iterator[Scored]:
+def ask_about(ask: Ask, units: Units, vocabulary: Vocabulary, s: ExplainSettings) -> Iterator[Unit]:
     """Explain all units, then test one of each kind after the other, so that an early end leaves
     kinds that compare.
 
@@ -250,25 +241,25 @@ def ask_about(
             if s.rating:
                 unit.rating = read_rating(ask(prompt("rate", excerpts)))
     for i, group in enumerate(tqdm(together, desc="detect")):
-        tests = [Scored(unit.kind, unit, unit.explanation) for unit in group]
         if len(features) > max(1, i):
-            tests.insert(1, Scored("swapped", features[i], features[i - 1].explanation))
-        for one in tests:
-            yield one
-            _test(ask, one, vocabulary, s)
+            of_another = features[i - 1].explanation
+            group.insert(1, replace(features[i], kind="swapped", explanation=of_another))
+        for unit in group:
+            yield unit
+            _test(ask, unit, vocabulary, s)
 
 
-def _test(ask: Ask, one: Scored, vocabulary: Vocabulary, s: ExplainSettings) -> None:
-    for test in TESTS if one.explanation is not None else ():
-        rng = np.random.default_rng((s.seed, one.unit.index))
-        asked = questions(test, vocabulary, one.unit, s.test_examples, rng)
+def _test(ask: Ask, unit: Unit, vocabulary: Vocabulary, s: ExplainSettings) -> None:
+    for test in TESTS if unit.explanation is not None else ():
+        rng = np.random.default_rng((s.seed, unit.index))
+        asked = questions(test, vocabulary, unit, s.test_examples, rng)
         if len({q.truth for q in asked}) < 2:
             continue  # a neuron that is silent in no excerpt: nothing to tell apart
         for start in range(0, len(asked), s.batch):
             texts, truths = zip(*asked[start : start + s.batch], strict=True)
-            reply = ask(prompt(test, texts, one.explanation))
+            reply = ask(prompt(test, texts, unit.explanation))
             said = read_answers(reply, len(texts)) or [None] * len(texts)
-            one.answers[test] += zip(truths, said, strict=True)
+            unit.answers[test] += zip(truths, said, strict=True)
 
 
 # --- what is asked ---
