@@ -9,11 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sae_lib.model.activations import ActivationTable
 from sae_lib.progress import tqdm
-from sae_lib.sae import training
-from sae_lib.sae.recipes import RECIPES
-from sae_lib.settings import SAESettings
 from sae_lib.toy import models as toy
 from sae_lib.toy.experiments import SMOKE, Size, run
 from sae_lib.toy.metrics import represented
@@ -30,8 +26,6 @@ SIZES = {
 }
 # Whether silent latents are resampled, and whether the encoder starts as the decoder's transpose.
 VARIANTS = {"without": (False, False), "with": (True, False), "transposed": (False, True)}
-RECIPE_SIZES = {"smoke": Size(1, 1, 4), "laptop": Size(1, 2, 300), "full": Size(1, 8, 2000)}
-TABLE_ROWS, POSITIONS = 1024, 64  # hidden activations drawn once: 65 536, read in shuffled order
 
 
 class ToyAutoencoder(nn.Module):
@@ -185,48 +179,3 @@ def autoencoder(preset: str) -> dict:
         found["all_five"] = int(found["recovered"].all(1).sum())
         found["dead"] = int((found["rate"] == 0).sum())
     return out
-
-
-def recipes(preset: str) -> dict[str, dict]:
-    """Five latents on the 5 → 2 pentagon by the training loop of notebook 03, each recipe with and
-    without resampling.
-
-    λ is the recipe's own; dead are latents silent on all of the hidden activations. Keys are the
-    table's columns.
-    """
-    size, out = RECIPE_SIZES[preset], {}
-    W = pentagons(preset, size.seeds)
-    features, generator = toy.Features(W.shape[-1], DENSITY), torch.Generator().manual_seed(7)
-    hidden = (W @ features.sample(len(W), TABLE_ROWS * POSITIONS, generator)).mT.contiguous()
-    norms = hidden.norm(dim=-1)
-    for name in RECIPES if preset == "full" else ("bricken_2023", "ward_2024"):
-        for resampling in (False, True) if RECIPES[name].resampling else (False,):
-            trained = [_train(h, name, resampling, size, seed) for seed, h in enumerate(hidden)]
-            acts = torch.stack([sae.encode(h) for sae, h in zip(trained, hidden, strict=True)])
-            W_dec = torch.stack([sae.W_dec for sae in trained])
-            recovered = recovery(W_dec.mT, W) > RECOVERED
-            outputs, dead = (acts @ W_dec).norm(dim=-1)[norms > 0], (acts.amax(1) == 0).sum()
-            out[f"{name}, {'with' if resampling else 'without'} resampling"] = {
-                "all five found": f"{recovered.all(1).sum()} of {len(recovered)}",
-                "directions found": f"{recovered.float().mean():.0%}",
-                "dead latents": f"{dead} of {recovered.numel()}",
-                "output / input norm": f"{outputs.sum() / norms.sum():.2f}",
-            }
-    return out
-
-
-def _train(hidden: Float[Tensor, "n d_in"], name: str, resampling: bool, size: Size, seed: int):
-    settings = SAESettings(
-        recipe=name,
-        d_sae=D_SAE,
-        activations=size.steps * size.batch,
-        resampling=resampling,
-        dead_window=size.steps * size.batch // 10,
-        resampling_inputs=8192,
-        buffer_rows=TABLE_ROWS,
-        log_every=10**9,
-        checkpoint_every=10**9,
-        k=1 if RECIPES[name].k else None,
-    )
-    rows = torch.arange(TABLE_ROWS * POSITIONS).reshape(TABLE_ROWS, POSITIONS).numpy()
-    return training.fit(ActivationTable(hidden), rows, settings, seed)[0]
