@@ -347,7 +347,8 @@ class Cache:
     def put(self, key: str, model: str, reply: Reply) -> None:
         self.replies[key] = reply.text
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps({"key": key, "model": model} | reply._asdict())
-        with open(self.file, "a") as f:
-            # a line break before it, so that a line cut off by a kill spoils no other
-            f.write(f"\n{line}" if f.tell() else line)
+        line = json.dumps({"key": key, "model": model} | reply._asdict()).encode()
+        with open(self.file, "ab+") as f:
+            if f.tell() and (f.seek(-1, os.SEEK_END), f.read(1))[1] != b"\n":
+                line = b"\n" + line
+            f.write(line + b"\n")
