@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Integer
+from scipy.sparse import csc_array, csr_array, vstack
 from torch import Tensor
 
-from sae_lib.features.statistics import lists
 from sae_lib.model.activations import Source, harvest, spread
 from sae_lib.progress import tqdm
 from sae_lib.sae.dictionaries import Dictionary, active
@@ -70,18 +70,12 @@ def firing(hook: Source, dictionaries: Dictionaries, rows: Rows) -> dict[str, li
     for batch in batches(hook, dictionaries, rows, "firing"):
         for name, dictionary in dictionaries.items():
             token, feature, value = batch.arrays(name)
-            # numpy sorts small integers fastest, and a batch much faster than the whole text
-            feature = feature.astype(np.min_scalar_type(dictionary.d_sae))
-            order = feature.argsort(kind="stable")
-            columns = ((token[order] + batch.first).astype(np.int32), value[order])
-            parts[name].append([lists(feature[order], c, dictionary.d_sae) for c in columns])
-    return {
-        name: [_joined(parts[name], i) for i in range(dictionary.d_sae)]
-        for name, dictionary in dictionaries.items()
-    }
+            table = csr_array((value, (token, feature)), (batch.ids.size, dictionary.d_sae))
+            parts[name].append(table)
+    return {name: _by_feature(vstack(tables).tocsc()) for name, tables in parts.items()}
 
 
-def _joined(parts: list[list], feature: int) -> Firing:
-    """A feature's part of the [tokens, values] by feature of all batches."""
-    tokens, values = zip(*((t[feature], v[feature]) for t, v in parts), strict=True)
-    return Firing(np.concatenate(tokens), np.concatenate(values))
+def _by_feature(table: csc_array) -> list[Firing]:
+    """The columns of a table [token, feature]."""
+    columns = (np.split(part, table.indptr[1:-1]) for part in (table.indices, table.data))
+    return [Firing(*column) for column in zip(*columns, strict=True)]

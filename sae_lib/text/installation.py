@@ -17,7 +17,7 @@ import re
 import site
 import string
 import sysconfig
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,7 +216,7 @@ def held_out_distributions(
     """Distributions in the order of a seeded hash of their names until they hold `wanted_bytes`,
     none counted for over an eighth.
     """
-    size: dict[str, float] = defaultdict(float)
+    size: Counter[str] = Counter()
     for file in files:
         size[file.distribution] += min(file.expected_bytes, limit)
     chosen, total = set(), 0.0
