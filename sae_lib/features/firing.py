@@ -70,7 +70,8 @@ def firing(hook: Source, dictionaries: Dictionaries, rows: Rows) -> dict[str, li
     for batch in batches(hook, dictionaries, rows, "firing"):
         for name, dictionary in dictionaries.items():
             token, feature, value = batch.arrays(name)
-            table = csr_array((value, (token, feature)), (batch.ids.size, dictionary.d_sae))
+            places = token.astype(np.int32), feature.astype(np.int32)
+            table = csr_array((value, places), (batch.ids.size, dictionary.d_sae))
             parts[name].append(table)
     return {name: _by_feature(vstack(tables).tocsc()) for name, tables in parts.items()}
 

@@ -27,7 +27,6 @@ class Vocabulary:
         byte_of = {letter: byte for byte, letter in letters.items()}
         self.bytes = [_bytes(s or "", {} if i in added else byte_of) for i, s in enumerate(strings)]
         self.texts = [b.decode("utf-8", "surrogateescape") for b in self.bytes]
-        self.partial = [any("\udc80" <= c <= "\udcff" for c in t) for t in self.texts]
 
     def __len__(self) -> int:
         return len(self.bytes)
@@ -46,19 +45,15 @@ class Vocabulary:
         """Place in the sequence → the character, for those tokens that are only a part of one that
         the sequence holds whole.
         """
-        known = [(i, t) for i, t in enumerate(token_ids) if 0 <= t < len(self)]
-        partial = {i for i, t in known if self.partial[t]}
-        if not partial:
-            return {}
-        owner = [i for i, t in known for _ in self.bytes[t]]
-        data = b"".join(self.bytes[t] for _, t in known)
+        known = [(i, self.bytes[t]) for i, t in enumerate(token_ids) if 0 <= t < len(self)]
+        owner = [i for i, data in known for _ in data]
+        text = b"".join(data for _, data in known).decode("utf-8", "surrogateescape")
         found, at = {}, 0
-        for character in data.decode("utf-8", "surrogateescape"):
-            length = 1 if "\udc80" <= character <= "\udcff" else len(character.encode())
-            owners = owner[at : at + length]
+        for character in text:
+            owners = owner[at : at + len(character.encode("utf-8", "surrogateescape"))]
             if owners[0] != owners[-1]:
-                found |= dict.fromkeys(partial.intersection(owners), character)
-            at += length
+                found |= dict.fromkeys(owners, character)
+            at += len(owners)
         return found
 
 
