@@ -18,10 +18,10 @@ from sae_lib.sae.recipes import RECIPES
 from sae_lib.settings import SAESettings
 from sae_lib.toy import experiments
 from sae_lib.toy.autoencoder import D_SAE, DENSITY, RECOVERED, autoencoder, pentagons, recovery
-from sae_lib.toy.experiments import EXPERIMENTS, PRESETS, Result, Size, run
-from sae_lib.toy.models import Features, one_thread, require_one_of
+from sae_lib.toy.experiments import EXPERIMENTS, PRESETS, Result, run
+from sae_lib.toy.models import Features, Size, one_thread, require_one_of
 
-RECIPE_SIZES = {"smoke": Size(1, 1, 4), "laptop": Size(1, 2, 300), "full": Size(1, 8, 2000)}
+RECIPE_SIZES = {"smoke": Size(4), "laptop": Size(300, seeds=2), "full": Size(2000, seeds=8)}
 TABLE_ROWS, POSITIONS = 1024, 64  # hidden activations drawn once: 65 536, read in shuffled order
 # what decides a result
 MADE_BY = [Path(__file__), *sorted(Path(experiments.__file__).parent.glob("*.*"))]

@@ -221,13 +221,13 @@ def test_a_batched_model_trains_like_a_single_one():
     with torch.no_grad():
         alone.W.copy_(both.W[:1])
     for model in (both, alone):
-        toy.train(model, Same(4, 0.3), toy.Schedule(30, 64, 1e-2), seed=3)
+        toy.train(model, Same(4, 0.3), toy.Size(30, 64, 1e-2), seed=3)
     assert torch.allclose(both.W[0], alone.W[0], atol=1e-5)
 
 
 def test_training_finds_the_two_most_important_dense_features():
     model = toy.ToyModel(toy.ToyConfig(5, 2, 8, importance=[0.9**i for i in range(5)]))
-    toy.train(model, toy.Features(5, 1.0), toy.Schedule(500, 256, 2e-2))
+    toy.train(model, toy.Features(5, 1.0), toy.Size(500, 256, 2e-2, seeds=8))
     losses = toy.test_loss(model, toy.Features(5, 1.0))
     best = model.W[losses.argmin()].detach()
     assert metrics.represented(best).tolist() == [True, True, False, False, False]
@@ -245,7 +245,7 @@ def test_dropout_is_drawn_from_the_seed():
     trained = []
     for _ in range(2):
         model = toy.ToyModel(toy.ToyConfig(6, 4, dropout=0.5))
-        toy.train(model, toy.Features(6, 0.5), toy.Schedule(20, 16, 1e-2))
+        toy.train(model, toy.Features(6, 0.5), toy.Size(20, 16, 1e-2))
         trained.append(model.W.detach().clone())
         torch.rand(1)  # other work between them
     assert torch.equal(*trained)
@@ -292,7 +292,7 @@ BAD = {
     "a target of another shape": lambda: toy.ToyModel(toy.ToyConfig(3, 1)).loss(
         torch.zeros(1, 3, 4), torch.zeros(1, 2, 4)
     ),
-    "no steps": lambda: toy.Schedule(0),
+    "no steps": lambda: toy.Size(0),
     "an unknown preset": lambda: results_module.result("introduction", "huge"),
     "an unknown experiment": lambda: results_module.result("no_such", "smoke"),
 }

@@ -62,9 +62,9 @@ def batches(hook: Source, dictionaries: Dictionaries, rows: Rows, desc: str) -> 
         yield Batch(i * rows.shape[1], ids, x, pairs)
 
 
-def firing(hook: Source, dictionaries: Dictionaries, rows: Rows) -> dict[str, list[Firing]]:
-    """By name, where each feature of a dictionary fires over all of `rows`: one pass for all of
-    them.
+def firing_tables(hook: Source, dictionaries: Dictionaries, rows: Rows) -> dict[str, csc_array]:
+    """By name a table [token, feature] of a dictionary's activations over all of `rows`: one pass
+    for all of them.
     """
     parts: dict[str, list] = {name: [] for name in dictionaries}
     for batch in batches(hook, dictionaries, rows, "firing"):
@@ -73,10 +73,13 @@ def firing(hook: Source, dictionaries: Dictionaries, rows: Rows) -> dict[str, li
             places = token.astype(np.int32), feature.astype(np.int32)
             table = csr_array((value, places), (batch.ids.size, dictionary.d_sae))
             parts[name].append(table)
-    return {name: _by_feature(vstack(tables).tocsc()) for name, tables in parts.items()}
+    return {name: vstack(tables).tocsc() for name, tables in parts.items()}
 
 
-def _by_feature(table: csc_array) -> list[Firing]:
-    """The columns of a table [token, feature]."""
-    columns = (np.split(part, table.indptr[1:-1]) for part in (table.indices, table.data))
-    return [Firing(*column) for column in zip(*columns, strict=True)]
+def firing(hook: Source, dictionaries: Dictionaries, rows: Rows) -> dict[str, list[Firing]]:
+    """By name, where each feature of a dictionary fires: the columns of `firing_tables`."""
+    by_feature = {}
+    for name, table in firing_tables(hook, dictionaries, rows).items():
+        columns = (np.split(part, table.indptr[1:-1]) for part in (table.indices, table.data))
+        by_feature[name] = [Firing(*column) for column in zip(*columns, strict=True)]
+    return by_feature

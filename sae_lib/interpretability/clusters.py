@@ -12,7 +12,7 @@ from sklearn.decomposition import KernelPCA
 from sklearn.manifold import TSNE
 from sklearn.preprocessing import MultiLabelBinarizer
 
-from sae_lib.features.firing import Rows, firing
+from sae_lib.features.firing import Rows, firing_tables
 from sae_lib.model.activations import HookPoint
 from sae_lib.sae.autoencoder import SparseAutoencoder
 
@@ -53,11 +53,9 @@ def firing_together(
     hook: HookPoint, sae: SparseAutoencoder, features: Int[Array, " n"], rows: Rows
 ) -> Pairwise:
     """Pearson correlation of whether two features fire, over the tokens of `rows`."""
-    fired = firing(hook, {"": sae}, rows)[""]
-    tokens = [fired[i].token for i in features]
-    starts = np.cumsum([0, *map(len, tokens)])
-    fires = (np.ones(starts[-1], dtype=np.float32), np.concatenate(tokens), starts)
-    return correlation(scipy.sparse.csc_array(fires, (rows.size, len(features))))
+    fires = firing_tables(hook, {"": sae}, rows)[""][:, features]
+    fires.data[:] = 1
+    return correlation(fires)
 
 
 def correlation(fires: scipy.sparse.sparray) -> Pairwise:

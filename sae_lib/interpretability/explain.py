@@ -211,9 +211,9 @@ def make_units(
     features = rng.permutation(np.flatnonzero(table["n_active"].to_numpy() >= ALIVE))[:n]
     neurons = rng.choice(sae.d_in, min(len(features), sae.d_in), replace=False)
     directions = coordinate_directions(sae.d_in, hook.device)
-    chosen = {"feature": (sae, features), "neuron": (directions, neurons)}
     chosen = {
-        kind: Selected(of, torch.from_numpy(numbers)) for kind, (of, numbers) in chosen.items()
+        "feature": Selected(sae, torch.from_numpy(features)),
+        "neuron": Selected(directions, torch.from_numpy(neurons)),
     }
     fires = firing(hook, chosen, text.rows)
     pairs = zip(fires["neuron"], fires["feature"], strict=False)

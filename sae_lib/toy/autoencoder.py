@@ -21,8 +21,8 @@ Flags = Bool[Tensor, " instance"]
 DENSITY, L1, RECOVERED, D_SAE = 0.025, 0.2, 0.95, 5
 SIZES = {
     "smoke": SMOKE,
-    "laptop": Size(1, 16, 2000, 256, 4e-3),
-    "full": Size(1, 16, 20000, 1024, 1e-3),
+    "laptop": Size(2000, 256, 4e-3, seeds=16),
+    "full": Size(20000, lr=1e-3, seeds=16),
 }
 # Whether silent latents are resampled, and whether the encoder starts as the decoder's transpose.
 VARIANTS = {"without": (False, False), "with": (True, False), "transposed": (False, True)}

@@ -19,28 +19,12 @@ from torch import Tensor
 
 from sae_lib import settings
 from sae_lib.toy import models as toy
+from sae_lib.toy.models import Size
 
 PRESETS = ("smoke", "laptop", "full")
 DENSITIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
-SNAPSHOTS = 60  # of the weights while they train, where an experiment keeps them
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much of an experiment to run: `points` settings × `seeds` instances, `steps` of `batch`
-    samples.
-    """
-
-    points: int
-    seeds: int
-    steps: int
-    batch: int = 1024
-    lr: float = 1e-2
-
-
-SMOKE = Size(2, 2, 20, 64, 2e-2)  # of every experiment: too short to show anything but that it runs
-
-
+# of every experiment: too short to show anything but that it runs
+SMOKE = Size(20, 64, 2e-2, points=2, seeds=2)
 Function = ImportString[Callable]  # in the table as module:name
 
 
@@ -127,9 +111,8 @@ def train(e: Experiment, size: Size) -> Result:
     n = len(features.rows)
     config = toy.ToyConfig(e.n_features, e.d_hidden, n, importance=importance, **e.model)
     model = toy.ToyModel(config)
-    every = max(size.steps // SNAPSHOTS, 1) if e.snapshots else 0
-    schedule = toy.Schedule(size.steps, size.batch, size.lr, not e.slow, size.seeds, every)
-    snapshots = toy.train(model, features, schedule, e.target)
+    how = {"decay": not e.slow, "snapshots": e.snapshots}
+    snapshots = toy.train(model, features, size, e.target, **how)
 
     def by_setting(of_instances: Tensor) -> Tensor:
         return of_instances.detach().unflatten(0, (len(p), -1))

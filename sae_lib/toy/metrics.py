@@ -109,12 +109,9 @@ def solves_absolute_value(
     """
     top = W.abs().argmax(-1, keepdim=True)
     w_in, w_out = W.gather(-1, top)[..., 0], W_out.mT.gather(-1, top)[..., 0]
-    role = (2 * top[..., 0] + (w_in < 0)).sort(-1).values
+    roles = F.one_hot(2 * top[..., 0] + (w_in < 0), 2 * W.shape[-1])
     exact = ((w_in * w_out).abs() - 1).abs() < 0.02
-    expected = torch.arange(2 * W.shape[-1])
-    if role.shape[-1] != len(expected):
-        return torch.zeros(W.shape[:-2], dtype=torch.bool)
-    return (exact & (role == expected) & monosemantic(W, 0.99)).all(-1)
+    return (roles.sum(-2) == 1).all(-1) & (exact & monosemantic(W, 0.99)).all(-1)
 
 
 def alignment(W: Weights) -> Float[Tensor, "*instance"]:

@@ -22,7 +22,7 @@ from sae_lib.progress import tqdm
 Samples = Float[Tensor, "instance feature sample"]
 ACTIVATIONS = {"identity": lambda x: x, "relu": torch.relu, "gelu": F.gelu}
 SETS = ("independent", "correlated", "anticorrelated")
-SNAPSHOT = ("step", "W_by_step", "loss_by_step")
+SNAPSHOTS, SNAPSHOT = 60, ("step", "W_by_step", "loss_by_step")
 VALUES = {  # of an active feature, from numbers that are uniform on [0, 1]
     "uniform": lambda u: u,
     "signed": lambda u: 2 * u - 1,
@@ -251,17 +251,17 @@ class ToyModel(nn.Module):
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """`steps` of `batch` fresh samples by Adam; with `decay` the learning rate falls to 0 along a
-    cosine. `streams` of random numbers as in `Features.sample`; `every` so many steps a snapshot.
+class Size:
+    """How much to train: `steps` of `batch` fresh samples by Adam at the rate `lr`, of an
+    experiment's `points` settings × `seeds` instances each; seed k of every setting sees the same
+    samples.
     """
 
     steps: int
     batch: int = 1024
-    lr: float = 1e-3
-    decay: bool = True
-    streams: int | None = None
-    every: int = 0
+    lr: float = 1e-2
+    points: int = 1
+    seeds: int = 1
 
     def __post_init__(self):
         steps, batch, lr = self.steps, self.batch, self.lr
@@ -275,28 +275,31 @@ class Schedule:
 def train(
     model: ToyModel,
     features: Features,
-    schedule: Schedule,
+    size: Size,
     target: Callable[[Tensor], Tensor] = itself,
     seed: int = 0,
+    decay: bool = True,
+    snapshots: bool = False,
 ) -> dict[str, Tensor]:
-    """Train in place; returns the steps, weights and losses of the snapshots, if there are any.
+    """Train in place; with `decay` the rate falls to 0 along a cosine. Returns the steps, weights
+    and losses of `SNAPSHOTS` snapshots, or nothing.
 
     Instances do not touch each other: Adam scales each weight by its own history, and the summed
     loss separates.
     """
-    n, steps, every = model.config.n_instances, schedule.steps, schedule.every
+    n, steps, every = model.config.n_instances, size.steps, max(size.steps // SNAPSHOTS, 1)
     generator = torch.Generator().manual_seed(seed + 1)
-    optimizer = torch.optim.Adam(model.parameters(), lr=schedule.lr, fused=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=size.lr, fused=True)
     kept: list[tuple[Tensor, ...]] = []  # the snapshots, each as named in `SNAPSHOT`
     model.train()
     torch.manual_seed(seed)  # which dropout draws from
     for step in tqdm(range(steps), desc="toy models", leave=False, mininterval=1.0, disable=None):
-        if schedule.decay:
-            rate = schedule.lr * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+        if decay:
+            rate = size.lr * (0.5 + 0.5 * math.cos(math.pi * step / steps))
             optimizer.param_groups[0]["lr"] = rate
-        x = features.sample(n, schedule.batch, generator, schedule.streams)
+        x = features.sample(n, size.batch, generator, size.seeds)
         losses = model.loss(x, target(x))
-        if every and step % every == 0:
+        if snapshots and step % every == 0:
             kept.append((torch.tensor(step), model.W.detach().clone(), losses.detach()))
         optimizer.zero_grad()
         losses.sum().backward()
