@@ -8,7 +8,7 @@ from plotly.subplots import make_subplots
 
 from sae_lib.figures import PALETTE
 from sae_lib.interpretability.scores import MEASURES
-from sae_lib.text.markup import label
+from suite.markup import label
 
 KINDS = {  # in the order of the figure
     "feature": "features",

@@ -19,11 +19,11 @@ from tokenizers import Tokenizer, models
 from sae_lib.errors import SettingsError
 from sae_lib.formats import decimal
 from sae_lib.text import display as visible
-from sae_lib.text.markup import span
 from sae_lib.text.tokenizer import train_tokenizer
 from suite.browser import close_reading, page, rating, single_file
 from suite.browser.blocks import Blocks
 from suite.browser.table import FeatureTable
+from suite.markup import span
 
 SCRIPT = "<script>window.hit=1</script>"
 IMAGE = '"><img src=x onerror="window.hit=1">'

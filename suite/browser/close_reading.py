@@ -12,8 +12,8 @@ import pandas as pd
 from sae_lib import formats
 from sae_lib.features.evaluation import ALIVE
 from sae_lib.text.display import plain
-from sae_lib.text.markup import span
 from suite.browser.table import SCORES, FeatureTable, open_table
+from suite.markup import span
 from suite.runs import Run
 
 EXAMPLES, BEFORE, AFTER, LOGITS = 5, 12, 6, 6
