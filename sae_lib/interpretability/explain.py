@@ -161,7 +161,7 @@ def draw_unit(text: HeldoutText, kind: str, index: int, fires: Firing, s: Explai
     depend on no explanation.
     """
     rng = np.random.default_rng((s.seed, index))
-    by_chance = fires.token[rng.permutation(len(fires.token))]
+    by_chance = rng.permutation(fires.token)
     by_value = fires.token[np.argsort(-fires.value, kind="stable")]
     seen: set[tuple] = set()
     shown = list(islice(text.windows(by_value, fires, False, seen), s.examples // 2))

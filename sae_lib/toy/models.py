@@ -20,11 +20,18 @@ from sae_lib.errors import SettingsError
 from sae_lib.progress import tqdm
 
 Samples = Float[Tensor, "instance feature sample"]
-ACTIVATIONS = {"identity": lambda x: x, "relu": torch.relu, "gelu": F.gelu}
+
+
+def itself(x: Tensor) -> Tensor:
+    """The target of a toy model that reconstructs its features."""
+    return x
+
+
+ACTIVATIONS = {"identity": itself, "relu": torch.relu, "gelu": F.gelu}
 SETS = ("independent", "correlated", "anticorrelated")
 SNAPSHOTS, SNAPSHOT = 60, ("step", "W_by_step", "loss_by_step")
 VALUES = {  # of an active feature, from numbers that are uniform on [0, 1]
-    "uniform": lambda u: u,
+    "uniform": itself,
     "signed": lambda u: 2 * u - 1,
     "binary": torch.ones_like,
     "discrete": lambda u: 1 + (3 * u).floor().clamp(max=2),
@@ -75,11 +82,6 @@ def _check_rows(name: str, rows: Tensor, n_instances: int) -> None:
         len(rows) in (1, n_instances),
         f"{name}: {len(rows)} rows for {n_instances} instances; give one row, or one per instance",
     )
-
-
-def itself(x: Tensor) -> Tensor:
-    """The target of a toy model that reconstructs its features."""
-    return x
 
 
 @dataclass(frozen=True)
