@@ -3,6 +3,7 @@ means f > 0, everywhere.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -78,8 +79,7 @@ def firing_tables(hook: Source, dictionaries: Dictionaries, rows: Rows) -> dict[
 
 def firing(hook: Source, dictionaries: Dictionaries, rows: Rows) -> dict[str, list[Firing]]:
     """By name, where each feature of a dictionary fires: the columns of `firing_tables`."""
-    by_feature = {}
-    for name, table in firing_tables(hook, dictionaries, rows).items():
-        columns = (np.split(part, table.indptr[1:-1]) for part in (table.indices, table.data))
-        by_feature[name] = [Firing(*column) for column in zip(*columns, strict=True)]
-    return by_feature
+    return {
+        name: [Firing(table.indices[a:b], table.data[a:b]) for a, b in pairwise(table.indptr)]
+        for name, table in firing_tables(hook, dictionaries, rows).items()
+    }

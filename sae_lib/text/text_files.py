@@ -167,9 +167,9 @@ def _read_lines(f: io.BufferedIOBase, name: str, most: int) -> Iterator[tuple[st
         where = f"{name}: line {number}"
         if len(line) > LONGEST:
             raise CorpusError(f"{where}: over {LONGEST:,} bytes; expected one document a line")
+        _check_inflation(offset + len(line), most, name)
         decoded = _decoded(line, where, offset)
         offset += len(line)
-        _check_inflation(offset, most, name)
         if decoded.strip():
             yield from_json(_parsed(decoded, where), where)
 
