@@ -219,7 +219,7 @@ class PromptSettings(Section):
 
 class ExplainSettings(Section):
     """Explanations by a chat model, and how well they predict; where the model is comes from the
-    environment (`sae_lib/interpretability/chat.py`).
+    environment (`suite/chat.py`).
     """
 
     features: Count = 20

@@ -17,9 +17,8 @@ from sae_lib.features import clamping
 from sae_lib.features.clamping import Clamp, ClampContext, NextTokens
 from sae_lib.figures import PALETTE
 from sae_lib.formats import decimal
-from sae_lib.text import markup
 from sae_lib.text.display import Vocabulary, isolated, plain
-from suite import stages
+from suite import markup, stages
 from suite.browser.page import ENVIRONMENT, TEMPLATE
 from suite.browser.table import joined
 from suite.runs import Run, verify

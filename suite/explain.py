@@ -2,7 +2,7 @@
 documents.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -10,16 +10,17 @@ import pandas as pd
 from sae_lib.device import device_of
 from sae_lib.errors import ChatError
 from sae_lib.files import write_atomically
-from sae_lib.interpretability import chat
+from sae_lib.formats import NONE
 from sae_lib.interpretability.explain import (
+    TESTS,
     HeldoutText,
+    Unit,
     ask_about,
     make_units,
-    sentence,
     summary,
 )
 from sae_lib.text.display import Vocabulary
-from suite import stages
+from suite import chat, stages
 from suite.runs import Run
 
 UNSCORED = {  # settings that no score depends on
@@ -67,20 +68,47 @@ def explain(
         return found
     asking = chat.Chat(client, s, chat.Cache(table.parent / "replies.jsonl", replies_beside(run)))
     units = units_of(run, name, features)
-    scored, stopped, error = ask_about(asking, units, Vocabulary(run.get("tokens").tokenizer), s)
-    if error and not scored:
-        raise error
-    rows = pd.DataFrame([one.row() for one in scored])
+    vocabulary = Vocabulary(run.get("tokens").tokenizer)
+    tested, stopped = collect(ask_about(asking.ask, units, vocabulary, s))
+    if isinstance(stopped, ChatError) and not tested:
+        raise stopped
+    rows = pd.DataFrame([unit.row() for unit in tested])
     write_atomically(table, rows.to_parquet(index=False))
     about = {"model": client.name, "recipe": name, "features": len(units["feature"])}
-    results = about | {"stopped": stopped} | summary(rows) | asking.spent()
+    results = about | {"stopped": stopped and str(stopped)} | summary(rows) | asking.spent()
     run.save_results(where, results, made_from)
     say(sentence(run.load_results(where), table))
-    if error:
+    if isinstance(stopped, ChatError):
         raise ChatError(
-            f"{error}; the scores so far are in {table}; run the same command to continue"
+            f"{stopped}; the scores so far are in {table}; run the same command to continue"
         )
     return run.saved_results(where, made_from)
+
+
+def collect(units: Iterator[Unit]) -> tuple[list[Unit], Exception | None]:
+    """All the units, or those before a limit or an error of the chat model, and that."""
+    collected = []
+    try:
+        for unit in units:
+            collected.append(unit)
+    except (chat.LimitReached, ChatError) as reason:
+        return collected, reason
+    return collected, None
+
+
+def sentence(results: dict, table: Path) -> str:
+    """The outcome in one line."""
+    scores = []
+    for test in TESTS:
+        for kind, of_kind in results["kinds"].items():
+            mean = of_kind[test]["mean"]
+            scores.append(f"{kind} {test} {NONE if mean is None else f'{mean:.2f}'}")
+    ended = f"; ended early: {results['stopped']}" if results["stopped"] else ""
+    return (
+        f"{results['model']}: {', '.join(scores) or 'nothing scored'};"
+        f" {results['unparsed']} of {results['n']} answers could not be read;"
+        f" {results['requests']} requests{ended}; {table}"
+    )
 
 
 def units_of(run: Run, name: str, n: int) -> dict:

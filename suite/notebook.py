@@ -11,9 +11,9 @@ import torch
 from IPython.display import HTML, display
 
 from sae_lib import figures  # sets the plotly look and renderer
-from sae_lib.text.markup import code
 from suite import project, stages
 from suite.inert import inert_html
+from suite.markup import code
 from suite.runs import Run
 
 for option in ("display.html.use_mathjax", "styler.html.mathjax"):

@@ -28,7 +28,7 @@ from sae_lib.sae.recipes import resolve, variant, variants
 from sae_lib.settings import SAESettings, Settings, load
 from sae_lib.text.display import Vocabulary
 from sae_lib.text.tokens import open_tokens, write_tokens
-from suite import prompts, runs, text_summary
+from suite import prompts, rule_figures, runs, text_summary
 from suite.runs import Run, Stage, writing
 
 BASELINES = feature_table.BASELINES
@@ -348,8 +348,8 @@ def make_scores(run: Run, name: str, out: Path) -> None:
 def summarise_scores(run: Run, name: str = "") -> dict:
     table, folder = run.get("scores", name), run.folder_of("scores", name)
     where = run.results_name("interpretability", name)
-    run.figure(scores.against_neurons(table), where, 1000, 450)
-    run.figure(scores.by_kind(table), f"{where}_kinds", 1000, 620)
+    run.figure(rule_figures.against_neurons(table), where, 1000, 450)
+    run.figure(rule_figures.by_kind(table), f"{where}_kinds", 1000, 620)
     counts = json.loads((folder / "counts.json").read_text())
     return counts | scores.summary(table, run.settings.seed)
 
@@ -410,7 +410,8 @@ def feature_scores(run: Run, name: str = "") -> pd.DataFrame:
 
 def summarise_clusters(run: Run, name: str = "") -> dict:
     table = run.get("clusters", name)
-    run.figure(clusters.cluster_map(table), run.results_name("clusters", name), 1000, 800)
+    figure = rule_figures.cluster_map(table, clusters.UNNAMED)
+    run.figure(figure, run.results_name("clusters", name), 1000, 800)
     values = feature_scores(run, name).set_index("unit")["values"].loc[table["feature"]]
     return clusters.summary(table, [list(v) for v in values], run.settings.seed)
 

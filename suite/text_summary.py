@@ -12,14 +12,17 @@ from jinja2 import Template
 
 from sae_lib.files import write_atomically
 from sae_lib.settings import CorpusSettings
-from sae_lib.text.corpus import MISSING
-from sae_lib.text.installation import KIND_NAMES, PROSE
+from sae_lib.text.installation import KINDS, PROSE
 from sae_lib.text.tokens import Tokens
 
 QUANTILES = [0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0]
 ORIGIN = "(?P<distribution>.*) (?P<version>[^ ]+): (?P<path>.*)"
 FREQUENT = 30
 CHUNK = 1 << 24
+MISSING = {
+    "monology/pile-uncopyrighted": "The Pile without Books3, BookCorpus2, OpenSubtitles, "
+    "YTSubtitles and OWT2"
+}
 SENTENCE = Template(Path(__file__).with_suffix(".j2").read_text("utf-8"))
 
 
@@ -34,7 +37,8 @@ def write(corpus: CorpusSettings, tokens: Tokens) -> None:
             sizes = table["tokens"].groupby(parts["distribution"]).sum()
             values[split]["distributions"] = sizes.sort_values(ascending=False).to_dict()
             manifest.append(table.join(parts))
-    known = {"kind_names": KIND_NAMES, "prose_kinds": PROSE, "missing": MISSING, "name": name}
+    names = {kind: of_kind.get("name", kind) for kind, of_kind in KINDS.items()}
+    known = {"kind_names": names, "prose_kinds": PROSE, "missing": MISSING, "name": name}
     values["what"] = SENTENCE.render(values, revision=corpus.revision, **known)
     if manifest:
         columns = ["distribution", "version", "path", "kind", "split", "bytes", "sha256"]

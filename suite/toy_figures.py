@@ -1,5 +1,5 @@
-"""The kinds of figure that notebook 01 draws again and again: arrows in the plane, and curves with
-seeds.
+"""The kinds of figure that notebook 01 draws again and again, arrows in the plane and curves with
+seeds, and its table of the talk's claims.
 """
 
 import math
@@ -7,6 +7,7 @@ import math
 import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
+from jaxtyping import Float
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 from torch import Tensor
@@ -111,3 +112,42 @@ def curves(
     fig.update_yaxes(matches=None, showticklabels=True, rangemode="tozero", title=None)
     legend = dict(orientation="h", x=0, y=-0.25 / rows - 0.08, title=None)
     return fig.update_layout(legend=legend, margin=dict(t=95, b=110))
+
+
+def talk_claims(
+    W: Float[Tensor, "cell seed 2 5"], cells: list[tuple[str, float, float]]
+) -> list[dict[str, str]]:
+    """The statements of the talk's five cases, each with the density ranges where it holds and
+    where not.
+
+    "Every" means at least 95 % of the represented features, "almost every" at least 80 %; intervals
+    are Wilson's.
+    """
+    kept = metrics.represented(W)
+    shared, five = kept & ~metrics.alone(W), kept.all(-1)
+    features = "share of represented features in superposition"
+    # the statement, what is measured, cases, hits among which, and the least and most of them
+    claims = [
+        ("no case represents all five", "share of seeds with five", "", five, five | True, 0, 0),
+        (
+            "most important = least dense: every feature in superposition",
+            *(features, "2", shared, kept, 0.95, 1),
+        ),
+        (
+            "equal importance: almost every feature in superposition",
+            *(features, "5", shared, kept, 0.8, 1),
+        ),
+    ]
+    table = []
+    for claim, measured, case, hits, among, least, most in claims:
+        row = {"the talk says": claim, "measured": measured, "holds": [], "does not hold": []}
+        for span in dict.fromkeys(cell[1:] for cell in cells):
+            here = [c[1:] == span and c[0].startswith(case) for c in cells]
+            k, n = int(hits[here].sum()), int(among[here].sum())
+            (low, high), part = metrics.wilson(k, n), k / max(n, 1)
+            text = f"p {span[0]:g}–{span[1]:g}: {part:.0%} ({low:.0%} to {high:.0%})"
+            row["holds" if n and least <= part <= most else "does not hold"].append(text)
+        for name in ("holds", "does not hold"):
+            row[name] = "; ".join(row[name]) or "nowhere"
+        table.append(row)
+    return table

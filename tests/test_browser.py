@@ -19,11 +19,11 @@ from tokenizers import Tokenizer, models
 from sae_lib.errors import SettingsError
 from sae_lib.formats import decimal
 from sae_lib.text import display as visible
-from sae_lib.text.markup import span
 from sae_lib.text.tokenizer import train_tokenizer
 from suite.browser import close_reading, page, rating, single_file
 from suite.browser.blocks import Blocks
 from suite.browser.table import FeatureTable
+from suite.markup import span
 from suite.report.render import _environment as report_environment
 
 SCRIPT = "<script>window.hit=1</script>"
@@ -192,10 +192,6 @@ def test_the_page_fits_its_window(tab, table, width):
 def test_every_character_gets_a_shape(text, alone, in_text):
     assert visible.plain(text, every_blank=True) == alone
     assert visible.plain(text) == in_text
-
-
-def test_only_stand_ins_are_quiet():
-    assert visible.pieces("a\n  b") == ((False, "a"), (True, "⏎··"), (False, "b"))
 
 
 def test_byte_level_tokens_are_the_bytes_of_the_text(tokenizer):

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from sae_lib.errors import ChatError, ModelError
-from sae_lib.interpretability import chat
-from sae_lib.interpretability.chat import Cache, Chat, LimitReached
 from sae_lib.model import language_model
 from sae_lib.settings import ExplainSettings, LanguageModelSettings
 from sae_lib.text.tokenizer import train_tokenizer
+from suite import chat
+from suite.chat import Cache, Chat, LimitReached
 from tests.chat_server import KEY, completion, serving
 
 CPU = torch.device("cpu")

@@ -10,6 +10,7 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 
 from sae_lib.interpretability import clusters
+from suite.rule_figures import cluster_map
 from suite.stages import STAGES
 
 
@@ -113,7 +114,7 @@ def test_text_on_the_map_is_no_markup():
             "rule": "<script>alert(1)</script> & more",
         }
     )
-    fig = clusters.cluster_map(table)
+    fig = cluster_map(table, clusters.UNNAMED)
     shown = [*fig.data[0].text, *(a.text for a in fig.layout.annotations)]
     assert (
         len(fig.layout.annotations) == 1

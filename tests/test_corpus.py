@@ -15,7 +15,7 @@ from sae_lib.errors import CorpusError
 from sae_lib.settings import CorpusSettings, load
 from sae_lib.text import corpus, hub, installation, text_files
 from sae_lib.text.corpus import documents
-from sae_lib.text.installation import File, NearDuplicates
+from sae_lib.text.installation import File, remember
 
 
 def prose(name: str, lines: int = 12) -> str:
@@ -412,11 +412,12 @@ def test_only_files_inside_the_installation_are_listed(tmp_path):
 
 
 def test_near_copies_are_dropped():
-    seen, text = NearDuplicates(), prose("a", 40)
-    assert seen.add(text)
-    assert not seen.add(text) and not seen.add("# vendored\n" + text.replace("\n", "\r\n"))
-    assert not seen.add(prose("a", 21) + prose("b", 20)), "over half known"
-    assert seen.add(prose("a", 15) + prose("c", 25)), "under half known"
+    seen, text = set(), prose("a", 40)
+    assert remember(text, seen)
+    assert not remember(text, seen)
+    assert not remember("# vendored\n" + text.replace("\n", "\r\n"), seen)
+    assert not remember(prose("a", 21) + prose("b", 20), seen), "over half known"
+    assert remember(prose("a", 15) + prose("c", 25), seen), "under half known"
 
 
 def test_data_minified_and_binary_files_are_not_read(tmp_path):
@@ -443,9 +444,7 @@ def test_large_distributions_fill_only_what_small_ones_leave(tmp_path):
         f"small{k}": {f"s{k}/{i}.py": prose(f"small{k}_{i}") for i in range(3)} for k in range(5)
     }
     size = len(prose("big10"))
-    chosen = installation.choose(
-        fake_files(tmp_path, content), {"py": 25 * size}, 10_000, NearDuplicates(), 0
-    )
+    chosen = installation.choose(fake_files(tmp_path, content), {"py": 25 * size}, 10_000, set(), 0)
     count = {name: sum(f.distribution == name for f, _ in chosen) for name in content}
     assert all(count[f"small{k}"] == 3 for k in range(5)) and 6 <= count["big"] <= 12
 

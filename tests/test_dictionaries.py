@@ -2,14 +2,18 @@
 features.
 """
 
+import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from sae_lib.features.firing import firing
+from sae_lib.model.activations import ActivationTable
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.dictionaries import (
     Directions,
     Neurons,
+    Selected,
     activations_of,
     active,
     coordinate_directions,
@@ -55,6 +59,17 @@ def test_principal_directions_come_in_both_senses_largest_first(x):
     spread = ((x - x.mean(0)) @ directions.W_dec.T).var(0)
     assert torch.allclose(directions.W_dec[0::2], -directions.W_dec[1::2])
     assert (spread[0::2].diff() <= 1e-4).all() and spread[0] == pytest.approx(9, rel=0.1)
+
+
+def test_firing_says_where_each_feature_is_above_zero_over_all_batches(x):
+    hook, rows = ActivationTable(x), np.arange(4000).reshape(400, 10)  # 64 rows in a batch
+    directions = random_directions(x, 30, 1).at_density(x, torch.full((30,), 0.05))
+    none = Selected(directions, torch.zeros(0, dtype=torch.int64))
+    found, acts = firing(hook, {"": directions, "none": none}, rows), directions.encode(x)
+    assert found["none"] == [] and len(found[""]) == 30
+    for feature, fires in enumerate(found[""]):
+        assert fires.token.tolist() == acts[:, feature].nonzero()[:, 0].tolist()
+        assert fires.value.tolist() == acts[fires.token, feature].tolist()
 
 
 @pytest.mark.parametrize("architecture", ["standard", "topk", "jumprelu", "neurons", "directions"])

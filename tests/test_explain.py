@@ -21,11 +21,12 @@ from hypothesis import strategies as st
 from sae_lib import settings
 from sae_lib.errors import ChatError, SettingsError
 from sae_lib.features.firing import Firing
-from sae_lib.interpretability import chat, explain
+from sae_lib.interpretability import explain
 from sae_lib.interpretability.explain import HeldoutText, Unit, Window, draw_unit
 from sae_lib.model.activations import harvest
 from sae_lib.text.display import Vocabulary
 from sae_lib.text.tokenizer import train_tokenizer
+from suite import chat
 from suite import explain as suite_explain
 from suite.runs import Run
 from suite.stages import STAGES
@@ -520,7 +521,7 @@ def test_explanations_are_read(reply, read):
 
 
 def test_balanced_accuracy_and_its_interval():
-    unit = Unit("feature", 7, 0.01, [], [], [], 0)
+    unit = Unit("feature", 7, 0.01, [], [], [], 0, "x")
     answers = (
         [(True, True)] * 3
         + [(True, False)]
@@ -528,9 +529,8 @@ def test_balanced_accuracy_and_its_interval():
         + [(False, True)] * 6
         + [(True, None)] * 5
     )
-    row = explain.Scored(
-        "feature", unit, "x", {"detection": answers, "fuzzing": [(True, True)]}
-    ).row()
+    unit.answers |= {"detection": answers, "fuzzing": [(True, True)]}
+    row = unit.row()
     assert row["detection"] == (3 / 4 + 2 / 8) / 2 and (row["n"], row["unparsed"]) == (18, 5)
     assert 0.1 < row["detection_low"] < 0.5 < row["detection_high"] < 0.9
     assert np.isnan(row["fuzzing"]) and np.isnan(

@@ -15,11 +15,11 @@ from sae_lib.interpretability import scores
 from sae_lib.interpretability import scoring as interpretability
 from sae_lib.sae.dictionaries import Neurons, Selected
 from sae_lib.sae.recipes import resolve
-from suite import stages
+from suite import rule_figures, stages
 from suite.runs import Run, is_made
 from suite.stages import STAGES
 
-KINDS = set(scores.KINDS)
+KINDS = set(rule_figures.KINDS)
 
 
 @pytest.fixture(scope="module")
@@ -264,11 +264,11 @@ def test_the_summary_follows_from_the_table():
 
 def test_the_figures_show_each_kind(scored):
     table = pd.read_parquet(scored[1] / "scores.parquet")
-    histograms = scores.against_neurons(table)
+    histograms = rule_figures.against_neurons(table)
     assert [t.name for t in histograms.data] == ["neurons", "features"] * 3 and all(
         len(t.x) > 0 for t in histograms.data
     )
-    assert {t.name for t in scores.by_kind(table).data} == set(scores.KINDS.values())
+    assert {t.name for t in rule_figures.by_kind(table).data} == set(rule_figures.KINDS.values())
 
 
 def test_made_from_the_settings_that_matter(scored):

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from sae_lib import formats as f
 from sae_lib import settings
 from sae_lib.errors import ArtefactError
-from sae_lib.text.markup import block, code, plain, table
 from suite import drawing, project, stages, toy_check
+from suite.markup import block, code, plain, table
 from suite.report import content, pages, publish, publish_report, render, write_report
 from suite.report.machine import commit, cpu_model, machine
 from suite.runs import Run

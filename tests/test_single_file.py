@@ -21,7 +21,7 @@ from sae_lib.formats import decimal
 from sae_lib.model import language_model
 from sae_lib.model.activations import HookPoint
 from sae_lib.sae.autoencoder import SparseAutoencoder
-from sae_lib.text.display import Vocabulary, isolated, pieces, plain
+from sae_lib.text.display import Vocabulary, isolated, plain
 from sae_lib.text.tokenizer import exact_encoder
 from suite import stages
 from suite.__main__ import app
@@ -48,6 +48,7 @@ MIXED = [
     "   leading\n \n  and trailing   ",
     "",
 ]
+STAND_INS = r"([⏎⇥·]|⟨CR⟩|⟨[0-9a-f]{2}⟩|⟨U\+[0-9A-F]{4,6}⟩)+"  # all that is ever quiet
 
 
 @pytest.fixture(scope="module")
@@ -158,12 +159,29 @@ def test_pieces_of_any_text_are_the_same(opened, texts, every_blank):
         b"\xe2\x80a\xff".decode("utf-8", "surrogateescape")
     ]
     sent = json.dumps(texts)
-    assert opened.evaluate(
+    cut = opened.evaluate(
         "([s, b]) => JSON.parse(s).map((t) => sae.pieces(t, b))", [sent, every_blank]
-    ) == [[[q, t] for q, t in pieces(x, every_blank)] for x in texts]
+    )
+    assert ["".join(t for _, t in of) for of in cut] == [plain(x, every_blank) for x in texts]
+    assert all(re.fullmatch(STAND_INS, t) for of in cut for quiet, t in of if quiet)
     assert opened.evaluate("s => JSON.parse(s).map((t) => sae.isolated(sae.plain(t)))", sent) == [
         isolated(plain(x)) for x in texts
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a\n  b", [[False, "a"], [True, "⏎··"], [False, "b"]]),
+        ("a b\t", [[False, "a b"], [True, "⇥"]]),
+        ("\r\u202ec\x00", [[True, "⟨CR⟩⟨U+202E⟩"], [False, "c"], [True, "⟨U+0000⟩"]]),
+        ("\udce2\u0301e\u0301", [[True, "⟨e2⟩"], [False, "\u0301e\u0301"]]),
+        ("\u0301·⏎", [[False, "◌\u0301·⏎"]]),
+    ],
+)
+def test_stand_ins_alone_are_quiet(opened, text, expected):
+    found = opened.evaluate("s => sae.pieces(JSON.parse(s))", json.dumps(text))
+    assert [list(piece) for piece in found] == expected
 
 
 @given(data=st.data())

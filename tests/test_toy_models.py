@@ -221,13 +221,13 @@ def test_a_batched_model_trains_like_a_single_one():
     with torch.no_grad():
         alone.W.copy_(both.W[:1])
     for model in (both, alone):
-        toy.train(model, Same(4, 0.3), toy.Schedule(30, 64, 1e-2), seed=3)
+        toy.train(model, Same(4, 0.3), toy.Size(30, 64, 1e-2), seed=3)
     assert torch.allclose(both.W[0], alone.W[0], atol=1e-5)
 
 
 def test_training_finds_the_two_most_important_dense_features():
     model = toy.ToyModel(toy.ToyConfig(5, 2, 8, importance=[0.9**i for i in range(5)]))
-    toy.train(model, toy.Features(5, 1.0), toy.Schedule(500, 256, 2e-2))
+    toy.train(model, toy.Features(5, 1.0), toy.Size(500, 256, 2e-2, seeds=8))
     losses = toy.test_loss(model, toy.Features(5, 1.0))
     best = model.W[losses.argmin()].detach()
     assert metrics.represented(best).tolist() == [True, True, False, False, False]
@@ -245,7 +245,7 @@ def test_dropout_is_drawn_from_the_seed():
     trained = []
     for _ in range(2):
         model = toy.ToyModel(toy.ToyConfig(6, 4, dropout=0.5))
-        toy.train(model, toy.Features(6, 0.5), toy.Schedule(20, 16, 1e-2))
+        toy.train(model, toy.Features(6, 0.5), toy.Size(20, 16, 1e-2))
         trained.append(model.W.detach().clone())
         torch.rand(1)  # other work between them
     assert torch.equal(*trained)
@@ -292,7 +292,7 @@ BAD = {
     "a target of another shape": lambda: toy.ToyModel(toy.ToyConfig(3, 1)).loss(
         torch.zeros(1, 3, 4), torch.zeros(1, 2, 4)
     ),
-    "no steps": lambda: toy.Schedule(0),
+    "no steps": lambda: toy.Size(0),
     "an unknown preset": lambda: results_module.result("introduction", "huge"),
     "an unknown experiment": lambda: results_module.result("no_such", "smoke"),
 }
@@ -487,16 +487,16 @@ def test_the_talks_claims_count_what_they_say():
     cells = toy_experiments.case_cells(1)
     square = [[1.0, -1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, -1.0, 0.0]]
     W = pentagon_weights(len(cells), square)
-    never_five, every, almost = metrics.talk_claims(W, cells)
+    never_five, every, almost = toy_figures.talk_claims(W, cells)
     assert never_five["holds"].startswith("p 0.01–0.1: 0%")
     assert every["holds"].startswith("p 0.01–0.1: 100%") and almost["does not hold"] == "nowhere"
     W[4, :3, :, 1] = 0  # equal importance: in three of ten seeds one feature stands alone
-    _, every, almost = metrics.talk_claims(W, cells)
+    _, every, almost = toy_figures.talk_claims(W, cells)
     assert every["does not hold"] == "nowhere" and almost["holds"].startswith("p 0.01–0.1: 92%")
     W[4, :, :, 1] = 0
-    assert metrics.talk_claims(W, cells)[2]["does not hold"].startswith("p 0.01–0.1: 67%")
+    assert toy_figures.talk_claims(W, cells)[2]["does not hold"].startswith("p 0.01–0.1: 67%")
     W[0, 0] = circle(5).float()
-    assert metrics.talk_claims(W, cells)[0]["does not hold"].startswith("p 0.01–0.1: 2%")
+    assert toy_figures.talk_claims(W, cells)[0]["does not hold"].startswith("p 0.01–0.1: 2%")
 
 
 def test_gates_fail_on_untrained_models(smoke):

@@ -49,8 +49,7 @@ N_TOKENS, N_NEAREST, N_NEURONS = 10, 10, 5
 
 def load_features(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(features, examples) as `build` made them."""
-    features, examples = map(pd.read_parquet, (folder / name for name in FILES))
-    return features, examples
+    return tuple(pd.read_parquet(folder / name) for name in FILES)
 
 
 def write_features(folder: Path, features: pd.DataFrame, examples: pa.Table) -> None:

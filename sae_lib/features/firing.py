@@ -3,15 +3,16 @@ means f > 0, everywhere.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Integer
+from scipy.sparse import csc_array, csr_array, vstack
 from torch import Tensor
 
-from sae_lib.features.statistics import lists
-from sae_lib.model.activations import Source, harvest
+from sae_lib.model.activations import Source, harvest, spread
 from sae_lib.progress import tqdm
 from sae_lib.sae.dictionaries import Dictionary, active
 from sae_lib.sae.engine.active_pairs import ActivePairs
@@ -47,8 +48,7 @@ class Firing(NamedTuple):
 
 def spread_rows(rows: Rows, n_tokens: int) -> Rows:
     """At most `n_tokens` of the text as rows, spread evenly over it."""
-    wanted = max(1, n_tokens // rows.shape[1])
-    return rows if wanted >= len(rows) else rows[np.linspace(0, len(rows) - 1, wanted).astype(int)]
+    return spread(rows, max(1, n_tokens // rows.shape[1]))
 
 
 @torch.no_grad()
@@ -63,26 +63,23 @@ def batches(hook: Source, dictionaries: Dictionaries, rows: Rows, desc: str) -> 
         yield Batch(i * rows.shape[1], ids, x, pairs)
 
 
-def firing(hook: Source, dictionaries: Dictionaries, rows: Rows) -> dict[str, list[Firing]]:
-    """By name, where each feature of a dictionary fires over all of `rows`: one pass for all of
-    them.
+def firing_tables(hook: Source, dictionaries: Dictionaries, rows: Rows) -> dict[str, csc_array]:
+    """By name a table [token, feature] of a dictionary's activations over all of `rows`: one pass
+    for all of them.
     """
     parts: dict[str, list] = {name: [] for name in dictionaries}
     for batch in batches(hook, dictionaries, rows, "firing"):
         for name, dictionary in dictionaries.items():
             token, feature, value = batch.arrays(name)
-            # numpy sorts small integers fastest, and a batch much faster than the whole text
-            feature = feature.astype(np.min_scalar_type(dictionary.d_sae))
-            order = feature.argsort(kind="stable")
-            columns = ((token[order] + batch.first).astype(np.int32), value[order])
-            parts[name].append([lists(feature[order], c, dictionary.d_sae) for c in columns])
+            places = token.astype(np.int32), feature.astype(np.int32)
+            table = csr_array((value, places), (batch.ids.size, dictionary.d_sae))
+            parts[name].append(table)
+    return {name: vstack(tables).tocsc() for name, tables in parts.items()}
+
+
+def firing(hook: Source, dictionaries: Dictionaries, rows: Rows) -> dict[str, list[Firing]]:
+    """By name, where each feature of a dictionary fires: the columns of `firing_tables`."""
     return {
-        name: [_joined(parts[name], i) for i in range(dictionary.d_sae)]
-        for name, dictionary in dictionaries.items()
+        name: [Firing(table.indices[a:b], table.data[a:b]) for a, b in pairwise(table.indptr)]
+        for name, table in firing_tables(hook, dictionaries, rows).items()
     }
-
-
-def _joined(parts: list[list], feature: int) -> Firing:
-    """A feature's part of the [tokens, values] by feature of all batches."""
-    tokens, values = zip(*((t[feature], v[feature]) for t, v in parts), strict=True)
-    return Firing(np.concatenate(tokens), np.concatenate(values))

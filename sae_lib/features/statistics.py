@@ -12,6 +12,7 @@ import numpy as np
 import scipy.stats
 import torch
 from jaxtyping import Bool, Float, Int, Integer, Shaped
+from pandas.util import hash_array
 from scipy.sparse import csr_matrix as Sparse
 from torch import Tensor
 
@@ -224,25 +225,14 @@ class SecondPass:
 def random_keys(token: PairInts, feature: PairInts, seed: int) -> PairInts:
     """Random positive numbers that depend on (token, feature, seed) alone: who has the largest
     does not depend on how the text is cut.
+
+    SplitMix64 (Steele, Lea and Flood 2014); pandas hashes whole numbers with its finaliser.
     """
-    if len(token) == 0:
-        return token
-    mixed = _bits(token, seed % 2**32) ^ _bits(feature, 2**32 + seed % 2**32)
-    return (_mix(mixed) >> np.uint64(1)).astype(np.int64) | 1
-
-
-def _bits(number: PairInts, seed: int) -> np.ndarray:
-    """Random bits of every number, made once for all between the smallest and the largest."""
-    first, step = number.min(), np.uint64(0x9E3779B97F4A7C15)
-    numbers = np.arange(first, number.max() + 1).astype(np.uint64)
-    return _mix(numbers * step + _mix(np.array([seed], np.uint64)))[number - first]
-
-
-def _mix(z: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014)."""
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        z = (z ^ (z >> np.uint64(shift))) * np.uint64(factor)
-    return z ^ (z >> np.uint64(31))
+    step, parts = np.uint64(0x9E3779B97F4A7C15), (token, feature)
+    seeds = hash_array(np.array([seed % 2**32, 2**32 + seed % 2**32], np.uint64))
+    streams = (part.astype(np.uint64) * step + s for part, s in zip(parts, seeds, strict=True))
+    mixed = hash_array(np.bitwise_xor(*map(hash_array, streams)))
+    return (mixed >> np.uint64(1)).astype(np.int64) | 1
 
 
 def rank_within(group: Ints) -> Ints:

@@ -1,10 +1,9 @@
 """Which features belong together: groups by decoder direction and firing together, named by what
-their rules share, on a map.
+their rules share, with places on a map.
 """
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import scipy.sparse
 import torch
 from jaxtyping import Float, Int
@@ -13,11 +12,9 @@ from sklearn.decomposition import KernelPCA
 from sklearn.manifold import TSNE
 from sklearn.preprocessing import MultiLabelBinarizer
 
-from sae_lib import figures
-from sae_lib.features.firing import Rows, firing
+from sae_lib.features.firing import Rows, firing_tables
 from sae_lib.model.activations import HookPoint
 from sae_lib.sae.autoencoder import SparseAutoencoder
-from sae_lib.text.markup import label
 
 Array = np.ndarray
 Pairwise = Float[Array, "n n"]
@@ -56,11 +53,9 @@ def firing_together(
     hook: HookPoint, sae: SparseAutoencoder, features: Int[Array, " n"], rows: Rows
 ) -> Pairwise:
     """Pearson correlation of whether two features fire, over the tokens of `rows`."""
-    fired = firing(hook, {"": sae}, rows)[""]
-    tokens = [fired[i].token for i in features]
-    starts = np.cumsum([0, *map(len, tokens)])
-    fires = (np.ones(starts[-1], dtype=np.float32), np.concatenate(tokens), starts)
-    return correlation(scipy.sparse.csc_array(fires, (rows.size, len(features))))
+    fires = firing_tables(hook, {"": sae}, rows)[""][:, features]
+    fires.data[:] = 1
+    return correlation(fires)
 
 
 def correlation(fires: scipy.sparse.sparray) -> Pairwise:
@@ -157,27 +152,3 @@ def summary(table: pd.DataFrame, values: list[list[str]], seed: int) -> dict:
         "shared_value_by_chance_most": max(by_chance),
         "largest": largest[["cluster", "name", "size"]].to_dict("records"),
     }
-
-
-def cluster_map(table: pd.DataFrame, labels: int = 14) -> go.Figure:
-    """Every feature as a point with its rule on hover; colours repeat, the `labels` largest
-    named clusters are written on the map.
-    """
-    text = [
-        f"feature {r.feature}<br>cluster {r.cluster}: {label(r.name, 80)}<br>{label(r.rule, 160)}"
-        for r in table.itertuples(index=False)
-    ]
-    colours = [figures.PALETTE[c % len(figures.PALETTE)] for c in table["cluster"]]
-    marker = {"size": 5, "color": colours, "opacity": 0.75}
-    hover = {"text": text, "hovertemplate": "%{text}<extra></extra>"}
-    fig = go.Figure(go.Scatter(x=table["x"], y=table["y"], mode="markers", marker=marker, **hover))
-    named = table[table["name"] != UNNAMED]
-    box = {"showarrow": False, "bgcolor": "rgba(255,255,255,0.75)", "font": {"size": 11}}
-    for cluster in named["cluster"].value_counts().index[:labels]:
-        members = named[named["cluster"] == cluster]
-        x, y = members[["x", "y"]].median()
-        fig.add_annotation(x=x, y=y, text=label(members["name"].iloc[0], 40), **box)
-    title = "Features by decoder direction and firing together (t-SNE)"
-    title += "; clusters named by what their rules share"
-    fig.update_layout(title=title, hoverlabel={"align": "left"})
-    return fig.update_xaxes(visible=False).update_yaxes(visible=False)

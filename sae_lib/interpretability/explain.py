@@ -12,8 +12,10 @@ which detection can tell; here they are in excerpts where the feature does fire,
 """
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain, groupby, islice, zip_longest
 from pathlib import Path
 from typing import NamedTuple
@@ -24,11 +26,8 @@ import torch
 from jaxtyping import Integer
 from jinja2 import Template
 
-from sae_lib.errors import ChatError
 from sae_lib.features.firing import ALIVE, Firing, firing, spread_rows
 from sae_lib.features.statistics import interval
-from sae_lib.formats import NONE
-from sae_lib.interpretability.chat import Chat, LimitReached
 from sae_lib.model.activations import HookPoint
 from sae_lib.progress import tqdm
 from sae_lib.sae.autoencoder import SparseAutoencoder
@@ -58,10 +57,12 @@ class Window(NamedTuple):
 @dataclass
 class Unit:
     """A feature or neuron, with excerpts that it is explained from (`shown`) and tested on
-    (`active`, `silent`).
+    (`active`, `silent`), its explanation and the answers of its tests.
     """
 
-    kind: str  # feature, neuron_matched (at the density of the feature in the same place) or neuron
+    # feature, neuron_matched (at the density of the feature in the same place), neuron, or
+    # swapped: a feature tested with another one's explanation
+    kind: str
     index: int
     density: float
     shown: list[Window]
@@ -70,9 +71,35 @@ class Unit:
     repeated: int  # excerpts with the very tokens of a shown one, left out of the test
     explanation: str | None = None
     rating: int | None = None
+    # by test (truth, answer) for each excerpt, the answer None where none could be read
+    answers: dict[str, list] = field(default_factory=partial(defaultdict, list), init=False)
+
+    def row(self) -> dict:
+        """A row of explanations.parquet. Balanced accuracy: the mean of the shares right among
+        the yes and among the no; chance is 0.5.
+        """
+        row = {
+            "kind": self.kind,
+            "feature": self.index,
+            "density": self.density,
+            "explanation": self.explanation,
+            "rating": self.rating,
+        }
+        for test in TESTS:
+            read = [pair for pair in self.answers[test] if None not in pair]
+            read = np.array(read).reshape(-1, 2)
+            right = (read[:, 0] == read[:, 1]).astype(float)
+            samples = [right[read[:, 0] == truth] for truth in (True, False)]
+            low, high = interval(samples, _balanced)
+            accuracy = _balanced(*samples, axis=0) if all(map(len, samples)) else np.nan
+            row |= {test: accuracy, f"{test}_low": low, f"{test}_high": high}
+        said = [answer for _, answer in chain(*self.answers.values())]
+        counts = {"n": len(said), "unparsed": said.count(None), "repeated": self.repeated}
+        return row | counts
 
 
 Units = dict[str, list[Unit]]
+Ask = Callable[[str], str | None]  # a prompt → a chat model's reply, None where none came
 
 
 class HeldoutText:
@@ -134,7 +161,7 @@ def draw_unit(text: HeldoutText, kind: str, index: int, fires: Firing, s: Explai
     depend on no explanation.
     """
     rng = np.random.default_rng((s.seed, index))
-    by_chance = fires.token[rng.permutation(len(fires.token))]
+    by_chance = rng.permutation(fires.token)
     by_value = fires.token[np.argsort(-fires.value, kind="stable")]
     seen: set[tuple] = set()
     shown = list(islice(text.windows(by_value, fires, False, seen), s.examples // 2))
@@ -165,42 +192,6 @@ class Question(NamedTuple):
     truth: bool
 
 
-@dataclass
-class Scored:
-    """The answers about one unit: (truth, answer) for each excerpt, the answer None where none
-    could be read.
-    """
-
-    kind: str  # that of the unit, or swapped: a feature tested with another one's explanation
-    unit: Unit
-    explanation: str | None
-    answers: dict[str, list[tuple[bool, bool | None]]] = field(
-        default_factory=lambda: {test: [] for test in TESTS}
-    )
-
-    def row(self) -> dict:
-        """A row of explanations.parquet. Balanced accuracy: the mean of the shares right among
-        the yes and among the no; chance is 0.5.
-        """
-        row = {
-            "kind": self.kind,
-            "feature": self.unit.index,
-            "density": self.unit.density,
-            "explanation": self.explanation,
-            "rating": self.unit.rating,
-        }
-        for test, answers in self.answers.items():
-            read = np.array([pair for pair in answers if None not in pair]).reshape(-1, 2)
-            right = (read[:, 0] == read[:, 1]).astype(float)
-            samples = [right[read[:, 0] == truth] for truth in (True, False)]
-            low, high = interval(samples, _balanced)
-            accuracy = _balanced(*samples, axis=0) if all(map(len, samples)) else np.nan
-            row |= {test: accuracy, f"{test}_low": low, f"{test}_high": high}
-        said = [answer for _, answer in chain(*self.answers.values())]
-        counts = {"n": len(said), "unparsed": said.count(None), "repeated": self.unit.repeated}
-        return row | counts
-
-
 def _balanced(yes: np.ndarray, no: np.ndarray, axis: int) -> np.ndarray | float:
     return (yes.mean(axis) + no.mean(axis)) / 2
 
@@ -220,9 +211,9 @@ def make_units(
     features = rng.permutation(np.flatnonzero(table["n_active"].to_numpy() >= ALIVE))[:n]
     neurons = rng.choice(sae.d_in, min(len(features), sae.d_in), replace=False)
     directions = coordinate_directions(sae.d_in, hook.device)
-    chosen = {"feature": (sae, features), "neuron": (directions, neurons)}
     chosen = {
-        kind: Selected(of, torch.from_numpy(numbers)) for kind, (of, numbers) in chosen.items()
+        "feature": Selected(sae, torch.from_numpy(features)),
+        "neuron": Selected(directions, torch.from_numpy(neurons)),
     }
     fires = firing(hook, chosen, text.rows)
     pairs = zip(fires["neuron"], fires["feature"], strict=False)
@@ -235,47 +226,40 @@ def make_units(
     return units
 
 
-def ask_about(
-    chat: Chat, units: Units, vocabulary: Vocabulary, s: ExplainSettings
-) -> tuple[list[Scored], str | None, ChatError | None]:
+def ask_about(ask: Ask, units: Units, vocabulary: Vocabulary, s: ExplainSettings) -> Iterator[Unit]:
     """Explain all units, then test one of each kind after the other, so that an early end leaves
     kinds that compare.
 
-    Returns what was scored, the sentence why it ended early, and the error where that was one.
+    Each is yielded before it is tested: where `ask` raises, it keeps the answers so far.
     """
-    scored: list[Scored] = []
     features = units["feature"]
     # the first of each kind, the second of each kind, …; there may be fewer neurons than features
     together = [[u for u in group if u] for group in zip_longest(*units.values())]
-    try:
-        for unit in tqdm(list(chain(*together)), desc="explain"):
-            if excerpts := [shown(vocabulary, w, w.on) for w in unit.shown]:
-                unit.explanation = read_explanation(chat.ask(prompt("explain", excerpts)))
-                if s.rating:
-                    unit.rating = read_rating(chat.ask(prompt("rate", excerpts)))
-        for i, group in enumerate(tqdm(together, desc="detect")):
-            tests = [Scored(unit.kind, unit, unit.explanation) for unit in group]
-            if len(features) > max(1, i):
-                tests.insert(1, Scored("swapped", features[i], features[i - 1].explanation))
-            for one in tests:
-                scored.append(one)
-                _test(chat, one, vocabulary, s)
-    except (LimitReached, ChatError) as reason:
-        return scored, str(reason), reason if isinstance(reason, ChatError) else None
-    return scored, None, None
+    for unit in tqdm(list(chain(*together)), desc="explain"):
+        if excerpts := [shown(vocabulary, w, w.on) for w in unit.shown]:
+            unit.explanation = read_explanation(ask(prompt("explain", excerpts)))
+            if s.rating:
+                unit.rating = read_rating(ask(prompt("rate", excerpts)))
+    for i, group in enumerate(tqdm(together, desc="detect")):
+        if len(features) > max(1, i):
+            of_another = features[i - 1].explanation
+            group.insert(1, replace(features[i], kind="swapped", explanation=of_another))
+        for unit in group:
+            yield unit
+            _test(ask, unit, vocabulary, s)
 
 
-def _test(chat: Chat, one: Scored, vocabulary: Vocabulary, s: ExplainSettings) -> None:
-    for test in TESTS if one.explanation is not None else ():
-        rng = np.random.default_rng((s.seed, one.unit.index))
-        asked = questions(test, vocabulary, one.unit, s.test_examples, rng)
+def _test(ask: Ask, unit: Unit, vocabulary: Vocabulary, s: ExplainSettings) -> None:
+    for test in TESTS if unit.explanation is not None else ():
+        rng = np.random.default_rng((s.seed, unit.index))
+        asked = questions(test, vocabulary, unit, s.test_examples, rng)
         if len({q.truth for q in asked}) < 2:
             continue  # a neuron that is silent in no excerpt: nothing to tell apart
         for start in range(0, len(asked), s.batch):
             texts, truths = zip(*asked[start : start + s.batch], strict=True)
-            reply = chat.ask(prompt(test, texts, one.explanation))
+            reply = ask(prompt(test, texts, unit.explanation))
             said = read_answers(reply, len(texts)) or [None] * len(texts)
-            one.answers[test] += zip(truths, said, strict=True)
+            unit.answers[test] += zip(truths, said, strict=True)
 
 
 # --- what is asked ---
@@ -373,18 +357,3 @@ def summary(rows: pd.DataFrame) -> dict:
             kinds[kind][score] = {"mean": mean, "low": low, "high": high, "units": len(values)}
     totals = {name: sum(kind[name] for kind in kinds.values()) for name in ("n", "unparsed")}
     return {"kinds": kinds} | totals
-
-
-def sentence(results: dict, table: Path) -> str:
-    """The outcome in one line."""
-    scores = []
-    for test in TESTS:
-        for kind, of_kind in results["kinds"].items():
-            mean = of_kind[test]["mean"]
-            scores.append(f"{kind} {test} {NONE if mean is None else f'{mean:.2f}'}")
-    ended = f"; ended early: {results['stopped']}" if results["stopped"] else ""
-    return (
-        f"{results['model']}: {', '.join(scores) or 'nothing scored'};"
-        f" {results['unparsed']} of {results['n']} answers could not be read;"
-        f" {results['requests']} requests{ended}; {table}"
-    )

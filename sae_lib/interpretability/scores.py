@@ -1,36 +1,15 @@
-"""What the rule scores say: medians and differences between kinds with bootstrap intervals, and
-their figures.
-"""
+"""What the rule scores say: medians and differences between kinds with bootstrap intervals."""
 
 from itertools import product
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 from jaxtyping import Float
-from plotly.subplots import make_subplots
-
-from sae_lib import figures
 
 MEASURES = {
     "auroc": "AUROC",
     "balanced_accuracy": "balanced accuracy",
     "information": "information explained",
-}
-KINDS = {  # in the order of the figure
-    "feature": "features",
-    "neuron_matched": "neurons, matched",
-    "principal_matched": "principal directions, matched",
-    "random": "random directions, matched",
-    "untrained_matched": "untrained model's features, matched",
-    "shuffled": "features, shuffled",
-    "feature_strong": "features, strong half",
-    "neuron_strong": "neurons, as dense as the strong half",
-    "principal_strong": "principal directions, as dense as it",
-    "random_strong": "random directions, as dense as it",
-    "neuron": "neurons, unmatched",
-    "principal": "principal directions, unmatched",
-    "untrained": "untrained model's features, unmatched",
 }
 AVERAGES = {"median": np.median, "mean": np.mean}
 DRAWS = 2000  # of the bootstrap
@@ -71,54 +50,3 @@ def summary(scores: pd.DataFrame, seed: int) -> dict:
 
 def _interval(draws: Float[np.ndarray, " draw"]) -> list[float]:
     return np.quantile(draws, [0.025, 0.975]).tolist()
-
-
-def against_neurons(scores: pd.DataFrame) -> go.Figure:
-    """The original's figure, with rules in the place of people: how many per cent of the neurons
-    and of the features score how well, overlaid.
-
-    As they are; with the neurons thresholded to features' densities; and so again for the strong
-    half of features' activations.
-    """
-    panels = {
-        "as they are": ("neuron", "feature"),
-        "at equal densities": ("neuron_matched", "feature"),
-        "the strong half, at equal densities": ("neuron_strong", "feature_strong"),
-    }
-    colours = {"neurons": figures.PALETTE[1], "features": figures.PALETTE[0]}
-    options = {"shared_yaxes": True, "horizontal_spacing": 0.04}
-    fig = make_subplots(1, len(panels), subplot_titles=list(panels), **options)
-    for column, kinds in enumerate(panels.values(), 1):
-        for kind, (name, colour) in zip(kinds, colours.items(), strict=True):
-            values, at = scores.loc[scores["kind"] == kind, "auroc"], {"row": 1, "col": column}
-            legend = {"name": name, "legendgroup": name, "showlegend": column == 1}
-            bins = {"start": 0.4, "end": 1.0001, "size": 0.025}
-            shown = {"histnorm": "percent", "opacity": 0.6, "marker_color": colour}
-            fig.add_histogram(x=values, xbins=bins, **shown, **legend, **at)
-            fig.add_vline(x=values.median(), line={"color": colour, "dash": "dash"}, **at)
-    title = "How well a short rule predicts when a unit fires (dashed: medians)"
-    fig.update_layout(barmode="overlay", title=title, legend={"x": 0.01, "y": 0.98})
-    fig.update_xaxes(title="AUROC on the other documents", range=[0.45, 1.0])
-    fig.update_yaxes(title="share of units (%)", col=1)
-    return fig
-
-
-def by_kind(scores: pd.DataFrame) -> go.Figure:
-    """AUROC and information explained of every kind: each unit's distribution, the middle half
-    as a box, the median as its line.
-    """
-    measures = ("auroc", "information")
-    titles, options = [MEASURES[m] for m in measures], {"shared_yaxes": True}
-    fig = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.04, **options)
-    shape = {"orientation": "h", "side": "positive", "width": 1.7, "points": False}
-    shape |= {"box_visible": True, "showlegend": False, "spanmode": "hard"}
-    for kind in reversed([kind for kind in KINDS if (scores["kind"] == kind).any()]):
-        colour = {"feature": 0, "neuron": 1}.get(kind.partition("_")[0], 5)
-        for column, measure in enumerate(measures, 1):
-            at = {"line_color": figures.PALETTE[colour], "row": 1, "col": column}
-            values = scores.loc[scores["kind"] == kind, measure]
-            fig.add_violin(x=values, name=KINDS[kind], **shape, **at)
-    fig.update_layout(title="Rules scored on the other half of the documents")
-    fig.update_xaxes(range=[0.4, 1.0], col=1)
-    fig.update_xaxes(range=[-0.15, 1.0], tickformat=".0%", col=2)
-    return fig

@@ -4,10 +4,12 @@ import difflib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
+import yaml
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -15,26 +17,16 @@ from sae_lib.device import upload
 from sae_lib.errors import CorpusError, ModelError, SettingsError
 from sae_lib.text.tokenizer import token_ids
 
-# Where a hook lies in the plain model: the module, and whether the hook is its input or its output.
-# The MLP's hook_post is no module's output in a gated MLP, but always the input of the down
-# projection (checked against TransformerBridge in the tests).
-BLOCKS = {"gpt2": "transformer.h.{layer}", "llama": "model.layers.{layer}"}
-COMMON = {
-    "hook_resid_pre": ("", "input"),
-    "hook_resid_post": ("", "output"),
-    "hook_mlp_out": (".mlp", "output"),
-}
-HOOKS = {
-    "gpt2": COMMON
-    | {"mlp.hook_pre": (".mlp.c_fc", "output"), "mlp.hook_post": (".mlp.c_proj", "input")},
-    "llama": COMMON
-    | {"mlp.hook_pre": (".mlp.gate_proj", "output"), "mlp.hook_post": (".mlp.down_proj", "input")},
-}
+Acts = Float[Tensor, "n d_in"]
+ActsByRow = Float[Tensor, "row position d_in"]
+TokenIds = Int[Tensor, "row position"]
+HOOKS = yaml.safe_load(Path(__file__).with_name("hooks.yaml").read_text("utf-8"))
+ROWS_AT_ONCE = 64  # of a harvest, in one forward pass
 
 
 def find_hook(hook_name: str, family: str, n_layer: int) -> tuple[int, str, str]:
-    """(layer, module below the block, input or output) of a hook name; `ModelError` that lists
-    near ones where there is none.
+    """(layer, module, input or output) of a hook name; `ModelError` that lists near ones where
+    there is none.
     """
     pairs = product(range(n_layer), HOOKS[family].items())
     names = {f"blocks.{layer}.{hook}": (layer, *place) for layer, (hook, place) in pairs}
@@ -47,9 +39,6 @@ def find_hook(hook_name: str, family: str, n_layer: int) -> tuple[int, str, str]
     return names[hook_name]
 
 
-ROWS_AT_ONCE = 64  # of a harvest, in one forward pass
-
-
 class _Stop(Exception):
     """Ends a forward pass at the hook: what comes after it is not needed."""
 
@@ -58,27 +47,19 @@ class HookPoint:
     """One hook point of a model: read it, stop at it, or replace what passes through it."""
 
     def __init__(self, model: "transformers.PreTrainedModel", hook_name: str):
-        self.model, self.name = model, hook_name
+        self.model, self.name, self.device = model, hook_name, model.device
         family = "gpt2" if hasattr(model, "transformer") else "llama"
-        self.layer, suffix, self.side = find_hook(hook_name, family, model.config.num_hidden_layers)
+        self.layer, module, self.side = find_hook(hook_name, family, model.config.num_hidden_layers)
         try:
-            self.module: nn.Module = model.get_submodule(
-                BLOCKS[family].format(layer=self.layer) + suffix
-            )
+            self.module: nn.Module = model.get_submodule(module.format(layer=self.layer))
         except AttributeError:
             raise ModelError(
                 f"{type(model).__name__} has neither GPT-2's nor Llama's layout; only these two"
                 " are supported"
             ) from None
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
     @torch.no_grad()
-    def activations(
-        self, tokens: Int[Tensor, "row position"]
-    ) -> Float[Tensor, "row position d_in"]:
+    def activations(self, tokens: TokenIds) -> ActsByRow:
         """The hook's activations; the forward pass stops there."""
         captured: list[Tensor] = []
 
@@ -109,10 +90,8 @@ class HookPoint:
             handle = self.module.register_forward_pre_hook(pre_hook)
         else:
             handle = self.module.register_forward_hook(hook)
-        try:
+        with handle:
             yield
-        finally:
-            handle.remove()
 
 
 class ActivationTable:
@@ -123,9 +102,7 @@ class ActivationTable:
     def __init__(self, table: Float[Tensor, "vocab d_in"]):
         self.table, self.device = table, table.device
 
-    def activations(
-        self, tokens: Int[Tensor, "row position"]
-    ) -> Float[Tensor, "row position d_in"]:
+    def activations(self, tokens: TokenIds) -> ActsByRow:
         return self.table[tokens]
 
 
@@ -149,20 +126,21 @@ class ActivationBuffer:
         seed: int,
         start: int = 0,
     ):
-        if len(rows) * rows.shape[1] < batch:
+        per_row = rows.shape[1]
+        if rows.size < batch:
             raise CorpusError(
                 f"the corpus has {rows.size:,} tokens in whole rows, fewer than one batch of"
                 f" {batch} activations (sae.batch); give more text"
             )
         self.hook, self.rows, self.batch, self.seed = hook, rows, batch, seed
         self.buffer_rows = min(buffer_rows, len(rows))
-        if self.buffer_rows * rows.shape[1] < batch:
+        self.per_chunk = self.buffer_rows * per_row // batch
+        if self.per_chunk == 0:
             raise SettingsError(
-                f"sae.buffer_rows: {buffer_rows} rows of {rows.shape[1]} positions are fewer"
+                f"sae.buffer_rows: {buffer_rows} rows of {per_row} positions are fewer"
                 f" activations than one batch of {batch} (sae.batch); expected at least"
-                f" {-(-batch // rows.shape[1])} rows"
+                f" {-(-batch // per_row)} rows"
             )
-        self.per_chunk = max(1, self.buffer_rows * rows.shape[1] // batch)
         self.position = start
         # one chunk; written again and again, as fresh memory costs more than the forward pass
         self.store: Tensor | None = None
@@ -179,7 +157,7 @@ class ActivationBuffer:
                 chosen = order[j * self.batch : (j + 1) * self.batch]
                 yield acts[chosen].float()  # a large model's are bfloat16
 
-    def _chunk(self, chunk: int) -> tuple[Float[Tensor, "n d_in"], Int[Tensor, " n"]]:
+    def _chunk(self, chunk: int) -> tuple[Acts, Int[Tensor, " n"]]:
         """The activations of the chunk of that number, and the order in which they are handed
         out.
         """
@@ -211,9 +189,7 @@ class ActivationBuffer:
         return acts, order
 
 
-def harvest(
-    hook: Source, rows: np.ndarray, out: Float[Tensor, "n d_in"] | None = None
-) -> Float[Tensor, "n d_in"]:
+def harvest(hook: Source, rows: np.ndarray, out: Acts | None = None) -> Acts:
     """Activations of all positions of `rows` [row, position], in order, on the model's device;
     into `out` where given.
     """
@@ -253,7 +229,7 @@ def of_token(
 @torch.no_grad()
 def generate(
     hook: HookPoint, tokenizer, prompt: str, new_tokens: int, temperature: float, seed: int
-) -> tuple[Int[Tensor, " n"], Float[Tensor, "n d_in"], int]:
+) -> tuple[Int[Tensor, " n"], Acts, int]:
     """Sample a continuation: (token ids of prompt and continuation, the hook's activations of
     all of them, prompt length).
     """

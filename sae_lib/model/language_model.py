@@ -85,14 +85,17 @@ def build(
     gated MLP. The head is not tied.
     """
     common = dict(
-        vocab_size=vocab_size, bos_token_id=eos, eos_token_id=eos, tie_word_embeddings=False
+        vocab_size=vocab_size,
+        bos_token_id=eos,
+        eos_token_id=eos,
+        tie_word_embeddings=False,
+        max_position_embeddings=settings.context,
+        hidden_size=settings.d_model,
+        num_hidden_layers=settings.n_layer,
+        num_attention_heads=settings.n_heads,
     )
     if settings.architecture == "gpt2":
         config = transformers.GPT2Config(
-            n_positions=settings.context,
-            n_embd=settings.d_model,
-            n_layer=settings.n_layer,
-            n_head=settings.n_heads,
             n_inner=settings.d_mlp,
             activation_function="relu",
             resid_pdrop=0.0,
@@ -101,14 +104,7 @@ def build(
             **common,
         )
     else:
-        config = transformers.LlamaConfig(
-            max_position_embeddings=settings.context,
-            hidden_size=settings.d_model,
-            num_hidden_layers=settings.n_layer,
-            num_attention_heads=settings.n_heads,
-            intermediate_size=settings.d_mlp,
-            **common,
-        )
+        config = transformers.LlamaConfig(intermediate_size=settings.d_mlp, **common)
     return transformers.AutoModelForCausalLM.from_config(config)
 
 

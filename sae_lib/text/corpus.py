@@ -6,7 +6,7 @@ import hashlib
 import json
 import tempfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +21,6 @@ HELDOUT_SHARE = 0.1  # of the documents of files and hub
 CHARACTERS_PER_TOKEN = 8
 # Of files, read per wanted token; a longer corpus is sampled from its beginning.
 CONSIDERED = 20
-MISSING = {
-    "monology/pile-uncopyrighted": "The Pile without Books3, BookCorpus2, OpenSubtitles, "
-    "YTSubtitles and OWT2"
-}
 
 
 @dataclass(frozen=True)
@@ -57,11 +53,11 @@ def documents(settings: CorpusSettings, seed: int) -> Iterator[Document]:
 
 def _from_installation(settings: CorpusSettings, seed: int) -> Iterator[Document]:
     budget = settings.max_kind_bytes
-    unknown = budget.keys() - installation.ALL_KINDS
+    unknown = budget.keys() - installation.KINDS.keys()
     if unknown or not budget:
         raise CorpusError(
             f"corpus.max_kind_bytes names {', '.join(sorted(unknown)) or 'nothing'}; "
-            f"expected bytes for some of: {', '.join(installation.ALL_KINDS)}"
+            f"expected bytes for some of: {', '.join(installation.KINDS)}"
         )
     share, limit = settings.heldout_tokens / settings.train_tokens, settings.max_file_bytes
     for file, text, split in installation.read_installation(budget, share, limit, seed):
@@ -77,18 +73,16 @@ def _from_files(where: str, settings: CorpusSettings, seed: int) -> Iterator[Doc
     """
     wanted = CHARACTERS_PER_TOKEN * settings.heldout_tokens
     enough = CONSIDERED * (settings.train_tokens + settings.heldout_tokens)
-    duplicates, total = Deduplicator(seed), 0
     # four numbers a document: order, order of the split, place in the temporary file, characters
-    index = array("Q")
+    index, total = array("Q"), 0
     with tempfile.TemporaryFile() as spool:
-        for text, kind, origin in text_files.read_files(where):
-            order, split_order = duplicates.hashes(text)
-            if order is not None:
-                index.extend((order, split_order, spool.tell(), len(text)))
-                spool.write(json.dumps((text, kind, origin)).encode() + b"\n")
-                total += len(text)
-                if total > enough:
-                    break
+        for *document, order, split_order in _without_copies(text_files.read_files(where), seed):
+            length = len(document[0])
+            index.extend((order, split_order, spool.tell(), length))
+            spool.write(json.dumps(document).encode() + b"\n")
+            total += length
+            if total > enough:
+                break
         table = np.frombuffer(index, dtype=np.uint64).reshape(-1, 4)
         if len(table) < 2:
             raise CorpusError(
@@ -105,23 +99,20 @@ def _from_files(where: str, settings: CorpusSettings, seed: int) -> Iterator[Doc
             yield Document(text, kind, origin, "heldout" if heldout[i] else "train")
 
 
-class Deduplicator:
-    """Finds texts that were seen before (white space aside), and gives each new one two seeded
-    63-bit numbers.
+def _without_copies(
+    documents: Iterable[tuple[str, str, str]], seed: int
+) -> Iterator[tuple[str, str, str, int, int]]:
+    """(text, kind, origin) of every text that did not come before (white space aside) and two
+    seeded 63-bit numbers, which order it and choose its split.
     """
-
-    def __init__(self, seed: int) -> None:
-        self.key = str(seed).encode()
-        self.seen: set[int] = set()
-
-    def hashes(self, text: str) -> tuple[int | None, int]:
+    seen: set[int] = set()
+    for text, kind, origin in documents:
         words = " ".join(text.split()).encode()
-        digest = hashlib.blake2b(words, digest_size=16, key=self.key).digest()
+        digest = hashlib.blake2b(words, digest_size=16, key=str(seed).encode()).digest()
         order, split_order = (int.from_bytes(half) >> 1 for half in (digest[:8], digest[8:]))
-        if order in self.seen or not text.strip():
-            return None, 0
-        self.seen.add(order)
-        return order, split_order
+        if words and order not in seen:
+            seen.add(order)
+            yield text, kind, origin, order, split_order
 
 
 # --- the hub ---
@@ -135,16 +126,14 @@ def _from_hub(
     """
     import datasets
 
-    duplicates, heldout_characters = Deduplicator(seed), 0
+    heldout_characters = 0
     wanted = CHARACTERS_PER_TOKEN * settings.heldout_tokens
     try:
         stream = datasets.load_dataset(**arguments, split="train", streaming=True)
         stream = stream.map(lambda item, n: item | {"_number": n}, with_indices=True)
-        for item in stream.shuffle(seed=seed, buffer_size=settings.shuffle_buffer):
-            text, kind, origin = text_files.from_json(item, f"{name}: document {item['_number']}")
-            order, split_order = duplicates.hashes(text)
-            if order is None:
-                continue
+        stream = stream.shuffle(seed=seed, buffer_size=settings.shuffle_buffer)
+        parsed = (text_files.from_json(d, f"{name}: document {d['_number']}") for d in stream)
+        for text, kind, origin, _, split_order in _without_copies(parsed, seed):
             held = split_order < HELDOUT_SHARE * 2**63 and heldout_characters < wanted
             heldout_characters += held * len(text)
             yield Document(text, kind, origin, "heldout" if held else "train")

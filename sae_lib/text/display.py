@@ -1,19 +1,14 @@
 """Tokens as a reader can see them: bytes that are no character, blanks, control and direction marks
 all get a sign.
 
-Text is data: nothing here is markup. A piece is (quiet, text); quiet pieces stand for something
-that has no shape of its own.
+Text is data: nothing here is markup.
 """
 
 import json
 import re
 import unicodedata
-from collections.abc import Iterator
-from functools import lru_cache
-from itertools import groupby
-from operator import itemgetter
+from functools import lru_cache, partial
 
-Pieces = tuple[tuple[bool, str], ...]
 SIGNS = {"\n": "⏎", "\r": "⟨CR⟩", "\t": "⇥"}
 # Unicode categories that a page would swallow, or obey
 SHAPELESS = frozenset("Cc Cf Cn Co Cs Zl Zp Zs".split())
@@ -32,7 +27,6 @@ class Vocabulary:
         byte_of = {letter: byte for byte, letter in letters.items()}
         self.bytes = [_bytes(s or "", {} if i in added else byte_of) for i, s in enumerate(strings)]
         self.texts = [b.decode("utf-8", "surrogateescape") for b in self.bytes]
-        self.partial = [any("\udc80" <= c <= "\udcff" for c in t) for t in self.texts]
 
     def __len__(self) -> int:
         return len(self.bytes)
@@ -51,34 +45,24 @@ class Vocabulary:
         """Place in the sequence → the character, for those tokens that are only a part of one that
         the sequence holds whole.
         """
-        known = [(i, t) for i, t in enumerate(token_ids) if 0 <= t < len(self)]
-        partial = {i for i, t in known if self.partial[t]}
-        if not partial:
-            return {}
-        owner = [i for i, t in known for _ in self.bytes[t]]
-        data = b"".join(self.bytes[t] for _, t in known)
+        known = [(i, self.bytes[t]) for i, t in enumerate(token_ids) if 0 <= t < len(self)]
+        owner = [i for i, data in known for _ in data]
+        text = b"".join(data for _, data in known).decode("utf-8", "surrogateescape")
         found, at = {}, 0
-        for character in data.decode("utf-8", "surrogateescape"):
-            length = 1 if "\udc80" <= character <= "\udcff" else len(character.encode())
-            owners = owner[at : at + length]
+        for character in text:
+            owners = owner[at : at + len(character.encode("utf-8", "surrogateescape"))]
             if owners[0] != owners[-1]:
-                found |= dict.fromkeys(partial.intersection(owners), character)
-            at += length
+                found |= dict.fromkeys(owners, character)
+            at += len(owners)
         return found
 
 
 @lru_cache(maxsize=65536)
-def pieces(text: str, every_blank: bool = False) -> Pieces:
-    """`text` in runs of (quiet, text). A single space is left alone unless `every_blank`; two or
-    more become ·.
-    """
-    runs = groupby(_signs(text, every_blank), key=itemgetter(0))
-    return tuple((quiet, "".join(t for _, t in run)) for quiet, run in runs)
-
-
 def plain(text: str, every_blank: bool = False) -> str:
-    """`text` with every shapeless character replaced by its sign, as one string."""
-    return "".join(t for _, t in pieces(text, every_blank))
+    """`text` with every shapeless character replaced by its sign. A single space is left alone
+    unless `every_blank`; two or more become ·.
+    """
+    return re.sub(" +|[^ ]", partial(_sign, every_blank=every_blank), text)
 
 
 def isolated(text: str) -> str:
@@ -89,21 +73,17 @@ def isolated(text: str) -> str:
     return f"\u2068{text}\u2069" if reordered else text
 
 
-def _signs(text: str, every_blank: bool) -> Iterator[tuple[bool, str]]:
-    for run in re.finditer(r" +|[^ ]", text):
-        c = run[0]
-        if c[0] == " ":
-            yield (True, "·" * len(c)) if every_blank or len(c) > 1 else (False, " ")
-        elif c in SIGNS:
-            yield True, SIGNS[c]
-        elif "\udc80" <= c <= "\udcff":
-            yield True, f"⟨{ord(c) - 0xDC00:02x}⟩"
-        elif unicodedata.category(c) in SHAPELESS:
-            yield True, f"⟨U+{ord(c):04X}⟩"
-        elif run.start() == 0 and unicodedata.combining(c):
-            yield False, "◌" + c
-        else:
-            yield False, c
+def _sign(run: re.Match, every_blank: bool) -> str:
+    c = run[0]
+    if c[0] == " ":
+        return "·" * len(c) if every_blank or len(c) > 1 else " "
+    if c in SIGNS:
+        return SIGNS[c]
+    if "\udc80" <= c <= "\udcff":
+        return f"⟨{ord(c) - 0xDC00:02x}⟩"
+    if unicodedata.category(c) in SHAPELESS:
+        return f"⟨U+{ord(c):04X}⟩"
+    return "◌" + c if run.start() == 0 and unicodedata.combining(c) else c
 
 
 def _bytes(string: str, byte_of: dict[str, int]) -> bytes:

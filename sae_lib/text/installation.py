@@ -17,36 +17,18 @@ import re
 import site
 import string
 import sysconfig
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
 
-KINDS = {
-    ".py": "py",
-    ".pyi": "pyi",
-    ".h": "header",
-    ".hpp": "header",
-    ".cuh": "header",
-    ".hh": "header",
-    ".md": "markdown",
-    ".rst": "rst",
-    ".txt": "text",
-    ".html": "html",
-    ".json": "json",
-}
-PROSE = ("docstrings", "markdown", "rst", "text", "html", "metadata", "licence")
-ALL_KINDS = tuple(dict.fromkeys([*KINDS.values(), *PROSE]))
-KIND_NAMES = {
-    "docstrings": "docstrings and comments",
-    "py": "Python code",
-    "pyi": "type stubs",
-    "header": "C and C++ headers",
-    "rst": "reStructuredText",
-    "text": "plain text",
-    "metadata": "descriptions of packages",
-}
+import yaml
+
+TABLE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+KINDS = TABLE["kinds"]
+SUFFIXES = {suffix: kind for kind, row in KINDS.items() for suffix in row.get("suffixes", ())}
+PROSE = [kind for kind, row in KINDS.items() if row.get("prose")]
 # Of the Python files, three in four give their docstrings and comments, the others their code: so
 # no line is in the text twice.
 DOCSTRINGS_OF = 0.75
@@ -59,16 +41,6 @@ MARKS = 0.2  # a passage with a larger share of other bytes is code or a table
 TOPICS = "pydoc_data/topics.py"  # the standard library's documentation of the language
 LICENCE = re.compile(r"(licen[sc]e|copying|notice|third.?party)", re.IGNORECASE)
 COPYRIGHT = re.compile(r"licen[sc]e|copyright|all rights reserved", re.IGNORECASE)
-NOT_LIBRARY = {
-    "site-packages",
-    "dist-packages",
-    "lib-dynload",
-    "__pycache__",
-    "test",
-    "tests",
-    "idle_test",
-    "ensurepip",
-}
 STANDARD_LIBRARY = "Python"
 # bytes of text; a larger distribution is never held out: training would lose a whole kind with it
 GIANT = 5_000_000
@@ -110,7 +82,9 @@ def installed_files() -> Iterator[File]:
     """
     root, python = Path(sysconfig.get_path("stdlib")), platform.python_version()
     for folder, folders, names in os.walk(root):
-        folders[:] = [f for f in folders if f not in NOT_LIBRARY and not f.startswith("config-")]
+        folders[:] = [
+            f for f in folders if f not in TABLE["not_library"] and not f.startswith("config-")
+        ]
         for name in names:
             path = (Path(folder) / name).relative_to(root).as_posix()
             if (kind := kind_of(path)) and (root / path).is_file():
@@ -166,7 +140,7 @@ def kind_of(path: str) -> str | None:
         return "metadata" if name == "METADATA" else None
     if path == TOPICS:
         return None
-    kind = KINDS.get(suffix)
+    kind = SUFFIXES.get(suffix)
     docstrings = kind == "py" and int.from_bytes(_hash(0, path)) < DOCSTRINGS_OF * 2**64
     return "docstrings" if docstrings else kind
 
@@ -225,23 +199,15 @@ def read_text(file: File, limit: int) -> str | None:
     return None if is_data or len(data) < SMALLEST_FILE else text
 
 
-class NearDuplicates:
-    """The lines of all documents kept so far, to find exact and near copies of them (vendored
-    packages, licences, generated code).
+def remember(text: str, seen: set[int]) -> bool:
+    """Add the document's lines to those `seen`; False, and nothing added, where at least half of
+    them were: a copy or near copy (vendored packages, licences, generated code).
     """
-
-    def __init__(self) -> None:
-        self.lines: set[int] = set()
-
-    def add(self, text: str) -> bool:
-        """Remember the document; False, and nothing remembered, where at least half of its lines
-        were seen before.
-        """
-        lines = {hash(line) for line in map(str.strip, text.split("\n")) if len(line) >= 20}
-        if len(lines) < 3 or len(lines & self.lines) >= NEAR_DUPLICATE * len(lines):
-            return False
-        self.lines |= lines
-        return True
+    lines = {hash(line) for line in map(str.strip, text.split("\n")) if len(line) >= 20}
+    if len(lines) < 3 or len(lines & seen) >= NEAR_DUPLICATE * len(lines):
+        return False
+    seen |= lines
+    return True
 
 
 def held_out_distributions(
@@ -250,7 +216,7 @@ def held_out_distributions(
     """Distributions in the order of a seeded hash of their names until they hold `wanted_bytes`,
     none counted for over an eighth.
     """
-    size: dict[str, float] = defaultdict(float)
+    size: Counter[str] = Counter()
     for file in files:
         size[file.distribution] += min(file.expected_bytes, limit)
     chosen, total = set(), 0.0
@@ -262,7 +228,7 @@ def held_out_distributions(
 
 
 def choose(
-    files: Iterable[File], budget: dict[str, int], limit: int, seen: NearDuplicates, seed: int
+    files: Iterable[File], budget: dict[str, int], limit: int, seen: set[int], seed: int
 ) -> list[tuple[File, str]]:
     """Files with their text up to `budget[kind]` bytes, always the next from the distribution that
     gave least so far.
@@ -280,7 +246,7 @@ def choose(
             given, name = heapq.heappop(heap)
             file = queues[name].pop()
             text = read_text(file, limit)
-            if text is not None and seen.add(text):
+            if text is not None and remember(text, seen):
                 chosen.append((file, text))
                 size = len(text.encode())
                 given, bytes_left = given + size, bytes_left - size
@@ -298,7 +264,7 @@ def read_installation(
     files = list(installed_files())
     heldout_budget = {kind: int(1.2 * heldout_share * size) for kind, size in budget.items()}
     heldout = held_out_distributions(files, 2.0 * sum(heldout_budget.values()), limit, seed)
-    seen, result = NearDuplicates(), []
+    seen, result = set(), []
     for split, allowed in (("train", budget), ("heldout", heldout_budget)):
         own = [f for f in files if (f.distribution in heldout) == (split == "heldout")]
         result += [(*found, split) for found in choose(own, allowed, limit, seen, seed)]

@@ -37,20 +37,23 @@ def read_files(where: str) -> Iterator[tuple[str, str, str]]:
     for path in paths:
         name, suffix = printable(path.relative_to(root).as_posix()), _suffix(path)
         try:
-            if path.stat().st_size == 0:
+            size = path.stat().st_size
+            if size == 0:
                 if len(paths) > 1:  # such as an empty __init__.py
                     continue
                 raise CorpusError(f"{name} is empty; expected text")
             if suffix == ".parquet":
                 yield from _read_parquet(path, name)
                 continue
-            with _opened(path, name) as f:
-                if suffix in TEXT:
-                    yield from _read_text(f, name, suffix[1:], cut=len(paths) == 1)
-                elif ".jsonl" in suffix:
-                    yield from _read_lines(f, name)
+            most = max(ALWAYS, INFLATION * size)
+            with _opened(path) as f:
+                if ".jsonl" in suffix:
+                    yield from _read_lines(f, name, most)
+                elif ".json" in suffix:
+                    yield from _read_json(_whole(f, name, most), name)
                 else:
-                    yield from _read_json(f, name)
+                    text = _whole(f, name, most)
+                    yield from _read_text(text, name, suffix[1:], cut=len(paths) == 1)
         except UNREADABLE as error:
             reason = getattr(error, "strerror", None) or str(error).partition("\n")[0][:200]
             raise CorpusError(
@@ -103,42 +106,26 @@ def _suffix(path: Path) -> str:
     return "".join(path.suffixes[-2:] if path.suffix in COMPRESSED else path.suffixes[-1:]).lower()
 
 
-class _Limited(io.RawIOBase):
-    """A decompressed stream that ends with an error where it inflates as no text does."""
-
-    def __init__(self, path: Path, name: str) -> None:
-        self.stream = pyarrow.input_stream(str(path), compression=COMPRESSED[path.suffix])
-        self.left, self.name = max(ALWAYS, INFLATION * path.stat().st_size), name
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:
-        data = self.stream.read(len(buffer))
-        buffer[: len(data)] = data
-        self.left -= len(data)
-        if self.left < 0:
-            raise CorpusError(
-                f"{self.name}: over {INFLATION} bytes come out of each byte in it; no text is so "
-                "repetitive, unpack it and look"
-            )
-        return len(data)
-
-    def close(self) -> None:
-        self.stream.close()
-        super().close()
-
-
-def _opened(path: Path, name: str) -> io.BufferedIOBase:
+def _opened(path: Path) -> io.BufferedIOBase:
     if path.suffix in COMPRESSED:
-        return io.BufferedReader(_Limited(path, name), 1 << 20)
+        stream = pyarrow.input_stream(str(path), compression=COMPRESSED[path.suffix])
+        return io.BufferedReader(stream, 1 << 20)
     return open(path, "rb")
 
 
-def _whole(f: io.BufferedIOBase, name: str) -> str:
-    data = f.read(LONGEST + 1)
+def _check_inflation(n_bytes: int, most: int, name: str) -> None:
+    if n_bytes > most:
+        raise CorpusError(
+            f"{name}: over {INFLATION} bytes come out of each byte in it; no text is so "
+            "repetitive, unpack it and look"
+        )
+
+
+def _whole(f: io.BufferedIOBase, name: str, most: int) -> str:
+    data = f.read(min(LONGEST, most) + 1)
     if len(data) > LONGEST:
         raise CorpusError(f"{name}: over {LONGEST:,} bytes; split it, or give .jsonl")
+    _check_inflation(len(data), most, name)
     return _decoded(data, name)
 
 
@@ -160,14 +147,12 @@ def _utf8(data: bytes, where: str, offset: int = 0) -> str:
         raise CorpusError(f"{where}: not UTF-8 ({found}); {CONVERT}") from None
 
 
-def _read_text(
-    f: io.BufferedIOBase, name: str, kind: str, cut: bool
-) -> Iterator[tuple[str, str, str]]:
-    text, part = _whole(f, name), 1
+def _read_text(text: str, name: str, kind: str, cut: bool) -> Iterator[tuple[str, str, str]]:
     if not cut or len(text) <= PIECE:
         yield text, kind, name
         return
-    start = 0  # one long text alone: cut at line ends, else there would be nothing to hold out
+    # one long text alone: cut at line ends, else there would be nothing to hold out
+    start, part = 0, 1
     while start < len(text):
         end = start + PIECE
         if end < len(text):
@@ -176,22 +161,26 @@ def _read_text(
         start, part = end, part + 1
 
 
-def _read_lines(f: io.BufferedIOBase, name: str) -> Iterator[tuple[str, str, str]]:
-    offset = 0
-    for number, line in enumerate(iter(partial(f.readline, LONGEST + 1), b""), 1):
+def _read_lines(f: io.BufferedIOBase, name: str, most: int) -> Iterator[tuple[str, str, str]]:
+    offset, limit = 0, min(LONGEST, most)
+    for number, line in enumerate(iter(partial(f.readline, limit + 1), b""), 1):
         where = f"{name}: line {number}"
         if len(line) > LONGEST:
             raise CorpusError(f"{where}: over {LONGEST:,} bytes; expected one document a line")
+        _check_inflation(offset + len(line), most, name)
         decoded = _decoded(line, where, offset)
         offset += len(line)
         if decoded.strip():
             yield from_json(_parsed(decoded, where), where)
 
 
-def _read_json(f: io.BufferedIOBase, name: str) -> Iterator[tuple[str, str, str]]:
-    data = _parsed(_whole(f, name), name)
-    for number, item in enumerate(data if isinstance(data, list) else [data], 1):
-        yield from_json(item, f"{name}: item {number}" if isinstance(data, list) else name)
+def _read_json(text: str, name: str) -> Iterator[tuple[str, str, str]]:
+    data = _parsed(text, name)
+    if not isinstance(data, list):
+        yield from_json(data, name)
+        return
+    for number, item in enumerate(data, 1):
+        yield from_json(item, f"{name}: item {number}")
 
 
 def _read_parquet(path: Path, name: str) -> Iterator[tuple[str, str, str]]:

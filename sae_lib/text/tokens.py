@@ -27,16 +27,16 @@ SPLITS = ("train", "heldout")
 BATCH_CHARACTERS = 1_000_000  # encoded together, and a row group of documents.parquet
 DOCUMENTS = pa.schema(
     {
-        "split": pa.string(),
-        "document": pa.int64(),
-        "kind": pa.string(),
-        "origin": pa.string(),
-        "first_token": pa.int64(),
-        "tokens": pa.int64(),
-        "characters": pa.int64(),
-        "bytes": pa.int64(),
-        "sha256": pa.string(),
-        "text": pa.large_string(),
+        "split": "string",
+        "document": "int64",
+        "kind": "string",
+        "origin": "string",
+        "first_token": "int64",
+        "tokens": "int64",
+        "characters": "int64",
+        "bytes": "int64",
+        "sha256": "string",
+        "text": "large_string",
     }
 )
 log = logging.getLogger(__name__)

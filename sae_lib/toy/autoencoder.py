@@ -9,25 +9,23 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sae_lib.model.activations import ActivationTable
 from sae_lib.progress import tqdm
-from sae_lib.sae import training
-from sae_lib.sae.recipes import RECIPES
-from sae_lib.settings import SAESettings
 from sae_lib.toy import models as toy
 from sae_lib.toy.experiments import SMOKE, Size, run
 from sae_lib.toy.metrics import represented
 
-DENSITY, L1, RECOVERED = 0.025, 0.2, 0.95
+Hidden = Float[Tensor, "instance d_in sample"]
+Latents = Float[Tensor, "instance latent sample"]
+Weights = Float[Tensor, "instance d_in feature"]
+Flags = Bool[Tensor, " instance"]
+DENSITY, L1, RECOVERED, D_SAE = 0.025, 0.2, 0.95, 5
 SIZES = {
     "smoke": SMOKE,
-    "laptop": Size(1, 16, 2000, 256, 4e-3),
-    "full": Size(1, 16, 20000, 1024, 1e-3),
+    "laptop": Size(2000, 256, 4e-3, seeds=16),
+    "full": Size(20000, lr=1e-3, seeds=16),
 }
 # Whether silent latents are resampled, and whether the encoder starts as the decoder's transpose.
 VARIANTS = {"without": (False, False), "with": (True, False), "transposed": (False, True)}
-RECIPE_SIZES = {"smoke": Size(1, 1, 4), "laptop": Size(1, 2, 300), "full": Size(1, 8, 2000)}
-TABLE_ROWS, POSITIONS = 1024, 64  # hidden activations drawn once: 65 536, read in shuffled order
 
 
 class ToyAutoencoder(nn.Module):
@@ -38,9 +36,9 @@ class ToyAutoencoder(nn.Module):
     normal).
     """
 
-    def __init__(self, d_in: int, d_sae: int, transposed: Bool[Tensor, " instance"], seed: int = 0):
+    def __init__(self, d_in: int, d_sae: int, transposed: Flags):
         super().__init__()
-        generator, n = torch.Generator().manual_seed(seed), len(transposed)
+        generator, n = torch.Generator().manual_seed(0), len(transposed)
         decoder, encoder = (torch.randn(n, d_in, d_sae, generator=generator) for _ in range(2))
         decoder = F.normalize(decoder, dim=1)
         own = encoder * math.sqrt(2 / (d_in + d_sae))
@@ -49,15 +47,11 @@ class ToyAutoencoder(nn.Module):
         self.b_enc = nn.Parameter(torch.zeros(n, d_sae, 1))
         self.b_dec = nn.Parameter(torch.zeros(n, d_in, 1))
 
-    def encode(
-        self, h: Float[Tensor, "instance d_in sample"]
-    ) -> Float[Tensor, "instance latent sample"]:
+    def encode(self, h: Hidden) -> Latents:
         """Latent activations."""
         return torch.relu(torch.baddbmm(self.b_enc, self.W_enc, h - self.b_dec))
 
-    def decode(
-        self, f: Float[Tensor, "instance latent sample"]
-    ) -> Float[Tensor, "instance d_in sample"]:
+    def decode(self, f: Latents) -> Hidden:
         """Reconstructions."""
         return torch.baddbmm(self.b_dec, self.W_dec, f)
 
@@ -66,7 +60,7 @@ class ToyAutoencoder(nn.Module):
 def resample(
     sae: ToyAutoencoder,
     dead: Bool[Tensor, "instance latent"],
-    h: Float[Tensor, "instance d_in sample"],
+    h: Hidden,
     optimizer: torch.optim.Adam,
     generator: torch.Generator,
 ) -> None:
@@ -93,26 +87,22 @@ def resample(
             optimizer.state[parameter][moment].masked_fill_(mask, 0)
 
 
-def pentagons(preset: str, n: int) -> tuple[Float[Tensor, "instance 2 5"], int, int]:
-    """Weights of n toy models with all five features represented; how many of how many had them.
-
-    Where fewer have, they are repeated; where none has (a run too short), the lowest losses stand
-    in.
+def pentagons(preset: str, n: int) -> Weights:
+    """Weights of n toy models with all five features represented, repeated where there are fewer;
+    where there are none (a run too short), those with the lowest losses stand in.
     """
     trained = run("pentagons", preset)[""]
     W = trained.W[0][trained.losses[0].argsort()]
-    full = represented(W).all(-1)
-    pool = W[full] if bool(full.any()) else W
-    return pool[torch.arange(n) % len(pool)], int(full.sum()), len(W)
+    full = W[represented(W).all(-1)]
+    pool = full if len(full) else W
+    return pool[torch.arange(n) % len(pool)]
 
 
 def train_autoencoders(
-    W: Float[Tensor, "instance d_in feature"],
-    resampling: Bool[Tensor, " instance"],
-    transposed: Bool[Tensor, " instance"],
+    W: Weights,
+    resampling: Flags,
+    transposed: Flags,
     size: Size,
-    d_sae: int = 5,
-    seed: int = 0,
 ) -> ToyAutoencoder:
     """Train one autoencoder on each toy model's hidden layer; those with `resampling` revive silent
     latents.
@@ -120,12 +110,12 @@ def train_autoencoders(
     L = mean (h − ĥ)² + 0.2 Σ f, unit decoder. Resampled every eighth of the run: latents silent in
     the fiftieth before it.
     """
-    generator = torch.Generator().manual_seed(seed + 1)
+    generator = torch.Generator().manual_seed(1)
     features = toy.Features(W.shape[-1], DENSITY)
-    sae = ToyAutoencoder(W.shape[1], d_sae, transposed, seed)
+    sae = ToyAutoencoder(W.shape[1], D_SAE, transposed)
     optimizer = torch.optim.Adam(sae.parameters(), lr=size.lr, fused=True)
     every, window = max(size.steps // 8, 2), max(size.steps // 40, 1)
-    fired = torch.zeros(len(W), d_sae, dtype=torch.bool)
+    fired = torch.zeros(len(W), D_SAE, dtype=torch.bool)
     steps = range(size.steps)
     for step in tqdm(steps, desc="toy autoencoders", leave=False, mininterval=1.0, disable=None):
         h = W @ features.sample(len(W), size.batch, generator, streams=size.seeds)
@@ -147,14 +137,14 @@ def train_autoencoders(
 
 
 def recovery(
-    decoder: Float[Tensor, "instance d_in latent"], W: Float[Tensor, "instance d_in feature"]
+    decoder: Float[Tensor, "instance d_in latent"], W: Weights
 ) -> Float[Tensor, "instance feature"]:
     """For each true direction the largest cosine with a decoder direction."""
     return (F.normalize(W, dim=1).mT @ F.normalize(decoder, dim=1)).amax(-1)
 
 
 @torch.no_grad()
-def measure(sae: ToyAutoencoder, W: Float[Tensor, "instance d_in feature"]) -> dict[str, Tensor]:
+def measure(sae: ToyAutoencoder, W: Weights) -> dict[str, Tensor]:
     """Firing rates, output/input norm, recovered directions, and output norm for one feature of
     rising strength.
     """
@@ -179,58 +169,13 @@ def autoencoder(preset: str) -> dict:
     as the decoder's transpose.
     """
     size = SIZES[preset]
-    W, n_full, n_trained = pentagons(preset, size.seeds)
+    W = pentagons(preset, size.seeds)
     every = W.repeat(len(VARIANTS), 1, 1)
     resampling, transposed = torch.tensor(list(VARIANTS.values())).repeat_interleave(len(W), 0).T
     result = measure(train_autoencoders(every, resampling, transposed, size), every)
-    out = {"W": W, "pentagons": [n_full, n_trained], "instances": len(W)}
+    out = {"W": W, "instances": len(W)}
     for name, part in zip(VARIANTS, torch.arange(len(every)).split(len(W)), strict=True):
         found = out[name] = {key: value[part] for key, value in result.items()}
         found["all_five"] = int(found["recovered"].all(1).sum())
         found["dead"] = int((found["rate"] == 0).sum())
     return out
-
-
-def recipes(preset: str) -> dict[str, dict]:
-    """Five latents on the 5 → 2 pentagon by the training loop of notebook 03, each recipe with and
-    without resampling.
-
-    λ is the recipe's own; dead are latents silent on all of the hidden activations. Keys are the
-    table's columns.
-    """
-    size, out = RECIPE_SIZES[preset], {}
-    W, _, _ = pentagons(preset, size.seeds)
-    features, generator = toy.Features(W.shape[-1], DENSITY), torch.Generator().manual_seed(7)
-    hidden = (W @ features.sample(len(W), TABLE_ROWS * POSITIONS, generator)).mT.contiguous()
-    norms = hidden.norm(dim=-1)
-    for name in RECIPES if preset == "full" else ("bricken_2023", "ward_2024"):
-        for resampling in (False, True) if RECIPES[name].resampling else (False,):
-            trained = [_train(h, name, resampling, size, seed) for seed, h in enumerate(hidden)]
-            acts = torch.stack([sae.encode(h) for sae, h in zip(trained, hidden, strict=True)])
-            W_dec = torch.stack([sae.W_dec for sae in trained])
-            recovered = recovery(W_dec.mT, W) > RECOVERED
-            outputs, dead = (acts @ W_dec).norm(dim=-1)[norms > 0], (acts.amax(1) == 0).sum()
-            out[f"{name}, {'with' if resampling else 'without'} resampling"] = {
-                "all five found": f"{recovered.all(1).sum()} of {len(recovered)}",
-                "directions found": f"{recovered.float().mean():.0%}",
-                "dead latents": f"{dead} of {recovered.numel()}",
-                "output / input norm": f"{outputs.sum() / norms.sum():.2f}",
-            }
-    return out
-
-
-def _train(hidden: Float[Tensor, "n d_in"], name: str, resampling: bool, size: Size, seed: int):
-    settings = SAESettings(
-        recipe=name,
-        d_sae=5,
-        activations=size.steps * size.batch,
-        resampling=resampling,
-        dead_window=size.steps * size.batch // 10,
-        resampling_inputs=8192,
-        buffer_rows=TABLE_ROWS,
-        log_every=10**9,
-        checkpoint_every=10**9,
-        k=1 if RECIPES[name].k else None,
-    )
-    rows = torch.arange(TABLE_ROWS * POSITIONS).reshape(TABLE_ROWS, POSITIONS).numpy()
-    return training.fit(ActivationTable(hidden), rows, settings, seed)[0]

@@ -10,44 +10,32 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import pydantic
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from pydantic import ImportString
+from pydantic.dataclasses import dataclass as validated
 from torch import Tensor
 
 from sae_lib import settings
 from sae_lib.toy import models as toy
+from sae_lib.toy.models import Size
 
 PRESETS = ("smoke", "laptop", "full")
 DENSITIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
-SNAPSHOTS = 60  # of the weights while they train, where an experiment keeps them
+# of every experiment: too short to show anything but that it runs
+SMOKE = Size(20, 64, 2e-2, points=2, seeds=2)
+Function = ImportString[Callable]  # in the table as module:name
 
 
-@dataclass(frozen=True)
-class Size:
-    """How much of an experiment to run: `points` settings × `seeds` instances, `steps` of `batch`
-    samples.
-    """
-
-    points: int
-    seeds: int
-    steps: int
-    batch: int = 1024
-    lr: float = 1e-2
-
-
-SMOKE = Size(2, 2, 20, 64, 2e-2)  # of every experiment: too short to show anything but that it runs
-
-
-@pydantic.dataclasses.dataclass(frozen=True)
+@validated(frozen=True)
 class Experiment:
     """One row of the table.
 
-    `probability` is a list of densities, or names a function that returns them as `[setting]`,
-    `[setting, feature]` or `[setting, seed, feature]`. `importance` is the base of base^i, or names
-    a function. `slow` trains at a tenth of the learning rate for four times the steps, without
-    decay. `measure` names what sees the trained model, its features and the target.
+    `probability` is a list of densities, or a function that returns them as `[setting]`,
+    `[setting, feature]` or `[setting, seed, feature]`. `importance` is the base of base^i, or a
+    function. `slow` trains at a tenth of the learning rate for four times the steps, without decay.
+    `measure` sees the trained model, its features and the target.
     """
 
     n_features: int
@@ -55,14 +43,14 @@ class Experiment:
     laptop: Size
     full: Size
     smoke: Size = SMOKE
-    probability: tuple[float, ...] | str = DENSITIES
-    importance: float | str = 1.0
+    probability: tuple[float, ...] | Function = DENSITIES
+    importance: float | Function = 1.0
     features: dict = field(default_factory=dict)  # other arguments of `toy.Features`
     model: dict = field(default_factory=dict)  # other arguments of `toy.ToyConfig`
-    target: str = "itself"
+    target: Function = toy.itself
     slow: bool = False
     snapshots: bool = False
-    measure: str = ""
+    measure: Function | None = None
     variants: dict[str, dict] = field(default_factory=dict)
 
     def variant(self, name: str) -> "Experiment":
@@ -97,8 +85,8 @@ def instances(e: Experiment, size: Size) -> tuple[Tensor, toy.Features, Tensor]:
     """The densities of the settings; features and importances of all instances, setting by
     setting.
     """
-    if isinstance(e.probability, str):
-        p = FUNCTIONS[e.probability](size, e.n_features)
+    if callable(e.probability):
+        p = e.probability(size, e.n_features)
     else:  # evenly chosen ones, the first always among them
         last = len(e.probability) - 1
         chosen = (round(i * last / max(size.points - 1, 1)) for i in range(size.points))
@@ -106,33 +94,34 @@ def instances(e: Experiment, size: Size) -> tuple[Tensor, toy.Features, Tensor]:
     rows = p if p.ndim == 3 else p.reshape(len(p), 1, -1)
     rows = rows.expand(-1, size.seeds, e.n_features).flatten(0, 1)
     features = toy.Features(e.n_features, rows, **e.features)
-    if isinstance(e.importance, str):
-        importance = FUNCTIONS[e.importance](size, e.n_features).repeat_interleave(size.seeds, 0)
+    if callable(e.importance):
+        importance = e.importance(size, e.n_features).repeat_interleave(size.seeds, 0)
     else:
         importance = powers(e.importance, e.model.get("n_outputs") or e.n_features)
     return p, features, importance
 
 
-def train(e: Experiment, size: Size, seed: int = 0) -> Result:
+def train(e: Experiment, size: Size) -> Result:
     """Train settings × seeds as one batched model; seed k of every setting sees the same
     numbers.
     """
     if e.slow:
         size = replace(size, steps=4 * size.steps, lr=size.lr / 10)
     p, features, importance = instances(e, size)
-    n, target = len(features.rows), FUNCTIONS[e.target]
+    n = len(features.rows)
     config = toy.ToyConfig(e.n_features, e.d_hidden, n, importance=importance, **e.model)
-    model = toy.ToyModel(config, seed)
-    every = max(size.steps // SNAPSHOTS, 1) if e.snapshots else 0
-    schedule = toy.Schedule(size.steps, size.batch, size.lr, not e.slow, size.seeds, every)
-    snapshots = toy.train(model, features, schedule, target, seed)
-    values = FUNCTIONS[e.measure](model, features, target) if e.measure else {}
-    values |= {"losses": toy.test_loss(model, features, target), "W": model.W}
-    if model.W_out is not None:
-        values["W_out"] = model.W_out
-    values = {name: v.detach().unflatten(0, (len(p), -1)) for name, v in values.items()}
-    known = {name: values.pop(name, None) for name in ("losses", "W", "W_out")}
-    return Result(p, **known, measured=values | snapshots)
+    model = toy.ToyModel(config)
+    how = {"decay": not e.slow, "snapshots": e.snapshots}
+    snapshots = toy.train(model, features, size, e.target, **how)
+
+    def by_setting(of_instances: Tensor) -> Tensor:
+        return of_instances.detach().unflatten(0, (len(p), -1))
+
+    measured = e.measure(model, features, e.target) if e.measure else {}
+    measured = {name: by_setting(values) for name, values in measured.items()}
+    losses = by_setting(toy.test_loss(model, features, e.target))
+    W_out = None if model.W_out is None else by_setting(model.W_out)
+    return Result(p, losses, by_setting(model.W), W_out, measured | snapshots)
 
 
 def run(name: str, preset: str) -> dict[str, Result]:
@@ -314,15 +303,5 @@ def attacked(model: toy.ToyModel, features: toy.Features, target: Callable) -> d
 
 # --- the table
 
-
-FUNCTIONS = {
-    function.__name__: function
-    for function in (
-        *(phase_density, phase_importance, one_to_twentieth, one_varied),
-        *(two_decades, cases_probability, cases_importance),
-        *(toy.itself, torch.abs, torch.square, pair_min, pair_max, sums_of_ten, largest),
-        *(unexplained, class_recall, attacked),
-    )
-}
-TABLE = settings.parse_yaml(Path(__file__).with_name("experiments.yaml").read_text("utf-8"))
+TABLE = settings.parse_yaml(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
 EXPERIMENTS = {name: Experiment(**row) for name, row in TABLE.items()}

@@ -19,10 +19,19 @@ from torch import Tensor, nn
 from sae_lib.errors import SettingsError
 from sae_lib.progress import tqdm
 
-ACTIVATIONS = {"identity": lambda x: x, "relu": torch.relu, "gelu": F.gelu}
+Samples = Float[Tensor, "instance feature sample"]
+
+
+def itself(x: Tensor) -> Tensor:
+    """The target of a toy model that reconstructs its features."""
+    return x
+
+
+ACTIVATIONS = {"identity": itself, "relu": torch.relu, "gelu": F.gelu}
 SETS = ("independent", "correlated", "anticorrelated")
+SNAPSHOTS, SNAPSHOT = 60, ("step", "W_by_step", "loss_by_step")
 VALUES = {  # of an active feature, from numbers that are uniform on [0, 1]
-    "uniform": lambda u: u,
+    "uniform": itself,
     "signed": lambda u: 2 * u - 1,
     "binary": torch.ones_like,
     "discrete": lambda u: 1 + (3 * u).floor().clamp(max=2),
@@ -75,11 +84,6 @@ def _check_rows(name: str, rows: Tensor, n_instances: int) -> None:
     )
 
 
-def itself(x: Tensor) -> Tensor:
-    """The target of a toy model that reconstructs its features."""
-    return x
-
-
 @dataclass(frozen=True)
 class Features:
     """A distribution of sparse features: how likely each is, what values it takes, and which ones
@@ -130,7 +134,7 @@ class Features:
         batch: int,
         generator: torch.Generator | None = None,
         streams: int | None = None,
-    ) -> Float[Tensor, "instance feature sample"]:
+    ) -> Samples:
         """Draw samples, inactive features 0.
 
         Instance i reads stream i % `streams` of the random numbers; without it, each reads its own.
@@ -221,25 +225,19 @@ class ToyModel(nn.Module):
         self.b_hidden = nn.Parameter(zeros) if config.hidden_bias else None
         self.register_buffer("importance", config.importance_rows.clone())
 
-    def encode(
-        self, x: Float[Tensor, "instance feature sample"]
-    ) -> Float[Tensor, "instance hidden sample"]:
+    def encode(self, x: Samples) -> Float[Tensor, "instance hidden sample"]:
         """Hidden activations."""
         pre = self.W @ x if self.b_hidden is None else torch.baddbmm(self.b_hidden, self.W, x)
         return ACTIVATIONS[self.config.hidden](pre)
 
-    def forward(
-        self, x: Float[Tensor, "instance feature sample"]
-    ) -> Float[Tensor, "instance output sample"]:
+    def forward(self, x: Samples) -> Float[Tensor, "instance output sample"]:
         """Outputs; dropout acts on the hidden layer while `self.training`."""
         h, W_out = self.encode(x), self.W.mT if self.W_out is None else self.W_out
         if self.config.dropout:
             h = F.dropout(h, self.config.dropout, self.training)
         return ACTIVATIONS[self.config.output](torch.baddbmm(self.b, W_out, h))
 
-    def loss(
-        self, x: Float[Tensor, "instance feature sample"], target: Tensor
-    ) -> Float[Tensor, " instance"]:
+    def loss(self, x: Samples, target: Tensor) -> Float[Tensor, " instance"]:
         """Mean over samples and outputs of importance × squared error; cross-entropy (nats) where
         `target` holds class numbers.
         """
@@ -255,17 +253,17 @@ class ToyModel(nn.Module):
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """`steps` of `batch` fresh samples by Adam; with `decay` the learning rate falls to 0 along a
-    cosine. `streams` of random numbers as in `Features.sample`; `every` so many steps a snapshot.
+class Size:
+    """How much to train: `steps` of `batch` fresh samples by Adam at the rate `lr`, of an
+    experiment's `points` settings × `seeds` instances each; seed k of every setting sees the same
+    samples.
     """
 
     steps: int
     batch: int = 1024
-    lr: float = 1e-3
-    decay: bool = True
-    streams: int | None = None
-    every: int = 0
+    lr: float = 1e-2
+    points: int = 1
+    seeds: int = 1
 
     def __post_init__(self):
         steps, batch, lr = self.steps, self.batch, self.lr
@@ -279,36 +277,37 @@ class Schedule:
 def train(
     model: ToyModel,
     features: Features,
-    schedule: Schedule,
+    size: Size,
     target: Callable[[Tensor], Tensor] = itself,
     seed: int = 0,
+    decay: bool = True,
+    snapshots: bool = False,
 ) -> dict[str, Tensor]:
-    """Train in place; returns the steps, weights and losses of the snapshots, if there are any.
+    """Train in place; with `decay` the rate falls to 0 along a cosine. Returns the steps, weights
+    and losses of `SNAPSHOTS` snapshots, or nothing.
 
     Instances do not touch each other: Adam scales each weight by its own history, and the summed
     loss separates.
     """
-    n, steps, every = model.config.n_instances, schedule.steps, schedule.every
+    n, steps, every = model.config.n_instances, size.steps, max(size.steps // SNAPSHOTS, 1)
     generator = torch.Generator().manual_seed(seed + 1)
-    optimizer = torch.optim.Adam(model.parameters(), lr=schedule.lr, fused=True)
-    kept = {"step": [], "W_by_step": [], "loss_by_step": []}
+    optimizer = torch.optim.Adam(model.parameters(), lr=size.lr, fused=True)
+    kept: list[tuple[Tensor, ...]] = []  # the snapshots, each as named in `SNAPSHOT`
     model.train()
     torch.manual_seed(seed)  # which dropout draws from
     for step in tqdm(range(steps), desc="toy models", leave=False, mininterval=1.0, disable=None):
-        if schedule.decay:
-            rate = schedule.lr * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+        if decay:
+            rate = size.lr * (0.5 + 0.5 * math.cos(math.pi * step / steps))
             optimizer.param_groups[0]["lr"] = rate
-        x = features.sample(n, schedule.batch, generator, schedule.streams)
+        x = features.sample(n, size.batch, generator, size.seeds)
         losses = model.loss(x, target(x))
-        if every and step % every == 0:
-            now = torch.tensor(step), model.W.detach().clone(), losses.detach()
-            for values, value in zip(kept.values(), now, strict=True):
-                values.append(value)
+        if snapshots and step % every == 0:
+            kept.append((torch.tensor(step), model.W.detach().clone(), losses.detach()))
         optimizer.zero_grad()
         losses.sum().backward()
         optimizer.step()
     model.eval()
-    return {name: torch.stack(values) for name, values in kept.items() if values}
+    return dict(zip(SNAPSHOT, map(torch.stack, zip(*kept, strict=True)), strict=False))
 
 
 @torch.no_grad()
@@ -316,17 +315,11 @@ def test_loss(
     model: ToyModel,
     features: Features,
     target: Callable[[Tensor], Tensor] = itself,
-    *,
-    batch: int = 4096,
     repeats: int = 8,
-    seed: int = 12345,
 ) -> Float[Tensor, " instance"]:
-    """Loss per instance without dropout, on fresh samples from random numbers common to all, so
-    that seeds compare fairly.
+    """Loss per instance of a model in evaluation mode, on `repeats` × 4096 fresh samples from
+    random numbers common to all, so that seeds compare fairly.
     """
-    generator = torch.Generator().manual_seed(seed)
-    n, was_training, _ = model.config.n_instances, model.training, model.eval()
-    draws = (features.sample(n, batch, generator, streams=1) for _ in range(repeats))
-    losses = torch.stack([model.loss(x, target(x)) for x in draws]).mean(0)
-    model.train(was_training)
-    return losses
+    generator, n = torch.Generator().manual_seed(12345), model.config.n_instances
+    draws = (features.sample(n, 4096, generator, streams=1) for _ in range(repeats))
+    return torch.stack([model.loss(x, target(x)) for x in draws]).mean(0)

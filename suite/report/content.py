@@ -56,8 +56,8 @@ def load(run: Run) -> dict[str, Any]:
 def context(run: Run) -> dict[str, Any]:
     """The template's values."""
     from sae_lib.features.evaluation import ALIVE
-    from sae_lib.interpretability.scores import KINDS as UNIT_KINDS
     from sae_lib.sae.recipes import RECIPES
+    from suite.rule_figures import KINDS as UNIT_KINDS
 
     studies = study_figures.load_studies(run)
     return load(run) | {

@@ -13,8 +13,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Undefined, Un
 
 from sae_lib import formats
 from sae_lib.errors import ArtefactError
-from sae_lib.text.markup import block, code, plain, prose, span
 from suite import toy_check
+from suite.markup import block, code, plain, prose, span
 from suite.report import content
 from suite.runs import Run
 

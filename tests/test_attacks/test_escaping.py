@@ -18,8 +18,7 @@ import nbformat
 import pytest
 from nbconvert import HTMLExporter
 
-from sae_lib.text import markup
-from suite import headless, stages
+from suite import headless, markup, stages
 from suite.inert import inert_html
 from suite.report import publish
 from tests import ROOT

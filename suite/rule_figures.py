@@ -1,0 +1,103 @@
+"""Figures of the rules: how well they do by kind of unit, and the map of the clusters that they
+name.
+"""
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from sae_lib.figures import PALETTE
+from sae_lib.interpretability.scores import MEASURES
+from suite.markup import label
+
+KINDS = {  # in the order of the figure
+    "feature": "features",
+    "neuron_matched": "neurons, matched",
+    "principal_matched": "principal directions, matched",
+    "random": "random directions, matched",
+    "untrained_matched": "untrained model's features, matched",
+    "shuffled": "features, shuffled",
+    "feature_strong": "features, strong half",
+    "neuron_strong": "neurons, as dense as the strong half",
+    "principal_strong": "principal directions, as dense as it",
+    "random_strong": "random directions, as dense as it",
+    "neuron": "neurons, unmatched",
+    "principal": "principal directions, unmatched",
+    "untrained": "untrained model's features, unmatched",
+}
+LABELS = 14  # clusters whose names are written on the map
+
+
+def against_neurons(scores: pd.DataFrame) -> go.Figure:
+    """The original's figure, with rules in the place of people: how many per cent of the neurons
+    and of the features score how well, overlaid.
+
+    As they are; with the neurons thresholded to features' densities; and so again for the strong
+    half of features' activations.
+    """
+    panels = {
+        "as they are": ("neuron", "feature"),
+        "at equal densities": ("neuron_matched", "feature"),
+        "the strong half, at equal densities": ("neuron_strong", "feature_strong"),
+    }
+    colours = {"neurons": PALETTE[1], "features": PALETTE[0]}
+    options = {"shared_yaxes": True, "horizontal_spacing": 0.04}
+    fig = make_subplots(1, len(panels), subplot_titles=list(panels), **options)
+    for column, kinds in enumerate(panels.values(), 1):
+        for kind, (name, colour) in zip(kinds, colours.items(), strict=True):
+            values, at = scores.loc[scores["kind"] == kind, "auroc"], {"row": 1, "col": column}
+            legend = {"name": name, "legendgroup": name, "showlegend": column == 1}
+            bins = {"start": 0.4, "end": 1.0001, "size": 0.025}
+            shown = {"histnorm": "percent", "opacity": 0.6, "marker_color": colour}
+            fig.add_histogram(x=values, xbins=bins, **shown, **legend, **at)
+            fig.add_vline(x=values.median(), line={"color": colour, "dash": "dash"}, **at)
+    title = "How well a short rule predicts when a unit fires (dashed: medians)"
+    fig.update_layout(barmode="overlay", title=title, legend={"x": 0.01, "y": 0.98})
+    fig.update_xaxes(title="AUROC on the other documents", range=[0.45, 1.0])
+    fig.update_yaxes(title="share of units (%)", col=1)
+    return fig
+
+
+def by_kind(scores: pd.DataFrame) -> go.Figure:
+    """AUROC and information explained of every kind: each unit's distribution, the middle half
+    as a box, the median as its line.
+    """
+    measures = ("auroc", "information")
+    titles, options = [MEASURES[m] for m in measures], {"shared_yaxes": True}
+    fig = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.04, **options)
+    shape = {"orientation": "h", "side": "positive", "width": 1.7, "points": False}
+    shape |= {"box_visible": True, "showlegend": False, "spanmode": "hard"}
+    for kind in reversed([kind for kind in KINDS if (scores["kind"] == kind).any()]):
+        colour = {"feature": 0, "neuron": 1}.get(kind.partition("_")[0], 5)
+        for column, measure in enumerate(measures, 1):
+            at = {"line_color": PALETTE[colour], "row": 1, "col": column}
+            values = scores.loc[scores["kind"] == kind, measure]
+            fig.add_violin(x=values, name=KINDS[kind], **shape, **at)
+    fig.update_layout(title="Rules scored on the other half of the documents")
+    fig.update_xaxes(range=[0.4, 1.0], col=1)
+    fig.update_xaxes(range=[-0.15, 1.0], tickformat=".0%", col=2)
+    return fig
+
+
+def cluster_map(table: pd.DataFrame, unnamed: str) -> go.Figure:
+    """Every feature as a point with its rule on hover; colours repeat, the largest clusters but
+    those called `unnamed` are written on the map.
+    """
+    text = [
+        f"feature {r.feature}<br>cluster {r.cluster}: {label(r.name, 80)}<br>{label(r.rule, 160)}"
+        for r in table.itertuples(index=False)
+    ]
+    colours = [PALETTE[c % len(PALETTE)] for c in table["cluster"]]
+    marker = {"size": 5, "color": colours, "opacity": 0.75}
+    hover = {"text": text, "hovertemplate": "%{text}<extra></extra>"}
+    fig = go.Figure(go.Scatter(x=table["x"], y=table["y"], mode="markers", marker=marker, **hover))
+    named = table[table["name"] != unnamed]
+    box = {"showarrow": False, "bgcolor": "rgba(255,255,255,0.75)", "font": {"size": 11}}
+    for cluster in named["cluster"].value_counts().index[:LABELS]:
+        members = named[named["cluster"] == cluster]
+        x, y = members[["x", "y"]].median()
+        fig.add_annotation(x=x, y=y, text=label(members["name"].iloc[0], 40), **box)
+    title = "Features by decoder direction and firing together (t-SNE)"
+    title += "; clusters named by what their rules share"
+    fig.update_layout(title=title, hoverlabel={"align": "left"})
+    return fig.update_xaxes(visible=False).update_yaxes(visible=False)
