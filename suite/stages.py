@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
@@ -33,6 +34,7 @@ from suite.runs import Run, Stage, writing
 
 BASELINES = feature_table.BASELINES
 DIRECTIONS = ("directions", "centre", "threshold")  # in their file
+CHOOSING = 0.25  # share of the held-out tokens on which studies choose settings
 Made = dict[str, Any]  # the settings that an artefact depends on
 
 
@@ -220,9 +222,7 @@ def fit(
     they count as zero here.
     """
     tokens, context = run.get("tokens"), run.settings.lm.context
-    heldout = None
-    if resolve(sae).patience:
-        heldout = tokens.rows("heldout", context)[: ACTIVATIONS // context]
+    heldout = heldout_parts(run)[0][: ACTIVATIONS // context] if resolve(sae).patience else None
     rows = tokens.rows("train", context)
     torch.set_flush_denormal(True)
     try:
@@ -258,6 +258,28 @@ def heldout_rows(run: Run, n_tokens: int):
     return firing.spread_rows(rows, n_tokens)
 
 
+def heldout_documents(run: Run) -> firing.Rows:
+    """Of each token of the held-out rows the number of its document [row, position]."""
+    tokens = run.get("tokens")
+    rows, lengths = (
+        tokens.rows("heldout", run.settings.lm.context),
+        tokens.table["heldout"]["tokens"],
+    )
+    return np.repeat(np.arange(len(lengths)), lengths)[: rows.size].reshape(rows.shape)
+
+
+def heldout_parts(run: Run) -> tuple[firing.Rows, firing.Rows]:
+    """(rows to choose settings on, rows to report them on): the first `CHOOSING` of the held-out
+    documents, at least one, and the others. Rows with documents of both parts are in neither.
+    """
+    rows, documents = (
+        run.get("tokens").rows("heldout", run.settings.lm.context),
+        heldout_documents(run),
+    )
+    first = max(1, documents[int(CHOOSING * len(rows)), 0])
+    return rows[documents[:, -1] < first], rows[documents[:, 0] >= first]
+
+
 def evaluation_fingerprint(run: Run, name: str = "") -> Made:
     made = {name: fingerprint_of(run, sae) for name, sae in variants(run.settings).items()}
     return made | section(run, "evaluation")
@@ -273,8 +295,10 @@ def measure_evaluation(run: Run, name: str = "") -> dict[str, dict]:
         name: run.get("autoencoder", name) for name in names if not same[name]
     }
     dictionaries["neurons"] = run.get("dictionary", "neurons")
-    rows = run.get("tokens").rows("heldout", run.settings.lm.context)
-    measured = evaluation.evaluate(hook(run), dictionaries, rows, run.settings.evaluation)
+    s, tokens = run.settings, run.get("tokens")
+    rows, documents = tokens.rows("heldout", s.lm.context), heldout_documents(run)
+    main = None if run.parent else (s.sae.recipe, tokens.rows("train", s.lm.context))
+    measured = evaluation.evaluate(hook(run), dictionaries, rows, s.evaluation, documents, main)
     return {name: measured[same.get(name) or name] for name in (*names, "neurons")}
 
 
