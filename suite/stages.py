@@ -4,6 +4,7 @@ what.
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from sae_lib.checkpoints import CheckpointFolder
 from sae_lib.device import device_of, memory_of
 from sae_lib.errors import SettingsError
-from sae_lib.features import clamping, evaluation, feature_table, firing
+from sae_lib.features import baselines, clamping, evaluation, feature_table, firing
 from sae_lib.formats import gib
 from sae_lib.interpretability import clusters, scores, scoring
 from sae_lib.model import language_model
@@ -297,8 +298,13 @@ def measure_evaluation(run: Run, name: str = "") -> dict[str, dict]:
     dictionaries["neurons"] = run.get("dictionary", "neurons")
     s, tokens = run.settings, run.get("tokens")
     rows, documents = tokens.rows("heldout", s.lm.context), heldout_documents(run)
-    main = None if run.parent else (s.sae.recipe, tokens.rows("train", s.lm.context))
-    measured = evaluation.evaluate(hook(run), dictionaries, rows, s.evaluation, documents, main)
+    main, train_rows = s.sae.recipe, tokens.rows("train", s.lm.context)
+    beside = (main, partial(baselines.at_equal_l0, hook(run), train_rows))
+    beside = None if run.parent else beside
+    measured = evaluation.evaluate(hook(run), dictionaries, rows, s.evaluation, documents, beside)
+    if beside:
+        chosen = firing.spread_rows(rows, s.evaluation.loss_tokens)
+        measured[main]["ngrams"] = baselines.ngram_losses(train_rows, chosen)
     return {name: measured[same.get(name) or name] for name in (*names, "neurons")}
 
 

@@ -248,7 +248,7 @@ def test_differences_of_resampling_are_paired_by_seed_and_said_whichever_way_the
     assert said.count("no difference is shown") == 4 and "not defined" in said
 
 
-def test_a_study_of_resampling_crosses_starts_with_resampling(study_run):
+def test_a_study_of_resampling_crosses_starts_with_resampling(study_run, hook):
     study = made(study_run, "study_resampling")
     cells = {(p["start"], p["resampling"], p["seed"]) for p in study["points"]}
     starts, switch = ("small_tied", "independent"), (False, True)
@@ -265,7 +265,7 @@ def test_a_study_of_resampling_crosses_starts_with_resampling(study_run):
     topk = study_run.settings.sae.model_copy(update={"recipe": "topk"})
     other = replace(study_run, settings=study_run.settings.model_copy(update={"sae": topk}))
     with pytest.raises(SettingsError, match="recipe topk resamples nothing"):
-        studies.resampling_study(other, None)
+        studies.resampling_study(other, hook)
 
 
 def test_a_recipe_has_one_colour_in_every_figure(study_run):

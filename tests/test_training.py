@@ -15,6 +15,7 @@ from sae_lib.errors import ArtefactError, SettingsError, TrainingError
 from sae_lib.model.activations import ActivationTable
 from sae_lib.sae import training
 from sae_lib.sae.engine import sparse_step
+from sae_lib.sae.initialise import initialise
 from sae_lib.sae.recipes import (
     BRICKEN_2023,
     RECIPES,
@@ -552,15 +553,25 @@ def test_an_independent_start_has_the_same_features_and_another_encoder():
         resolve(SAESettings(recipe="tied", init="independent"))
 
 
-def test_the_auxiliary_loss_keeps_features_alive(tmp_path):
-    """More features than k can serve: many die without the auxiliary loss, and few with it."""
+def test_the_auxiliary_loss_brings_back_features_that_are_never_among_the_largest(tmp_path):
+    """Half of the features start with an encoder so small that they are never chosen, and the
+    other half cannot serve all true directions.
+    """
     dead = {}
+
+    def half_small(*given):
+        sae = initialise(*given)
+        with torch.no_grad():
+            sae.W_enc_T[::2] *= 0.01
+        return sae
+
     for aux in (0.0, RECIPES["topk"].aux):
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(training, "initialise", half_small)
             patch.setitem(RECIPES, "topk", replace(RECIPES["topk"], aux=aux))
-            changes = dict(recipe="topk", k=2, l1=None, d_sae=256, lr=3e-3, activations=100_000)
+            changes = dict(recipe="topk", k=3, l1=None, d_sae=40, lr=3e-3, dead_window=2000)
             dead[aux] = fit(tmp_path / str(aux), **changes)[2]["final_silent"]
-    assert dead[0.0] > 0.1 and dead[RECIPES["topk"].aux] < dead[0.0] / 2, dead
+    assert dead[0.0] > 0.4 and dead[RECIPES["topk"].aux] < 0.2, dead
 
 
 def test_a_resampled_feature_counts_as_silent_until_it_fires(tmp_path, monkeypatch):

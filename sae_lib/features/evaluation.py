@@ -3,6 +3,7 @@ f > 0, everywhere.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,6 @@ from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from sae_lib.features.baselines import at_equal_l0, ngram_losses
 from sae_lib.features.firing import ALIVE, Dictionaries, Rows, batches, spread_rows
 from sae_lib.features.statistics import interval
 from sae_lib.model.activations import HookPoint, Source
@@ -180,24 +180,24 @@ def evaluate(
     rows: Rows,
     s: EvaluationSettings,
     documents: Rows | None = None,
-    compare: tuple[str, Rows] | None = None,
+    compare: tuple[str, Callable[[float], Dictionaries]] | None = None,
 ) -> dict[str, dict]:
     """All measures of each dictionary on held-out `rows`: densities on `s.tokens` of them,
     losses on `s.loss_tokens`; `documents` as for `loss_recovered`.
 
-    `compare` is the name of a dictionary and training rows: beside it `baselines` at its L0, and
-    losses of n-grams, all on the tokens of the losses.
+    `compare` is the name of a dictionary, and what gives the dictionaries that it is held against
+    at its L0: its `baselines`, all on the tokens of the losses.
     """
     results, mean = firing(hook, dictionaries, spread_rows(rows, s.tokens))
-    name, train_rows = compare or ("", rows)
-    baselines = at_equal_l0(hook, train_rows, results[name]["l0_mean"]) if compare else {}
+    name, at_equal_l0 = compare or ("", None)
+    baselines = at_equal_l0(results[name]["l0_mean"]) if at_equal_l0 else {}
     chosen = spread_rows(rows, s.loss_tokens)
     sources = None if documents is None else spread_rows(documents, s.loss_tokens)
     losses = loss_recovered(hook, dictionaries | baselines, chosen, mean, sources, name)
     results = {of: result | losses[of] for of, result in results.items()}
-    if compare:
+    if baselines:
         beside = {name: dictionaries[name]} | baselines
         fired, _ = firing(hook, beside, chosen)
         beside = {of: {m: fired[of][m] for m in ("l0_mean", "fvu")} | losses[of] for of in beside}
-        results[name] |= {"baselines": beside, "ngrams": ngram_losses(train_rows, chosen)}
+        results[name]["baselines"] = beside
     return results

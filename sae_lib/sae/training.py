@@ -26,7 +26,7 @@ from sae_lib.sae.recipes import Recipe, is_resampling_step, rate, resolve
 from sae_lib.settings import SAESettings
 
 MAX_LOSS_RATIO = 1000  # times the loss of the first step
-THRESHOLD_SPEED = 0.01  # of the moving average that batchtopk's threshold is, per step
+THRESHOLD_STEPS = 100  # that batchtopk's threshold averages over, at most a tenth of training
 
 
 def training_fingerprint(sae: SAESettings) -> dict:
@@ -171,7 +171,7 @@ def fit(
             measured = distributed.all_reduce_metrics(measured)
         update(sae, state.optimiser, recipe)
         if sae.architecture == "batchtopk":
-            sae.threshold.data.lerp_(measured.smallest, THRESHOLD_SPEED if step else 1.0)
+            sae.threshold.data.lerp_(measured.smallest, threshold_weight(step, n_steps))
         state.silent = torch.where(measured.fired, 0, state.silent + len(x) * ranks)
         state.step, last = step + 1, step + 1 == n_steps
         logged = last or state.step % settings.log_every == 0
@@ -215,6 +215,11 @@ def trained(sae: SparseAutoencoder, recipe: Recipe) -> list[Tensor]:
     left_out = {"W_enc_T"} if recipe.tied else set()
     left_out |= {"threshold"} if sae.architecture == "batchtopk" else set()
     return [parameter for name, parameter in sae.named_parameters() if name not in left_out]
+
+
+def threshold_weight(step: int, n_steps: int) -> float:
+    """What a batch's smallest chosen activation counts for in the threshold's moving average."""
+    return min(1.0, max(1 / THRESHOLD_STEPS, 10 / n_steps)) if step else 1.0
 
 
 @torch.no_grad()
