@@ -20,8 +20,8 @@ from suite.runs import Run
 
 STUDIES = ("recipes", "widths", "classical", "saelens", "resampling")
 STARTS = {
-    "small_tied": "encoder starts at 0.1 × the transposed decoder",
-    "independent": "encoder starts independently",
+    "small_tied": "small tied start",
+    "independent": "independent start",
 }
 # what the study of resampling decides by, declared before it was run: the first is primary
 DECIDING = {"dead_share": "the share of dead features", "recovered_mean": "the loss recovered"}
@@ -133,7 +133,7 @@ def resampling_sentence(study: dict) -> str:
             f"resampling changes {DECIDING[d['measure']]} by {signed(100 * d['mean'])} percentage "
             f"points (95 % interval {interval(*ends, signed)}): {verdict}"
         )
-    return " ".join(f"Where the {STARTS[s]}, {'; '.join(said)}." for s, said in parts.items())
+    return " ".join(f"From the {STARTS[s]}, {'; '.join(said)}." for s, said in parts.items())
 
 
 def resampling_rows(study: dict) -> pd.DataFrame:
@@ -294,11 +294,12 @@ def classical_figure(study: dict) -> go.Figure:
 
 def resampling_figure(study: dict) -> go.Figure:
     """Features silent along the way, a line per cell, bars over the range of its seeds; beside it
-    what is dead and what is recovered at the end, bars for 95 % intervals.
+    what is dead, recovered (mean ablation) and alive at the end, bars for 95 % intervals.
     """
-    recent = f"silent over the last {count(study['window'])} activations"
-    titles = (recent, "dead at the end", "loss recovered (mean ablation)")
-    fig = make_subplots(1, 3, column_widths=[0.5, 0.25, 0.25], subplot_titles=titles)
+    recent = f"silent for {count(study['window'])} activations"
+    ends = {"dead_share": "dead at the end", "recovered_mean": "loss recovered", "alive": "alive"}
+    titles, widths = [recent, *ends.values()], [0.4, 0.2, 0.2, 0.2]
+    fig = make_subplots(1, 4, column_widths=widths, subplot_titles=titles)
     cells = pd.DataFrame(study["points"]).groupby(["start", "resampling"], sort=False)
     curves = pd.DataFrame(study["curves"]).groupby(["start", "resampling"], sort=False)
     colours = dict(zip(STARTS, (figures.PALETTE[0], "#222222"), strict=True))
@@ -314,7 +315,7 @@ def resampling_figure(study: dict) -> go.Figure:
         at = {"x": silent.index, "y": silent["mean"], "error_y": bars | {"thickness": 1}}
         fig.add_scatter(**at, **look, mode="lines", row=1, col=1)
         look |= {"showlegend": False, "marker_symbol": "circle" if on else "x", "marker_size": 10}
-        for column, measure in enumerate(DECIDING, 2):
+        for column, measure in enumerate(ends, 2):
             mean, half = mean_and_half_width(cells.get_group((start, on))[measure])
             at = {
                 "x": [f"{'with' if on else 'without'}"],
@@ -322,10 +323,11 @@ def resampling_figure(study: dict) -> go.Figure:
                 "error_y": {"array": [half]},
             }
             fig.add_scatter(**at, **look, mode="markers", row=1, col=column)
-    fig.update_yaxes(tickformat=".1%").update_xaxes(title="activations seen", col=1)
-    fig.update_xaxes(title="resampling", type="category", col=2)
-    fig.update_xaxes(title="resampling", type="category", col=3)
-    legend = {"orientation": "h", "x": 0, "y": -0.2, "yanchor": "top"}
+    fig.update_yaxes(tickformat=".0%").update_xaxes(title="activations seen", col=1)
+    fig.update_yaxes(tickformat=",", col=4)
+    for column in (2, 3, 4):
+        fig.update_xaxes(title="resampling", type="category", range=[-0.5, 1.5], col=column)
+    legend = {"orientation": "h", "x": 0, "y": -0.3, "yanchor": "top"}
     return fig.update_layout(title="What resampling does, from two starts", legend=legend)
 
 

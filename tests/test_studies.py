@@ -233,14 +233,14 @@ def test_differences_of_resampling_are_paired_by_seed_and_said_whichever_way_the
     expected = scipy.stats.ttest_1samp(differences, 0).confidence_interval(0.95)
     assert fewer["interval"] == pytest.approx([expected.low, expected.high])
     said = study_figures.resampling_sentence({"differences": found})
-    tied, independent = said.split(" Where ")
+    tied, independent = said.split(" From ")
     assert tied.count("no difference is shown") == 2
     assert "the share of dead features by −40.0 percentage points" in independent
     assert "it falls; resampling changes the loss recovered by +10.0" in independent
     assert independent.endswith("it rises.")
     swapped = [p | {"resampling": not p["resampling"]} for p in points]
     other = study_figures.resampling_differences(swapped)
-    said = study_figures.resampling_sentence({"differences": other}).split(" Where ")[1]
+    said = study_figures.resampling_sentence({"differences": other}).split(" From ")[1]
     assert "+40.0 percentage points" in said and "it rises; resampling" in said
     once = study_figures.resampling_differences([p for p in points if p["seed"] == 0])
     once = json.loads(json.dumps(files.plain({"differences": once})))
