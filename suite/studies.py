@@ -110,8 +110,8 @@ def recipes_study(run: Run, hook: HookPoint) -> dict:
     for settings, l0 in itertools.product(further, FRONTIER):
         at_l0(run, hook, settings, l0, tries=2, tolerance=0.5)
     for name, settings in chosen.items():
-        trained = trained_on_the_way(run, settings, points)
-        points += [{"contender": name, "l0": None} | record for record in trained]
+        others = trained_on_the_way(run, settings, points)
+        points += [{"contender": name, "l0": None} | record for record in others]
     return {"points": points, "tuning": tuning, "mmcs": agreement}
 
 
