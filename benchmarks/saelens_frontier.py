@@ -27,7 +27,7 @@ from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.initialise import statistics
 from sae_lib.sae.recipes import BRICKEN_2023, of_recipe
 from sae_lib.settings import validate
-from suite import studies, sweep
+from suite import stages, studies, study_figures, sweep
 from suite.runs import Run, read_yaml
 from suite.stages import STAGES
 
@@ -109,7 +109,7 @@ def theirs(run: Run, hook: HookPoint, s, points: list[str]):
             subprocess.run([str(part) for part in command], check=True)
             sae = SparseAutoencoder.load(out)
             sae.fold_scale(scale)
-            heldout = run.get("tokens").rows("heldout", run.settings.lm.context)
+            heldout = stages.heldout_parts(run)[1]  # where the studies report
             measured = evaluation.evaluate(hook, {NAME: sae}, heldout, run.settings.evaluation)[
                 NAME
             ]
@@ -127,7 +127,7 @@ def theirs(run: Run, hook: HookPoint, s, points: list[str]):
             yield (
                 setting
                 | json.loads((out / "seconds.json").read_text())
-                | {c: measured[c] for c in sweep.COLUMNS if c in measured}
+                | {c: measured[c] for c in study_figures.MEASURES}
             )
 
 

@@ -7,6 +7,18 @@ import plotly.io as pio
 from plotly.io._base_renderers import NotebookRenderer
 
 PALETTE = ("#3b6fb6", "#d1603d", "#4a9c6d", "#8e5ea2", "#c9a227", "#5b6770", "#c2547d", "#2a9d9d")
+# A recipe, and what stands beside recipes, has one colour in every figure; grey is for nulls.
+COLOURS = dict(
+    bricken_2023=PALETTE[0],
+    neurons=PALETTE[1],
+    april_2024=PALETTE[2],
+    jumprelu=PALETTE[3],
+    topk=PALETTE[4],
+    ward_2024="#7a4b2b",
+    tied=PALETTE[6],
+    batchtopk=PALETTE[7],
+    SAELens="#222222",
+)
 AXIS = dict(
     gridcolor="#e8e8e8",
     zerolinecolor="#cccccc",
@@ -28,6 +40,13 @@ pio.templates["sae_lib"] = go.layout.Template(
     )
 )
 pio.templates.default = "sae_lib"
+
+
+def colour(name: str) -> str:
+    """The colour of a recipe or baseline; variants, "topk, k = 8", have their recipe's. Others are
+    grey.
+    """
+    return next((COLOURS[known] for known in COLOURS if name.startswith(known)), PALETTE[5])
 
 
 NO_MATHEMATICS = "tex2jax_ignore mathjax_ignore"  # MathJax leaves elements of these classes alone

@@ -20,7 +20,7 @@ from sae_lib.errors import SettingsError, shown
 PROFILES_FOLDER = Path(__file__).parent / "profiles"
 PROFILES = ("smoke", "laptop", "runpod")
 # settings of `sae` that override a value of its recipe
-RECIPE_VALUES = ("batch", "lr", "l1", "k", "tied", "lr_warmup", "lr_decay", "l1_warmup")
+RECIPE_VALUES = ("batch", "lr", "l1", "k", "tied", "init", "lr_warmup", "lr_decay", "l1_warmup")
 
 
 def whole(least: int, most: int) -> Any:
@@ -145,6 +145,8 @@ class SAESettings(Section):
     l1: Weight | None = None  # λ, whatever the recipe's penalty
     k: Width | None = None  # topk, batchtopk
     tied: bool | None = None  # the encoder is the decoder's transpose; ReLU recipes
+    # where training starts; see `sae_lib/sae/initialise.py`
+    init: Literal["small_tied", "independent", "torch_linear"] | None = None
     lr_warmup: Share | None = None  # the first share of training, linearly up …
     lr_decay: Share | None = None  # … and the last, linearly down to zero
     l1_warmup: Share | None = None

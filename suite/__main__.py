@@ -114,7 +114,7 @@ def sweep(profile: Profile = "laptop", set_: Set = None, run_dir: RunDir = "") -
 
 @app.command()
 def study(
-    which: Literal["recipes", "widths", "classical"],
+    which: Literal["recipes", "widths", "classical", "resampling"],
     profile: Profile = "laptop",
     set_: Set = None,
     run_dir: RunDir = "",
@@ -122,8 +122,8 @@ def study(
         bool, typer.Option(help="also copy it to ./report/studies/, for the report")
     ] = False,
 ) -> None:
-    """Many autoencoders on one language model, at the same L0 and over seeds: the recipes, the
-    widths, or the classical recipe's settings.
+    """Many autoencoders on one language model, over seeds: the recipes or the widths at the same
+    L0, the classical recipe's settings, or resampling from two starts.
     """
     opened = _open(profile, run_dir, set_)
     from suite import studies, study_figures

@@ -4,9 +4,11 @@ what.
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from sae_lib.checkpoints import CheckpointFolder
 from sae_lib.device import device_of, memory_of
 from sae_lib.errors import SettingsError
-from sae_lib.features import clamping, evaluation, feature_table, firing
+from sae_lib.features import baselines, clamping, evaluation, feature_table, firing
 from sae_lib.formats import gib
 from sae_lib.interpretability import clusters, scores, scoring
 from sae_lib.model import language_model
@@ -34,6 +36,7 @@ from suite.runs import Run, Stage, writing
 BASELINES = feature_table.BASELINES
 DIRECTIONS = ("directions", "centre", "threshold")  # in their file
 SMALL = 2**17  # weights: in smaller products several threads wait for each other longest
+CHOOSING = 0.25  # share of the held-out tokens on which studies choose settings
 Made = dict[str, Any]  # the settings that an artefact depends on
 
 
@@ -228,9 +231,7 @@ def fit(
     they count as zero here.
     """
     tokens, context = run.get("tokens"), run.settings.lm.context
-    heldout = None
-    if resolve(sae).patience:
-        heldout = tokens.rows("heldout", context)[: ACTIVATIONS // context]
+    heldout = heldout_parts(run)[0][: ACTIVATIONS // context] if resolve(sae).patience else None
     rows = tokens.rows("train", context)
     torch.set_flush_denormal(True)
     try:
@@ -266,6 +267,28 @@ def heldout_rows(run: Run, n_tokens: int):
     return firing.spread_rows(rows, n_tokens)
 
 
+def heldout_documents(run: Run) -> firing.Rows:
+    """Of each token of the held-out rows the number of its document [row, position]."""
+    tokens = run.get("tokens")
+    rows, lengths = (
+        tokens.rows("heldout", run.settings.lm.context),
+        tokens.table["heldout"]["tokens"],
+    )
+    return np.repeat(np.arange(len(lengths)), lengths)[: rows.size].reshape(rows.shape)
+
+
+def heldout_parts(run: Run) -> tuple[firing.Rows, firing.Rows]:
+    """(rows to choose settings on, rows to report them on): the first `CHOOSING` of the held-out
+    documents, at least one, and the others. Rows with documents of both parts are in neither.
+    """
+    rows, documents = (
+        run.get("tokens").rows("heldout", run.settings.lm.context),
+        heldout_documents(run),
+    )
+    first = max(1, documents[int(CHOOSING * len(rows)), 0])
+    return rows[documents[:, -1] < first], rows[documents[:, 0] >= first]
+
+
 def evaluation_fingerprint(run: Run, name: str = "") -> Made:
     made = {name: fingerprint_of(run, sae) for name, sae in variants(run.settings).items()}
     return made | section(run, "evaluation")
@@ -281,8 +304,15 @@ def measure_evaluation(run: Run, name: str = "") -> dict[str, dict]:
         name: run.get("autoencoder", name) for name in names if not same[name]
     }
     dictionaries["neurons"] = run.get("dictionary", "neurons")
-    rows = run.get("tokens").rows("heldout", run.settings.lm.context)
-    measured = evaluation.evaluate(hook(run), dictionaries, rows, run.settings.evaluation)
+    s, tokens = run.settings, run.get("tokens")
+    rows, documents = tokens.rows("heldout", s.lm.context), heldout_documents(run)
+    main, train_rows = s.sae.recipe, tokens.rows("train", s.lm.context)
+    beside = (main, partial(baselines.at_equal_l0, hook(run), train_rows))
+    beside = None if run.parent else beside
+    measured = evaluation.evaluate(hook(run), dictionaries, rows, s.evaluation, documents, beside)
+    if beside:
+        chosen = firing.spread_rows(rows, s.evaluation.loss_tokens)
+        measured[main]["ngrams"] = baselines.ngram_losses(train_rows, chosen)
     return {name: measured[same.get(name) or name] for name in (*names, "neurons")}
 
 

@@ -3,7 +3,11 @@ seeds, on one language model.
 """
 
 import itertools
+import json
 import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
+from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -12,13 +16,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from sae_lib.errors import SettingsError, TrainingError
 from sae_lib.features import evaluation
 from sae_lib.features.firing import Firing, firing
-from sae_lib.model.activations import HookPoint
+from sae_lib.model.activations import HookPoint, harvest
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.recipes import RECIPES, of_recipe, resolve
 from sae_lib.settings import SAESettings
-from suite import stages, sweep
+from suite import stages, study_figures, sweep
 from suite.runs import Run
 
 SEEDS = (0, 1, 2)
@@ -26,6 +31,7 @@ NEAR = 0.2  # of log L0: rates that come no nearer are not compared
 L0 = 16.0  # at which everything is compared
 FRONTIER = (8.0, 32.0)  # further ones
 RATES = (0.5, 1.0, 2.0)  # times a recipe's learning rate; the best one at that L0 is kept
+FURTHER = 4  # steps beyond them at most, while the best one is at an edge
 WARD_RATES = (10.0, 30.0)  # times ward_2024's, which is far from done at its own
 CHECKS = 25  # for stopping early, in the study of the classical recipe
 GRID = {
@@ -38,13 +44,19 @@ NULL_SEED = 10_000_019  # far from the seeds that autoencoders start from
 # dictionary counts as part of one of a narrow
 CHILD = 0.5
 SPLIT_TOKENS = 131_072
+Trained = list[tuple[SAESettings, dict]]  # autoencoders and their records
 
 
 def study(run: Run, which: str) -> dict:
     """Make `results/study_<which>.json`; trained autoencoders are kept, so that an interrupted
     study goes on.
     """
-    studies = {"recipes": recipes_study, "widths": widths_study, "classical": classical_study}
+    studies = {
+        "recipes": recipes_study,
+        "widths": widths_study,
+        "classical": classical_study,
+        "resampling": resampling_study,
+    }
     run.path("language_model")
     results = studies[which](run, stages.hook(run))
     run.save_results(f"study_{which}", results | {"about": about(run)})
@@ -58,6 +70,7 @@ def about(run: Run) -> dict:
         "activations": run.settings.sae.activations,
         "l0": L0,
         "seeds": len(SEEDS),
+        "choosing": stages.CHOOSING,
         "lm_tokens": run.summary("language_model")["tokens"],
         "heldout_tokens": run.settings.evaluation.tokens,
     }
@@ -74,10 +87,12 @@ def recipes_study(run: Run, hook: HookPoint) -> dict:
     base, tuning, chosen = run.settings.sae, [], {}
     for name, recipe in RECIPES.items():
         given = changed(of_recipe(base, name), precision="float32")
-        found = [
-            at_l0(run, hook, changed(given, lr=recipe.lr * times), L0, tolerance=0.15)
-            for times in (WARD_RATES if name == "ward_2024" else RATES)
-        ]
+
+        def trained(times: float, given: SAESettings = given, lr: float = recipe.lr) -> Trained:
+            return [at_l0(run, hook, changed(given, lr=_rounded(lr * times)), L0, tolerance=0.15)]
+
+        rates = WARD_RATES if name == "ward_2024" else RATES
+        found = until_the_best_is_inside(rates, trained, _comparable_and_recovered)
         tuning += [sweep.plain_record(record) for _, record in found]
         best, _ = max(found, key=lambda pair: _comparable_and_recovered(pair[1]))
         contender = "ward_2024, retuned" if name == "ward_2024" else name
@@ -95,14 +110,42 @@ def recipes_study(run: Run, hook: HookPoint) -> dict:
     for settings, l0 in itertools.product(further, FRONTIER):
         at_l0(run, hook, settings, l0, tries=2, tolerance=0.5)
     for name, settings in chosen.items():
-        trained = trained_on_the_way(run, settings, points)
-        points += [{"contender": name, "l0": None} | record for record in trained]
+        others = trained_on_the_way(run, settings, points)
+        points += [{"contender": name, "l0": None} | record for record in others]
     return {"points": points, "tuning": tuning, "mmcs": agreement}
 
 
 def _comparable_and_recovered(record: dict) -> tuple[bool, float]:
     """Orders the points of a recipe: first those near enough to the L0, then by loss recovered."""
-    return abs(math.log(record["l0_mean"] / L0)) < NEAR, record["recovered_mean"]
+    return abs(_off(record, L0)) < NEAR, record["choosing"]["recovered_mean"]
+
+
+def _off(record: dict, l0: float) -> float:
+    """log(L0 / l0), where settings are chosen."""
+    return math.log(max(record["choosing"]["l0_mean"], 1e-2) / l0)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def until_the_best_is_inside(
+    grid: Sequence[float], train: Callable[[float], Trained], score: Callable[[dict], Any]
+) -> Trained:
+    """Train at every value of `grid`; while the best by `score` is at one of its ends, also at
+    the next value beyond, at most `FURTHER` times. Values at which training fails are left out.
+    """
+    found: dict[float, Trained] = {}
+    wanted = list(grid)
+    for _ in range(FURTHER + 1):
+        for value in wanted:
+            with suppress(TrainingError) if found else nullcontext():
+                found[value] = train(value)
+        best = max(found, key=lambda value: max(score(record) for _, record in found[value]))
+        values = sorted({*found, *wanted})
+        beyond = {a: a * a / b for a, b in (values[:2], values[:-3:-1])} if values[1:] else {}
+        wanted = [beyond[best]] if best in beyond else []
+    return list(itertools.chain.from_iterable(found.values()))
 
 
 def trained_on_the_way(run: Run, settings: SAESettings, known: list[dict]) -> list[dict]:
@@ -151,13 +194,18 @@ def classical_study(run: Run, hook: HookPoint) -> dict:
     d_in = hook.activations(torch.zeros(1, 1, dtype=torch.long, device=hook.device)).shape[-1]
     check_every = max(1, base.activations // recipe.batch // CHECKS)
     given = changed(of_recipe(base, "tied"), seed=SEEDS[0], check_every=check_every)
-    tried = []
-    for times, l1, rate in itertools.product((2, 4), GRID["l1"], GRID["lr"]):
-        values = {"d_sae": times * d_in, "l1": recipe.l1 * l1, "lr": recipe.lr * rate}
-        settings = changed(given, **values)
-        record = sweep.plain_record(sweep.measure(run, hook, settings))
-        score = record["fvu"] + record["l0_mean"] / d_in
-        tried.append((settings, record | {"score": score}))
+
+    def trained(rate: float) -> Trained:
+        found = []
+        for times, l1 in itertools.product((2, 4), GRID["l1"]):
+            values = {"d_sae": times * d_in, "l1": recipe.l1 * l1, "lr": _rounded(recipe.lr * rate)}
+            settings = changed(given, **values)
+            record = sweep.plain_record(sweep.measure(run, hook, settings))
+            score = record["choosing"]["fvu"] + record["choosing"]["l0_mean"] / d_in
+            found.append((settings, record | {"score": score}))
+        return found
+
+    tried = until_the_best_is_inside(GRID["lr"], trained, lambda record: -record["score"])
     best, _ = min(tried, key=lambda pair: pair[1]["score"])
     return {
         "points": [record for _, record in tried],
@@ -169,6 +217,29 @@ def classical_study(run: Run, hook: HookPoint) -> dict:
     }
 
 
+def resampling_study(run: Run, hook: HookPoint) -> dict:
+    """The run's recipe from either start, with resampling and without it, at the run's own λ:
+    what is dead at the end and along the way, and the differences that resampling makes.
+    """
+    base, points, curves = changed(run.settings.sae, resampling=True), [], []
+    if resolve(base).resampling is None:
+        raise SettingsError(f"study resampling: recipe {base.recipe} resamples nothing")
+    for start, on, seed in itertools.product(study_figures.STARTS, (False, True), SEEDS):
+        at = base.resample_at if on else None
+        settings = changed(base, init=start, resampling=on, resample_at=at, seed=seed)
+        record = sweep.plain_record(sweep.measure(run, hook, settings))
+        summary = json.loads((sweep.folder_of(run, settings) / "training.json").read_text())
+        touched = sum(event["resampled"] for event in summary["resampling"])
+        cell = {"start": start, "resampling": on, "seed": seed}
+        points.append(record | cell | {"resampled": touched})
+        for at_step in summary["curve"]:
+            seen = {"activations": at_step["step"] * summary["recipe"]["batch"]}
+            curves.append(cell | seen | {"silent": at_step["silent_quarter"]})
+    study = {"points": points, "curves": curves, "window": base.dead_window // 4}
+    study |= {"differences": study_figures.resampling_differences(points)}
+    return study | {"sentence": study_figures.resampling_sentence(study)}
+
+
 def at_l0(
     run: Run,
     hook: HookPoint,
@@ -177,8 +248,8 @@ def at_l0(
     tolerance: float = 0.05,
     tries: int = 4,
 ) -> tuple[SAESettings, dict]:
-    """The settings with λ (or k) such that the held-out L0 is within `tolerance` of `l0`, or as
-    near as `tries` trainings come; and that training's record.
+    """The settings with λ (or k) such that the L0 on the choosing part of the held-out documents
+    is within `tolerance` of `l0`, or as near as `tries` trainings come; and that training's record.
 
     log L0 falls about linearly with log λ: a first guess from the recipe's λ, then secants.
     """
@@ -192,7 +263,7 @@ def at_l0(
     for _ in range(tries):
         candidate = changed(settings, l1=float(f"{math.exp(log_l1):.4g}"))
         record = sweep.measure(run, hook, candidate)
-        tried.append((math.log(max(record["l0_mean"], 1e-2) / l0), log_l1, candidate, record))
+        tried.append((_off(record, l0), log_l1, candidate, record))
         tried.sort(key=lambda attempt: abs(attempt[0]))
         off, nearest, *_ = tried[0]
         if abs(off) <= math.log1p(tolerance):
@@ -209,14 +280,25 @@ def of_seeds(run: Run, hook: HookPoint, settings: SAESettings) -> list[dict]:
 
 
 def agreement_of_seeds(run: Run, hook: HookPoint, settings: SAESettings) -> dict:
-    """MMCS between the living features of every two seeds, both ways; and with as many random
-    directions: {"pairs", "mean", "null"}.
+    """Between the living features of every two seeds: MMCS, both ways {"pairs", "mean"}, and one
+    to one {"matched"}. The same with as many random directions {"null"} and activations around
+    their mean {"data", "matched_data"} in place of the other seed's.
     """
     living = [living_directions(run, hook, changed(settings, seed=seed)) for seed in SEEDS]
     pairs = [evaluation.mmcs(a, b) for a, b in itertools.permutations(living, 2)]
     random = torch.randn(living[0].shape, generator=torch.Generator().manual_seed(NULL_SEED))
-    null = evaluation.mmcs(living[0].cpu(), random)
-    return {"pairs": pairs, "mean": float(np.mean(pairs)), "null": null}
+    x = harvest(hook, stages.heldout_rows(run, SPLIT_TOKENS)).float().cpu()
+    drawn = np.random.default_rng(NULL_SEED).choice(len(x), min(len(x), len(random)), replace=False)
+    data = x[drawn] - x.mean(0)
+    matched = [evaluation.matched_correlation(a, b) for a, b in itertools.combinations(living, 2)]
+    return {
+        "pairs": pairs,
+        "mean": float(np.mean(pairs)),
+        "null": evaluation.mmcs(living[0], random),
+        "data": evaluation.mmcs(living[0], data),
+        "matched": float(np.mean(matched)),
+        "matched_data": evaluation.matched_correlation(living[0], data),
+    }
 
 
 def living_directions(

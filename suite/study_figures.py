@@ -1,21 +1,40 @@
 """What the studies found, as tables and figures: for notebook 03 and the report."""
 
+import itertools
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
+import scipy.stats
+from plotly.subplots import make_subplots
 
 from sae_lib import figures
 from sae_lib.files import write_atomically
+from sae_lib.formats import count, interval, signed
 from suite import project
 from suite.runs import Run
 
-STUDIES = ("recipes", "widths", "classical", "saelens")
+STUDIES = ("recipes", "widths", "classical", "saelens", "resampling")
+STARTS = {
+    "small_tied": "small tied start",
+    "independent": "independent start",
+}
+# what the study of resampling decides by, declared before it was run: the first is primary
+DECIDING = {"dead_share": "the share of dead features", "recovered_mean": "the loss recovered"}
 SETTING = ["lambda", "k", "lr"]
-MEASURES = ["recovered_zero", "recovered_mean", "fvu", "l0_mean", "dead_share"]
+LOOKS = (("solid", "circle"), ("dash", "diamond"), ("dot", "square"))  # of one recipe's contenders
+MEASURES = ["recovered_zero", "recovered_mean", "fvu", "l0_mean", "dead_share", "alive"]
+AGREEMENT = {  # of seeds: columns, and what they are called in a study
+    "mmcs": "mean",
+    "mmcs_null": "null",
+    "mmcs_data": "data",
+    "matched": "matched",
+    "matched_data": "matched_data",
+}
 PANELS = {  # of the figure of widths: a measure's title and the format of its axis
     "recovered_mean": ("loss recovered (mean ablation)", ".1%"),
     "fvu": ("FVU", ""),
@@ -62,7 +81,7 @@ def over_seeds(points: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 def recipes_rows(study: dict) -> pd.DataFrame:
     """A row per contender at the study's L0, the best first: means over seeds, least, most and
-    spread of loss recovered, MMCS between seeds and with random directions.
+    spread of loss recovered, agreement between seeds and with what is no feature.
     """
     points = pd.DataFrame(study["points"])
     rows = _with_agreement(points[points["l0"] == study["about"]["l0"]], "contender", study)
@@ -78,10 +97,50 @@ def widths_rows(study: dict) -> pd.DataFrame:
 def _with_agreement(points: pd.DataFrame, by: str, study: dict) -> pd.DataFrame:
     rows = over_seeds(points, [by])
     agreement = [study["mmcs"][str(of)] for of in rows[by]]
-    for column, key in (("mmcs", "mean"), ("mmcs_null", "null")):
-        rows[column] = [of[key] for of in agreement]
-    recovered = ["least", "most", "spread"]
-    return rows[[by, "seeds", *SETTING, *MEASURES, *recovered, "mmcs", "mmcs_null"]]
+    for column, key in AGREEMENT.items():
+        rows[column] = [of.get(key) for of in agreement]
+    return rows[[by, "seeds", *SETTING, *MEASURES, "least", "most", "spread", *AGREEMENT]]
+
+
+def mean_and_half_width(values: pd.Series) -> tuple[float, float]:
+    """The mean over seeds, and half of its 95 % interval by Student's t; NaN for one seed."""
+    t = scipy.stats.t.ppf(0.975, max(1, len(values) - 1))
+    return values.mean(), t * values.std() / len(values) ** 0.5
+
+
+def resampling_differences(points: list[dict]) -> list[dict]:
+    """With resampling minus without it, by start and deciding measure: the mean over seeds, each
+    against itself, and its 95 % interval.
+    """
+    table, found = pd.DataFrame(points).set_index(["resampling", "start", "seed"]), []
+    for start, measure in itertools.product(STARTS, DECIDING):
+        values = table[measure]
+        mean, half = mean_and_half_width(values[True][start] - values[False][start])
+        interval = [mean - half, mean + half]
+        found.append({"start": start, "measure": measure, "mean": mean, "interval": interval})
+    return found
+
+
+def resampling_sentence(study: dict) -> str:
+    """What resampling did, by the deciding measures, whichever way it came out."""
+    parts: dict[str, list[str]] = {start: [] for start in STARTS}
+    for d in study["differences"]:
+        low, high = ends = [None if end is None else 100 * end for end in d["interval"]]
+        verdict = "no difference is shown"
+        if low is not None and (low > 0 or high < 0):
+            verdict = "it rises" if low > 0 else "it falls"
+        parts[d["start"]].append(
+            f"resampling changes {DECIDING[d['measure']]} by {signed(100 * d['mean'])} percentage "
+            f"points (95 % interval {interval(*ends, signed)}): {verdict}"
+        )
+    return " ".join(f"From the {STARTS[s]}, {'; '.join(said)}." for s, said in parts.items())
+
+
+def resampling_rows(study: dict) -> pd.DataFrame:
+    """A row per start, without and with resampling: means over seeds."""
+    rows = over_seeds(pd.DataFrame(study["points"]), ["start", "resampling"])
+    columns = ["start", "resampling", "seeds", "resampled", *MEASURES]
+    return rows[columns].replace({"start": STARTS})
 
 
 def saelens_rows(study: dict) -> pd.DataFrame:
@@ -103,16 +162,23 @@ def saelens_rows(study: dict) -> pd.DataFrame:
 
 def rows_of(studies: dict[str, dict | None]) -> dict[str, list[dict]]:
     """The rows of every study that is there, by its name."""
-    make = {"recipes": recipes_rows, "widths": widths_rows, "saelens": saelens_rows}
-    return {w: rows(studies[w]).to_dict("records") for w, rows in make.items() if studies[w]}
+    make = {
+        "recipes": recipes_rows,
+        "widths": widths_rows,
+        "saelens": saelens_rows,
+        "resampling": resampling_rows,
+    }
+    tables = {which: rows(studies[which]) for which, rows in make.items() if studies[which]}
+    known = {which: rows.astype(object).where(rows.notna(), None) for which, rows in tables.items()}
+    return {which: rows.to_dict("records") for which, rows in known.items()}
 
 
 # --- figures ---
 
 
 def frontier(points: pd.DataFrame, title: str = "") -> go.Figure:
-    """Loss recovered over L0, a line per contender; bars span the seeds. What is lost is drawn
-    logarithmically, and points of SAELens' own trainer are crosses.
+    """Loss recovered over L0, a line per contender in its recipe's colour; bars span the seeds.
+    What is lost is drawn logarithmically, and points of SAELens' own trainer are crosses.
     """
     rows = over_seeds(points, ["contender", *SETTING]).sort_values("l0_mean")
     recovered = rows["recovered_mean"]
@@ -123,6 +189,7 @@ def frontier(points: pd.DataFrame, title: str = "") -> go.Figure:
         x="l0_mean",
         y="lost",
         color="contender",
+        color_discrete_map={name: figures.colour(name) for name in rows["contender"]},
         category_orders={"contender": points["contender"].unique().tolist()},
         error_y="above",
         error_y_minus="below",
@@ -141,8 +208,11 @@ def frontier(points: pd.DataFrame, title: str = "") -> go.Figure:
     fig.update_yaxes(autorange="reversed", tickvals=ticks, ticktext=shown)
     fig.update_xaxes(tickvals=[4, 8, 16, 32, 64])
     fig.update_traces(marker_size=9, error_y_thickness=1.2)
-    for trace in fig.data[len(figures.PALETTE) :]:  # their colours are taken
-        trace.update(line_dash="dash", marker_symbol="diamond")
+    used: Counter = Counter()
+    for trace in fig.data:  # contenders of the same recipe
+        dash, symbol = LOOKS[used[trace.line.color] % len(LOOKS)]
+        trace.update(line_dash=dash, marker_symbol=symbol)
+        used[trace.line.color] += 1
     theirs = [trace for trace in fig.data if trace.name.startswith("SAELens")]
     for trace in theirs:
         trace.update(mode="markers", marker_symbol="x")
@@ -206,6 +276,7 @@ def classical_figure(study: dict) -> go.Figure:
         x="lambda",
         y="score",
         color="rate",
+        color_discrete_sequence=px.colors.sequential.Plasma,  # rates are no recipes
         facet_col="width",
         facet_col_spacing=0.05,
         custom_data=["symbol"],
@@ -221,12 +292,52 @@ def classical_figure(study: dict) -> go.Figure:
     return name_panels(fig)
 
 
+def resampling_figure(study: dict) -> go.Figure:
+    """Features silent along the way, a line per cell, bars over the range of its seeds; beside it
+    what is dead, recovered (mean ablation) and alive at the end, bars for 95 % intervals.
+    """
+    recent = f"silent for {count(study['window'])} activations"
+    ends = {"dead_share": "dead at the end", "recovered_mean": "loss recovered", "alive": "alive"}
+    titles, widths = [recent, *ends.values()], [0.4, 0.2, 0.2, 0.2]
+    fig = make_subplots(1, 4, column_widths=widths, subplot_titles=titles)
+    cells = pd.DataFrame(study["points"]).groupby(["start", "resampling"], sort=False)
+    curves = pd.DataFrame(study["curves"]).groupby(["start", "resampling"], sort=False)
+    colours = dict(zip(STARTS, (figures.PALETTE[0], "#222222"), strict=True))
+    for (start, on), curve in curves:
+        silent = curve.groupby("activations")["silent"].agg(["mean", "min", "max"])
+        name = f"{STARTS[start]}, {'with' if on else 'without'} resampling"
+        look = {"name": name, "marker_color": colours[start], "legendgroup": name}
+        look |= {"line_dash": "solid" if on else "dot"}
+        bars = {
+            "array": silent["max"] - silent["mean"],
+            "arrayminus": silent["mean"] - silent["min"],
+        }
+        at = {"x": silent.index, "y": silent["mean"], "error_y": bars | {"thickness": 1}}
+        fig.add_scatter(**at, **look, mode="lines", row=1, col=1)
+        look |= {"showlegend": False, "marker_symbol": "circle" if on else "x", "marker_size": 10}
+        for column, measure in enumerate(ends, 2):
+            mean, half = mean_and_half_width(cells.get_group((start, on))[measure])
+            at = {
+                "x": [f"{'with' if on else 'without'}"],
+                "y": [mean],
+                "error_y": {"array": [half]},
+            }
+            fig.add_scatter(**at, **look, mode="markers", row=1, col=column)
+    fig.update_yaxes(tickformat=".0%").update_xaxes(title="activations seen", col=1)
+    fig.update_yaxes(tickformat=",", col=4)
+    for column in (2, 3, 4):
+        fig.update_xaxes(title="resampling", type="category", range=[-0.5, 1.5], col=column)
+    legend = {"orientation": "h", "x": 0, "y": -0.3, "yanchor": "top"}
+    return fig.update_layout(title="What resampling does, from two starts", legend=legend)
+
+
 def study_figures(studies: dict[str, dict | None]) -> dict[str, go.Figure]:
     """The figure of every study that is there, by the name of its file."""
     draw = {
         "recipes": lambda study: recipes_figure(study, studies.get("saelens")),
         "widths": widths_figure,
         "classical": classical_figure,
+        "resampling": resampling_figure,
     }
     return {
         f"study_{which}": make(studies[which]) for which, make in draw.items() if studies[which]

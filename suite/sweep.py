@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import plotly.graph_objects as go
 
-from sae_lib.errors import SettingsError, shown
+from sae_lib.errors import CorpusError, SettingsError, shown
 from sae_lib.features import evaluation
 from sae_lib.files import digest
 from sae_lib.model.activations import HookPoint
@@ -22,7 +22,6 @@ from suite import stages, study_figures
 from suite.runs import Run
 
 MOST_POINTS = 1000
-COLUMNS = [*study_figures.MEASURES, "alive"]  # of the evaluation
 SETTING = ["recipe", "d_sae", "lambda", "k", "lr", "precision", "activations"]
 
 
@@ -100,26 +99,35 @@ def plain_record(record: dict) -> dict:
 
 
 def measure(run: Run, hook: HookPoint, settings: SAESettings) -> dict:
-    """Train and evaluate one autoencoder, where that has not been done: what it is, `COLUMNS`,
-    and the density of its features.
+    """Train and evaluate one autoencoder, where that has not been done: what it is, `MEASURES`,
+    and the density of its features. `choosing` has the same measures on the documents on which
+    settings are chosen, the others are of the rest of the held-out text.
     """
-    made_from = stages.fingerprint_of(run, settings)
-    made_from |= {"evaluation": run.settings.evaluation.model_dump()}
+    made_from, s = stages.fingerprint_of(run, settings), run.settings.evaluation
+    made_from |= {"evaluation": s.model_dump(), "choosing": stages.CHOOSING}
     folder = folder_of(run, settings)
     where = f"sweep/{folder.name}"
     if found := run.saved_results(where, made_from):
         return found
     stages.make_other_autoencoder(run, hook, settings, folder)
     dictionary = {folder.name: SparseAutoencoder.load(folder, hook.device)}
-    rows = run.get("tokens").rows("heldout", run.settings.lm.context)
-    measured = evaluation.evaluate(hook, dictionary, rows, run.settings.evaluation)[folder.name]
+    choosing, rows = stages.heldout_parts(run)
+    if len(rows) == 0:
+        raise CorpusError(
+            "the held-out text has one document: one to choose settings on and another to report "
+            "them on are needed; give more text (corpus.heldout_tokens)"
+        )
+    measured = evaluation.evaluate(hook, dictionary, rows, s)[folder.name]
+    few = {name: max(1, int(n * stages.CHOOSING)) for name, n in s.model_dump().items()}
+    few = evaluation.evaluate(hook, dictionary, choosing, s.model_copy(update=few))[folder.name]
     summary = json.loads((folder / "training.json").read_text())
     seed = run.settings.seed if settings.seed is None else settings.seed
     record = {"lambda": summary["recipe"]["l1"], "seed": seed}
     record |= {key: summary["recipe"][key] for key in ("k", "lr")}
     record |= settings.model_dump(include={"recipe", "d_sae", "precision"})
     record |= {key: summary[key] for key in ("seconds", "activations", "activations_per_second")}
-    record |= {key: measured[key] for key in (*COLUMNS, "density")}
+    record |= {key: measured[key] for key in (*study_figures.MEASURES, "density")}
+    record |= {"choosing": {key: few[key] for key in study_figures.MEASURES}}
     run.save_results(where, record, made_from)
     return run.saved_results(where, made_from)
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from sae_lib import formats as f
 from sae_lib import settings
 from sae_lib.errors import ArtefactError
-from suite import drawing, project, stages, toy_check
+from suite import drawing, project, stages, study_figures, toy_check
 from suite.markup import block, code, plain, table
 from suite.report import content, pages, publish, publish_report, render, write_report
 from suite.report.machine import commit, cpu_model, machine
@@ -53,6 +53,29 @@ def evaluated(recovered: float, density: list[float], **other) -> dict:
         "recovered_zero": recovered,
         "recovered_mean": recovered + 0.02,
     } | other
+
+
+def baselines() -> dict:
+    """What stands beside the main autoencoder at its L0."""
+    names = {
+        "bricken_2023": 0.9412,
+        "neurons, others at zero": 0.3123,
+        "principal components": 0.71,
+    }
+    beside = {
+        name: {
+            "l0_mean": 17.91,
+            "fvu": 0.4912,
+            "recovered_zero": value,
+            "recovered_mean": value + 0.02,
+            "recovered_zero_interval": [value - 0.01, value + 0.011],
+            "recovered_mean_interval": [value, value + 0.031],
+            "ce_spliced": 4.1923,
+            "behind": {"difference": 0.94 - value, "interval": [0.93 - value, 0.95 - value]},
+        }
+        for name, value in names.items()
+    }
+    return {"baselines": beside, "ngrams": {"unigram": 6.7123, "bigram": 5.4123}}
 
 
 def trained(name: str, events: list[dict], l1: float, mse: str) -> dict:
@@ -221,6 +244,15 @@ def studied() -> dict:
         "bricken_2023, bfloat16": 0.9501,
     }
     agreement = {"pairs": [0.71, 0.73], "mean": 0.7219, "null": 0.2071}
+    agreement |= {"data": 0.3071, "matched": 0.6519, "matched_data": 0.2571}
+    differences = study_figures.resampling_differences(
+        [
+            point("", s, 0.9, start=start, resampling=on)
+            for start in study_figures.STARTS
+            for on in (False, True)
+            for s in (0, 1)
+        ]
+    )
     split = {
         "narrow": 64,
         "wide": 128,
@@ -243,6 +275,24 @@ def studied() -> dict:
             "points": [point("", s, 0.9, d_sae=w) for w in (64, 128) for s in (0, 1)],
             "mmcs": {"64": agreement, "128": agreement},
             "splitting": [split],
+            "about": about,
+        },
+        "study_resampling": {
+            "points": [
+                point("", s, 0.9, start=start, resampling=on, resampled=7)
+                for start in study_figures.STARTS
+                for on in (False, True)
+                for s in (0, 1)
+            ],
+            "curves": [
+                {"start": start, "resampling": on, "seed": s, "activations": 9, "silent": 0.1}
+                for start in study_figures.STARTS
+                for on in (False, True)
+                for s in (0, 1)
+            ],
+            "window": 750,
+            "differences": differences,
+            "sentence": study_figures.resampling_sentence({"differences": differences}),
             "about": about,
         },
         "study_classical": {
@@ -323,7 +373,7 @@ def results() -> dict:
         "most_frequent": {" ": 2, "|": 2, "def": 1},
     }
     main, off = (
-        evaluated(0.9412, [0.002] * 256),
+        evaluated(0.9412, [0.002] * 256) | baselines(),
         evaluated(0.9311, [0.002] * 256, dead_share=0.0712),
     )
     events = [
@@ -686,6 +736,13 @@ QUOTED = [  # numbers in prose and in every table: a change of the result must c
     ("study_recipes", "points", 0, "recovered_mean"),
     ("study_recipes", "mmcs", "bricken_2023", "mean"),
     ("study_widths", "points", 3, "fvu"),
+    ("study_recipes", "mmcs", "bricken_2023", "matched_data"),
+    ("study_recipes", "points", 0, "alive"),
+    ("study_resampling", "points", 0, "dead_share"),
+    ("study_resampling", "points", 3, "resampled"),
+    ("evaluation", "bricken_2023", "baselines", "principal components", "recovered_mean"),
+    ("evaluation", "bricken_2023", "baselines", "principal components", "behind", "difference"),
+    ("evaluation", "bricken_2023", "ngrams", "bigram"),
     ("study_recipes", "tuning", 0, "lr"),
     ("study_widths", "splitting", 0, "null_share"),
     ("study_classical", "best", 1, "l0_mean"),
@@ -721,7 +778,7 @@ def test_numbers_in_the_template_are_no_results():
 def test_tables_are_well_formed_and_nothing_is_undefined(run):
     text = render.markdown(run)
     found = tables_of(text)
-    assert len(found) == 22
+    assert len(found) == 24
     for rows in found:
         assert len({len(row) for row in rows}) == 1, rows
         assert all(re.fullmatch("-+:?", cell) for cell in rows[1])
@@ -926,7 +983,7 @@ def check_page(text: str) -> Page:
 def test_the_page_is_self_contained(run):
     page = check_page(pages.html(render.markdown(run), run.folder))
     assert page.tags.count("img") == len(FIGURES)
-    assert page.tags.count("table") == 22
+    assert page.tags.count("table") == 24
     assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in [
         v for _, k, v in page.attributes if k == "content"
     ]
@@ -1145,7 +1202,7 @@ def test_publishing_copies_the_report_with_links_that_resolve(run, tmp_path):
     (root / "report" / "toy" / "gates.json").write_text("{}")
     path = publish_report(run, root)
     text = path.read_text()
-    assert len(publish.links(text)) == len(FIGURES) + 3 and all(
+    assert len(publish.links(text)) == len(FIGURES) + 4 and all(
         (root / link).is_file() for link in publish.links(text)
     )  # and the studies’ three
     name = "results/evaluation.json"

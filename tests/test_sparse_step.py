@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.engine import active_pairs, sparse_step
-from sae_lib.sae.objective import Objective, loss
+from sae_lib.sae.objective import Objective, auxiliary_loss, loss
 
 
 def random_sae(d_in, d_sae, seed, bias=-1.0):
@@ -20,9 +20,26 @@ def random_sae(d_in, d_sae, seed, bias=-1.0):
     return sae
 
 
+def some_dead(sae, objective):
+    """Every third feature, where the objective has an auxiliary loss for them."""
+    return torch.arange(sae.d_sae) % 3 == 0 if objective.aux else None
+
+
+def auxiliary(sae, x, residual, dead):
+    """AuxK as the paper writes it, on all features at once."""
+    z = sae.pre_activations(x).masked_fill(~dead, -torch.inf)
+    kept = z.topk(min(max(1, sae.d_in // 2), int(dead.sum())))
+    f = torch.zeros_like(z).scatter(1, kept.indices, kept.values.relu())
+    return (residual - f @ sae.W_dec).pow(2).sum(1).mean()
+
+
 def autograd(sae, x, objective):
+    """The gradient of a plain implementation."""
     sae.zero_grad(set_to_none=True)
     total, measured = loss(sae, x, objective)
+    if objective.aux:
+        residual, dead = (x - sae(x)).detach(), some_dead(sae, objective)
+        total = total + objective.mse * objective.aux * auxiliary(sae, x, residual, dead)
     total.backward()
     return {k: p.grad.clone() for k, p in sae.named_parameters() if p.grad is not None}, measured
 
@@ -72,8 +89,8 @@ def some_sae(kind, d_in, d_sae, seed):
 OBJECTIVES = {
     "standard": Objective(1.0, 0.7),
     "norm": Objective(0.125, 2.0, "l1_norm"),
-    "topk": Objective(1.0, penalty="none"),
-    "batchtopk": Objective(1.0, penalty="none"),
+    "topk": Objective(1.0, penalty="none", aux=0.7),
+    "batchtopk": Objective(1.0, penalty="none", aux=0.7),
     "jumprelu": Objective(1.0, 0.5, "l0", bandwidth=0.6),
 }
 
@@ -92,7 +109,8 @@ def test_gradients_are_those_of_autograd(kind, screened, d_in, d_sae, n, seed):
         patch.setattr(sparse_step, "DENSE_ABOVE", 2.0)
         patch.setattr(active_pairs, "MAX_CANDIDATE_SHARE", 2.0)
         patch.setattr(active_pairs, "fast_bfloat16", lambda: screened)
-        measured = sparse_step.gradients(sae, x, OBJECTIVES[kind])
+        dead = some_dead(sae, OBJECTIVES[kind])
+        measured = sparse_step.gradients(sae, x, OBJECTIVES[kind], dead=dead)
     assert_same_gradients(sae, expected, 1e-4)
     for name, value in loss_measured._asdict().items():
         if name != "smallest" or measured.fired.any():
@@ -110,7 +128,7 @@ def test_gradients_agree_to_the_last_digits_at_a_usual_size(kind):
     with torch.no_grad():
         sae.b_enc -= 20  # about 4 % of the features are active
     expected, _ = autograd(sae, x, OBJECTIVES[kind])
-    sparse_step.gradients(sae, x, OBJECTIVES[kind])
+    sparse_step.gradients(sae, x, OBJECTIVES[kind], dead=some_dead(sae, OBJECTIVES[kind]))
     assert_same_gradients(sae, expected, 2e-6)
 
 
@@ -120,8 +138,35 @@ def test_a_dense_step_is_the_same(kind):
     expected, _ = autograd(sae, x, OBJECTIVES[kind])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sparse_step, "DENSE_ABOVE", -1.0)
-        sparse_step.gradients(sae, x, OBJECTIVES[kind])
+        sparse_step.gradients(sae, x, OBJECTIVES[kind], dead=some_dead(sae, OBJECTIVES[kind]))
     assert_same_gradients(sae, expected)
+
+
+def test_the_auxiliary_loss_of_a_case_with_a_known_answer():
+    """Two dead features, of which d_in / 2 = 1 is kept: feature 1 reads 3 where feature 0 reads 2,
+    so that of the residual (4, 1) it leaves (1, 1); the living feature 2 has no part in it.
+    """
+    sae = SparseAutoencoder(2, 3, "topk", 1)
+    with torch.no_grad():
+        sae.W_enc_T[:] = torch.tensor([[2.0, 0.0], [3.0, 0.0], [9.0, 0.0]])
+        sae.W_dec[:] = torch.tensor([[0.0, 1.0], [1.0, 0.0], [5.0, 5.0]])
+    x, residual = torch.tensor([[1.0, 0.0]]), torch.tensor([[4.0, 1.0]])
+    dead = torch.tensor([True, True, False])
+    found = auxiliary_loss(sae, x, residual, dead)
+    assert found.item() == 2
+    found.backward()
+    assert sae.W_dec.grad.tolist() == [[0, 0], [-6, -6], [0, 0]]  # −2 · 3 · (1, 1)
+    assert sae.W_enc_T.grad.tolist() == [[0, 0], [-2, 0], [0, 0]]  # −2 · (1, 1)·(1, 0) · x
+
+
+def test_the_dead_have_a_gradient_only_where_the_objective_has_an_auxiliary_loss():
+    sae, x = some_sae("topk", 16, 32, 0), torch.randn(20, 16)
+    dead = torch.ones(32, dtype=torch.bool)
+    without, _ = autograd(sae, x, Objective(1.0, penalty="none"))
+    sparse_step.gradients(sae, x, Objective(1.0, penalty="none"), dead=dead)
+    assert_same_gradients(sae, without)
+    sparse_step.gradients(sae, x, OBJECTIVES["topk"], dead=~dead)
+    assert_same_gradients(sae, without)
 
 
 @pytest.mark.parametrize("screened", [True, False])

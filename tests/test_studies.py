@@ -2,13 +2,20 @@
 and the report quotes what was found.
 """
 
+import itertools
 import json
+import math
+from dataclasses import replace
 
 import pytest
+import scipy.stats
 import torch
 
+from sae_lib import figures, files
+from sae_lib.errors import SettingsError, TrainingError
 from sae_lib.features import evaluation
 from sae_lib.sae.recipes import RECIPES
+from sae_lib.settings import SAESettings
 from suite import project, stages, studies, study_figures, sweep
 
 
@@ -22,7 +29,8 @@ def fake_measure(slope, factor):
 
     def measure(run, hook, settings):
         asked.append(settings.l1)
-        return {"l0_mean": factor * settings.l1**slope, "recovered_mean": 0.5}
+        chosen_on = {"l0_mean": factor * settings.l1**slope, "recovered_mean": 0.5}
+        return {"l0_mean": 99.0, "recovered_mean": 0.0, "choosing": chosen_on}
 
     return measure, asked
 
@@ -33,7 +41,7 @@ def test_the_penalty_is_found_for_an_l0(small_run, hook, monkeypatch, slope, fac
     monkeypatch.setattr(sweep, "measure", measure)
     settings, record = studies.at_l0(small_run, hook, small_run.settings.sae, 16.0)
     assert (
-        record["l0_mean"] == pytest.approx(16, rel=0.05)
+        record["choosing"]["l0_mean"] == pytest.approx(16, rel=0.05)
         and settings.l1 == asked[-1]
         and len(asked) <= 4
     )
@@ -89,7 +97,7 @@ def study_run(small_overrides, small_run, tmp_path_factory):
         )
         patch.setattr(studies, "FRONTIER", (8.0,))
         patch.setattr(studies, "GRID", {"l1": (1.0,), "lr": (1.0,)})
-        for which in ("widths", "classical", "recipes"):
+        for which in ("widths", "classical", "recipes", "resampling"):
             studies.study(run, which)
     return run
 
@@ -120,6 +128,12 @@ def test_a_study_of_recipes_compares_all_at_one_l0(study_run):
     by_name = {r["contender"]: r for r in rows}
     assert by_name["topk"]["l0_mean"] == pytest.approx(16, rel=0.02)
     assert all(0 < r["mmcs_null"] < 0.6 for r in rows)
+    assert all(r["matched"] <= r["mmcs"] + 1e-6 for r in rows), "a match is at most the nearest"
+    assert all(0 < r["matched_data"] <= r["mmcs_data"] < 1 and r["alive"] > 0 for r in rows)
+    assert study["about"]["choosing"] == stages.CHOOSING
+    for point in study["points"]:
+        assert set(point["choosing"]) == set(study_figures.MEASURES)
+        assert point["choosing"]["recovered_mean"] != point["recovered_mean"], "other documents"
     given = [p["recovered_mean"] for p in groups["ward_2024, as given"]]
     row = by_name["ward_2024, as given"]
     assert (row["least"], row["most"]) == (min(given), max(given))
@@ -154,9 +168,117 @@ def test_the_classical_study_keeps_the_best_score(study_run):
         (best["d_sae"], best["lambda"], best["lr"])
     }
     assert all(
-        p["score"] == pytest.approx(p["fvu"] + p["l0_mean"] / study["d_in"])
+        p["score"] == pytest.approx(p["choosing"]["fvu"] + p["choosing"]["l0_mean"] / study["d_in"])
         for p in study["points"]
     )
+
+
+@pytest.mark.parametrize(
+    "best, expected",
+    [
+        (1.0, [0.5, 1, 2]),
+        (0.9, [0.5, 1, 2]),
+        (8.0, [0.5, 1, 2, 4, 8, 16]),
+        (0.2, [0.125, 0.25, 0.5, 1, 2]),
+        (1e9, [0.5, 1, 2, 4, 8, 16, 32]),  # four steps and no more
+    ],
+)
+def test_a_grid_goes_on_until_its_best_value_is_inside(best, expected):
+    tried = studies.until_the_best_is_inside(
+        (0.5, 1.0, 2.0),
+        lambda value: [(SAESettings(), {"at": value})],
+        lambda record: -abs(math.log(record["at"] / best)),
+    )
+    assert sorted(record["at"] for _, record in tried) == expected
+
+
+def test_a_grid_ends_where_training_fails_and_with_a_single_value():
+    def train(value):
+        if value > 3:
+            raise TrainingError("the loss is NaN")
+        return [(SAESettings(), {"at": value})]
+
+    tried = studies.until_the_best_is_inside((1.0, 2.0), train, lambda record: record["at"])
+    assert [record["at"] for _, record in tried] == [1, 2]
+    assert len(studies.until_the_best_is_inside((1.0,), train, lambda record: 0)) == 1
+    with pytest.raises(TrainingError):
+        studies.until_the_best_is_inside((4.0, 8.0), train, lambda record: 0)
+
+
+def cells(values):
+    """Points of a study of resampling: {(start, resampling): [(dead, recovered) by seed]}."""
+    return [
+        {"start": start, "resampling": on, "seed": seed, "dead_share": d, "recovered_mean": r}
+        for (start, on), of_seeds in values.items()
+        for seed, (d, r) in enumerate(of_seeds)
+    ]
+
+
+def test_differences_of_resampling_are_paired_by_seed_and_said_whichever_way_they_come_out():
+    points = cells(
+        {
+            ("small_tied", False): [(0.01, 0.9), (0.02, 0.9), (0.03, 0.9)],
+            ("small_tied", True): [(0.01, 0.9), (0.02, 0.9), (0.03, 0.9)],
+            ("independent", False): [(0.5, 0.7), (0.6, 0.8), (0.4, 0.75)],
+            ("independent", True): [(0.1, 0.8), (0.19, 0.91), (0.01, 0.84)],
+        }
+    )
+    found = study_figures.resampling_differences(points[::-1])  # the order does not matter
+    by = {(d["start"], d["measure"]): d for d in found}
+    same = by["small_tied", "dead_share"]
+    assert same["mean"] == 0 and same["interval"] == [0, 0]
+    fewer = by["independent", "dead_share"]
+    differences = [-0.4, -0.41, -0.39]
+    assert fewer["mean"] == pytest.approx(-0.4)
+    expected = scipy.stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    assert fewer["interval"] == pytest.approx([expected.low, expected.high])
+    said = study_figures.resampling_sentence({"differences": found})
+    tied, independent = said.split(" From ")
+    assert tied.count("no difference is shown") == 2
+    assert "the share of dead features by −40.0 percentage points" in independent
+    assert "it falls; resampling changes the loss recovered by +10.0" in independent
+    assert independent.endswith("it rises.")
+    swapped = [p | {"resampling": not p["resampling"]} for p in points]
+    other = study_figures.resampling_differences(swapped)
+    said = study_figures.resampling_sentence({"differences": other}).split(" From ")[1]
+    assert "+40.0 percentage points" in said and "it rises; resampling" in said
+    once = study_figures.resampling_differences([p for p in points if p["seed"] == 0])
+    once = json.loads(json.dumps(files.plain({"differences": once})))
+    said = study_figures.resampling_sentence(once)
+    assert said.count("no difference is shown") == 4 and "not defined" in said
+
+
+def test_a_study_of_resampling_crosses_starts_with_resampling(study_run, hook):
+    study = made(study_run, "study_resampling")
+    cells = {(p["start"], p["resampling"], p["seed"]) for p in study["points"]}
+    starts, switch = ("small_tied", "independent"), (False, True)
+    assert cells == set(itertools.product(starts, switch, (0, 1)))
+    assert all(p["resampled"] == 0 for p in study["points"] if not p["resampling"])
+    curve = [c for c in study["curves"] if (c["start"], c["resampling"]) == ("independent", True)]
+    assert {c["seed"] for c in curve} == {0, 1} and study["window"] == 750
+    last = max(c["activations"] for c in curve)
+    assert last == study["points"][0]["activations"]
+    assert len(study_figures.resampling_rows(study)) == 4
+    assert study["sentence"].count("percentage points") == 4
+    figure = study_figures.resampling_figure(study)
+    assert [trace.mode for trace in figure.data].count("lines") == 4
+    topk = study_run.settings.sae.model_copy(update={"recipe": "topk"})
+    other = replace(study_run, settings=study_run.settings.model_copy(update={"sae": topk}))
+    with pytest.raises(SettingsError, match="recipe topk resamples nothing"):
+        studies.resampling_study(other, hook)
+
+
+def test_a_recipe_has_one_colour_in_every_figure(study_run):
+    names = [*RECIPES, "neurons", "SAELens"]
+    assert len({figures.colour(name) for name in names}) == len(names)
+    assert figures.colour("ward_2024, as given") == figures.colour("ward_2024")
+    assert figures.colour("bricken_2023-no_resampling") == figures.colour("bricken_2023")
+    assert figures.PALETTE[5] not in figures.COLOURS.values()
+    drawn = study_figures.recipes_figure(made(study_run, "study_recipes"))
+    looks = {(t.line.color, t.line.dash, t.marker.symbol) for t in drawn.data}
+    assert len(looks) == len(drawn.data), "contenders of one recipe are told apart"
+    for trace in drawn.data:
+        assert trace.line.color == figures.colour(trace.name)
 
 
 def test_studies_are_drawn_published_and_found(study_run, tmp_path, monkeypatch):
@@ -167,11 +289,13 @@ def test_studies_are_drawn_published_and_found(study_run, tmp_path, monkeypatch)
         "study_recipes",
         "study_widths",
         "study_classical",
+        "study_resampling",
     }
     study_figures.publish(study_run)
     assert sorted(p.name for p in (tmp_path / "report/studies").iterdir()) == [
         "classical.json",
         "recipes.json",
+        "resampling.json",
         "widths.json",
     ]
     (study_run.results_folder / "study_widths.json").rename(
@@ -191,6 +315,7 @@ def test_our_seconds_stand_beside_saelens_of_the_same_point():
         "recovered_mean": 0.95,
         "fvu": 0.1,
         "dead_share": 0.0,
+        "alive": 128,
         "l0_mean": 16.0,
     }
     theirs = [

@@ -15,6 +15,7 @@ from sae_lib.errors import ArtefactError, SettingsError, TrainingError
 from sae_lib.model.activations import ActivationTable
 from sae_lib.sae import training
 from sae_lib.sae.engine import sparse_step
+from sae_lib.sae.initialise import initialise
 from sae_lib.sae.recipes import (
     BRICKEN_2023,
     RECIPES,
@@ -535,3 +536,49 @@ def test_schedules_are_settings(tmp_path):
     assert [event["step"] for event in summary["resampling"]] == [50, 100]
     with pytest.raises(SettingsError, match="sae.resample_at"):
         load("smoke", ["sae.resample_at=[2]"])
+
+
+def test_an_independent_start_has_the_same_features_and_another_encoder():
+    mean = torch.arange(8.0)
+    tied = training.initialise(BRICKEN_2023, mean, 4000, 0)
+    recipe = resolve(SAESettings(init="independent"))
+    sae = training.initialise(recipe, mean, 4000, 0)
+    assert torch.equal(sae.W_dec, tied.W_dec) and torch.equal(sae.b_dec, mean)
+    assert not sae.b_enc.any()
+    cosine = torch.nn.functional.cosine_similarity(sae.W_enc_T, sae.W_dec)
+    assert cosine.mean().abs() < 0.05 and cosine.abs().max() < 1
+    assert sae.W_enc_T.abs().max() <= 8**-0.5  # uniform, of variance 1 / (3 d_in)
+    assert sae.W_enc_T.var().item() == pytest.approx(1 / 24, rel=0.02)
+    with pytest.raises(SettingsError, match="sae.init: recipe tied does not use it"):
+        resolve(SAESettings(recipe="tied", init="independent"))
+
+
+def test_the_auxiliary_loss_brings_back_features_that_are_never_among_the_largest(tmp_path):
+    """Half of the features start with an encoder so small that they are never chosen, and the
+    other half cannot serve all true directions.
+    """
+    dead = {}
+
+    def half_small(*given):
+        sae = initialise(*given)
+        with torch.no_grad():
+            sae.W_enc_T[::2] *= 0.01
+        return sae
+
+    for aux in (0.0, RECIPES["topk"].aux):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(training, "initialise", half_small)
+            patch.setitem(RECIPES, "topk", replace(RECIPES["topk"], aux=aux))
+            changes = dict(recipe="topk", k=3, l1=None, d_sae=40, lr=3e-3, dead_window=2000)
+            dead[aux] = fit(tmp_path / str(aux), **changes)[2]["final_silent"]
+    assert dead[0.0] > 0.4 and dead[RECIPES["topk"].aux] < 0.2, dead
+
+
+def test_a_resampled_feature_counts_as_silent_until_it_fires(tmp_path, monkeypatch):
+    """So the share of silent features does not fall by being counted anew."""
+    monkeypatch.setattr(training.resampling, "resample", lambda *_: 0)  # points them nowhere
+    _, _, summary = fit(tmp_path, lr=0.003, l1=6.0, activations=100_000)
+    silent = {point["step"]: point["silent"] for point in summary["curve"]}
+    assert silent[600] > 0.1 and silent[620] >= silent[600] - 0.02
+    quarters = [point["silent_quarter"] for point in summary["curve"]]
+    assert all(q >= s for q, s in zip(quarters, silent.values(), strict=True))

@@ -3,15 +3,19 @@ f > 0, everywhere.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from sae_lib.features.firing import ALIVE, Dictionaries, Rows, batches, spread_rows
+from sae_lib.features.statistics import interval
 from sae_lib.model.activations import HookPoint, Source
 from sae_lib.progress import tqdm
 from sae_lib.sae.dictionaries import Dictionary, reconstruction
@@ -61,41 +65,84 @@ def firing(
 
 @torch.no_grad()
 def loss_recovered(
-    hook: HookPoint, dictionaries: Dictionaries, rows: Rows, mean: Float[Tensor, " d_in"]
+    hook: HookPoint,
+    dictionaries: Dictionaries,
+    rows: Rows,
+    mean: Float[Tensor, " d_in"],
+    documents: Rows | None = None,
+    leader: str = "",
 ) -> dict[str, dict]:
     """By dictionary: cross-entropy (nats/token) clean, with its reconstruction spliced in, and with
     the hook ablated to zero or the mean.
 
     Recovered share = (ablated − spliced) / (ablated − clean); KL(clean ‖ spliced) in nats per
-    token.
+    token. 95 % intervals are bootstraps over `documents`, which say of each token where it is from
+    (None: over rows); `behind` is by how much less than the dictionary `leader` is recovered (mean
+    ablation), paired by document.
     """
-    changes = {"ce_zero": torch.zeros_like, "ce_mean": lambda x: mean.to(x.dtype).expand_as(x)}
+    changes = {
+        "ce_clean": lambda x: None,
+        "ce_zero": torch.zeros_like,
+        "ce_mean": lambda x: mean.to(x.dtype).expand_as(x),
+    }
     changes |= {("ce", name): partial(_spliced, d) for name, d in dictionaries.items()}
-    sums: Counter = Counter()
-    for i in tqdm(range(0, len(rows), LOSS_ROWS_AT_ONCE), desc="loss recovered"):
-        part = rows[i : i + LOSS_ROWS_AT_ONCE].astype(np.int64)
-        tokens = torch.from_numpy(part).to(hook.device)
-        clean = _log_probabilities(hook, tokens)
-        sums["ce_clean"] += _nll(clean, tokens)
-        for name, change in changes.items():
-            with hook.replaced(change):
-                changed = _log_probabilities(hook, tokens)
-            sums[name] += _nll(changed, tokens)
-            if isinstance(name, tuple):
-                kl = F.kl_div(changed, clean, log_target=True, reduction="sum")
-                sums["kl", name[1]] += kl.item()
+    if documents is None:
+        documents = np.indices(rows.shape)[0]
+    sums, losses = _losses(hook, changes, rows, documents)
     n, results = rows[:, 1:].size, {}
     ce = {name: sums[name] / n for name in ("ce_clean", "ce_zero", "ce_mean")}
     for name in dictionaries:
-        spliced = sums["ce", name] / n
+        spliced, between = sums["ce", name] / n, partial(_interval, losses, ("ce", name))
         results[name] = ce | {
             "ce_spliced": spliced,
             "kl": sums["kl", name] / n,
             "loss_tokens": n,
             "recovered_zero": (ce["ce_zero"] - spliced) / (ce["ce_zero"] - ce["ce_clean"]),
             "recovered_mean": (ce["ce_mean"] - spliced) / (ce["ce_mean"] - ce["ce_clean"]),
+            "recovered_zero_interval": between("ce_zero", "ce_zero"),
+            "recovered_mean_interval": between("ce_mean", "ce_mean"),
         }
+        if leader:
+            behind = (spliced - sums["ce", leader] / n) / (ce["ce_mean"] - ce["ce_clean"])
+            ends = _interval(losses, ("ce", leader), ("ce", name), "ce_mean")
+            results[name]["behind"] = {"difference": behind, "interval": ends}
     return results
+
+
+def _losses(
+    hook: HookPoint, changes: dict, rows: Rows, documents: Rows
+) -> tuple[Counter, dict[Any, Float[np.ndarray, " source"]]]:
+    """(sums over the tokens, sums by document) of the cross-entropy with each change at the hook;
+    and of KL(clean ‖ changed) for dictionaries, whose names are pairs.
+    """
+    sources = np.unique(documents[:, 1:], return_inverse=True)[1].reshape(rows[:, 1:].shape)
+    sums, losses = Counter(), {name: np.zeros(sources.max() + 1) for name in changes}
+    for i in tqdm(range(0, len(rows), LOSS_ROWS_AT_ONCE), desc="loss recovered"):
+        of = sources[i : i + LOSS_ROWS_AT_ONCE].ravel()
+        part = rows[i : i + LOSS_ROWS_AT_ONCE].astype(np.int64)
+        tokens = torch.from_numpy(part).to(hook.device)
+        for name, change in changes.items():
+            with hook.replaced(change):
+                changed = _log_probabilities(hook, tokens)
+            nll = -changed.gather(1, tokens[:, 1:].reshape(-1, 1)).squeeze(1)
+            sums[name] += nll.sum().item()
+            losses[name] += np.bincount(of, nll.cpu().numpy(), len(losses[name]))
+            if name == "ce_clean":
+                clean = changed
+            elif isinstance(name, tuple):
+                kl = F.kl_div(changed, clean, log_target=True, reduction="sum")
+                sums["kl", name[1]] += kl.item()
+    return sums, losses
+
+
+def _interval(losses: dict, spliced, reference, ablated: str) -> tuple[float, float]:
+    """Of (reference − spliced) / (ablated − clean), resampling documents."""
+    names = (reference, spliced, ablated, "ce_clean")
+    return interval([losses[name] for name in names], _ratio, paired=True)
+
+
+def _ratio(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray, axis: int = -1):
+    return (a.sum(axis) - b.sum(axis)) / (c.sum(axis) - d.sum(axis))
 
 
 def mmcs(directions: Float[Tensor, "n d_in"], others: Float[Tensor, "m d_in"]) -> float:
@@ -104,6 +151,18 @@ def mmcs(directions: Float[Tensor, "n d_in"], others: Float[Tensor, "m d_in"]) -
     """
     ours, theirs = (F.normalize(d, dim=1, eps=1e-8) for d in (directions, others))
     return torch.cat([(part @ theirs.T).amax(1) for part in ours.split(1024)]).mean().item()
+
+
+def matched_correlation(
+    directions: Float[Tensor, "n d_in"], others: Float[Tensor, "m d_in"]
+) -> float:
+    """PW-MCC (Song et al. 2025, arXiv 2505.20254): the mean cosine over the one-to-one matching
+    with the largest sum; of two sets the smaller is matched in full. Signed, as features are; give
+    it living ones only.
+    """
+    ours, theirs = (F.normalize(d, dim=1, eps=1e-8) for d in (directions, others))
+    cosines = (ours @ theirs.T).cpu().numpy()
+    return float(cosines[linear_sum_assignment(cosines, maximize=True)].mean())
 
 
 def _spliced(dictionary: Dictionary, x: Float[Tensor, "row position d_in"]) -> Tensor:
@@ -115,16 +174,30 @@ def _log_probabilities(hook: HookPoint, tokens: Tensor) -> Float[Tensor, "n voca
     return logits.float().flatten(0, 1).log_softmax(-1)
 
 
-def _nll(log_probabilities: Tensor, tokens: Tensor) -> float:
-    return -log_probabilities.gather(1, tokens[:, 1:].reshape(-1, 1)).sum().item()
-
-
 def evaluate(
-    hook: HookPoint, dictionaries: Dictionaries, rows: Rows, s: EvaluationSettings
+    hook: HookPoint,
+    dictionaries: Dictionaries,
+    rows: Rows,
+    s: EvaluationSettings,
+    documents: Rows | None = None,
+    compare: tuple[str, Callable[[float], Dictionaries]] | None = None,
 ) -> dict[str, dict]:
     """All measures of each dictionary on held-out `rows`: densities on `s.tokens` of them,
-    losses on `s.loss_tokens`.
+    losses on `s.loss_tokens`; `documents` as for `loss_recovered`.
+
+    `compare` is the name of a dictionary, and what gives the dictionaries that it is held against
+    at its L0: its `baselines`, all on the tokens of the losses.
     """
     results, mean = firing(hook, dictionaries, spread_rows(rows, s.tokens))
-    losses = loss_recovered(hook, dictionaries, spread_rows(rows, s.loss_tokens), mean)
-    return {name: result | losses[name] for name, result in results.items()}
+    name, at_equal_l0 = compare or ("", None)
+    baselines = at_equal_l0(results[name]["l0_mean"]) if at_equal_l0 else {}
+    chosen = spread_rows(rows, s.loss_tokens)
+    sources = None if documents is None else spread_rows(documents, s.loss_tokens)
+    losses = loss_recovered(hook, dictionaries | baselines, chosen, mean, sources, name)
+    results = {of: result | losses[of] for of, result in results.items()}
+    if baselines:
+        beside = {name: dictionaries[name]} | baselines
+        fired, _ = firing(hook, beside, chosen)
+        beside = {of: {m: fired[of][m] for m in ("l0_mean", "fvu")} | losses[of] for of in beside}
+        results[name]["baselines"] = beside
+    return results

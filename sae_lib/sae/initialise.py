@@ -30,22 +30,25 @@ def statistics(
 def initialise(
     recipe: Recipe, mean: Float[Tensor, " d_in"], d_sae: int, seed: int
 ) -> SparseAutoencoder:
-    """A fresh autoencoder: random unit features with a small tied encoder around the mean, or
-    torch's `nn.Linear` defaults.
+    """A fresh autoencoder, by `recipe.init`.
+
+    "small_tied": random features of norm `decoder_init` around the mean, the encoder their
+    transpose at norm `encoder_init`; "independent": the same features, the encoder drawn
+    independently as torch's `nn.Linear` does; "torch_linear": `nn.Linear`'s defaults throughout.
     """
     d_in, generator = len(mean), torch.Generator().manual_seed(seed)
     sae = SparseAutoencoder(d_in, d_sae, recipe.architecture, recipe.k)
-    if recipe.init == "small_tied":
+    fans = {sae.W_enc_T: d_in, sae.b_enc: d_in, sae.W_dec: d_sae, sae.b_dec: d_sae}
+    if recipe.init != "torch_linear":
         sae.W_dec.normal_(generator=generator)
         sae.W_dec *= recipe.decoder_init / sae.W_dec.norm(dim=1, keepdim=True)
         sae.W_enc_T.copy_(sae.W_dec * (recipe.encoder_init / recipe.decoder_init))
         sae.b_dec.copy_(mean)
-        if recipe.architecture == "jumprelu":
-            sae.threshold.fill_(recipe.threshold_init)
-    else:
-        fans = (sae.W_enc_T, d_in), (sae.b_enc, d_in), (sae.W_dec, d_sae), (sae.b_dec, d_sae)
-        for parameter, fan_in in fans:
-            parameter.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
+        fans = {sae.W_enc_T: d_in} if recipe.init == "independent" else {}
+    for parameter, fan_in in fans.items():
+        parameter.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
+    if recipe.architecture == "jumprelu":
+        sae.threshold.fill_(recipe.threshold_init)
     if recipe.tied:
         sae.W_enc_T.copy_(sae.W_dec)
     return sae

@@ -18,13 +18,15 @@ class Objective:
 
     "l1": Σ_f f (Bricken et al. 2023); "l1_norm": Σ_f f ‖W_dec_f‖ (Anthropic, April 2024); "l0": the
     number of active features, with a rectangle of width `bandwidth` for the derivative of the step
-    (Rajamanoharan et al. 2024); "none".
+    (Rajamanoharan et al. 2024); "none". `aux` times `auxiliary_loss` is added where features are
+    dead.
     """
 
     mse: float
     sparsity: float = 0.0
     penalty: str = "l1"
     bandwidth: float = 0.0
+    aux: float = 0.0
 
 
 class StepResult(NamedTuple):
@@ -67,13 +69,38 @@ def feature_activations(
     return z * open_, open_
 
 
+def auxiliary_loss(
+    sae: SparseAutoencoder,
+    x: Float[Tensor, "n d_in"],
+    residual: Float[Tensor, "n d_in"],
+    dead: Bool[Tensor, " d_sae"],
+) -> Float[Tensor, ""]:
+    """AuxK (Gao et al. 2024, appendix A.2): the squared error with which dead features alone, the
+    d_in / 2 largest of each activation, reconstruct the `residual` that the others leave, which
+    counts as given. Σ over dimensions, mean over the batch.
+    """
+    index = dead.nonzero().squeeze(1)
+    W_enc_T, b_enc, W_dec = (p.index_select(0, index) for p in (sae.W_enc_T, sae.b_enc, sae.W_dec))
+    z = torch.nn.functional.linear(x - sae.b_dec, W_enc_T, b_enc)
+    largest = z.topk(min(max(1, sae.d_in // 2), len(index)))
+    f = torch.zeros_like(z).scatter(1, largest.indices, largest.values.relu())
+    return (residual - f @ W_dec).pow(2).sum(1).mean()
+
+
 def loss(
-    sae: SparseAutoencoder, x: Float[Tensor, "n d_in"], objective: Objective
+    sae: SparseAutoencoder,
+    x: Float[Tensor, "n d_in"],
+    objective: Objective,
+    dead: Bool[Tensor, " d_sae"] | None = None,
 ) -> tuple[Tensor, StepResult]:
-    """The loss, and what it is made of."""
+    """The loss, and what it is made of; with the auxiliary loss where some features are `dead`."""
     f, active = feature_activations(sae, x, objective)
-    squared_error = (x - sae.decode(f)).pow(2).sum(1).mean()
+    error = x - sae.decode(f)
+    squared_error = error.pow(2).sum(1).mean()
     total = objective.mse * squared_error
+    if dead is not None:
+        auxiliary = auxiliary_loss(sae, x, error.detach(), dead)
+        total = total + objective.mse * objective.aux * auxiliary
     if objective.penalty != "none":
         counted = active if objective.penalty == "l0" else f
         counted = counted * sae.W_dec.norm(dim=1) if objective.penalty == "l1_norm" else counted

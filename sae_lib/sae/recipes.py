@@ -41,12 +41,13 @@ class Recipe:
     mse: Literal["sum", "mean"]  # over the input's dimensions; the mean over the batch always
     # train on s·x with mean ‖s·x‖² = d_in; s is folded into the weights at the end
     scale_activations: bool
-    init: Literal["small_tied", "torch_linear"]
+    init: Literal["small_tied", "independent", "torch_linear"]  # see initialise.py
     decoder_norm: Literal["features", "dimensions", "free"]  # what has unit norm after every step
     resampling: Resampling | None = None
     architecture: Literal["standard", "topk", "batchtopk", "jumprelu"] = "standard"
     penalty: Literal["l1", "l1_norm", "l0", "none"] = "l1"  # see objective.py
     k: int = 0  # topk, batchtopk: active features per activation
+    aux: float = 0.0  # weight of the auxiliary loss of dead features, see objective.py
     tied: bool = False  # the encoder is the decoder's transpose throughout
     threshold_init: float = 0.0  # jumprelu
     bandwidth: float = 0.0  # jumprelu
@@ -62,9 +63,8 @@ class Recipe:
 
     def objective(self, d_in: int, share: float = 1.0) -> Objective:
         """The loss, with the penalty at `share` of its weight."""
-        return Objective(
-            1.0 if self.mse == "sum" else 1 / d_in, self.l1 * share, self.penalty, self.bandwidth
-        )
+        mse = 1.0 if self.mse == "sum" else 1 / d_in
+        return Objective(mse, self.l1 * share, self.penalty, self.bandwidth, self.aux)
 
 
 def read_recipes() -> dict[str, Recipe]:
@@ -108,7 +108,8 @@ def uses(recipe: Recipe, name: str) -> bool:
     """Whether a setting of `sae` changes anything for this recipe."""
     has_penalty = recipe.penalty != "none"
     has = {"k": recipe.k > 0, "l1": has_penalty, "l1_warmup": has_penalty}
-    return (has | {"tied": recipe.architecture == "standard"}).get(name, True)
+    has |= {"tied": recipe.architecture == "standard", "init": not recipe.tied}
+    return has.get(name, True)
 
 
 def resolve(sae: SAESettings) -> Recipe:

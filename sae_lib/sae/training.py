@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from sae_lib import checkpoints
@@ -26,7 +26,7 @@ from sae_lib.sae.recipes import Recipe, is_resampling_step, rate, resolve
 from sae_lib.settings import SAESettings
 
 MAX_LOSS_RATIO = 1000  # times the loss of the first step
-THRESHOLD_SPEED = 0.01  # of the moving average that batchtopk's threshold is, per step
+THRESHOLD_STEPS = 100  # that batchtopk's threshold averages over, at most a tenth of training
 
 
 def training_fingerprint(sae: SAESettings) -> dict:
@@ -81,14 +81,20 @@ class AutoencoderTraining(checkpoints.TrainingState):
         causes = f"sae.lr {recipe.lr} or λ {recipe.l1} too high, or activations that are not finite"
         checkpoints.check_loss(recipe.name, total, limit, self.step, folder, causes)
 
+    def dead(self, dead_window: int) -> Bool[Tensor, " d_sae"]:
+        """The features that the dead test finds silent."""
+        return resampling.silent_too_long(self.silent, dead_window)
+
     def dead_share(self, dead_window: int) -> float:
-        """The share of features that the dead test finds silent."""
-        return resampling.silent_too_long(self.silent, dead_window).float().mean().item()
+        """Their share."""
+        return self.dead(dead_window).float().mean().item()
 
     def log(self, measured: StepResult, dead_window: int) -> dict[str, str]:
         """Append a point to the curves, and return what of it a progress bar shows."""
         values = {name: getattr(measured, name).item() for name in ("squared_error", "l1", "l0")}
-        self.curve.append({"step": self.step} | values | {"silent": self.dead_share(dead_window)})
+        silent = {"silent": self.dead_share(dead_window)}
+        silent |= {"silent_quarter": self.dead_share(dead_window // 4)}
+        self.curve.append({"step": self.step} | values | silent)
         return {"error": f"{values['squared_error']:.3g}", "L0": f"{values['l0']:.1f}"}
 
     def summary(self, recipe: Recipe, activations: int, scale: float, dead_window: int) -> dict:
@@ -159,13 +165,13 @@ def fit(
         lr = recipe.lr * rate(step, n_steps, recipe.lr_warmup, recipe.lr_decay)
         state.optimiser.param_groups[0]["lr"] = lr
         objective = recipe.objective(sae.d_in, rate(step, n_steps, recipe.l1_warmup, 0))
-        measured = gradients(sae, x * scale, objective, dtype)
+        measured = gradients(sae, x * scale, objective, dtype, state.dead(settings.dead_window))
         if ranks > 1:
             distributed.average_gradients([p for p in sae.parameters() if p.grad is not None])
             measured = distributed.all_reduce_metrics(measured)
         update(sae, state.optimiser, recipe)
         if sae.architecture == "batchtopk":
-            sae.threshold.data.lerp_(measured.smallest, THRESHOLD_SPEED if step else 1.0)
+            sae.threshold.data.lerp_(measured.smallest, threshold_weight(step, n_steps))
         state.silent = torch.where(measured.fired, 0, state.silent + len(x) * ranks)
         state.step, last = step + 1, step + 1 == n_steps
         logged = last or state.step % settings.log_every == 0
@@ -211,6 +217,11 @@ def trained(sae: SparseAutoencoder, recipe: Recipe) -> list[Tensor]:
     return [parameter for name, parameter in sae.named_parameters() if name not in left_out]
 
 
+def threshold_weight(step: int, n_steps: int) -> float:
+    """What a batch's smallest chosen activation counts for in the threshold's moving average."""
+    return min(1.0, max(1 / THRESHOLD_STEPS, 10 / n_steps)) if step else 1.0
+
+
 @torch.no_grad()
 def update(sae: SparseAutoencoder, optimiser: torch.optim.Optimizer, recipe: Recipe) -> None:
     """One optimiser step that ends with the decoder's norm in place."""
@@ -249,7 +260,7 @@ def resample_dead(
     seed: int,
 ) -> dict:
     """Find the dead features, resample them, count: {"step", "dead", "resampled"}. Their silence
-    is counted from 0 again.
+    goes on being counted until they fire.
     """
     recipe, sae, step = resolve(settings), state.model, state.step
     r = recipe.resampling
@@ -260,12 +271,11 @@ def resample_dead(
     if r.fresh_sample:
         dead = resampling.silent_on(sae, x)
     else:
-        dead = resampling.silent_too_long(state.silent, settings.dead_window)
+        dead = state.dead(settings.dead_window)
     generator = torch.Generator().manual_seed(seed + step)
     touched = resampling.resample(
         sae, state.optimiser, dead, x, r.encoder_scale, r.centred, generator
     )
-    state.silent[dead] = 0
     if touched:
         normalize_decoder_(sae, recipe)
     adam = state.optimiser.state.values()

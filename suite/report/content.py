@@ -27,6 +27,7 @@ NOTEBOOK_OF = {
     "study_recipes": "`python -m suite study`",
     "study_widths": "`python -m suite study`",
     "study_classical": "`python -m suite study`",
+    "study_resampling": "`python -m suite study`",
     "study_saelens": "`python -m benchmarks.saelens_frontier`",
 }
 RESULTS = ("run", *(name for name in NOTEBOOK_OF if not name.startswith("study_")))
@@ -68,7 +69,7 @@ def context(run: Run) -> dict[str, Any]:
         "overrides": overrides(run.settings),
         "source": ORIGINAL,
         "original": {key: fact["value"] for key, fact in ORIGINAL["facts"].items()},
-        "recipes": list(RECIPES),
+        "recipes": RECIPES,
         "alive_at": ALIVE,
         "unit_kinds": UNIT_KINDS,
         "notebook_of": NOTEBOOK_OF,

@@ -10,14 +10,14 @@ import warnings
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from sae_lib.device import autocast
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.engine.active_pairs import ActivePairs, active_pairs, starts
-from sae_lib.sae.objective import Objective, StepResult, loss
+from sae_lib.sae.objective import Objective, StepResult, auxiliary_loss, loss
 
 # density of feature activations at which dense products become the faster ones
 # (benchmarks/sae_step.py)
@@ -30,17 +30,19 @@ def gradients(
     x: Float[Tensor, "n d_in"],
     objective: Objective,
     encoder_dtype: torch.dtype = torch.float32,
+    dead: Bool[Tensor, " d_sae"] | None = None,
 ) -> StepResult:
     """Set `.grad` of all parameters for `objective.loss`.
 
     `encoder_dtype` is the precision of the features' activations alone; with float32 the gradient
-    is exact.
+    is exact. `dead` says for whom the auxiliary loss is, where the objective has one.
     """
+    dead = dead if objective.aux and dead is not None and dead.any() else None
     if x.device.type == "cpu" and _density(sae, x[:: max(1, len(x) // 8)]) < 1.5 * DENSE_ABOVE:
         pairs = active_pairs(sae, x, encoder_dtype, objective.bandwidth / 2)
         if len(pairs.row) < DENSE_ABOVE * len(x) * sae.d_sae:
-            return _sparse(sae, x, pairs, objective)
-    return _dense(sae, x, objective, encoder_dtype)
+            return _sparse(sae, x, pairs, objective, dead)
+    return _dense(sae, x, objective, encoder_dtype, dead)
 
 
 @torch.no_grad()
@@ -48,16 +50,16 @@ def _density(sae, x) -> float:
     return 0.0 if sae.k else (sae.encode(x) > 0).float().mean().item()
 
 
-def _dense(sae, x, objective: Objective, encoder_dtype: torch.dtype) -> StepResult:
+def _dense(sae, x, objective: Objective, encoder_dtype: torch.dtype, dead) -> StepResult:
     sae.zero_grad(set_to_none=True)
     with autocast(x.device, encoder_dtype):
-        total, measured = loss(sae, x, objective)
+        total, measured = loss(sae, x, objective, dead)
     total.backward()
     return measured
 
 
 @torch.no_grad()
-def _sparse(sae, x, pairs: ActivePairs, objective: Objective) -> StepResult:
+def _sparse(sae, x, pairs: ActivePairs, objective: Objective, dead) -> StepResult:
     n, d_sae = len(x), sae.d_sae
     centred = x - sae.b_dec
     row, column, z = pairs
@@ -65,7 +67,7 @@ def _sparse(sae, x, pairs: ActivePairs, objective: Objective) -> StepResult:
     f = z if active is None else z * active
     by_row = ActivePairs(row, column, f).csr((n, d_sae))
     error = torch.addmm(sae.b_dec, by_row, sae.W_dec).sub_(x)
-    squared_error = error.pow(2).sum() / n
+    squared_error, residual = error.pow(2).sum() / n, None if dead is None else -error
     error *= 2 * objective.mse / n  # now the gradient into the reconstruction
     into_f = torch.sparse.sampled_addmm(by_row, error, sae.W_dec.T, beta=0).values()
 
@@ -97,12 +99,11 @@ def _sparse(sae, x, pairs: ActivePairs, objective: Objective) -> StepResult:
     )
     sae.b_enc.grad = per_feature(into_f)
     sae.b_dec.grad = error.sum(0) - sae.W_enc @ sae.b_enc.grad
+    if dead is not None:
+        with torch.enable_grad():
+            auxiliary = auxiliary_loss(sae, x, residual, dead)
+            (objective.mse * objective.aux * auxiliary).backward()  # adds to the gradients
     n_active = len(f) if active is None else active.sum().item()
     fired = first.diff() > 0 if active is None else per_feature(active.float()) > 0
-    return StepResult(
-        squared_error,
-        f.sum() / n,
-        torch.tensor(n_active / n),
-        fired,
-        f[f > 0].min() if n_active else f.new_zeros(()),
-    )
+    smallest = f[f > 0].min() if n_active else f.new_zeros(())
+    return StepResult(squared_error, f.sum() / n, torch.tensor(n_active / n), fired, smallest)

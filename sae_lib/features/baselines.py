@@ -1,0 +1,52 @@
+"""What an autoencoder is held against: as many of the strongest neurons or principal components,
+and n-grams in place of the language model.
+"""
+
+import math
+
+import numpy as np
+import torch
+
+from sae_lib.features.firing import Dictionaries, Rows, spread_rows
+from sae_lib.model.activations import Source, harvest
+from sae_lib.sae.dictionaries import Strongest, principal_directions
+
+FIT_VALUES = 1 << 25  # activations × d_in that principal components are fitted on, or 4 d_in
+NGRAM_TOKENS = 1 << 24  # of training text that n-grams are counted in, at most
+
+
+@torch.no_grad()
+def at_equal_l0(hook: Source, rows: Rows, l0: float) -> Dictionaries:
+    """What needs no autoencoder, fitted on training `rows`: the strongest neurons of each
+    activation, with the others at zero or at their means, and the strongest principal components.
+    As many as `l0`, rounded up in their favour.
+    """
+    d_in = harvest(hook, rows[:1]).shape[1]
+    x = harvest(hook, spread_rows(rows, max(FIT_VALUES // d_in, 4 * d_in))).float()
+    principal, neurons = principal_directions(x), torch.eye(d_in, device=x.device)
+    bases = {
+        "neurons, others at zero": (neurons, torch.zeros_like(principal.centre)),
+        "neurons, others at their means": (neurons, principal.centre),
+        "principal components": (principal.W_dec[::2], principal.centre),
+    }
+    return {name: Strongest(*basis, math.ceil(l0)) for name, basis in bases.items()}
+
+
+def ngram_losses(train_rows: Rows, rows: Rows) -> dict[str, float]:
+    """Nats per token of `rows`, but for their first positions, by counts from `train_rows`:
+    "unigram" add-one; "bigram" interpolated with it by Witten and Bell (1991), where the unigrams
+    have weight T / (n + T) after a token seen n times with T different followers.
+    """
+    train = spread_rows(train_rows, NGRAM_TOKENS).astype(np.int64)
+    before, after = (part.ravel().astype(np.int64) for part in (rows[:, :-1], rows[:, 1:]))
+    vocab = 1 + max(train.max(), rows.max())
+    unigram = np.bincount(train.ravel(), minlength=vocab) + 1
+    unigram = unigram[after] / unigram.sum()
+    pairs, counts = np.unique(train[:, :-1] * vocab + train[:, 1:], return_counts=True)
+    wanted = before * vocab + after
+    at = np.searchsorted(pairs, wanted).clip(max=len(pairs) - 1)
+    seen = np.where(pairs[at] == wanted, counts[at], 0)
+    n = np.bincount(pairs // vocab, counts, vocab)[before]
+    followers = np.bincount(pairs // vocab, minlength=vocab).clip(min=1)[before]
+    bigram = (seen + followers * unigram) / (n + followers)
+    return {"unigram": -np.log(unigram).mean(), "bigram": -np.log(bigram).mean()}
