@@ -13,7 +13,7 @@ from sae_lib.files import write_atomically
 from suite import project
 from suite.runs import Run
 
-STUDIES = ("recipes", "widths", "classical", "saelens")
+STUDIES = ("recipes", "widths", "classical", "saelens", "sanity")
 SETTING = ["lambda", "k", "lr"]
 MEASURES = ["recovered_zero", "recovered_mean", "fvu", "l0_mean", "dead_share"]
 PANELS = {  # of the figure of widths: a measure's title and the format of its axis

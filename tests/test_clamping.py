@@ -336,6 +336,77 @@ def test_a_sweep_and_its_spread(context, positions, sae, strong):
     )
 
 
+def test_every_direction_of_a_sweep_is_measured_on_its_own_tokens(context, sae, strong):
+    sweep = clamping.value_sweep(context, strong[0], [5.0], draws=1)
+    found = sweep.query("direction == 'random directions'").iloc[0]
+    norm = sae.W_dec[strong[0]].norm()
+    direction = clamping.random_directions(sae.W_dec, 1, 0).W_dec * norm
+    effect = context.positions.effect(sae, [Clamp(strong[0], "pin", 5.0)], directions=direction)
+    own = clamping.top_logits(context.hook, direction, 2)[0]
+    assert set(own) != {7, 8} and found.change == pytest.approx(
+        (effect.after - effect.before)[own].sum().item(), rel=1e-3
+    )
+
+
+@pytest.fixture(scope="module")
+def constructed(hook):
+    """Three directions with a known effect: 0 raises one token's logit as far as its norm can, 1
+    lies in the null space of the down projection and changes nothing, 2 is the first one turned
+    around.
+    """
+    final, weight = hook.model.base_model.ln_f, hook.module.weight
+    push = weight @ (final.weight * hook.model.get_output_embeddings().weight[100])
+    nothing = torch.linalg.svd(weight.T).Vh[-1]
+    sae = SparseAutoencoder(len(push), 3).requires_grad_(False)
+    sae.W_dec.copy_(torch.nn.functional.normalize(torch.stack([push, nothing, -push])))
+    return sae
+
+
+def test_ranks_of_constructed_directions(constructed, positions, hook):
+    assert clamping.top_logits(hook, constructed.W_dec, 3)[0][0] == 100
+    ranks = clamping.clamp_ranks(positions, constructed, {0: 3.0, 1: 3.0, 2: 3.0}, seed=0, k=3)
+    ranks = ranks.set_index("feature")
+    assert ranks["p"][0] == 1 / 20 and ranks["rank"][0] == 1
+    # whatever its tokens are they gain nothing, and every random direction raises its own
+    assert ranks["p"][1] == 1 and ranks["rank"][1] == 0
+    assert ranks["gained"][1] == pytest.approx(0, abs=1e-6) and ranks["null"][1] > 1e-4
+    again = clamping.clamp_ranks(positions, constructed, {1: 3.0, 0: 3.0}, seed=0, k=3)
+    assert again.set_index("feature").loc[0].equals(ranks.loc[0])  # its own random directions
+
+
+def test_probability_gained_against_a_direct_computation(positions, sae, strong):
+    clamps = [Clamp(strong[0], "pin", 6.0)]
+    effect = positions.effect(sae, clamps)
+    expected = (effect.after - effect.before)[[3, 50, 9]].sum().item()
+    assert positions.gained([3, 50, 9], sae, clamps) == pytest.approx(expected, rel=1e-3)
+
+
+def ranked(p: list[float]) -> dict:
+    ranks = pd.DataFrame({"p": p, "gained": 0.01, "null": 0.02, "rank": 0.5})
+    return clamping.rank_summary(ranks, 0)
+
+
+def test_the_summary_of_ranks_has_a_verdict_each_way():
+    half = ranked([0.05] * 10 + [1.0] * 10)
+    assert half["share"] == 0.5 and half["verdict"] == "more than by chance"
+    assert half["interval"] == pytest.approx([0.2993, 0.7007], abs=1e-4)  # Wilson's
+    uniform = ranked([(i + 1) / 20 for i in range(20)] * 5)
+    assert uniform["share"] == 0.05 and uniform["verdict"] == "not distinguishable from chance"
+    assert uniform["median_p"] == pytest.approx(0.525)
+    low, high = uniform["median_p_interval"]
+    assert low < 0.525 < high
+    assert ranked([0.1] * 200)["verdict"] == "fewer than by chance"
+    assert "50.0 % (95 % interval 29.9 % to 70.1 %)" in clamping.ranks_sentence(half)
+
+
+def test_the_drawn_features_are_alive_and_have_their_maxima(context, sae, strong):
+    context.table["maximum"] = context.table.index + 0.5
+    found = clamping.drawn_maxima(context, 3, seed=0)
+    assert len(found) == 3 and set(found) < set(strong[:5])
+    assert all(maximum == feature + 0.5 for feature, maximum in found.items())
+    assert clamping.drawn_maxima(context, 3, seed=0) == found
+
+
 def test_ablation_against_a_direct_computation(hook, sae, rows):
     rows, tokens = rows[:40], torch.from_numpy(rows[:40].astype("int64"))
     f = sae.encode(hook.activations(tokens))[:, :-1]

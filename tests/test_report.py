@@ -171,7 +171,19 @@ def ruled() -> dict:
     return {
         "tokens": [20032, 19968],
         "documents": [12, 13],
-        "kinds": {},
+        "split_by": "source",
+        "kinds": {
+            kind: {"units": 256, "left_out": n}
+            for kind, n in (("feature", 7), ("untrained_matched", 9))
+        },
+        "density_match": {
+            "neuron_matched": {
+                "quartiles": [0.0011, 0.0021, 0.0042],
+                "features": [0.0012, 0.0022, 0.0041],
+                "factor": 1.0909,
+                "matched": True,
+            }
+        },
         "scores": {
             "feature": scored(0.8521),
             "neuron_matched": scored(0.8843),
@@ -304,7 +316,18 @@ def clamping_of(token: str = "import") -> dict:
         "seed": 0,
         "figure": "clamping_sweep",
         "kl_zero": 1.571,
-        "stand_out": {"by_size": 1, "by_tokens": 2},
+        "ranks": {
+            "features": 97,
+            "draws": 19,
+            "expected": 0.05,
+            "share": 0.4123,
+            "interval": [0.3184, 0.5131],
+            "verdict": "more than by chance",
+            "median_p": 0.1,
+            "median_p_interval": [0.05, 0.2],
+            "gained_median": 0.01,
+            "null_median": 0.005,
+        },
         "ablation": [ablation],
         "error": {"alone": 0.07729, "dropped": {}},
         "generations": [{"feature": 101, "prompt": token, "without": token, "with": token}],
@@ -543,6 +566,7 @@ FIGURES = (
     "density",
     "density_recipes",
     "clamping_sweep",
+    "clamping_ranks",
     "last_mlp_activations",
     "toy_introduction",
 )
@@ -673,6 +697,8 @@ QUOTED = [  # numbers in prose and in every table: a change of the result must c
     ("features", "closely", 1, "tenths", 0, "share"),
     ("features", "misleading", "lower_share"),
     ("interpretability", "scores", "neuron_matched", "auroc_median"),
+    ("interpretability", "density_match", "neuron_matched", "factor"),
+    ("interpretability", "kinds", "untrained_matched", "left_out"),
     ("interpretability", "scores", "neuron_matched", "information_median_interval", 1),
     (
         "interpretability",
@@ -691,9 +717,22 @@ QUOTED = [  # numbers in prose and in every table: a change of the result must c
     ("study_classical", "best", 1, "l0_mean"),
     ("study_saelens", "points", 0, "recovered_zero"),
     ("clamping", "features", 0, "movers", 0, "after"),
-    ("clamping", "stand_out", "by_size"),
+    ("clamping", "ranks", "share"),
     ("clamping", "last_mlp", "kl_zero"),
 ]
+
+
+def test_without_equal_densities_there_is_no_verdict(run):
+    values = run.load_results("interpretability")
+    try:
+        assert "the others are predicted better" in render.markdown(run)
+        values["density_match"]["neuron_matched"] |= {"factor": 1.87, "matched": False}
+        run.save_results("interpretability", values)
+        text = render.markdown(run)
+        assert "their densities differ by a factor of 1.87" in text
+        assert "the others are predicted better" not in text
+    finally:
+        run.save_results("interpretability", ruled())
 
 
 def test_a_changed_result_changes_the_report(run):

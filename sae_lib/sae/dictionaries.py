@@ -75,6 +75,22 @@ def _sorted(z: Tensor) -> Tensor:
     return z.sort(dim=1).values
 
 
+@torch.no_grad()
+def keep_largest(directions: Directions, k: int, x: Float[Tensor, "n d_in"]) -> SparseAutoencoder:
+    """An autoencoder that was not trained: of each activation it keeps the `k` largest values along
+    the unit `directions` around their centre. One factor for all of its decoder, 1 for orthogonal
+    directions, reconstructs `x` best.
+    """
+    n, d_in = directions.W_dec.shape
+    sae = SparseAutoencoder(d_in, n, "topk", min(k, n)).to(x.device).requires_grad_(False)
+    sae.W_enc_T.copy_(directions.W_dec)
+    sae.W_dec.copy_(directions.W_dec)
+    sae.b_dec.copy_(directions.centre)
+    written, centred = sae(x) - directions.centre, x - directions.centre
+    sae.W_dec *= (written * centred).sum() / written.pow(2).sum().clamp_min(1e-30)
+    return sae
+
+
 class Selected:
     """Some features of a dictionary: cheaper to encode than all of them where they are few."""
 

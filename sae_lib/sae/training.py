@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from sae_lib import checkpoints
 from sae_lib.device import precision
@@ -26,6 +28,7 @@ from sae_lib.sae.recipes import Recipe, is_resampling_step, rate, resolve
 from sae_lib.settings import SAESettings
 
 MAX_LOSS_RATIO = 1000  # times the loss of the first step
+SOFT_FROZEN = 0.8  # least cosine of a soft-frozen feature's direction with where it started
 THRESHOLD_SPEED = 0.01  # of the moving average that batchtopk's threshold is, per step
 
 
@@ -120,6 +123,8 @@ def prepare(
     optimiser = torch.optim.Adam(
         trained(sae, recipe), lr=recipe.lr, betas=recipe.betas, fused=mean.device.type != "mps"
     )
+    if recipe.frozen == "soft_decoder":
+        optimiser.register_step_post_hook(stay_near(sae.W_dec))
     stopping = EarlyStopping(mean[None], 0)
     if recipe.patience and heldout is not None:
         stopping = EarlyStopping(harvest(hook, heldout).float() * scale, recipe.patience)
@@ -203,12 +208,30 @@ def finished(state: AutoencoderTraining, scale: float) -> SparseAutoencoder:
 
 
 def trained(sae: SparseAutoencoder, recipe: Recipe) -> list[Tensor]:
-    """What the optimiser moves: with tied weights the encoder follows the decoder, and
-    batchtopk's threshold follows its batches.
+    """What the optimiser moves: with tied weights the encoder follows the decoder, batchtopk's
+    threshold follows its batches, and what is frozen stays.
     """
-    left_out = {"W_enc_T"} if recipe.tied else set()
+    left_out = {{"decoder": "W_dec", "encoder": "W_enc_T"}.get(recipe.frozen)}
+    left_out |= {"W_enc_T"} if recipe.tied else set()
     left_out |= {"threshold"} if sae.architecture == "batchtopk" else set()
     return [parameter for name, parameter in sae.named_parameters() if name not in left_out]
+
+
+def stay_near(W_dec: Tensor) -> Callable[..., None]:
+    """What turns each feature (row of `W_dec`) back, after a step, to a cosine of `SOFT_FROZEN`
+    with its present direction where the step has turned it further.
+    """
+    start = normalize(W_dec.detach().clone())
+
+    @torch.no_grad()
+    def turn_back(*_: Any) -> None:
+        unit = normalize(W_dec)
+        cosine = torch.linalg.vecdot(unit, start)[:, None]
+        across = normalize(unit - cosine * start) * math.sqrt(1 - SOFT_FROZEN**2)
+        nearest = (SOFT_FROZEN * start + across) * W_dec.norm(dim=1, keepdim=True)
+        W_dec.copy_(torch.where(cosine < SOFT_FROZEN, nearest, W_dec))
+
+    return turn_back
 
 
 @torch.no_grad()
