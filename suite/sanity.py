@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from sae_lib.device import device_of
 from sae_lib.errors import SettingsError
@@ -56,11 +58,12 @@ def study(run: Run, folder: Path | None = None) -> dict:
     """
     sanity, points, k = Sanity(run), [], L0
     if folder:
-        given = SparseAutoencoder.load(folder, sanity.hook("", 0).device)
-        if given.d_in != run.get("autoencoder").d_in:
+        hook = sanity.hook("", 0)
+        given, d_in = SparseAutoencoder.load(folder, hook.device), sanity.sample(hook).shape[1]
+        if given.d_in != d_in:
             raise SettingsError(
-                f"--sae {folder}: found activations of {given.d_in} dimensions; expected those of "
-                f"{run.settings.sae.hook_name}, {run.get('autoencoder').d_in}"
+                f"--sae {folder}: found activations of {given.d_in} dimensions; expected those of"
+                f" {hook.name}, {d_in}"
             )
         points = [sanity.measure("", given, seed) | {"contender": folder.name} for seed in SEEDS]
         k = max(1, round(points[0]["l0"]))
@@ -103,6 +106,11 @@ class Sanity:
             keep_embeddings(fresh, trained.model)
         return HookPoint(fresh, trained.name)
 
+    def sample(self, hook: HookPoint) -> Float[Tensor, "n d_in"]:
+        """Training activations."""
+        rows = self.run.get("tokens").rows("train", self.run.settings.lm.context)
+        return harvest(hook, spread_rows(rows, SAMPLE)).float()
+
     def point(self, name: str, k: int, seed: int) -> dict:
         """A contender, made and measured where that has not been done."""
         s = self.run.settings
@@ -121,8 +129,7 @@ class Sanity:
     def _made(self, name: str, settings: SAESettings, model: str, seed: int) -> SparseAutoencoder:
         hook = self.hook(model, seed)
         if name in DIRECTIONS:
-            rows = self.run.get("tokens").rows("train", self.run.settings.lm.context)
-            x = harvest(hook, spread_rows(rows, SAMPLE)).float()
+            x = self.sample(hook)
             directions = (
                 dictionaries.coordinate_directions(x.shape[1], x.device),
                 dictionaries.principal_directions(x),

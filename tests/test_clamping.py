@@ -355,7 +355,10 @@ def constructed(hook):
     around.
     """
     final, weight = hook.model.base_model.ln_f, hook.module.weight
-    push = weight @ (final.weight * hook.model.get_output_embeddings().weight[100])
+    unembedding = hook.model.get_output_embeddings().weight
+    pushes = (final.weight * (unembedding - unembedding.mean(0))) @ weight.T
+    top = clamping.top_logits(hook, pushes, 1)
+    push = pushes[next(token for token, of in enumerate(top) if of == [token])]
     nothing = torch.linalg.svd(weight.T).Vh[-1]
     sae = SparseAutoencoder(len(push), 3).requires_grad_(False)
     sae.W_dec.copy_(torch.nn.functional.normalize(torch.stack([push, nothing, -push])))
@@ -363,7 +366,6 @@ def constructed(hook):
 
 
 def test_ranks_of_constructed_directions(constructed, positions, hook):
-    assert clamping.top_logits(hook, constructed.W_dec, 3)[0][0] == 100
     ranks = clamping.clamp_ranks(positions, constructed, {0: 3.0, 1: 3.0, 2: 3.0}, seed=0, k=3)
     ranks = ranks.set_index("feature")
     assert ranks["p"][0] == 1 / 20 and ranks["rank"][0] == 1

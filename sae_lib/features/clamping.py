@@ -467,7 +467,7 @@ def clamp_ranks(
             for ids, direction in zip(tokens, directions, strict=True)
         )
         null = np.array(null)
-        rank = ((null < gained) + (null <= gained)).mean() / 2
+        rank = np.mean([null < gained, null <= gained])
         p = (1 + (null >= gained).sum()) / (1 + RANK_DRAWS)
         records.append((feature, gained, null.mean(), rank, p))
     return pd.DataFrame(records, columns=["feature", "gained", "null", "rank", "p"])
