@@ -45,6 +45,7 @@ def amounts(s: Settings) -> dict[str, float]:
         "rules": s.interpretability.tokens * s.sae.d_sae,
         "clamps": clamps,
         "clamped_tokens": clamps * s.lm.context,
+        "ranked_tokens": s.clamping.rows * s.clamping.ranked * s.lm.context,
     }
 
 

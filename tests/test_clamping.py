@@ -12,7 +12,7 @@ from sae_lib.features.clamping import Clamp, ClampTarget, NextTokens
 from sae_lib.model import language_model
 from sae_lib.model.activations import HookPoint
 from sae_lib.sae.autoencoder import SparseAutoencoder
-from sae_lib.sae.dictionaries import activations_of
+from sae_lib.sae.dictionaries import Directions, activations_of
 from sae_lib.settings import LanguageModelSettings
 from sae_lib.text.display import Vocabulary
 from suite import __main__, clamping_views, stages
@@ -365,15 +365,21 @@ def constructed(hook):
     return sae
 
 
-def test_ranks_of_constructed_directions(constructed, positions, hook):
-    ranks = clamping.clamp_ranks(positions, constructed, {0: 3.0, 1: 3.0, 2: 3.0}, seed=0, k=3)
-    ranks = ranks.set_index("feature")
+def test_ranks_of_constructed_directions(constructed, positions, monkeypatch):
+    maxima = {feature: 3.0 for feature in range(3)}
+    ranks = clamping.clamp_ranks(positions, constructed, maxima, seed=0, k=3).set_index("feature")
     assert ranks["p"][0] == 1 / 20 and ranks["rank"][0] == 1
-    # whatever its tokens are they gain nothing, and every random direction raises its own
+    assert ranks["gained"][1] == pytest.approx(0, abs=1e-6)
+    again = clamping.clamp_ranks(positions, constructed, {0: 3.0}, seed=0, k=3)
+    assert again.iloc[0].tolist() == ranks.reset_index().iloc[0].tolist()  # its own draws
+    # against 19 times the first direction
+    push = Directions(constructed.W_dec[[0] * clamping.RANK_DRAWS], torch.zeros(1))
+    monkeypatch.setattr(clamping, "random_directions", lambda *_: push)
+    ranks = clamping.clamp_ranks(positions, constructed, maxima, seed=0, k=3).set_index("feature")
+    assert ranks["p"][0] == 1 and ranks["rank"][0] == 0.5  # ties
+    # what changes nothing loses against all, which are measured on tokens of their own
     assert ranks["p"][1] == 1 and ranks["rank"][1] == 0
-    assert ranks["gained"][1] == pytest.approx(0, abs=1e-6) and ranks["null"][1] > 1e-4
-    again = clamping.clamp_ranks(positions, constructed, {1: 3.0, 0: 3.0}, seed=0, k=3)
-    assert again.set_index("feature").loc[0].equals(ranks.loc[0])  # its own random directions
+    assert ranks["null"].tolist() == pytest.approx([ranks["gained"][0]] * 3)
 
 
 def test_probability_gained_against_a_direct_computation(positions, sae, strong):

@@ -286,6 +286,20 @@ def studied() -> dict:
     }
 
 
+def sanity_of() -> dict:
+    """`results/study_sanity.json` of two seeds."""
+    values = {"trained": 0.9123, "frozen decoder": 0.8234, "random directions": 0.7345}
+    points = [
+        {"contender": name, "seed": seed, "l0": 16.13, "dead_share": 0.1}
+        | dict.fromkeys(("recovered", "information", "probing", "clamping"), value + seed / 100)
+        for name, value in values.items()
+        for seed in (0, 1)
+    ]
+    about = {"corpus": "some|text.jsonl", "activations": 128000, "d_sae": 128, "k": 16}
+    about |= {"seeds": 2, "tasks": 33, "units": 200, "clamped": 40}
+    return {"points": points, "subject": "trained", "about": about}
+
+
 def clamping_of(token: str = "import") -> dict:
     ablation = {
         "feature": 101,
@@ -553,6 +567,7 @@ def results() -> dict:
             },
         },
         "clamping": clamping_of(),
+        "study_sanity": sanity_of(),
         **studied(),
     }
 
@@ -716,6 +731,8 @@ QUOTED = [  # numbers in prose and in every table: a change of the result must c
     ("study_widths", "splitting", 0, "null_share"),
     ("study_classical", "best", 1, "l0_mean"),
     ("study_saelens", "points", 0, "recovered_zero"),
+    ("study_sanity", "points", 0, "probing"),
+    ("study_sanity", "points", 2, "recovered"),
     ("clamping", "features", 0, "movers", 0, "after"),
     ("clamping", "ranks", "share"),
     ("clamping", "last_mlp", "kl_zero"),
