@@ -25,6 +25,7 @@ from sae_lib.model.activations import HookPoint, harvest
 from sae_lib.sae import dictionaries
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.recipes import of_recipe
+from sae_lib.sae.training import SOFT_FROZEN
 from sae_lib.settings import SAESettings
 from suite import stages
 from suite.runs import Run
@@ -78,6 +79,8 @@ def study(run: Run, folder: Path | None = None) -> dict:
         "tasks": len(sanity.tasks),
         "units": UNITS,
         "clamped": CLAMPED,
+        "probe_features": probing.K,
+        "soft_frozen": SOFT_FROZEN,
     }
     subject = folder.name if folder else "trained"
     run.save_results("study_sanity", {"points": points, "subject": subject, "about": about})

@@ -288,7 +288,7 @@ def studied() -> dict:
 
 def sanity_of() -> dict:
     """`results/study_sanity.json` of two seeds."""
-    values = {"trained": 0.9123, "frozen decoder": 0.8234, "random directions": 0.7345}
+    values = {"trained": 0.9123, "frozen decoder": 0.8234, "random directions": 0.6345}
     points = [
         {"contender": name, "seed": seed, "l0": 16.13, "dead_share": 0.1}
         | dict.fromkeys(("recovered", "information", "probing", "clamping"), value + seed / 100)
@@ -297,6 +297,7 @@ def sanity_of() -> dict:
     ]
     about = {"corpus": "some|text.jsonl", "activations": 128000, "d_sae": 128, "k": 16}
     about |= {"seeds": 2, "tasks": 33, "units": 200, "clamped": 40}
+    about |= {"probe_features": 5, "soft_frozen": 0.8}
     return {"points": points, "subject": "trained", "about": about}
 
 
@@ -777,7 +778,7 @@ def test_numbers_in_the_template_are_no_results():
 def test_tables_are_well_formed_and_nothing_is_undefined(run):
     text = render.markdown(run)
     found = tables_of(text)
-    assert len(found) == 22
+    assert len(found) == 24
     for rows in found:
         assert len({len(row) for row in rows}) == 1, rows
         assert all(re.fullmatch("-+:?", cell) for cell in rows[1])
@@ -982,7 +983,7 @@ def check_page(text: str) -> Page:
 def test_the_page_is_self_contained(run):
     page = check_page(pages.html(render.markdown(run), run.folder))
     assert page.tags.count("img") == len(FIGURES)
-    assert page.tags.count("table") == 22
+    assert page.tags.count("table") == 24
     assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in [
         v for _, k, v in page.attributes if k == "content"
     ]
@@ -1201,9 +1202,9 @@ def test_publishing_copies_the_report_with_links_that_resolve(run, tmp_path):
     (root / "report" / "toy" / "gates.json").write_text("{}")
     path = publish_report(run, root)
     text = path.read_text()
-    assert len(publish.links(text)) == len(FIGURES) + 3 and all(
+    assert len(publish.links(text)) == len(FIGURES) + 4 and all(
         (root / link).is_file() for link in publish.links(text)
-    )  # and the studies’ three
+    )  # and the studies’ four
     name = "results/evaluation.json"
     assert (root / "report" / name).read_bytes() == (run.folder / name).read_bytes()
     assert (
