@@ -13,7 +13,7 @@ from sae_lib.features.firing import Firing
 from sae_lib.interpretability import probing
 from sae_lib.interpretability.token_attributes import NONE, Attribute
 from sae_lib.sae.autoencoder import SparseAutoencoder
-from sae_lib.sae.dictionaries import Directions, keep_largest, principal_directions
+from sae_lib.sae.dictionaries import Directions, keep_largest, principal_directions, thresholded
 from suite import __main__, sanity, sanity_views, stages
 from suite.runs import Run
 from suite.stages import STAGES
@@ -92,6 +92,12 @@ def test_the_largest_along_orthogonal_directions_are_kept_as_they_are():
     # the same direction twice would be written twice
     twice = Directions(torch.eye(6)[[0, 0]], torch.zeros(6))
     assert keep_largest(twice, 2, x.abs()).W_dec[0, 0].item() == pytest.approx(0.5)
+
+
+def test_thresholded_directions_are_the_same_features():
+    x = torch.randn(400, 6, generator=torch.Generator().manual_seed(0)) + 2
+    directions = principal_directions(x).at_density(x, torch.linspace(0.01, 0.5, 12))
+    torch.testing.assert_close(thresholded(directions).encode(x), directions.encode(x))
 
 
 def points(**changes) -> dict:

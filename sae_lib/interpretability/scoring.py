@@ -33,6 +33,7 @@ from sae_lib.sae.dictionaries import (
     coordinate_directions,
     principal_directions,
     random_directions,
+    thresholded,
 )
 from sae_lib.settings import InterpretabilitySettings
 from sae_lib.text.display import Vocabulary
@@ -198,10 +199,10 @@ def every_kind(
         numbers, x = _draw(rng, sae.d_sae, s.features), sample(hook, halves.rows[0])
         # around the mean, so that the threshold of a low density is above zero
         own = Directions(sae.W_enc_T[numbers], x.mean(0))
-        matched = _at_densities(rng, own, numbers, x, density)["_matched"]
+        matched, _ = _at_densities(rng, own, numbers, x, density)["_matched"]
         few = numbers[_draw(rng, len(numbers), s.units)]
         own = (Selected(sae, torch.from_numpy(few)), few)
-        units = {"untrained": own, "untrained_matched": matched}
+        units = {"untrained": own, "untrained_matched": (thresholded(matched), numbers)}
         yield from _everything_of(hook, units, halves)
 
 
