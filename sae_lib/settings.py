@@ -156,6 +156,8 @@ class SAESettings(Section):
     ) = None
     # held-out checks without improvement after which training stops; 0: never
     patience: whole(0, 10**6) | None = None
+    # keep this part of the weights random: a sanity baseline
+    frozen: Literal["decoder", "soft_decoder", "encoder"] | None = None
     seed: Seed | None = None  # of the autoencoder alone; None: the run's
     # of the features' activations in training, and of all products in dense steps
     precision: Precision = "float32"
@@ -200,8 +202,8 @@ class InterpretabilitySettings(Section):
     conditions: whole(1, 8) = 4  # of a rule, at most
     values: Few = 6  # of a condition, at most
     min_active: Amount = 20  # activations in either half below which a unit is not scored
-    # that the autoencoder of an untrained model is trained on; 0: leave it out
-    untrained_activations: whole(0, 10**13) = 200_000
+    # also the autoencoder of an untrained model, of the same settings as the run's own
+    untrained: bool = True
     clusters: Few = 120  # groups of features
     seed: Seed | None = None  # of splits and draws; None: the run's
 
@@ -274,6 +276,7 @@ class ClampingSettings(Section):
         tuple[real(-1000, 1000), ...],
         Field(min_length=1, max_length=1000),
     ] = (0.0, 0.5, 1.0, 2.0, 4.0)
+    ranked: Count = 100  # features drawn among all and ranked among random directions
     rows: Count = 16  # of held-out text, measured at 16 places each
     draws: Few = 5  # random directions, and other features, that a feature is held against
     new_tokens: Count = 40

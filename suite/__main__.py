@@ -1,5 +1,5 @@
-"""The command line: `python -m suite run | stage | sweep | study | clamp | explain | browser |
-export | report | doctor`.
+"""The command line: `python -m suite run | stage | sweep | study | sanity | clamp | explain |
+browser | export | report | doctor`.
 """
 
 import signal
@@ -130,6 +130,32 @@ def study(
 
     studies.study(opened, which)
     typer.echo(f"study: {opened.results_folder / f'study_{which}.json'}")
+    if publish:
+        typer.echo(f"published: {study_figures.publish(opened)}")
+
+
+@app.command()
+def sanity(
+    sae: Annotated[
+        Path | None,
+        typer.Option(help="an autoencoder's folder in SAELens' layout, trained on this run's hook"),
+    ] = None,
+    profile: Profile = "laptop",
+    set_: Set = None,
+    run_dir: RunDir = "",
+    publish: Annotated[
+        bool, typer.Option(help="also copy it to ./report/studies/, for the report")
+    ] = False,
+) -> None:
+    """What an autoencoder has to beat: frozen weights, fresh language models, neurons, principal
+    and random directions at the same L0, over seeds.
+    """
+    opened = _open(profile, run_dir, set_)
+    from suite import sanity as baselines
+    from suite import sanity_views, study_figures
+
+    typer.echo(sanity_views.sentence(baselines.study(opened, sae)))
+    typer.echo(f"study: {opened.results_folder / 'study_sanity.json'}")
     if publish:
         typer.echo(f"published: {study_figures.publish(opened)}")
 

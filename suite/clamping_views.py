@@ -245,6 +245,20 @@ def sweep_figure(
     return _titled(fig, title)
 
 
+def ranks_figure(ranks: pd.DataFrame) -> go.Figure:
+    """How many of the features of `clamping.clamp_ranks` have which p, and how many by chance."""
+    counts = ranks["p"].round(4).value_counts(normalize=True).sort_index()
+    fig = px.bar(x=counts.index, y=100 * counts, color_discrete_sequence=[PALETTE[0]])
+    step = 1 / (1 + clamping.RANK_DRAWS)
+    fig.add_hline(100 * step, line_dash="dash", line_color=PALETTE[5], annotation_text="by chance")
+    fig.update_traces(width=0.8 * step)
+    fig.update_xaxes(
+        title="p: rank among random directions, each on its own tokens", range=[0, 1.05]
+    )
+    fig.update_yaxes(title="% of features")
+    return fig.update_layout(title="Features pinned to their maximum, against random directions")
+
+
 def _titled(fig: go.Figure, title: str) -> go.Figure:
     legend = dict(orientation="h", x=0, y=0, yanchor="bottom", yref="container")
     title, margin = dict(text=title, y=0.96), dict(t=125, b=95, r=60)

@@ -41,6 +41,7 @@ def amounts(s: Settings) -> dict[str, float]:
         "heldout": s.evaluation.tokens,
         "scored": s.interpretability.tokens,
         "clamped": clamps * s.lm.context,
+        "ranked": s.clamping.rows * s.clamping.ranked * s.lm.context,
     }
     others = {
         "once": 1,

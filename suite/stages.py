@@ -240,16 +240,18 @@ def fit(
         torch.set_flush_denormal(False)
 
 
-def make_other_autoencoder(run: Run, hook: HookPoint, sae: SAESettings, folder: Path) -> None:
-    """Train an autoencoder of other settings than the run's own into `folder`, where that has
-    not been done.
+def make_other_autoencoder(
+    run: Run, hook: HookPoint, sae: SAESettings, folder: Path, model_name: str = ""
+) -> None:
+    """Train an autoencoder of other settings than the run's own, or on another model, which
+    `model_name` then names, into `folder`, where that has not been done.
     """
-    made_from = fingerprint_of(run, sae)
+    made_from = fingerprint_of(run, sae) | ({"model": model_name} if model_name else {})
     with run.making(folder, made_from) as missing:
         if missing:
             with runs.trains(sae.recipe, folder, made_from) as store:
                 with writing(folder, made_from) as out:
-                    train(run, hook, sae, store, out)
+                    train(run, hook, sae, store, out, model_name)
 
 
 def load_autoencoder(run: Run, name: str, folder: Path) -> SparseAutoencoder:
@@ -367,7 +369,7 @@ def scores_fingerprint(run: Run, name: str = "") -> Made:
 
 def make_scores(run: Run, name: str, out: Path) -> None:
     s, text = run.settings, split_heldout(run)
-    sae, wanted = run.get("autoencoder", name), s.interpretability.untrained_activations
+    sae, wanted = run.get("autoencoder", name), s.interpretability.untrained
     untrained = (lambda: untrained_autoencoder(run, name)) if wanted else None
     units = scoring.every_kind(hook(run), sae, text, s.interpretability, s.seed, untrained)
     table, counts = scoring.score_table(units, text, s.interpretability)
@@ -384,19 +386,9 @@ def summarise_scores(run: Run, name: str = "") -> dict:
     return counts | scores.summary(table, run.settings.seed)
 
 
-def shortened(sae: SAESettings, activations: int) -> SAESettings:
-    """The same recipe on fewer activations, with all that is measured in activations in
-    proportion.
-    """
-    part = min(1.0, activations / sae.activations)
-    window = max(1, int(sae.dead_window * part))
-    short = {"activations": round(sae.activations * part), "dead_window": window}
-    return sae.model_copy(update=short)
-
-
 def untrained_settings(run: Run, name: str) -> SAESettings:
-    sae = variant(run.settings, name or run.settings.sae.recipe)
-    return shortened(sae, run.settings.interpretability.untrained_activations)
+    """Those of the autoencoder that it is the null for: as many activations, the same recipe."""
+    return variant(run.settings, name or run.settings.sae.recipe)
 
 
 def untrained_fingerprint(run: Run, name: str = "") -> Made:

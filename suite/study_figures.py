@@ -18,7 +18,7 @@ from sae_lib.formats import count, interval, signed
 from suite import project
 from suite.runs import Run
 
-STUDIES = ("recipes", "widths", "classical", "saelens", "resampling")
+STUDIES = ("recipes", "widths", "classical", "saelens", "resampling", "sanity")
 STARTS = {
     "small_tied": "small tied start",
     "independent": "independent start",

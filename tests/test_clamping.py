@@ -12,7 +12,7 @@ from sae_lib.features.clamping import Clamp, ClampTarget, NextTokens
 from sae_lib.model import language_model
 from sae_lib.model.activations import HookPoint
 from sae_lib.sae.autoencoder import SparseAutoencoder
-from sae_lib.sae.dictionaries import activations_of
+from sae_lib.sae.dictionaries import Directions, activations_of
 from sae_lib.settings import LanguageModelSettings
 from sae_lib.text.display import Vocabulary
 from suite import __main__, clamping_views, stages
@@ -334,6 +334,85 @@ def test_a_sweep_and_its_spread(context, positions, sae, strong):
     assert clamping.value_sweep(context, strong[0], [5.0], draws=3).equals(
         sweep[sweep.value == 5].reset_index(drop=True)
     )
+
+
+def test_every_direction_of_a_sweep_is_measured_on_its_own_tokens(context, sae, strong):
+    sweep = clamping.value_sweep(context, strong[0], [5.0], draws=1)
+    found = sweep.query("direction == 'random directions'").iloc[0]
+    norm = sae.W_dec[strong[0]].norm()
+    direction = clamping.random_directions(sae.W_dec, 1, 0).W_dec * norm
+    effect = context.positions.effect(sae, [Clamp(strong[0], "pin", 5.0)], directions=direction)
+    own = clamping.top_logits(context.hook, direction, 2)[0]
+    assert set(own) != {7, 8} and found.change == pytest.approx(
+        (effect.after - effect.before)[own].sum().item(), rel=1e-3
+    )
+
+
+@pytest.fixture(scope="module")
+def constructed(hook):
+    """Three directions with a known effect: 0 raises one token's logit as far as its norm can, 1
+    lies in the null space of the down projection and changes nothing, 2 is the first one turned
+    around.
+    """
+    final, weight = hook.model.base_model.ln_f, hook.module.weight
+    unembedding = hook.model.get_output_embeddings().weight
+    pushes = (final.weight * (unembedding - unembedding.mean(0))) @ weight.T
+    top = clamping.top_logits(hook, pushes, 1)
+    push = pushes[next(token for token, of in enumerate(top) if of == [token])]
+    nothing = torch.linalg.svd(weight.T).Vh[-1]
+    sae = SparseAutoencoder(len(push), 3).requires_grad_(False)
+    sae.W_dec.copy_(torch.nn.functional.normalize(torch.stack([push, nothing, -push])))
+    return sae
+
+
+def test_ranks_of_constructed_directions(constructed, positions, monkeypatch):
+    maxima = {feature: 3.0 for feature in range(3)}
+    ranks = clamping.clamp_ranks(positions, constructed, maxima, seed=0, k=3).set_index("feature")
+    assert ranks["p"][0] == 1 / 20 and ranks["rank"][0] == 1
+    assert ranks["gained"][1] == pytest.approx(0, abs=1e-6)
+    again = clamping.clamp_ranks(positions, constructed, {0: 3.0}, seed=0, k=3)
+    assert again.iloc[0].tolist() == ranks.reset_index().iloc[0].tolist()  # its own draws
+    # against 19 times the first direction
+    push = Directions(constructed.W_dec[[0] * clamping.RANK_DRAWS], torch.zeros(1))
+    monkeypatch.setattr(clamping, "random_directions", lambda *_: push)
+    ranks = clamping.clamp_ranks(positions, constructed, maxima, seed=0, k=3).set_index("feature")
+    assert ranks["p"][0] == 1 and ranks["rank"][0] == 0.5  # ties
+    # what changes nothing loses against all, which are measured on tokens of their own
+    assert ranks["p"][1] == 1 and ranks["rank"][1] == 0
+    assert ranks["null"].tolist() == pytest.approx([ranks["gained"][0]] * 3)
+
+
+def test_probability_gained_against_a_direct_computation(positions, sae, strong):
+    clamps = [Clamp(strong[0], "pin", 6.0)]
+    effect = positions.effect(sae, clamps)
+    expected = (effect.after - effect.before)[[3, 50, 9]].sum().item()
+    assert positions.gained([3, 50, 9], sae, clamps) == pytest.approx(expected, rel=1e-3)
+
+
+def ranked(p: list[float]) -> dict:
+    ranks = pd.DataFrame({"p": p, "gained": 0.01, "null": 0.02, "rank": 0.5})
+    return clamping.rank_summary(ranks, 0)
+
+
+def test_the_summary_of_ranks_has_a_verdict_each_way():
+    half = ranked([0.05] * 10 + [1.0] * 10)
+    assert half["share"] == 0.5 and half["verdict"] == "more than by chance"
+    assert half["interval"] == pytest.approx([0.2993, 0.7007], abs=1e-4)  # Wilson's
+    uniform = ranked([(i + 1) / 20 for i in range(20)] * 5)
+    assert uniform["share"] == 0.05 and uniform["verdict"] == "not distinguishable from chance"
+    assert uniform["median_p"] == pytest.approx(0.525)
+    low, high = uniform["median_p_interval"]
+    assert low < 0.525 < high
+    assert ranked([0.1] * 200)["verdict"] == "fewer than by chance"
+    assert "50.0 % (95 % interval 29.9 % to 70.1 %)" in clamping.ranks_sentence(half)
+
+
+def test_the_drawn_features_are_alive_and_have_their_maxima(context, sae, strong):
+    context.table["maximum"] = context.table.index + 0.5
+    found = clamping.drawn_maxima(context, 3, seed=0)
+    assert len(found) == 3 and set(found) < set(strong[:5])
+    assert all(maximum == feature + 0.5 for feature, maximum in found.items())
+    assert clamping.drawn_maxima(context, 3, seed=0) == found
 
 
 def test_ablation_against_a_direct_computation(hook, sae, rows):

@@ -127,7 +127,7 @@ def test_a_runs_clusters_hold_its_scored_features(small_run, monkeypatch):
     from suite.runs import Run
 
     settings = small_run.settings.interpretability.model_copy(
-        update={"tokens": 8192, "untrained_activations": 0, "clusters": 8, "units": 4}
+        update={"tokens": 8192, "untrained": False, "clusters": 8, "units": 4}
     )
     run = Run(
         small_run.settings.model_copy(update={"interpretability": settings}),

@@ -14,7 +14,6 @@ from sae_lib.features.firing import firing
 from sae_lib.interpretability import scores
 from sae_lib.interpretability import scoring as interpretability
 from sae_lib.sae.dictionaries import Neurons, Selected
-from sae_lib.sae.recipes import resolve
 from suite import rule_figures, stages
 from suite.runs import Run, is_made
 from suite.stages import STAGES
@@ -24,9 +23,7 @@ KINDS = set(rule_figures.KINDS)
 
 @pytest.fixture(scope="module")
 def scored(small_run):
-    settings = small_run.settings.interpretability.model_copy(
-        update={"tokens": 8192, "untrained_activations": 16384}
-    )
+    settings = small_run.settings.interpretability.model_copy(update={"tokens": 8192})
     run = Run(
         small_run.settings.model_copy(update={"interpretability": settings}),
         small_run.folder.with_name("scored"),
@@ -35,11 +32,34 @@ def scored(small_run):
     return run, run.path("scores")
 
 
-def test_halves_share_no_document_and_are_nearly_of_one_size():
-    lengths = np.random.default_rng(0).pareto(1.2, 300).astype(int) * 100 + 50
-    half = interpretability.half_of_documents(lengths, np.random.default_rng(1))
+def test_halves_share_no_group_and_are_nearly_of_one_size():
+    rng = np.random.default_rng(0)
+    lengths, group = rng.pareto(1.2, 300).astype(int) * 100 + 50, rng.integers(60, size=300)
+    half = interpretability.half_of_groups(group, lengths, np.random.default_rng(1))
+    assert pd.Series(half).groupby(group).nunique().max() == 1
     sizes = [lengths[half == h].sum() for h in (0, 1)]
-    assert set(half) == {0, 1} and abs(sizes[0] - sizes[1]) <= lengths.max()
+    assert set(half) == {0, 1} and abs(sizes[0] - sizes[1]) <= np.bincount(group, lengths).max()
+
+
+LINES = [f"f.jsonl: line {i}" for i in range(4)]
+FILES = ["x.py", "y.py", "z.txt: part 1", "z.txt: part 2"]
+PACKAGES = ["a 1.0: x.py", "b 2: x.py", "a 1.0: y.md", "c 1: z"]
+
+
+@pytest.mark.parametrize(
+    "origins, kinds, tokens, by, groups",
+    [
+        (PACKAGES, "pqqq", [10, 20, 10, 20], "source", [0, 1, 0, 2]),
+        (FILES, "pppp", [20, 20, 10, 10], "source", [0, 1, 2, 2]),
+        (FILES, "pqrs", [20, 20, 15, 15], "kind", [0, 1, 2, 3]),  # a file of three sevenths
+        (LINES, "pqrp", [10, 30, 30, 20], "kind", [0, 1, 2, 0]),
+        (LINES, "pqrp", [20, 20, 20, 20], "document", [0, 1, 2, 3]),
+    ],
+)
+def test_what_lies_in_one_half_as_a_whole(origins, kinds, tokens, by, groups):
+    table = pd.DataFrame({"origin": origins, "kind": list(kinds), "tokens": tokens})
+    found, group = interpretability.document_groups(table)
+    assert (found, group.tolist()) == (by, groups)
 
 
 def test_a_row_with_both_halves_belongs_to_neither():
@@ -176,6 +196,7 @@ def test_units_that_hardly_fire_are_left_out_and_counted(scored):
         for kind in KINDS
     )
     assert counts["feature"]["units"] == 256 and counts["feature"]["left_out"] > 0
+    assert counts["untrained_matched"]["units"] == counts["feature"]["units"]
     parts = stages.split_heldout(run)
     units = interpretability.Units(
         "feature",
@@ -206,8 +227,9 @@ def untrained_model(run):
 
 def test_the_untrained_model_is_another_model_with_the_same_shape(scored, hook):
     run, _ = scored
-    settings = stages.shortened(run.settings.sae, 16384)
-    assert settings.activations == 16384 and resolve(settings).name == run.settings.sae.recipe
+    assert stages.untrained_settings(run, "") == run.settings.sae
+    seen = [run.summary(stage)["activations"] for stage in ("autoencoder", "untrained")]
+    assert seen[0] == seen[1] > 0
     model = untrained_model(run)
     trained, random = dict(hook.model.named_parameters()), dict(model.named_parameters())
     assert {n: p.shape for n, p in trained.items()} == {
@@ -260,6 +282,33 @@ def test_the_summary_follows_from_the_table():
         and difference["interval"][1] < 0.22
     )
     assert found == scores.summary(table, 0)
+
+
+def test_the_density_match_is_checked():
+    dense = np.geomspace(1e-3, 1e-1, 101)  # its quartiles are 10^-2.5, 10^-2 and 10^-1.5
+    kinds = {
+        "feature": dense,
+        "feature_strong": dense / 2,
+        "neuron_matched": dense * 1.2,
+        "untrained_matched": np.where(dense > 0.02, 1.3 * dense, dense),
+        "neuron_strong": dense / 2,
+        "random_strong": dense,
+        "neuron": dense,
+    }
+    tables = [pd.DataFrame({"kind": kind, "density": d}) for kind, d in kinds.items()]
+    found = scores.density_match(pd.concat(tables))
+    assert {kind: round(m["factor"], 6) for kind, m in found.items()} == {
+        "neuron_matched": 1.2,
+        "untrained_matched": 1.3,
+        "neuron_strong": 1.0,
+        "random_strong": 2.0,
+    }
+    assert [kind for kind, m in found.items() if m["matched"]] == [
+        "neuron_matched",
+        "neuron_strong",
+    ]
+    assert found["random_strong"]["quartiles"] == pytest.approx([10**-2.5, 1e-2, 10**-1.5])
+    assert found["random_strong"]["features"] == pytest.approx([10**-2.5 / 2, 5e-3, 10**-1.5 / 2])
 
 
 def test_the_figures_show_each_kind(scored):

@@ -194,7 +194,19 @@ def ruled() -> dict:
     return {
         "tokens": [20032, 19968],
         "documents": [12, 13],
-        "kinds": {},
+        "split_by": "source",
+        "kinds": {
+            kind: {"units": 256, "left_out": n}
+            for kind, n in (("feature", 7), ("untrained_matched", 9))
+        },
+        "density_match": {
+            "neuron_matched": {
+                "quartiles": [0.0011, 0.0021, 0.0042],
+                "features": [0.0012, 0.0022, 0.0041],
+                "factor": 1.0909,
+                "matched": True,
+            }
+        },
         "scores": {
             "feature": scored(0.8521),
             "neuron_matched": scored(0.8843),
@@ -324,6 +336,21 @@ def studied() -> dict:
     }
 
 
+def sanity_of() -> dict:
+    """`results/study_sanity.json` of two seeds."""
+    values = {"trained": 0.9123, "frozen decoder": 0.8234, "random directions": 0.6345}
+    points = [
+        {"contender": name, "seed": seed, "l0": 16.13, "dead_share": 0.1}
+        | dict.fromkeys(("recovered", "information", "probing", "clamping"), value + seed / 100)
+        for name, value in values.items()
+        for seed in (0, 1)
+    ]
+    about = {"corpus": "some|text.jsonl", "activations": 128000, "d_sae": 128, "k": 16}
+    about |= {"seeds": 2, "tasks": 33, "units": 200, "clamped": 40}
+    about |= {"probe_features": 5, "soft_frozen": 0.8}
+    return {"points": points, "subject": "trained", "about": about}
+
+
 def clamping_of(token: str = "import") -> dict:
     ablation = {
         "feature": 101,
@@ -354,7 +381,18 @@ def clamping_of(token: str = "import") -> dict:
         "seed": 0,
         "figure": "clamping_sweep",
         "kl_zero": 1.571,
-        "stand_out": {"by_size": 1, "by_tokens": 2},
+        "ranks": {
+            "features": 97,
+            "draws": 19,
+            "expected": 0.05,
+            "share": 0.4123,
+            "interval": [0.3184, 0.5131],
+            "verdict": "more than by chance",
+            "median_p": 0.1,
+            "median_p_interval": [0.05, 0.2],
+            "gained_median": 0.01,
+            "null_median": 0.005,
+        },
         "ablation": [ablation],
         "error": {"alone": 0.07729, "dropped": {}},
         "generations": [{"feature": 101, "prompt": token, "without": token, "with": token}],
@@ -580,6 +618,7 @@ def results() -> dict:
             },
         },
         "clamping": clamping_of(),
+        "study_sanity": sanity_of(),
         **studied(),
     }
 
@@ -593,6 +632,7 @@ FIGURES = (
     "density",
     "density_recipes",
     "clamping_sweep",
+    "clamping_ranks",
     "last_mlp_activations",
     "toy_introduction",
 )
@@ -723,6 +763,8 @@ QUOTED = [  # numbers in prose and in every table: a change of the result must c
     ("features", "closely", 1, "tenths", 0, "share"),
     ("features", "misleading", "lower_share"),
     ("interpretability", "scores", "neuron_matched", "auroc_median"),
+    ("interpretability", "density_match", "neuron_matched", "factor"),
+    ("interpretability", "kinds", "untrained_matched", "left_out"),
     ("interpretability", "scores", "neuron_matched", "information_median_interval", 1),
     (
         "interpretability",
@@ -747,10 +789,25 @@ QUOTED = [  # numbers in prose and in every table: a change of the result must c
     ("study_widths", "splitting", 0, "null_share"),
     ("study_classical", "best", 1, "l0_mean"),
     ("study_saelens", "points", 0, "recovered_zero"),
+    ("study_sanity", "points", 0, "probing"),
+    ("study_sanity", "points", 2, "recovered"),
     ("clamping", "features", 0, "movers", 0, "after"),
-    ("clamping", "stand_out", "by_size"),
+    ("clamping", "ranks", "share"),
     ("clamping", "last_mlp", "kl_zero"),
 ]
+
+
+def test_without_equal_densities_there_is_no_verdict(run):
+    values = run.load_results("interpretability")
+    try:
+        assert "the others are predicted better" in render.markdown(run)
+        values["density_match"]["neuron_matched"] |= {"factor": 1.87, "matched": False}
+        run.save_results("interpretability", values)
+        text = render.markdown(run)
+        assert "their densities differ by a factor of 1.87" in text
+        assert "the others are predicted better" not in text
+    finally:
+        run.save_results("interpretability", ruled())
 
 
 def test_a_changed_result_changes_the_report(run):
@@ -1204,7 +1261,7 @@ def test_publishing_copies_the_report_with_links_that_resolve(run, tmp_path):
     text = path.read_text()
     assert len(publish.links(text)) == len(FIGURES) + 4 and all(
         (root / link).is_file() for link in publish.links(text)
-    )  # and the studies’ three
+    )  # and the studies’ four
     name = "results/evaluation.json"
     assert (root / "report" / name).read_bytes() == (run.folder / name).read_bytes()
     assert (

@@ -101,6 +101,26 @@ def test_the_gradient_along_a_feature_is_removed():
     assert (sae.W_dec.grad * sae.W_dec).sum(1).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("recipe", [{}, {"recipe": "topk", "l1": None, "k": 4}])
+@pytest.mark.parametrize(
+    "frozen, kept", [("decoder", "W_dec"), ("encoder", "W_enc_T"), ("soft_decoder", "")]
+)
+def test_what_is_frozen_stays_random(tmp_path, frozen, kept, recipe):
+    changes = recipe | {"frozen": frozen, "lr": 0.02}
+    hook, sae, summary = fit(tmp_path, **changes)
+    assert summary["resampling"] == []
+    settings = SAESettings(d_sae=64, dead_window=5000, **recipe | {"batch": 100})
+    start = training.prepare(hook, ROWS, settings, 0, None)[0].model
+    cosine = {
+        name: torch.cosine_similarity(getattr(sae, name), getattr(start, name)).min().item()
+        for name in ("W_dec", "W_enc_T")
+    }
+    for name, found in cosine.items():
+        assert found > 1 - 1e-5 if name == kept else found < 0.9
+    if frozen == "soft_decoder":
+        assert cosine["W_dec"] == pytest.approx(training.SOFT_FROZEN, abs=1e-3)
+
+
 def test_rates():
     assert [training.rate(i, 100, 0.1, 0.2) for i in (0, 4, 9, 10, 50, 80)] == pytest.approx(
         [0.1, 0.5, 1, 1, 1, 1]

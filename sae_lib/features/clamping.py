@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import scipy.stats
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -21,6 +22,8 @@ from torch import Tensor
 from sae_lib.errors import ModelError, SettingsError
 from sae_lib.features.firing import ALIVE, Rows, firing, spread_rows
 from sae_lib.features.statistics import interval
+from sae_lib.features.weights import logit_effects
+from sae_lib.formats import number, percent
 from sae_lib.model.activations import HookPoint
 from sae_lib.progress import tqdm
 from sae_lib.sae.dictionaries import Dictionary, Selected, activations_of, random_directions
@@ -30,6 +33,9 @@ from sae_lib.text.tokenizer import token_ids
 LARGEST_VALUE = 10**6  # beyond, squares in the model's norms overflow
 ROWS_AT_ONCE = 16  # whose logits exist together
 NULLS = ("random directions", "other features")
+TOP_LOGITS = 10  # tokens of a direction that is ranked
+RANK_DRAWS = 19  # random directions that each feature is ranked among: the first of 20 has p = 0.05
+SIGNIFICANT = 0.05
 Acts = Float[Tensor, "row position d_in"]
 Directions = Float[Tensor, "n_clamps d_in"] | None  # None: the features' own
 
@@ -332,6 +338,13 @@ class HeldoutPositions:
         with self.hook.replaced(torch.zeros_like):
             return self._effect()
 
+    @torch.no_grad()
+    def gained(self, tokens: Sequence[int], dictionary: Dictionary, clamps: Clamps, **how) -> float:
+        """Mean probability that `tokens` gain together when clamping at all positions."""
+        with clamped(self.hook, dictionary, clamps, **how):
+            after = self._log_probabilities()[:, tokens].exp()
+        return (after - self.probabilities[:, tokens]).sum(-1).mean().item()
+
     def _effect(self) -> Effect:
         """With d = log q − log p: KL(p ‖ q) = Σ p (eᵈ − 1 − d), whose terms are all ≥ 0, so that
         a tiny KL is no rounding error.
@@ -356,10 +369,10 @@ def value_sweep(
 
     Every direction has the norm of the feature's row of `W_dec`: "random directions" are drawn
     evenly from the sphere, "other features" are rows of other living features. Columns: direction,
-    draw, value, kl (nats), probability (of the feature's top-logit tokens together, after) and
-    change (of that probability); kl and probabilities are means over the positions.
+    draw, value, kl (nats), probability (after, of the direction's own top-logit tokens) and change
+    (of that probability); kl and probabilities are means over the positions.
     """
-    dictionary, tokens = context.dictionary, context.top_logits(feature)
+    dictionary, n_tokens = context.dictionary, len(context.top_logits(feature))
     others = alive_features(context.table).index.drop(feature, errors="ignore")
     others = np.random.default_rng((seed, feature)).permutation(others)[:draws]
     nulls = (random_directions(dictionary.W_dec, draws, seed).W_dec, dictionary.W_dec[others])
@@ -367,7 +380,10 @@ def value_sweep(
     norm, records = dictionary.W_dec[feature].norm(), []
     for name, rows in tqdm(directions.items(), desc=f"clamping feature {feature}"):
         for draw, row in enumerate(rows):
-            scaled = None if row is None else row[None] * (norm / row.norm())
+            scaled, tokens = None, context.top_logits(feature)
+            if row is not None:
+                scaled = row[None] * (norm / row.norm())
+                tokens = top_logits(context.hook, scaled, n_tokens)[0]
             for value in map(float, values):
                 clamps = [Clamp(feature, "pin", value)]
                 effect = context.positions.effect(dictionary, clamps, directions=scaled)
@@ -390,8 +406,8 @@ def against_null(
     context: ClampContext, feature: int, draws: int, seed: int, movers: int = 5
 ) -> dict:
     """A feature pinned to its maximum, as plain data for the results: KL and the probability of
-    its top-logit tokens, each beside both nulls as [mean, least, most], and the tokens that
-    moved most, all over the context's positions.
+    its top-logit tokens, each beside both nulls as [mean, least, most] (of their own top-logit
+    tokens), and the tokens that moved most, all over the context's positions.
     """
     value, tokens = context.maximum(feature), context.top_logits(feature)
     ranges = spread(value_sweep(context, feature, [value], draws, seed)).set_index("direction")
@@ -417,6 +433,84 @@ def against_null(
         "beyond_nulls": all(gained > null["change"][2] for null in nulls.values()),
         "movers": [{"token": name(i)} | {s: p[i].item() for s, p in sides.items()} for i in moved],
     }
+
+
+def top_logits(hook: HookPoint, directions: Float[Tensor, "n d_in"], k: int) -> list[list[int]]:
+    """The k tokens whose logits each direction raises most by itself, as in the feature table."""
+    return logit_effects(hook, directions, k)[0][0].tolist()
+
+
+def clamp_ranks(
+    positions: HeldoutPositions,
+    dictionary: Dictionary,
+    maxima: dict[int, float],
+    seed: int,
+    k: int = TOP_LOGITS,
+) -> pd.DataFrame:
+    """Each feature of `maxima` pinned to its value there, and the same change of its activation
+    written along `RANK_DRAWS` random directions of the same norm: a row per feature.
+
+    Every direction, the feature's own too, is measured by the probability that its own `k` tokens
+    gain, those whose logits it raises most by itself. Columns: feature, gained, null (the mean of
+    the random directions), rank (the share of random directions that it beats; ties count half),
+    p = (1 + number of random directions that gain as much or more) / (1 + `RANK_DRAWS`).
+    """
+    records = []
+    for feature, value in tqdm(maxima.items(), desc="ranking clamps"):
+        own = dictionary.W_dec[feature]
+        own_seed = int(np.random.default_rng((seed, feature)).integers(2**31))
+        random = random_directions(dictionary.W_dec, RANK_DRAWS, own_seed).W_dec * own.norm()
+        directions, clamps = torch.cat([own[None], random]), [Clamp(feature, "pin", value)]
+        tokens = top_logits(positions.hook, directions, k)
+        gained, *null = (
+            positions.gained(ids, dictionary, clamps, directions=direction[None])
+            for ids, direction in zip(tokens, directions, strict=True)
+        )
+        null = np.array(null)
+        rank = np.mean([null < gained, null <= gained])
+        p = (1 + (null >= gained).sum()) / (1 + RANK_DRAWS)
+        records.append((feature, gained, null.mean(), rank, p))
+    return pd.DataFrame(records, columns=["feature", "gained", "null", "rank", "p"])
+
+
+def rank_summary(ranks: pd.DataFrame, seed: int) -> dict:
+    """How many features are beyond chance. `share` (the primary measure) is that of features with
+    p ≤ 0.05, with its Wilson interval (95 %) beside the 5 % expected of random directions, which
+    decides the `verdict`. `median_p` has a bootstrap interval; 0.525 is expected.
+    """
+    p = ranks["p"].to_numpy()
+    found = scipy.stats.binomtest(int((p <= SIGNIFICANT).sum()), len(p))
+    share, (low, high) = found.statistic, found.proportion_ci(method="wilson")
+    return {
+        "features": len(p),
+        "draws": RANK_DRAWS,
+        "expected": SIGNIFICANT,
+        "share": share,
+        "interval": [low, high],
+        "verdict": _against_chance(low, high, SIGNIFICANT),
+        "median_p": np.median(p),
+        "median_p_interval": list(interval((p,), np.median, seed=seed)),
+        "gained_median": ranks["gained"].median(),
+        "null_median": ranks["null"].median(),
+    }
+
+
+def ranks_sentence(ranked: dict) -> str:
+    """What `rank_summary` found, whichever way it came out."""
+    low, high = (percent(end) for end in ranked["interval"])
+    p_low, p_high = map(number, ranked["median_p_interval"])
+    return (
+        f"Of {ranked['features']} features {percent(ranked['share'])} (95 % interval {low} to"
+        f" {high}) raise their own tokens more than each of {ranked['draws']} random directions"
+        f" raises its own; by chance {percent(ranked['expected'])} would: {ranked['verdict']}."
+        f" The median p is {number(ranked['median_p'])} ({p_low} to {p_high}; by chance 0.525)."
+    )
+
+
+def _against_chance(low: float, high: float, chance: float) -> str:
+    if low > chance:
+        return "more than by chance"
+    return "fewer than by chance" if high < chance else "not distinguishable from chance"
 
 
 @torch.no_grad()
@@ -507,6 +601,13 @@ def alive_features(table: pd.DataFrame) -> pd.DataFrame:
     """
     enough = table[table["n_active"] >= ALIVE]
     return enough if len(enough) else table[table["n_active"] > 0]
+
+
+def drawn_maxima(context: ClampContext, n: int, seed: int) -> dict[int, float]:
+    """`n` of `alive_features`, drawn at random, with their maxima on held-out text."""
+    alive = alive_features(context.table)
+    drawn = np.random.default_rng((seed, 5)).permutation(alive.index)[:n].tolist()
+    return {feature: context.maximum(feature) for feature in drawn}
 
 
 def clear_features(table: pd.DataFrame, n: int, seed: int) -> list[int]:

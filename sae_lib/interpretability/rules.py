@@ -159,10 +159,11 @@ def learn(text: Text, firing: Tokens, conditions: int = 4, values: int = 6) -> R
         chosen.append(node.values)
         leaves += [yes, no]
         if len(chosen) < conditions:
-            yes.counts = text.count(np.flatnonzero(yes.among))
-            yes.firing_counts = text.count(yes.firing)
-            no.counts = node.counts - yes.counts
-            no.firing_counts = node.firing_counts - yes.firing_counts
+            few, many = sorted((yes, no), key=lambda leaf: leaf.n)
+            few.counts = text.count(np.flatnonzero(few.among))
+            few.firing_counts = text.count(few.firing)
+            many.counts = node.counts - few.counts
+            many.firing_counts = node.firing_counts - few.firing_counts
             for leaf in (yes, no):
                 _find_split(text, leaf, values, min_gain)
     rated = [Leaf(leaf.path, (len(leaf.firing) + density) / (leaf.n + 1)) for leaf in leaves]

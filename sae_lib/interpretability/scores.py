@@ -11,6 +11,10 @@ MEASURES = {
     "balanced_accuracy": "balanced accuracy",
     "information": "information explained",
 }
+UNMATCHED = {"neuron", "principal", "untrained"}  # compared at whatever densities they have
+# the most that quartiles of the densities of two kinds may differ by, as a factor, to count as
+# equal
+DENSITY_TOLERANCE = 1.25
 AVERAGES = {"median": np.median, "mean": np.mean}
 DRAWS = 2000  # of the bootstrap
 EXAMPLES = 8  # rules per kind in the results
@@ -18,7 +22,7 @@ EXAMPLES = 8  # rules per kind in the results
 
 def summary(scores: pd.DataFrame, seed: int) -> dict:
     """By kind: n, median and mean of each measure with 95 % intervals over units (bootstrap),
-    rules as examples; and how far features are above each other kind.
+    rules as examples; how far features are above each other kind; and whether densities match.
     """
     rng = np.random.default_rng((seed, 3))
     scored, draws, differences = {}, {}, {}
@@ -39,13 +43,34 @@ def summary(scores: pd.DataFrame, seed: int) -> dict:
         shown = table.sample(min(EXAMPLES, n), random_state=seed % 2**32)
         scored[kind]["examples"] = shown[["unit", "rule", *MEASURES, "density"]].to_dict("records")
     for kind, name in draws:
-        ours = "feature_strong" if kind.endswith("_strong") else "feature"
+        ours = _compared_with(kind)
         if kind != ours and ours in scored:
             differences.setdefault(f"{ours} - {kind}", {})[name] = {
                 "difference": scored[ours][name] - scored[kind][name],
                 "interval": _interval(draws[ours, name] - draws[kind, name]),
             }
-    return {"scores": scored, "differences": differences}
+    return {"scores": scored, "differences": differences, "density_match": density_match(scores)}
+
+
+def _compared_with(kind: str) -> str:
+    return "feature_strong" if kind.endswith("_strong") else "feature"
+
+
+def density_match(scores: pd.DataFrame) -> dict:
+    """By kind that is meant to be as dense as features: quartiles of the densities of its scored
+    units and of the features', the largest factor between two quartiles, and whether that is
+    within `DENSITY_TOLERANCE`.
+    """
+    by_kind = scores.groupby("kind", sort=False)["density"]
+    quartiles = {kind: d.quantile([0.25, 0.5, 0.75]).to_numpy() for kind, d in by_kind}
+    found = {}
+    for kind, own in quartiles.items():
+        features = quartiles.get(_compared_with(kind), own)
+        if kind not in UNMATCHED and features is not own:
+            factor = float(np.exp(np.abs(np.log(own / features)).max()))
+            sides = {"quartiles": own.tolist(), "features": features.tolist()}
+            found[kind] = sides | {"factor": factor, "matched": factor <= DENSITY_TOLERANCE}
+    return found
 
 
 def _interval(draws: Float[np.ndarray, " draw"]) -> list[float]:

@@ -1,11 +1,12 @@
 """How well short rules predict when units fire: features, and beside them neurons, random and
 principal directions and other nulls.
 
-Rules are learned from one half of the held-out documents and scored on the other. Density alone
-moves such scores, so everything is compared at matched densities: a unit of another kind fires
-above the threshold at which it is as dense as a feature drawn for it. A second comparison leaves
-out the weak half of every feature's activations (`_strong`): a matched neuron fires at the top of
-its range only, a feature over the whole of its own.
+Rules are learned from one half of the held-out text and scored on the other, which comes from other
+sources (`document_groups`), not from other files of the same ones. Density alone moves such scores,
+so everything is compared at matched densities: a unit of another kind fires above the threshold at
+which it is as dense as a feature drawn for it; `scores.summary` checks the match. A second
+comparison leaves out the weak half of every feature's activations (`_strong`): a matched neuron
+fires at the top of its range only, a feature over the whole of its own.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -32,6 +33,7 @@ from sae_lib.sae.dictionaries import (
     coordinate_directions,
     principal_directions,
     random_directions,
+    thresholded,
 )
 from sae_lib.settings import InterpretabilitySettings
 from sae_lib.text.display import Vocabulary
@@ -44,6 +46,7 @@ Acts = Float[torch.Tensor, "n d_in"]
 SAMPLE = 65_536  # activations of the learning half that thresholds and directions are taken from
 STRONG = 0.5  # share of a feature's activations, the largest, that count as strong
 BATCH = 64  # units that a process scores at a time
+LARGEST_GROUP = 1 / 3  # of the held-out tokens: with a larger group two halves are too unequal
 COLUMNS = (
     "kind unit rule n_conditions auroc balanced_accuracy precision recall information"
     " density context values"
@@ -60,15 +63,37 @@ class Halves:
     texts: tuple[Text, Text]
     documents: tuple[int, int]
     writer: RuleWriter
+    kinds: tuple[Array, Array]  # of the document that each token is from
+    split_by: str  # what lies in one half as a whole: "source", "kind" or "document"
 
 
-def half_of_documents(lengths: Int[Array, " document"], rng: Generator) -> Int[Array, " document"]:
-    """0 or 1 for each document: in random order, each goes to the half that has fewer tokens."""
-    half, size = np.zeros(len(lengths), dtype=np.int64), [0, 0]
-    for document in rng.permutation(len(lengths)):
-        half[document] = int(size[1] < size[0])
-        size[half[document]] += lengths[document]
-    return half
+def document_groups(table: pd.DataFrame) -> tuple[str, Int[Array, " document"]]:
+    """(what a group is, the group of each document): its source, which is an installed
+    distribution or a file; where a source holds more than `LARGEST_GROUP` of the tokens, its kind
+    (as in The Pile); where a kind does so too, the document itself.
+    """
+    names = {"source": table["origin"].str.partition(": ")[0], "kind": table["kind"]}
+    for name, of_document in names.items():
+        if (
+            table.groupby(of_document)["tokens"].sum().max()
+            <= LARGEST_GROUP * table["tokens"].sum()
+        ):
+            return name, pd.factorize(of_document)[0]
+    return "document", np.arange(len(table))
+
+
+def half_of_groups(
+    group: Int[Array, " document"], lengths: Int[Array, " document"], rng: Generator
+) -> Int[Array, " document"]:
+    """0 or 1 for each document: in random order, each group goes to the half that has fewer
+    tokens.
+    """
+    sizes = np.bincount(group, lengths)
+    half, tokens = np.zeros(len(sizes), dtype=np.int64), [0, 0]
+    for number in rng.permutation(len(sizes)):
+        half[number] = int(tokens[1] < tokens[0])
+        tokens[half[number]] += sizes[number]
+    return half[group]
 
 
 def rows_of_half(half: Int[Array, " n"], context: int, which: int) -> Bool[Array, " row"]:
@@ -85,11 +110,13 @@ def split(tokens: Tokens, context: int, s: InterpretabilitySettings, seed: int) 
     rng = np.random.default_rng((seed if s.seed is None else s.seed, 1))
     table, vocabulary = tokens.table["heldout"], Vocabulary(tokens.tokenizer)
     lengths, firsts = (table[name].to_numpy() for name in ("tokens", "first_token"))
-    document_half = half_of_documents(lengths, rng)
+    split_by, group = document_groups(table)
+    document_half = half_of_groups(group, lengths, rng)
     half, rows = np.repeat(document_half, lengths), tokens.rows("heldout", context)
     ids, special = np.asarray(tokens.heldout, dtype=np.int64), set(tokens.tokenizer.all_special_ids)
     attributes = raw_values(ids, firsts, context, vocabulary, special)
-    chosen, raw = [], []
+    kind_of_token = np.repeat(table["kind"].to_numpy(str), lengths)
+    chosen, raw, kinds = [], [], []
     for which in (0, 1):
         of_half = np.flatnonzero(rows_of_half(half, context, which))
         if len(of_half) == 0:
@@ -101,11 +128,14 @@ def split(tokens: Tokens, context: int, s: InterpretabilitySettings, seed: int) 
         at_most = min(len(of_half), max(1, s.tokens // context))
         number = np.sort(rng.choice(of_half, at_most, replace=False))
         chosen.append(rows[number])
-        raw.append(attributes[(number[:, None] * context + np.arange(context)).ravel()])
+        of_tokens = (number[:, None] * context + np.arange(context)).ravel()
+        raw.append(attributes[of_tokens])
+        kinds.append(kind_of_token[of_tokens])
     encoding = Encoding(raw[0])
     texts = tuple(Text(encoding.encode(part), encoding) for part in raw)
     documents = tuple(np.bincount(document_half, minlength=2).tolist())
-    return Halves(tuple(chosen), texts, documents, RuleWriter(encoding, vocabulary))
+    writer = RuleWriter(encoding, vocabulary)
+    return Halves(tuple(chosen), texts, documents, writer, tuple(kinds), split_by)
 
 
 @dataclass(frozen=True)
@@ -134,7 +164,8 @@ def score_table(
         tables.append(score_units(of_kind, halves, s))
         n = len(of_kind.numbers)
         kinds[of_kind.kind] = {"units": n, "left_out": n - len(tables[-1])}
-    counts = {"tokens": [t.n for t in halves.texts], "documents": halves.documents, "kinds": kinds}
+    counts = {"documents": halves.documents, "split_by": halves.split_by, "kinds": kinds}
+    counts["tokens"] = [text.n for text in halves.texts]
     return pd.concat(tables, ignore_index=True), counts
 
 
@@ -147,7 +178,7 @@ def every_kind(
     untrained: Callable[[], tuple[HookPoint, SparseAutoencoder]] | None,
 ) -> Iterator[Units]:
     """Features first, then what they are compared with; `untrained` opens hook and autoencoder
-    of a model that never learned.
+    of a model that never learned, of which as many features are matched as there are here.
     """
     rng = np.random.default_rng((seed if s.seed is None else s.seed, 2))
     numbers = _draw(rng, sae.d_sae, s.features)
@@ -165,11 +196,13 @@ def every_kind(
     yield from _everything_of(hook, _directions(rng, hook, sae.d_in, halves, density, s), halves)
     if untrained:
         hook, sae = untrained()
-        numbers, x = _draw(rng, sae.d_sae, s.units), sample(hook, halves.rows[0])
-        own = Directions(sae.W_enc_T[numbers], sae.b_dec)
-        matched = _at_densities(rng, own, numbers, x, density)["_matched"]
-        own = (Selected(sae, torch.from_numpy(numbers)), numbers)
-        units = {"untrained": own, "untrained_matched": matched}
+        numbers, x = _draw(rng, sae.d_sae, s.features), sample(hook, halves.rows[0])
+        # around the mean, so that the threshold of a low density is above zero
+        own = Directions(sae.W_enc_T[numbers], x.mean(0))
+        matched, _ = _at_densities(rng, own, numbers, x, density)["_matched"]
+        few = numbers[_draw(rng, len(numbers), s.units)]
+        own = (Selected(sae, torch.from_numpy(few)), few)
+        units = {"untrained": own, "untrained_matched": (thresholded(matched), numbers)}
         yield from _everything_of(hook, units, halves)
 
 

@@ -58,6 +58,9 @@ class Recipe:
     lr_warmup: float = 0.0  # share of training
     lr_decay: float = 0.0  # last share of training, linearly to zero
     l1_warmup: float = 0.0
+    # what stays random, for sanity baselines (Korznikov et al. 2026): "soft_decoder" lets features
+    # turn up to `SOFT_FROZEN`; nothing is resampled
+    frozen: Literal["", "decoder", "soft_decoder", "encoder"] = ""
     # held-out checks without a better FVU + L0 / d_in after which training stops; 0: never
     patience: int = 0
 
@@ -125,7 +128,7 @@ def resolve(sae: SAESettings) -> Recipe:
             raise SettingsError(
                 f"sae.{name}: recipe {recipe.name} does not use it; recipes that do: {used_by}"
             )
-    resampling = recipe.resampling if sae.resampling else None
+    resampling = recipe.resampling if sae.resampling and not sae.frozen else None
     if sae.resample_at is not None:
         if not sae.resampling:
             raise SettingsError(
@@ -139,7 +142,7 @@ def resolve(sae: SAESettings) -> Recipe:
             f" the last resampling, at {max(at):.0%} of sae.activations={sae.activations:,}; "
             "set a smaller window, or sae.resampling=false"
         )
-    given = {name: getattr(sae, name) for name in (*RECIPE_VALUES, "patience")}
+    given = {name: getattr(sae, name) for name in (*RECIPE_VALUES, "patience", "frozen")}
     given = {name: value for name, value in given.items() if value is not None}
     recipe = replace(recipe, **given, resampling=resampling)
     if recipe.k > sae.d_sae:

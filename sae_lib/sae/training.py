@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from sae_lib import checkpoints
 from sae_lib.device import precision
@@ -27,6 +29,7 @@ from sae_lib.settings import SAESettings
 
 MAX_LOSS_RATIO = 1000  # times the loss of the first step
 THRESHOLD_STEPS = 100  # that batchtopk's threshold averages over, at most a tenth of training
+SOFT_FROZEN = 0.8  # least cosine of a soft-frozen feature's direction with where it started
 
 
 def training_fingerprint(sae: SAESettings) -> dict:
@@ -126,6 +129,8 @@ def prepare(
     optimiser = torch.optim.Adam(
         trained(sae, recipe), lr=recipe.lr, betas=recipe.betas, fused=mean.device.type != "mps"
     )
+    if recipe.frozen == "soft_decoder":
+        optimiser.register_step_post_hook(stay_near(sae.W_dec))
     stopping = EarlyStopping(mean[None], 0)
     if recipe.patience and heldout is not None:
         stopping = EarlyStopping(harvest(hook, heldout).float() * scale, recipe.patience)
@@ -209,10 +214,11 @@ def finished(state: AutoencoderTraining, scale: float) -> SparseAutoencoder:
 
 
 def trained(sae: SparseAutoencoder, recipe: Recipe) -> list[Tensor]:
-    """What the optimiser moves: with tied weights the encoder follows the decoder, and
-    batchtopk's threshold follows its batches.
+    """What the optimiser moves: with tied weights the encoder follows the decoder, batchtopk's
+    threshold follows its batches, and what is frozen stays.
     """
-    left_out = {"W_enc_T"} if recipe.tied else set()
+    left_out = {{"decoder": "W_dec", "encoder": "W_enc_T"}.get(recipe.frozen)}
+    left_out |= {"W_enc_T"} if recipe.tied else set()
     left_out |= {"threshold"} if sae.architecture == "batchtopk" else set()
     return [parameter for name, parameter in sae.named_parameters() if name not in left_out]
 
@@ -220,6 +226,23 @@ def trained(sae: SparseAutoencoder, recipe: Recipe) -> list[Tensor]:
 def threshold_weight(step: int, n_steps: int) -> float:
     """What a batch's smallest chosen activation counts for in the threshold's moving average."""
     return min(1.0, max(1 / THRESHOLD_STEPS, 10 / n_steps)) if step else 1.0
+
+
+def stay_near(W_dec: Tensor) -> Callable[..., None]:
+    """What turns each feature (row of `W_dec`) back, after a step, to a cosine of `SOFT_FROZEN`
+    with its present direction where the step has turned it further.
+    """
+    start = normalize(W_dec.detach().clone())
+
+    @torch.no_grad()
+    def turn_back(*_: Any) -> None:
+        unit = normalize(W_dec)
+        cosine = torch.linalg.vecdot(unit, start)[:, None]
+        across = normalize(unit - cosine * start) * math.sqrt(1 - SOFT_FROZEN**2)
+        nearest = (SOFT_FROZEN * start + across) * W_dec.norm(dim=1, keepdim=True)
+        W_dec.copy_(torch.where(cosine < SOFT_FROZEN, nearest, W_dec))
+
+    return turn_back
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typst
 
-from suite import locks, project, study_figures
+from suite import locks, project, sanity_views, study_figures
 from suite.report import content, pages, publish, render
 from suite.runs import Run, write_atomically
 
@@ -29,7 +29,10 @@ def write_report(run: Run) -> Path:
 def _write(run: Run) -> Path:
     content.load(run)  # so that what is missing or damaged is said before anything is drawn
     path = run.folder / "report.md"
-    figures = study_figures.study_figures(study_figures.load_studies(run))
+    studies = study_figures.load_studies(run)
+    figures = study_figures.study_figures(studies)
+    if studies["sanity"]:
+        figures["study_sanity"] = sanity_views.figure(studies["sanity"])
     for name, fig in figures.items():
         run.figure(fig, name)
     text = render.markdown(run)

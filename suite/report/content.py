@@ -9,7 +9,7 @@ from typing import Any
 from sae_lib import settings as settings_module
 from sae_lib.errors import ArtefactError
 from sae_lib.settings import Section, Settings
-from suite import study_figures
+from suite import sanity_views, study_figures
 from suite.original import ORIGINAL
 from suite.runs import Run, settings_hash
 
@@ -29,6 +29,7 @@ NOTEBOOK_OF = {
     "study_classical": "`python -m suite study`",
     "study_resampling": "`python -m suite study`",
     "study_saelens": "`python -m benchmarks.saelens_frontier`",
+    "study_sanity": "`python -m suite sanity`",
 }
 RESULTS = ("run", *(name for name in NOTEBOOK_OF if not name.startswith("study_")))
 
@@ -56,12 +57,16 @@ def load(run: Run) -> dict[str, Any]:
 
 def context(run: Run) -> dict[str, Any]:
     """The template's values."""
+    from sae_lib.features.clamping import ranks_sentence
     from sae_lib.features.evaluation import ALIVE
+    from sae_lib.interpretability import scores
     from sae_lib.sae.recipes import RECIPES
     from suite.rule_figures import KINDS as UNIT_KINDS
 
     studies = study_figures.load_studies(run)
-    return load(run) | {
+    results = load(run)
+    ranked = results["clamping"] and results["clamping"]["ranks"]
+    return results | {
         "s": run.settings,
         "main": run.settings.sae.recipe,
         "settings_hash": settings_hash(run.settings),
@@ -72,9 +77,12 @@ def context(run: Run) -> dict[str, Any]:
         "recipes": RECIPES,
         "alive_at": ALIVE,
         "unit_kinds": UNIT_KINDS,
+        "density_tolerance": scores.DENSITY_TOLERANCE,
         "notebook_of": NOTEBOOK_OF,
+        "clamping_ranks": ranked and ranks_sentence(ranked),
         "studies": studies,
         "rows": study_figures.rows_of(studies),
+        "sanity": sanity_views if studies["sanity"] else None,
     }
 
 

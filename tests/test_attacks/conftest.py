@@ -25,7 +25,7 @@ TINY = [
     "interpretability.tokens=8000",
     "interpretability.units=8",
     "interpretability.features=16",
-    "interpretability.untrained_activations=0",
+    "interpretability.untrained=false",
     "interpretability.clusters=3",
 ]
 STAGES = ("corpus", "lm", "sae", "evaluate", "features", "score", "clusters", "report")

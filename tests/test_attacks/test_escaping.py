@@ -55,7 +55,6 @@ SMALL = [
     "evaluation.tokens=10000",
     "evaluation.loss_tokens=2048",
     "interpretability.tokens=6000",
-    "interpretability.untrained_activations=4000",
     "last_mlp.lm.train_tokens=20000",
     "last_mlp.sae.activations=10000",
 ]
