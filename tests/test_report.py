@@ -835,7 +835,7 @@ def test_numbers_in_the_template_are_no_results():
 def test_tables_are_well_formed_and_nothing_is_undefined(run):
     text = render.markdown(run)
     found = tables_of(text)
-    assert len(found) == 24
+    assert len(found) == 26
     for rows in found:
         assert len({len(row) for row in rows}) == 1, rows
         assert all(re.fullmatch("-+:?", cell) for cell in rows[1])
@@ -1040,7 +1040,7 @@ def check_page(text: str) -> Page:
 def test_the_page_is_self_contained(run):
     page = check_page(pages.html(render.markdown(run), run.folder))
     assert page.tags.count("img") == len(FIGURES)
-    assert page.tags.count("table") == 24
+    assert page.tags.count("table") == 26
     assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in [
         v for _, k, v in page.attributes if k == "content"
     ]
@@ -1259,9 +1259,9 @@ def test_publishing_copies_the_report_with_links_that_resolve(run, tmp_path):
     (root / "report" / "toy" / "gates.json").write_text("{}")
     path = publish_report(run, root)
     text = path.read_text()
-    assert len(publish.links(text)) == len(FIGURES) + 4 and all(
+    assert len(publish.links(text)) == len(FIGURES) + 5 and all(
         (root / link).is_file() for link in publish.links(text)
-    )  # and the studies’ four
+    )  # and the studies’ five
     name = "results/evaluation.json"
     assert (root / "report" / name).read_bytes() == (run.folder / name).read_bytes()
     assert (
