@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
-import scipy.stats
+import scipy
 
 from sae_lib.figures import PALETTE
 from sae_lib.formats import number, percent

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
-import scipy.stats
+import scipy
 from plotly.subplots import make_subplots
 
 from sae_lib import figures

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sae_lib.features import baselines, evaluation
-from sae_lib.sae.dictionaries import Neurons, Strongest, active, reconstruction
+from sae_lib.sae.dictionaries import Directions, Neurons, active, keep_largest, reconstruction
 from suite import stages
 from tests.test_sparse_step import random_sae
 from tests.test_training import ROWS, SyntheticHook
@@ -112,16 +112,20 @@ def test_the_stage_measures_every_variant_and_reuses_its_results(small_run, monk
     assert small_run.results("evaluation") == results
 
 
+def both(basis: torch.Tensor) -> torch.Tensor:
+    return torch.cat([basis, -basis])
+
+
 def test_the_strongest_coordinates_are_kept_and_the_others_held_at_the_centre():
     x = torch.tensor([[5.0, 0.0, -3.0], [0.5, 3.0, 1.0]])
-    at_zero = Strongest(torch.eye(3), torch.zeros(3), 2)
+    at_zero = keep_largest(Directions(both(torch.eye(3)), torch.zeros(3)), 2, x)
     assert reconstruction(at_zero, x).tolist() == [[5, 0, -3], [0, 3, 1]]
-    at_mean = Strongest(torch.eye(3), torch.tensor([0.0, 3.0, 1.0]), 1)
-    assert reconstruction(at_mean, x).tolist() == [[5, 3, 1], [0.5, 3, 1]]
+    around = Directions(both(torch.eye(3)), torch.tensor([0.0, 3.0, 1.0]))
+    assert reconstruction(keep_largest(around, 1, x), x).tolist() == [[5, 3, 1], [0.5, 3, 1]]
     diagonal = torch.tensor([[1.0, 1.0], [1.0, -1.0]]) / 2**0.5
-    rotated = Strongest(diagonal, torch.zeros(2), 1)
-    close = torch.tensor([[-2.0, -2.0]])
-    torch.testing.assert_close(reconstruction(rotated, close + 1e-3), close + 1e-3)
+    close = torch.tensor([[-2.0, -2.0]]) + 1e-3
+    rotated = keep_largest(Directions(both(diagonal), torch.zeros(2)), 1, close)
+    torch.testing.assert_close(reconstruction(rotated, close), close)
     assert torch.bincount(active(at_zero, x).row).tolist() == [2, 2], "both senses count"
 
 

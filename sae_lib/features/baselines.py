@@ -9,9 +9,10 @@ import torch
 
 from sae_lib.features.firing import Dictionaries, Rows, spread_rows
 from sae_lib.model.activations import Source, harvest
-from sae_lib.sae.dictionaries import Strongest, principal_directions
+from sae_lib.sae.dictionaries import Directions, keep_largest, principal_directions
 
 FIT_VALUES = 1 << 25  # activations × d_in that principal components are fitted on, or 4 d_in
+SCALED_ON = 8192  # activations
 NGRAM_TOKENS = 1 << 24  # of training text that n-grams are counted in, at most
 
 
@@ -23,13 +24,15 @@ def at_equal_l0(hook: Source, rows: Rows, l0: float) -> Dictionaries:
     """
     d_in = harvest(hook, rows[:1]).shape[1]
     x = harvest(hook, spread_rows(rows, max(FIT_VALUES // d_in, 4 * d_in))).float()
-    principal, neurons = principal_directions(x), torch.eye(d_in, device=x.device)
-    bases = {
-        "neurons, others at zero": (neurons, torch.zeros_like(principal.centre)),
-        "neurons, others at their means": (neurons, principal.centre),
-        "principal components": (principal.W_dec[::2], principal.centre),
+    principal, one = principal_directions(x), torch.eye(d_in, device=x.device)
+    neurons = torch.cat([one, -one])
+    directions = {
+        "neurons, others at zero": Directions(neurons, torch.zeros_like(principal.centre)),
+        "neurons, others at their means": Directions(neurons, principal.centre),
+        "principal components": principal,
     }
-    return {name: Strongest(*basis, math.ceil(l0)) for name, basis in bases.items()}
+    k, x = math.ceil(l0), x[:SCALED_ON]
+    return {name: keep_largest(along, k, x) for name, along in directions.items()}
 
 
 def ngram_losses(train_rows: Rows, rows: Rows) -> dict[str, float]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import scipy.stats
+import scipy
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int

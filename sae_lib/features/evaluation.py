@@ -8,10 +8,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from sae_lib.features.firing import ALIVE, Dictionaries, Rows, batches, spread_rows
@@ -162,7 +162,7 @@ def matched_correlation(
     """
     ours, theirs = (F.normalize(d, dim=1, eps=1e-8) for d in (directions, others))
     cosines = (ours @ theirs.T).cpu().numpy()
-    return float(cosines[linear_sum_assignment(cosines, maximize=True)].mean())
+    return float(cosines[scipy.optimize.linear_sum_assignment(cosines, maximize=True)].mean())
 
 
 def _spliced(dictionary: Dictionary, x: Float[Tensor, "row position d_in"]) -> Tensor:

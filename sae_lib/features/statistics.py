@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.stats
+import scipy
 import torch
 from jaxtyping import Bool, Float, Int, Integer, Shaped
 from pandas.util import hash_array

@@ -7,10 +7,6 @@ import pandas as pd
 import scipy.sparse
 import torch
 from jaxtyping import Float, Int
-from sklearn.cluster import AgglomerativeClustering
-from sklearn.decomposition import KernelPCA
-from sklearn.manifold import TSNE
-from sklearn.preprocessing import MultiLabelBinarizer
 
 from sae_lib.features.firing import Rows, firing_tables
 from sae_lib.model.activations import HookPoint
@@ -85,14 +81,19 @@ def group(similar: Pairwise, values: list[list[str]], clusters: int, seed: int) 
     if n < 5:
         one = {"cluster": np.zeros(n, dtype=np.int64), "name": UNNAMED}
         return pd.DataFrame(one | {"x": np.arange(n, dtype=float), "y": 0.0})
+    import sklearn  # which takes a while to import
+
     solver = "randomized" if n > 500 else "dense"
     n_components = min(COMPONENTS, n - 1)
-    pca = KernelPCA(n_components, kernel="precomputed", eigen_solver=solver, **random)
+    pca = sklearn.decomposition.KernelPCA(
+        n_components, kernel="precomputed", eigen_solver=solver, **random
+    )
     components = pca.fit_transform(similar)
-    cluster = AgglomerativeClustering(min(clusters, n // 2)).fit_predict(components)
+    cluster = sklearn.cluster.AgglomerativeClustering(min(clusters, n // 2)).fit_predict(components)
     cluster = np.argsort(np.argsort(-np.bincount(cluster), kind="stable"))[cluster]
     options = random | {"init": "pca", "n_jobs": -1, "max_iter": 500}
-    x, y = TSNE(perplexity=min(30, (n - 1) / 3), **options).fit_transform(components).T
+    tsne = sklearn.manifold.TSNE(perplexity=min(30, (n - 1) / 3), **options)
+    x, y = tsne.fit_transform(components).T
     names = np.array(cluster_names(cluster, values), dtype=object)[cluster]
     return pd.DataFrame({"cluster": cluster, "name": names, "x": x, "y": y})
 
@@ -117,7 +118,9 @@ def _table_of_values(values: list[list[str]]) -> tuple[Float[Array, "n value"], 
     """(which feature's rule asks for which value, the values): those that at least two rules ask
     for.
     """
-    binarizer = MultiLabelBinarizer(sparse_output=True)
+    import sklearn
+
+    binarizer = sklearn.preprocessing.MultiLabelBinarizer(sparse_output=True)
     asks = binarizer.fit_transform(values)
     known = np.flatnonzero(np.asarray(asks.sum(axis=0)) > 1)
     return asks[:, known].toarray().astype(np.float32), binarizer.classes_[known]

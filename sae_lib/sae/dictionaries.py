@@ -75,28 +75,6 @@ def _sorted(z: Tensor) -> Tensor:
     return z.sort(dim=1).values
 
 
-class Strongest:
-    """The `k` coordinates of each activation that are farthest from their `centre`, in an
-    orthonormal `basis`; the others are held there. Each coordinate is two features, one per sense.
-
-    With the neurons or the principal components as basis, what an autoencoder's L0 buys without
-    one.
-    """
-
-    def __init__(self, basis: Float[Tensor, "n d_in"], centre: Float[Tensor, " d_in"], k: int):
-        self.W_dec, self.centre, self.k = torch.cat([basis, -basis]), centre, min(k, len(basis))
-        self.d_sae, self.d_in = self.W_dec.shape
-
-    def encode(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_sae"]:
-        z = (x - self.centre) @ self.W_dec[: self.d_sae // 2].T
-        f = torch.cat([z, -z], 1).relu()
-        largest = f.topk(self.k)
-        return torch.zeros_like(f).scatter(1, largest.indices, largest.values)
-
-    def decode(self, feature_acts: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_in"]:
-        return feature_acts @ self.W_dec + self.centre
-
-
 @torch.no_grad()
 def keep_largest(directions: Directions, k: int, x: Float[Tensor, "n d_in"]) -> SparseAutoencoder:
     """An autoencoder that was not trained: of each activation it keeps the `k` largest values along
@@ -136,7 +114,7 @@ class Selected:
 
 
 # everything whose features have activations
-Dictionary = SparseAutoencoder | Neurons | Directions | Strongest | Selected
+Dictionary = SparseAutoencoder | Neurons | Directions | Selected
 
 
 def active(dictionary: Dictionary, x: Float[Tensor, "n d_in"]) -> ActivePairs:
