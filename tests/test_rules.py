@@ -17,6 +17,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
+from sae_lib.interpretability import rules
 from sae_lib.interpretability.rules import (
     NEVER,
     Encoding,
@@ -443,3 +444,19 @@ def test_a_bracket_left_open_does_not_reach_into_the_next_document(tokenizer):
         AROUND[raw[-1, around_column]] == "outside brackets and quotes"
         and AROUND[raw[len(first) - 1, around_column]] == "inside (…)"
     )
+
+
+def test_both_halves_of_a_split_are_counted_by_their_own_tokens(real, monkeypatch):
+    text, find, nodes = real.texts[0], rules._find_split, []
+
+    def checked(text, node, *rest):
+        assert np.array_equal(node.counts, text.count(np.flatnonzero(node.among)))
+        assert np.array_equal(node.firing_counts, text.count(node.firing))
+        nodes.append(node.path)
+        find(text, node, *rest)
+
+    monkeypatch.setattr(rules, "_find_split", checked)
+    most, *others = np.argsort(-text.counts)[[3, 8, 15]]  # three values of attributes
+    firing = np.union1d(text.where(np.array([most])), text.where(np.array(others)))
+    learn(text, firing[firing % 7 > 0])
+    assert {len(path) for path in nodes} >= {0, 1, 2}
