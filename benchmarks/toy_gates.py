@@ -312,7 +312,7 @@ def check(folder: Path, preset: str = "full") -> bool:
     summary = {"preset": preset, "passed": passed, "gates": rows, "recipes": recipes}
     (folder / "gates.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     (folder / "gates.md").write_text(gates_table(rows))
-    headless.run_notebooks(opened, overrides, "01", {}, log.info)
+    headless.run_notebooks(opened, overrides, "01", log.info)
     taken = time.perf_counter() - start
     log.info("toy check: %d of %d gates passed in %.0f s", passed, len(rows), taken)
     return passed == len(rows)
