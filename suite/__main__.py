@@ -39,6 +39,7 @@ RunDir = Annotated[
     ),
 ]
 
+Publish = Annotated[bool, typer.Option(help="also copy it to ./report/studies/, for the report")]
 
 STAGES = {
     "corpus": "tokens",
@@ -118,9 +119,7 @@ def study(
     profile: Profile = "laptop",
     set_: Set = None,
     run_dir: RunDir = "",
-    publish: Annotated[
-        bool, typer.Option(help="also copy it to ./report/studies/, for the report")
-    ] = False,
+    publish: Publish = False,
 ) -> None:
     """Many autoencoders on one language model, over seeds: the recipes or the widths at the same
     L0, the classical recipe's settings, or resampling from two starts.
@@ -143,9 +142,7 @@ def sanity(
     profile: Profile = "laptop",
     set_: Set = None,
     run_dir: RunDir = "",
-    publish: Annotated[
-        bool, typer.Option(help="also copy it to ./report/studies/, for the report")
-    ] = False,
+    publish: Publish = False,
 ) -> None:
     """What an autoencoder has to beat: frozen weights, fresh language models, neurons, principal
     and random directions at the same L0, over seeds.
