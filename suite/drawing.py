@@ -148,7 +148,8 @@ def _main() -> None:
         import psutil
 
         for process in psutil.Process().children(recursive=True):
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         print('{"error": "no picture in time"}', file=answers, flush=True)
         os._exit(1)
 

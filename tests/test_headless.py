@@ -52,10 +52,16 @@ def execute(tmp_path, monkeypatch):
 
     said: list[str] = []
     yield run
-    children = psutil.Process().children(recursive=True)
-    alive = [p for p in children if p.status() != psutil.STATUS_ZOMBIE]
-    left = [p for p in alive if "ipykernel" in str(p.cmdline())]
+    left = [p for p in psutil.Process().children(recursive=True) if "ipykernel" in command_line(p)]
     assert not left, f"kernels left behind: {left}"
+
+
+def command_line(process: psutil.Process) -> str:
+    """Empty for a process that has ended, also between the listing and the asking."""
+    try:
+        return "" if process.status() == psutil.STATUS_ZOMBIE else str(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def kernelspec(folder, code: str) -> str:

@@ -5,6 +5,7 @@ process stays behind. (test_escaping.py makes a whole run without a browser.)
 import signal
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -93,7 +94,8 @@ def test_a_browser_that_fails_later(fresh, monkeypatch, tmp_path, caplog, harm):
     fig = go.Figure(go.Bar(y=[1, 2]))
     assert drawing.save(fig, tmp_path, "a").exists() and not (tmp_path / "a.html").exists()
     for process in psutil.Process(drawing._worker.pid).children(recursive=True):
-        process.send_signal(harm)
+        with suppress(psutil.NoSuchProcess):  # it ended with its parent
+            process.send_signal(harm)
     monkeypatch.setattr(drawing, "DRAWING_SECONDS", 3)
     for name in ("b", "c"):
         assert_plain(drawing.save(fig, tmp_path, name))
