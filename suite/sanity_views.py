@@ -13,7 +13,7 @@ from suite.study_figures import name_panels
 # predeclared: an autoencoder is ahead only where its interval is above zero against every baseline
 MEASURES = {
     "recovered": "loss recovered (mean ablation)",
-    "information": "information explained by rules",
+    "information": "information (explained by rules)",
     "probing": "sparse probing (AUROC)",
     "clamping": "clamp rank",
 }
@@ -99,15 +99,16 @@ def figure(study: dict) -> go.Figure:
     points = pd.DataFrame(study["points"])
     points["is"] = np.where(points["contender"] == study["subject"], "autoencoder", "baseline")
     names = points["contender"].unique().tolist()
+    titles = {measure: title.partition(" (")[0] for measure, title in MEASURES.items()}
     melted = points.melt(["contender", "seed", "is"], list(MEASURES), "measure")
     fig = px.scatter(
-        melted.dropna().replace({"measure": MEASURES}),
+        melted.dropna().replace({"measure": titles}),
         x="value",
         y="contender",
         color="is",
         facet_col="measure",
         facet_col_spacing=0.03,
-        category_orders={"contender": names, "measure": list(MEASURES.values())},
+        category_orders={"contender": names, "measure": list(titles.values())},
         color_discrete_map={"autoencoder": PALETTE[0], "baseline": PALETTE[5]},
         labels={"value": "", "contender": "", "is": ""},
         title="The autoencoder and its sanity baselines, a point per seed",

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from sae_lib.errors import SettingsError, TrainingError
-from sae_lib.features import evaluation
+from sae_lib.features.agreement import matched_correlation, mmcs
 from sae_lib.features.firing import Firing, firing
 from sae_lib.model.activations import HookPoint, harvest
 from sae_lib.sae.autoencoder import SparseAutoencoder
@@ -285,19 +285,19 @@ def agreement_of_seeds(run: Run, hook: HookPoint, settings: SAESettings) -> dict
     their mean {"data", "matched_data"} in place of the other seed's.
     """
     living = [living_directions(run, hook, changed(settings, seed=seed)) for seed in SEEDS]
-    pairs = [evaluation.mmcs(a, b) for a, b in itertools.permutations(living, 2)]
+    pairs = [mmcs(a, b) for a, b in itertools.permutations(living, 2)]
     random = torch.randn(living[0].shape, generator=torch.Generator().manual_seed(NULL_SEED))
     x = harvest(hook, stages.heldout_rows(run, SPLIT_TOKENS)).float().cpu()
     drawn = np.random.default_rng(NULL_SEED).choice(len(x), min(len(x), len(random)), replace=False)
     data = x[drawn] - x.mean(0)
-    matched = [evaluation.matched_correlation(a, b) for a, b in itertools.combinations(living, 2)]
+    matched = [matched_correlation(a, b) for a, b in itertools.combinations(living, 2)]
     return {
         "pairs": pairs,
         "mean": float(np.mean(pairs)),
-        "null": evaluation.mmcs(living[0], random),
-        "data": evaluation.mmcs(living[0], data),
+        "null": mmcs(living[0], random),
+        "data": mmcs(living[0], data),
         "matched": float(np.mean(matched)),
-        "matched_data": evaluation.matched_correlation(living[0], data),
+        "matched_data": matched_correlation(living[0], data),
     }
 
 

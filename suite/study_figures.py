@@ -304,6 +304,7 @@ def resampling_figure(study: dict) -> go.Figure:
     curves = pd.DataFrame(study["curves"]).groupby(["start", "resampling"], sort=False)
     colours = dict(zip(STARTS, (figures.PALETTE[0], "#222222"), strict=True))
     for (start, on), curve in curves:
+        side = -0.1 if start == "small_tied" else 0.1  # so that no bar hides another
         silent = curve.groupby("activations")["silent"].agg(["mean", "min", "max"])
         name = f"{STARTS[start]}, {'with' if on else 'without'} resampling"
         look = {"name": name, "marker_color": colours[start], "legendgroup": name}
@@ -318,7 +319,7 @@ def resampling_figure(study: dict) -> go.Figure:
         for column, measure in enumerate(ends, 2):
             mean, half = mean_and_half_width(cells.get_group((start, on))[measure])
             at = {
-                "x": [f"{'with' if on else 'without'}"],
+                "x": [on + side],
                 "y": [mean],
                 "error_y": {"array": [half]},
             }
@@ -326,7 +327,8 @@ def resampling_figure(study: dict) -> go.Figure:
     fig.update_yaxes(tickformat=".0%").update_xaxes(title="activations seen", col=1)
     fig.update_yaxes(tickformat=",", col=4)
     for column in (2, 3, 4):
-        fig.update_xaxes(title="resampling", type="category", range=[-0.5, 1.5], col=column)
+        ticks = {"tickvals": [0, 1], "ticktext": ["without", "with"], "range": [-0.5, 1.5]}
+        fig.update_xaxes(title="resampling", **ticks, col=column)
     legend = {"orientation": "h", "x": 0, "y": -0.3, "yanchor": "top"}
     return fig.update_layout(title="What resampling does, from two starts", legend=legend)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sae_lib.features import baselines, evaluation
+from sae_lib.features.agreement import matched_correlation, mmcs
 from sae_lib.sae.dictionaries import Directions, Neurons, active, keep_largest, reconstruction
 from suite import stages
 from tests.test_sparse_step import random_sae
@@ -194,15 +195,15 @@ def test_intervals_are_those_of_documents(small_run, hook):
 def test_one_to_one_matching_counts_a_partner_once():
     e = torch.eye(3)
     shuffled = 2 * e[[2, 0, 1]]
-    assert evaluation.matched_correlation(e, shuffled) == pytest.approx(1)
+    assert matched_correlation(e, shuffled) == pytest.approx(1)
     twice = e[[0, 0]]
-    assert evaluation.mmcs(twice, e) == pytest.approx(1)
-    assert evaluation.matched_correlation(twice, e) == pytest.approx(0.5)
-    assert evaluation.matched_correlation(e, -e) == pytest.approx(0), "signed"
+    assert mmcs(twice, e) == pytest.approx(1)
+    assert matched_correlation(twice, e) == pytest.approx(0.5)
+    assert matched_correlation(e, -e) == pytest.approx(0), "signed"
     a, b = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
     cosines = torch.nn.functional.cosine_similarity(a[:, None], b[None], dim=-1)
     best = max(cosines[range(5), p].mean().item() for p in itertools.permutations(range(5)))
-    assert evaluation.matched_correlation(a, b) == pytest.approx(best, abs=1e-6)
+    assert matched_correlation(a, b) == pytest.approx(best, abs=1e-6)
 
 
 def test_the_stage_measures_baselines_at_the_l0_of_the_runs_own_autoencoder(small_run):

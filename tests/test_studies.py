@@ -13,7 +13,7 @@ import torch
 
 from sae_lib import figures, files
 from sae_lib.errors import SettingsError, TrainingError
-from sae_lib.features import evaluation
+from sae_lib.features.agreement import mmcs
 from sae_lib.sae.recipes import RECIPES
 from sae_lib.settings import SAESettings
 from suite import project, stages, studies, study_figures, sweep
@@ -61,13 +61,10 @@ def test_topk_is_given_its_k_and_trained_once(small_run, hook, monkeypatch):
 def test_mmcs_of_the_same_directions_is_one_and_of_random_ones_small():
     directions = torch.randn(50, 64, generator=torch.Generator().manual_seed(0))
     shuffled = 3 * directions[torch.randperm(50)]
-    assert evaluation.mmcs(directions, shuffled) == pytest.approx(1, abs=1e-5)
-    assert (
-        evaluation.mmcs(directions, torch.randn(50, 64, generator=torch.Generator().manual_seed(1)))
-        < 0.5
-    )
+    assert mmcs(directions, shuffled) == pytest.approx(1, abs=1e-5)
+    assert mmcs(directions, torch.randn(50, 64, generator=torch.Generator().manual_seed(1))) < 0.5
     two = torch.tensor([[1.0, 0], [0, 1]])
-    assert evaluation.mmcs(two, torch.tensor([[1.0, 1]])) == pytest.approx(0.5**0.5)
+    assert mmcs(two, torch.tensor([[1.0, 1]])) == pytest.approx(0.5**0.5)
 
 
 @pytest.fixture(scope="module")
