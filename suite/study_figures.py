@@ -324,8 +324,9 @@ def resampling_figure(study: dict) -> go.Figure:
                 "error_y": {"array": [half]},
             }
             fig.add_scatter(**at, **look, mode="markers", row=1, col=column)
-    fig.update_yaxes(tickformat=".0%").update_xaxes(title="activations seen", col=1)
-    fig.update_yaxes(tickformat=",", col=4)
+    for column, form in enumerate((".0%", ".2%", ".1%", ","), 1):
+        fig.update_yaxes(tickformat=form, col=column)
+    fig.update_xaxes(title="activations seen", col=1)
     for column in (2, 3, 4):
         ticks = {"tickvals": [0, 1], "ticktext": ["without", "with"], "range": [-0.5, 1.5]}
         fig.update_xaxes(title="resampling", **ticks, col=column)
