@@ -102,6 +102,8 @@ class TokenizerSettings(Section):
 class LanguageModelSettings(Section):
     source: Text = "train"  # or a hub name or local folder with a trained causal language model
     architecture: Literal["gpt2", "llama"] = "gpt2"
+    # "ward_2024", of gpt2: as in the original, scaled by 1/√d_model and without an output projection
+    attention: Literal["standard", "ward_2024"] = "standard"
     n_layer: Thousand = 1
     d_model: Width = 128
     n_heads: Few = 8
@@ -124,6 +126,8 @@ class LanguageModelSettings(Section):
     def _heads_divide(self):
         if self.d_model % self.n_heads:
             raise ValueError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
+        if self.attention != "standard" and self.architecture != "gpt2":
+            raise ValueError(f"attention {self.attention} needs architecture gpt2")
         return self
 
 

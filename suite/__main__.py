@@ -115,19 +115,21 @@ def sweep(profile: Profile = "laptop", set_: Set = None, run_dir: RunDir = "") -
 
 @app.command()
 def study(
-    which: Literal["recipes", "widths", "classical", "resampling"],
+    which: Literal["recipes", "widths", "classical", "resampling", "deviations", "full_budget"],
     profile: Profile = "laptop",
     set_: Set = None,
     run_dir: RunDir = "",
     publish: Publish = False,
 ) -> None:
     """Many autoencoders on one language model, over seeds: the recipes or the widths at the same
-    L0, the classical recipe's settings, or resampling from two starts.
+    L0, the classical recipe's settings, resampling from two starts, the original's deviations one
+    at a time; or the original once at its full budget.
     """
     opened = _open(profile, run_dir, set_)
-    from suite import studies, study_figures
+    from suite import deviations, studies, study_figures
 
-    studies.study(opened, which)
+    make = {"deviations": deviations.study, "full_budget": deviations.full_budget}
+    make[which](opened) if which in make else studies.study(opened, which)
     typer.echo(f"study: {opened.results_folder / f'study_{which}.json'}")
     if publish:
         typer.echo(f"published: {study_figures.publish(opened)}")

@@ -17,7 +17,7 @@ from torch import Tensor
 from sae_lib.device import device_of
 from sae_lib.errors import SettingsError
 from sae_lib.features import clamping, evaluation
-from sae_lib.features.firing import firing, spread_rows
+from sae_lib.features.firing import Firing, firing, spread_rows
 from sae_lib.files import digest
 from sae_lib.interpretability import probing, scoring
 from sae_lib.model import language_model
@@ -149,17 +149,10 @@ class Sanity:
         rules explain of `UNITS` features drawn; `probing`, the mean AUROC of k-sparse probes;
         `clamping`, the mean share of random directions that a clamped feature beats.
         """
-        s, halves, hook = self.run.settings, self.halves, self.hook(model, seed)
+        s, hook = self.run.settings, self.hook(model, seed)
         tokens = s.evaluation.model_copy(update={"tokens": s.interpretability.tokens})
         found = evaluation.evaluate(hook, {"": sae}, self.rows, tokens)[""]
-        fired = tuple(firing(hook, {"": sae}, rows)[""] for rows in halves.rows)
-        pairs = [tuple(half.token for half in unit) for unit in zip(*fired, strict=True)]
-        units = scoring.Units("unit", np.arange(sae.d_sae), pairs)
-        rng = np.random.default_rng((seed, 6))
-        often = rng.permutation(units.often_active(s.interpretability.min_active))
-        drawn = often[:UNITS]
-        units = scoring.Units("unit", drawn, [pairs[i] for i in drawn])
-        rules = scoring.score_units(units, halves, s.interpretability)
+        fired, often, information = self.information(hook, sae, seed)
         maxima = {int(i): float(fired[0][i].value.max()) for i in often[:CLAMPED]}
         rows = spread_rows(self.rows, CLAMP_ROWS * s.lm.context)
         ranks = clamping.clamp_ranks(clamping.HeldoutPositions(hook, rows), sae, maxima, seed)
@@ -169,10 +162,26 @@ class Sanity:
             "l0": found["l0_mean"],
             "dead_share": found["dead_share"],
             "recovered": found["recovered_mean"] if damage >= MIN_DAMAGE else None,
-            "information": rules["information"].median(),
+            "information": information,
             "probing": np.mean(list(probing.probe(fired, self.tasks, seed).values())),
             "clamping": ranks["rank"].mean(),
         }
+
+    def information(
+        self, hook: HookPoint, sae: SparseAutoencoder, seed: int
+    ) -> tuple[tuple[list[Firing], ...], np.ndarray, float]:
+        """(where features fire in both halves, those that fire often enough in an order drawn, the
+        median information that rules explain of the first `UNITS`).
+        """
+        s, halves = self.run.settings.interpretability, self.halves
+        fired = tuple(firing(hook, {"": sae}, rows)[""] for rows in halves.rows)
+        pairs = [tuple(half.token for half in unit) for unit in zip(*fired, strict=True)]
+        units = scoring.Units("unit", np.arange(sae.d_sae), pairs)
+        rng = np.random.default_rng((seed, 6))
+        often = rng.permutation(units.often_active(s.min_active))
+        drawn = often[:UNITS]
+        units = scoring.Units("unit", drawn, [pairs[i] for i in drawn])
+        return fired, often, scoring.score_units(units, halves, s)["information"].median()
 
 
 @torch.no_grad()

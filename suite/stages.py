@@ -20,7 +20,7 @@ from sae_lib.features import baselines, clamping, evaluation, feature_table, fir
 from sae_lib.formats import gib
 from sae_lib.interpretability import clusters, scores, scoring
 from sae_lib.model import language_model
-from sae_lib.model.activations import HookPoint, find_hook
+from sae_lib.model.activations import HookPoint, find_hook, one_position_each
 from sae_lib.sae import training
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.dictionaries import Dictionary, Directions, Neurons
@@ -218,6 +218,11 @@ def train(
         write_summary(out, summary)
 
 
+def read_summary(folder: Path) -> dict:
+    """What `write_summary` wrote beside an autoencoder."""
+    return json.loads((folder / "training.json").read_text())
+
+
 def write_summary(out: Path, summary: dict) -> None:
     (out / "training.json").write_text(json.dumps(summary, indent=1))
 
@@ -232,10 +237,13 @@ def fit(
     """
     tokens, context = run.get("tokens"), run.settings.lm.context
     heldout = heldout_parts(run)[0][: ACTIVATIONS // context] if resolve(sae).patience else None
-    rows = tokens.rows("train", context)
+    source, rows = hook, tokens.rows("train", context)
+    seed = run.settings.seed if sae.seed is None else sae.seed
+    if resolve(sae).positions == "one":
+        source, rows = one_position_each(hook, rows, sae.activations, seed)
     torch.set_flush_denormal(True)
     try:
-        return training.fit(hook, rows, sae, run.settings.seed, store, heldout)
+        return training.fit(source, rows, sae, run.settings.seed, store, heldout)
     finally:
         torch.set_flush_denormal(False)
 

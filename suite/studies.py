@@ -3,7 +3,6 @@ seeds, on one language model.
 """
 
 import itertools
-import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
@@ -87,14 +86,9 @@ def recipes_study(run: Run, hook: HookPoint) -> dict:
     base, tuning, chosen = run.settings.sae, [], {}
     for name, recipe in RECIPES.items():
         given = changed(of_recipe(base, name), precision="float32")
-
-        def trained(times: float, given: SAESettings = given, lr: float = recipe.lr) -> Trained:
-            return [at_l0(run, hook, changed(given, lr=_rounded(lr * times)), L0, tolerance=0.15)]
-
         rates = WARD_RATES if name == "ward_2024" else RATES
-        found = until_the_best_is_inside(rates, trained, _comparable_and_recovered)
-        tuning += [sweep.plain_record(record) for _, record in found]
-        best, _ = max(found, key=lambda pair: _comparable_and_recovered(pair[1]))
+        best, found = at_its_best_rate(run, hook, given, recipe.lr, rates)
+        tuning += found
         contender = "ward_2024, retuned" if name == "ward_2024" else name
         chosen[contender], _ = at_l0(run, hook, best, L0)
     further = list(chosen.values())
@@ -113,6 +107,21 @@ def recipes_study(run: Run, hook: HookPoint) -> dict:
         others = trained_on_the_way(run, settings, points)
         points += [{"contender": name, "l0": None} | record for record in others]
     return {"points": points, "tuning": tuning, "mmcs": agreement}
+
+
+def at_its_best_rate(
+    run: Run, hook: HookPoint, given: SAESettings, lr: float, rates: Sequence[float]
+) -> tuple[SAESettings, list[dict]]:
+    """(settings near the L0 at the rate, of `rates` times `lr` and further ones while the best is
+    at an end, that recovers most there; the records of all).
+    """
+
+    def trained(times: float) -> Trained:
+        return [at_l0(run, hook, changed(given, lr=_rounded(lr * times)), L0, tolerance=0.15)]
+
+    found = until_the_best_is_inside(rates, trained, _comparable_and_recovered)
+    best, _ = max(found, key=lambda pair: _comparable_and_recovered(pair[1]))
+    return best, [sweep.plain_record(record) for _, record in found]
 
 
 def _comparable_and_recovered(record: dict) -> tuple[bool, float]:
@@ -228,7 +237,7 @@ def resampling_study(run: Run, hook: HookPoint) -> dict:
         at = base.resample_at if on else None
         settings = changed(base, init=start, resampling=on, resample_at=at, seed=seed)
         record = sweep.plain_record(sweep.measure(run, hook, settings))
-        summary = json.loads((sweep.folder_of(run, settings) / "training.json").read_text())
+        summary = stages.read_summary(sweep.folder_of(run, settings))
         touched = sum(event["resampled"] for event in summary["resampling"])
         cell = {"start": start, "resampling": on, "seed": seed}
         points.append(record | cell | {"resampled": touched})

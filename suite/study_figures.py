@@ -18,7 +18,8 @@ from sae_lib.formats import count, interval, signed
 from suite import project
 from suite.runs import Run
 
-STUDIES = ("recipes", "widths", "classical", "saelens", "resampling", "sanity")
+STUDIES = ("recipes", "widths", "classical", "saelens", "resampling", "sanity", "deviations")
+STUDIES += ("full_budget",)
 STARTS = {
     "small_tied": "small tied start",
     "independent": "independent start",

@@ -3,7 +3,6 @@ recovered that they draw.
 """
 
 import itertools
-import json
 import math
 from pathlib import Path
 
@@ -106,7 +105,7 @@ def measure(run: Run, hook: HookPoint, settings: SAESettings) -> dict:
     made_from, s = stages.fingerprint_of(run, settings), run.settings.evaluation
     made_from |= {"evaluation": s.model_dump(), "choosing": stages.CHOOSING}
     folder = folder_of(run, settings)
-    where = f"sweep/{folder.name}"
+    where = f"sweep/{run.folder.name}/{folder.name}" if run.parent else f"sweep/{folder.name}"
     if found := run.saved_results(where, made_from):
         return found
     stages.make_other_autoencoder(run, hook, settings, folder)
@@ -120,7 +119,7 @@ def measure(run: Run, hook: HookPoint, settings: SAESettings) -> dict:
     measured = evaluation.evaluate(hook, dictionary, rows, s)[folder.name]
     few = {name: max(1, int(n * stages.CHOOSING)) for name, n in s.model_dump().items()}
     few = evaluation.evaluate(hook, dictionary, choosing, s.model_copy(update=few))[folder.name]
-    summary = json.loads((folder / "training.json").read_text())
+    summary = stages.read_summary(folder)
     seed = run.settings.seed if settings.seed is None else settings.seed
     record = {"lambda": summary["recipe"]["l1"], "seed": seed}
     record |= {key: summary["recipe"][key] for key in ("k", "lr")}

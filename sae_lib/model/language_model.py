@@ -105,7 +105,34 @@ def build(
         )
     else:
         config = transformers.LlamaConfig(intermediate_size=settings.d_mlp, **common)
-    return transformers.AutoModelForCausalLM.from_config(config)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    return use_wards_attention(model) if settings.attention == "ward_2024" else model
+
+
+@torch.no_grad()
+def use_wards_attention(model: "transformers.PreTrainedModel") -> "transformers.PreTrainedModel":
+    """Attention as in the original: logits scaled by 1/√d_model instead of 1/√d_head, and heads
+    that write side by side into the residual stream, without an output projection.
+    """
+    for block in model.transformer.h:
+        block.attn.scaling = block.attn.embed_dim**-0.5
+        block.attn.c_proj.requires_grad_(False)
+        block.attn.c_proj.weight.copy_(torch.eye(block.attn.embed_dim))
+    return model
+
+
+@torch.no_grad()
+def fold_attention_scale(model: "transformers.PreTrainedModel") -> "transformers.PreTrainedModel":
+    """The same GPT-2 with the usual 1/√d_head, for its queries make up for the difference: only so
+    does it survive being saved.
+    """
+    for attention in (block.attn for block in getattr(model.base_model, "h", ())):
+        usual, queries = attention.head_dim**-0.5, slice(attention.embed_dim)
+        if attention.scaling != usual:
+            attention.c_attn.weight[:, queries] *= attention.scaling / usual
+            attention.c_attn.bias[queries] *= attention.scaling / usual
+            attention.scaling = usual
+    return model
 
 
 def untrained(
@@ -116,7 +143,7 @@ def untrained(
     """
     torch.manual_seed(seed)
     if s.source == "train":
-        model = build(s, len(tokenizer), tokenizer.eos_token_id)
+        model = fold_attention_scale(build(s, len(tokenizer), tokenizer.eos_token_id))
     else:
         config = transformers.AutoConfig.from_pretrained(
             s.source, local_files_only=not hub.reached()
@@ -284,6 +311,7 @@ def train(
             state.save(store, s.checkpoint_gb)
             if stop:
                 raise checkpoints.interrupted_at("language model", state.step, n_steps)
+    fold_attention_scale(model)
     return model, state.summary(s, tokens, dtype) | {"density": density.tolist()}
 
 

@@ -32,19 +32,22 @@ def initialise(
 ) -> SparseAutoencoder:
     """A fresh autoencoder, by `recipe.init`.
 
-    "small_tied": random features of norm `decoder_init` around the mean, the encoder their
-    transpose at norm `encoder_init`; "independent": the same features, the encoder drawn
-    independently as torch's `nn.Linear` does; "torch_linear": `nn.Linear`'s defaults throughout.
+    "small_tied": random features of norm `decoder_init`, the encoder their transpose at norm
+    `encoder_init`; "independent": the same features, the encoder drawn independently as torch's
+    `nn.Linear` does; "torch_linear": `nn.Linear`'s defaults, also where b_dec starts at random.
     """
     d_in, generator = len(mean), torch.Generator().manual_seed(seed)
     sae = SparseAutoencoder(d_in, d_sae, recipe.architecture, recipe.k)
-    fans = {sae.W_enc_T: d_in, sae.b_enc: d_in, sae.W_dec: d_sae, sae.b_dec: d_sae}
+    fans = {sae.W_enc_T: d_in, sae.b_enc: d_in, sae.W_dec: d_sae}
     if recipe.init != "torch_linear":
         sae.W_dec.normal_(generator=generator)
         sae.W_dec *= recipe.decoder_init / sae.W_dec.norm(dim=1, keepdim=True)
         sae.W_enc_T.copy_(sae.W_dec * (recipe.encoder_init / recipe.decoder_init))
-        sae.b_dec.copy_(mean)
         fans = {sae.W_enc_T: d_in} if recipe.init == "independent" else {}
+    if recipe.b_dec == "random":
+        fans[sae.b_dec] = d_sae
+    else:
+        sae.b_dec.copy_(mean)
     for parameter, fan_in in fans.items():
         parameter.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
     if recipe.architecture == "jumprelu":

@@ -2,6 +2,7 @@
 there is one training loop for all.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
@@ -43,6 +44,8 @@ class Recipe:
     scale_activations: bool
     init: Literal["small_tied", "independent", "torch_linear"]  # see initialise.py
     decoder_norm: Literal["features", "dimensions", "free"]  # what has unit norm after every step
+    b_dec: Literal["mean", "random"] = "mean"  # where it starts
+    positions: Literal["all", "one"] = "all"  # of each row of text that are trained on
     resampling: Resampling | None = None
     architecture: Literal["standard", "topk", "batchtopk", "jumprelu"] = "standard"
     penalty: Literal["l1", "l1_norm", "l0", "none"] = "l1"  # see objective.py
@@ -70,11 +73,13 @@ class Recipe:
         return Objective(mse, self.l1 * share, self.penalty, self.bandwidth, self.aux)
 
 
-def read_recipes() -> dict[str, Recipe]:
-    """The recipes of `recipes.yaml` by name."""
+def read_recipes(table: Path = TABLE, known: Mapping[str, Recipe] | None = None) -> dict:
+    """The recipes of a file such as `recipes.yaml` by name; its `like` may name `known` ones."""
     recipes: dict[str, Recipe] = {}
-    for name, values in parse_yaml(TABLE.read_text("utf-8")).items():
-        like = asdict(recipes[values.pop("like")]) if "like" in values else {}
+    for name, values in parse_yaml(table.read_text("utf-8")).items():
+        like = (
+            asdict(({**(known or {}), **recipes})[values.pop("like")]) if "like" in values else {}
+        )
         recipes[name] = Recipe(**like | values | {"name": name})
     return recipes
 

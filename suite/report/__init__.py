@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typst
 
-from suite import locks, project, sanity_views, study_figures
+from suite import deviations_views, locks, project, sanity_views, study_figures
 from suite.report import content, pages, publish, render
 from suite.runs import Run, write_atomically
 
@@ -31,8 +31,12 @@ def _write(run: Run) -> Path:
     path = run.folder / "report.md"
     studies = study_figures.load_studies(run)
     figures = study_figures.study_figures(studies)
-    if studies["sanity"]:
-        figures["study_sanity"] = sanity_views.figure(studies["sanity"])
+    more = {
+        "sanity": sanity_views.figure,
+        "deviations": deviations_views.figure,
+        "full_budget": deviations_views.full_figure,
+    }
+    figures |= {f"study_{of}": draw(studies[of]) for of, draw in more.items() if studies[of]}
     for name, fig in figures.items():
         run.figure(fig, name)
     text = render.markdown(run)

@@ -9,7 +9,7 @@ from typing import Any
 from sae_lib import settings as settings_module
 from sae_lib.errors import ArtefactError
 from sae_lib.settings import Section, Settings
-from suite import sanity_views, study_figures
+from suite import deviations_views, sanity_views, study_figures
 from suite.original import ORIGINAL
 from suite.runs import Run, settings_hash
 
@@ -24,12 +24,15 @@ NOTEBOOK_OF = {
     "explanations": "04_feature_browser",
     "last_mlp": "05_stheno_last_mlp",
     "clamping": "06_clamping",
+    "deviations": "07_original_vs_method",
     "study_recipes": "`python -m suite study`",
     "study_widths": "`python -m suite study`",
     "study_classical": "`python -m suite study`",
     "study_resampling": "`python -m suite study`",
     "study_saelens": "`python -m benchmarks.saelens_frontier`",
     "study_sanity": "`python -m suite sanity`",
+    "study_deviations": "`python -m suite study`",
+    "study_full_budget": "`python -m suite study`",
 }
 RESULTS = ("run", *(name for name in NOTEBOOK_OF if not name.startswith("study_")))
 
@@ -83,6 +86,7 @@ def context(run: Run) -> dict[str, Any]:
         "studies": studies,
         "rows": study_figures.rows_of(studies),
         "sanity": sanity_views if studies["sanity"] else None,
+        "deviations_views": deviations_views,
     }
 
 

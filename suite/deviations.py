@@ -1,0 +1,196 @@
+"""Notebook 07: the original against the method it reproduces, one deviation at a time."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from sae_lib.features.firing import Firing, firing, spread_rows
+from sae_lib.model.activations import HookPoint, harvest
+from sae_lib.sae.autoencoder import SparseAutoencoder
+from sae_lib.sae.recipes import RECIPES, of_recipe, read_recipes
+from sae_lib.sae.resampling import silent_on
+from sae_lib.settings import SAESettings
+from suite import stages, studies, sweep
+from suite.original import FACTS
+from suite.runs import Run
+from suite.sanity import Sanity
+
+OWN = read_recipes(Path(__file__).with_suffix(".yaml"), RECIPES)
+BASES = ("original", "method")
+OTHER_SEEDS, SHIFT = "method, other seeds", 1000  # the null: nothing differs but the seeds
+WIDTHS = (256, 512, 1024)  # of the language model's MLP, to which λ is carried over
+CURVE = 200  # points of a curve that are kept
+KEPT, SHOWN = 511, 20  # firings of a feature that the original kept, and examples that are shown
+
+
+@contextmanager
+def known_recipes() -> Iterator[None]:
+    """Inside, settings may name the recipes of `deviations.yaml`."""
+    RECIPES.update(OWN)
+    try:
+        yield
+    finally:
+        for name in OWN:
+            del RECIPES[name]
+
+
+def study(run: Run) -> dict:
+    """Make `results/study_deviations.json`: both bases at L0 16 and the rate that is best for them,
+    and each with one thing changed, with three seeds; what is measured is kept on the way.
+    """
+    with known_recipes():
+        found = Deviations(run).study()
+    run.save_results("study_deviations", found | {"about": studies.about(run)})
+    return run.load_results("study_deviations")
+
+
+class Deviations:
+    """What all contenders are measured on."""
+
+    def __init__(self, run: Run):
+        self.run, self.sanity = run, Sanity(run)
+        rows = run.get("tokens").rows("train", run.settings.lm.context)
+        self.sample_rows = spread_rows(rows, FACTS["dead_sample"])
+
+    def study(self) -> dict:
+        hook, rates, tuning, points = stages.hook(self.run), {}, [], []
+        for base in BASES:
+            grid = studies.WARD_RATES if base == "original" else studies.RATES
+            given = self.settings(base)
+            best, tried = studies.at_its_best_rate(self.run, hook, given, OWN[base].lr, grid)
+            rates[base], tuning = best.lr, tuning + tried
+        for name in OWN:
+            settings = self.settings(name, lr=rates[base_of(name)])
+            points += self.points(self.run, name, settings)
+        method = self.settings("method", lr=rates["method"])
+        points += self.points(self.run, OTHER_SEEDS, method, SHIFT)
+        model = self.other_model("attention", attention="ward_2024")
+        points += self.points(model, "method-attention", method)
+        return {
+            "points": points,
+            "tuning": tuning,
+            "carried": self.carried(rates),
+            "models": {"standard": self.loss(self.run), "attention": self.loss(model)},
+        }
+
+    def settings(self, name: str, **values) -> SAESettings:
+        given = of_recipe(self.run.settings.sae, name)
+        return studies.changed(given, precision="float32", **values)
+
+    def other_model(self, name: str, **lm) -> Run:
+        """The run on a language model of its own, which differs in `lm`, on the same text."""
+        s = self.run.settings
+        settings = s.model_copy(update={"lm": s.lm.model_copy(update=lm)})
+        folder = self.run.folder / "deviations" / name
+        return Run(settings, folder, self.run.stages, self.run, self.run.reading)
+
+    def points(self, run: Run, name: str, given: SAESettings, shift: int = 0) -> list[dict]:
+        hook = stages.hook(run)
+        settings, _ = studies.at_l0(run, hook, given, studies.L0)
+        found = []
+        for seed in studies.SEEDS:
+            seeded = studies.changed(settings, seed=seed + shift)
+            record = sweep.measure(run, hook, seeded)
+            more = self.more(run, hook, seeded, np.array(record["density"]))
+            found.append({"contender": name} | sweep.plain_record(record) | more | {"seed": seed})
+        return found
+
+    def more(self, run: Run, hook: HookPoint, settings: SAESettings, density: np.ndarray) -> dict:
+        """Information of rules; which features look dead by the original's test, and how far
+        features differ in norm.
+        """
+        folder = sweep.folder_of(run, settings)
+        where = f"deviations/{run.folder.name}/{folder.name}"
+        made_from = stages.fingerprint_of(run, settings)
+        made_from |= stages.section(run, "interpretability")
+        if (found := run.saved_results(where, made_from)) is None:
+            sae = SparseAutoencoder.load(folder, hook.device)
+            silent = silent_on(sae, harvest(hook, self.sample_rows).float()).cpu().numpy()
+            norms = np.quantile(sae.W_dec.norm(dim=1).cpu().numpy(), (0.05, 0.5, 0.95))
+            found = {
+                "information": self.sanity.information(hook, sae, settings.seed)[2],
+                "called_dead": silent.mean(),
+                "wrongly": (density > 0)[silent].mean() if silent.any() else None,
+                "wrongly_expected": wrongly_called_dead(density, self.sample_rows.size),
+                "norms": (norms / norms[1])[[0, 2]].tolist(),
+            }
+            run.save_results(where, found, made_from)
+        return found
+
+    def carried(self, rates: dict[str, float]) -> list[dict]:
+        """λ as it is, at other widths of the layer: what L0 it gives."""
+        found = []
+        for width in WIDTHS:
+            same = width == self.run.settings.lm.d_mlp
+            run = self.run if same else self.other_model(f"d_mlp_{width}", d_mlp=width)
+            for name in ("original", "original+loss_units", "method"):
+                settings = self.settings(name, lr=rates[base_of(name)], seed=studies.SEEDS[0])
+                record = sweep.plain_record(sweep.measure(run, stages.hook(run), settings))
+                found.append({"contender": name, "d_mlp": width} | record)
+        return found
+
+    def loss(self, run: Run) -> float:
+        return run.summary("language_model")["curve"][-1]["heldout"]
+
+
+def base_of(name: str) -> str:
+    return next(base for base in BASES if name.startswith(base))
+
+
+def wrongly_called_dead(density: Float[np.ndarray, " d_sae"], n: int) -> float | None:
+    """Of the features that are silent on `n` activations, the share that fire elsewhere, expected
+    from their densities p: Σ_{p > 0} (1 − p)^n over that and the number with p = 0.
+    """
+    missed = ((1 - density[density > 0]) ** n).sum()
+    silent = missed + (density == 0).sum()
+    return float(missed / silent) if silent else None
+
+
+def top_examples(run: Run) -> dict:
+    """`first_against_top` of the run's own autoencoder, on held-out text."""
+    sae, rows = run.get("autoencoder"), stages.heldout_rows(run, run.settings.evaluation.tokens)
+    return first_against_top(firing(stages.hook(run), {"": sae}, rows)[""])
+
+
+def first_against_top(fired: list[Firing], kept: int = KEPT, shown: int = SHOWN) -> dict:
+    """Which of the `shown` strongest firings of a feature are among those that are shown when only
+    its first `kept` are looked at: of features that fire more often.
+    """
+    often, shared, strongest = 0, [], []
+    for unit in fired:
+        if len(unit.token) <= kept:
+            continue
+        order = np.argsort(-unit.value, kind="stable")
+        often += 1
+        shared.append((order[:shown] < kept).mean())
+        strongest.append(order[0] < kept)
+    return {
+        "often": often / len(fired),
+        "shared": float(np.median(shared)) if often else None,
+        "strongest": float(np.mean(strongest)) if often else None,
+        "kept": kept,
+        "shown": shown,
+    }
+
+
+def full_budget(run: Run) -> dict:
+    """Make `results/study_full_budget.json`: `ward_2024` as it was given, once, on as many
+    activations as the original's.
+    """
+    given = of_recipe(run.settings.sae, "ward_2024")
+    settings = studies.changed(given, precision="float32", activations=FACTS["activations"])
+    record = sweep.plain_record(sweep.measure(run, stages.hook(run), settings))
+    summary = stages.read_summary(sweep.folder_of(run, settings))
+    every = max(1, len(summary["curve"]) // CURVE)
+    batch = summary["recipe"]["batch"]
+    dead = [
+        {"activations": event["step"] * batch, "dead": event["dead"] / settings.d_sae}
+        for event in summary["resampling"]
+    ]
+    curve = [{"activations": p["step"] * batch} | p for p in summary["curve"][::every]]
+    found = {"record": record, "dead": dead, "curve": curve, "about": studies.about(run)}
+    run.save_results("study_full_budget", found)
+    return run.load_results("study_full_budget")

@@ -1,0 +1,174 @@
+"""What the study of the original's deviations found, as sentences, tables and figures."""
+
+import pandas as pd
+import plotly.express as px
+import plotly.graph_objects as go
+
+from sae_lib.figures import PALETTE, colour
+from sae_lib.formats import count, interval, percent, signed
+from suite.original import FACTS
+from suite.study_figures import mean_and_half_width
+
+TITLES = {
+    "norm": "decoder normalised along dimensions",
+    "dead_test": f"dead after {FACTS['dead_sample']:,} silent activations",
+    "resampling_end": "resampling to the end of training",
+    "loss_units": "squared error as a mean, λ to match",
+    "b_dec": "b_dec starts at random",
+    "encoder_start": "encoder starts independently",
+    "positions": "one position of each row",
+    "attention": "the original's attention",
+    "other seeds": "nothing but other seeds (null)",
+}
+PRIMARY = "recovered_mean"  # declared before the study was run
+# measure → (what it is called, factor)
+MEASURES = {
+    PRIMARY: ("loss recovered (mean ablation), percentage points", 100),
+    "information": ("information explained by rules, percentage points", 100),
+    "alive": ("features alive", 1),
+}
+WHERE = {"original": "in the original", "method": "in the method"}
+
+
+def effects(study: dict) -> pd.DataFrame:
+    """A row per deviation, base and measure: what the deviation changes, with it minus without it,
+    paired by seed: `effect` and its 95 % interval `low`, `high` (Student's t; None for one seed).
+
+    `original+X` has X put right, so the effect of X is the original's value minus its.
+    """
+    points, records = pd.DataFrame(study["points"]).set_index("seed"), []
+    values = dict(list(points.groupby("contender", sort=False)))
+    for name, of in values.items():
+        base = next(base for base in WHERE if name.startswith(base))
+        if name == base:
+            continue
+        deviation, sign = name[len(base) :].strip("+-, "), -1 if "+" in name else 1
+        for measure, (_, factor) in MEASURES.items():
+            changes = sign * factor * (of[measure] - values[base][measure]).astype(float)
+            mean, half = mean_and_half_width(changes.dropna())
+            ends = [mean - half, mean + half] if half == half else [None, None]
+            records.append((base, deviation, measure, mean, *ends))
+    return pd.DataFrame(records, columns=["base", "deviation", "measure", "effect", "low", "high"])
+
+
+def sentence(study: dict) -> str:
+    """Which deviations change the primary measure, and which do not, whichever way it came out."""
+    rows = effects(study)
+    said = []
+    for base, of in rows[rows["measure"] == PRIMARY].groupby("base", sort=False):
+        shown = [r for r in of.to_dict("records") if r["low"] is not None]
+        apart = [r for r in shown if r["low"] > 0 or r["high"] < 0]
+        named = []
+        for r in sorted(apart, key=lambda r: r["effect"]):
+            ends = interval(r["low"], r["high"], signed)
+            named.append(f"{TITLES[r['deviation']]} {signed(r['effect'])} ({ends})")
+        none = [TITLES[r["deviation"]] for r in of.to_dict("records") if r not in apart]
+        said.append(
+            f"{WHERE[base].capitalize()}, {len(apart)} of {len(of)} change the loss recovered at"
+            f" equal L0, in percentage points"
+            + (f": {'; '.join(named)}." if named else ".")
+            + (f" No change is shown by: {'; '.join(none)}." if none else "")
+        )
+    return " ".join(said)
+
+
+def rows(study: dict) -> list[dict[str, str]]:
+    """The table: a row per deviation and base."""
+    table = []
+    for (base, deviation), of in effects(study).groupby(["base", "deviation"], sort=False):
+        cells = {"Deviation": TITLES[deviation], "": WHERE[base]}
+        for r in of.to_dict("records"):
+            ends = f" ({interval(r['low'], r['high'], signed)})" if r["low"] is not None else ""
+            cells[MEASURES[r["measure"]][0]] = signed(r["effect"]) + ends
+        table.append(cells)
+    return table
+
+
+def contenders(study: dict) -> pd.DataFrame:
+    """Means over seeds: what each is like, and whom the original's test calls dead."""
+    points = pd.DataFrame(study["points"])
+    columns = ["l0_mean", PRIMARY, "alive", "information", "called_dead", "wrongly"]
+    columns += ["wrongly_expected", "seconds"]
+    return (
+        points.astype({c: float for c in columns}).groupby("contender", sort=False)[columns].mean()
+    )
+
+
+def figure(study: dict) -> go.Figure:
+    """What each deviation changes, a panel per measure; bars are 95 % intervals over seeds."""
+    found = effects(study)
+    found["half"] = (found["high"].astype(float) - found["low"].astype(float)) / 2
+    found = found.replace({"deviation": TITLES, "base": WHERE})
+    fig = px.scatter(
+        found.replace({"measure": {m: title for m, (title, _) in MEASURES.items()}}),
+        x="effect",
+        y="deviation",
+        color="base",
+        error_x="half",
+        facet_col="measure",
+        facet_col_spacing=0.03,
+        category_orders={"deviation": list(TITLES.values())},
+        color_discrete_sequence=[colour("ward_2024"), colour("bricken_2023")],
+        labels={"effect": "", "deviation": "", "base": ""},
+        title="What each deviation of the original changes, at the same L0",
+    )
+    fig.update_xaxes(matches=None).add_vline(0, line_dash="dot", line_color=PALETTE[5])
+    fig.for_each_annotation(
+        lambda note: note.update(text=note.text.partition("=")[2].replace(", ", "<br>"))
+    )
+    return fig.update_layout(legend=dict(orientation="h", y=-0.15), scattermode="group")
+
+
+def carried_rows(study: dict) -> list[dict[str, str]]:
+    """L0 where λ is kept while the layer's width changes."""
+    table = pd.DataFrame(study["carried"]).pivot(
+        index="contender", columns="d_mlp", values="l0_mean"
+    )
+    names = {
+        "original": "mean over dimensions (original)",
+        "original+loss_units": "sum over dimensions",
+        "method": "sum, activations scaled to d_in (method)",
+    }
+    return [
+        {"Squared error": title}
+        | {f"L0 at {count(width)} neurons": f"{table.loc[name, width]:.1f}" for width in table}
+        for name, title in names.items()
+    ]
+
+
+def full_sentence(study: dict) -> str:
+    """How the original's own budget ends, beside what it reported."""
+    record, dead = study["record"], pd.DataFrame(study["dead"])
+    after = dead["dead"][dead["activations"] > 0.08 * record["activations"]]
+    most = dead.loc[dead["dead"].idxmax()]
+    return (
+        f"On {record['activations'] / 1e6:.1f} million activations the original's test finds"
+        f" {percent(dead['dead'].iloc[0])} of the features dead at its first resampling,"
+        f" {percent(most['dead'])} at most (after {most['activations'] / 1e6:.1f} million), and"
+        f" {percent(after.min())} to {percent(after.max())} after 8 % of training; it reported"
+        f" {percent(FACTS['dead_peak'])} at most and {percent(FACTS['dead_low'])} to"
+        f" {percent(FACTS['dead_high'])} later. In the end {percent(record['recovered_zero'])} of"
+        f" the loss is recovered against zero ablation ({percent(FACTS['recovered_zero'])} there)"
+        f" and {percent(record['recovered_mean'])} against mean ablation, at L0"
+        f" {record['l0_mean']:.1f} ({FACTS['l0_mean']:.0f} there)."
+    )
+
+
+def full_figure(study: dict) -> go.Figure:
+    """Dead by the original's test at every resampling, and silent on the training stream."""
+    dead, reported = pd.DataFrame(study["dead"]), PALETTE[5]
+    fig = go.Figure()
+    fig.add_scatter(
+        x=dead["activations"],
+        y=dead["dead"],
+        mode="lines+markers",
+        name="dead by the original's test",
+        line_color=colour("ward_2024"),
+    )
+    for value, text in (("dead_low", "least"), ("dead_high", "most"), ("dead_peak", "peak")):
+        fig.add_hline(
+            FACTS[value], line_dash="dot", line_color=reported, annotation_text=f"reported: {text}"
+        )
+    fig.update_layout(title="The original at its full budget: what its test calls dead")
+    fig.update_yaxes(tickformat=".0%", title="of features", rangemode="tozero")
+    return fig.update_xaxes(title="activations seen")
