@@ -102,7 +102,7 @@ class TokenizerSettings(Section):
 class LanguageModelSettings(Section):
     source: Text = "train"  # or a hub name or local folder with a trained causal language model
     architecture: Literal["gpt2", "llama"] = "gpt2"
-    # "ward_2024", of gpt2: as in the original, scaled by 1/√d_model and without an output projection
+    # "ward_2024", for gpt2: scaled by 1/√d_model and without an output projection
     attention: Literal["standard", "ward_2024"] = "standard"
     n_layer: Thousand = 1
     d_model: Width = 128

@@ -13,7 +13,7 @@ from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.recipes import RECIPES, of_recipe, read_recipes
 from sae_lib.sae.resampling import silent_on
 from sae_lib.settings import SAESettings
-from suite import stages, studies, sweep
+from suite import stages, sweep
 from suite.original import FACTS
 from suite.runs import Run
 from suite.sanity import Sanity
@@ -43,7 +43,7 @@ def study(run: Run) -> dict:
     """
     with known_recipes():
         found = Deviations(run).study()
-    run.save_results("study_deviations", found | {"about": studies.about(run)})
+    run.save_results("study_deviations", found | {"about": sweep.about(run)})
     return run.load_results("study_deviations")
 
 
@@ -58,9 +58,9 @@ class Deviations:
     def study(self) -> dict:
         hook, rates, tuning, points = stages.hook(self.run), {}, [], []
         for base in BASES:
-            grid = studies.WARD_RATES if base == "original" else studies.RATES
+            grid = sweep.WARD_RATES if base == "original" else sweep.RATES
             given = self.settings(base)
-            best, tried = studies.at_its_best_rate(self.run, hook, given, OWN[base].lr, grid)
+            best, tried = sweep.at_its_best_rate(self.run, hook, given, OWN[base].lr, grid)
             rates[base], tuning = best.lr, tuning + tried
         for name in OWN:
             settings = self.settings(name, lr=rates[base_of(name)])
@@ -78,7 +78,7 @@ class Deviations:
 
     def settings(self, name: str, **values) -> SAESettings:
         given = of_recipe(self.run.settings.sae, name)
-        return studies.changed(given, precision="float32", **values)
+        return sweep.changed(given, precision="float32", **values)
 
     def other_model(self, name: str, **lm) -> Run:
         """The run on a language model of its own, which differs in `lm`, on the same text."""
@@ -89,10 +89,10 @@ class Deviations:
 
     def points(self, run: Run, name: str, given: SAESettings, shift: int = 0) -> list[dict]:
         hook = stages.hook(run)
-        settings, _ = studies.at_l0(run, hook, given, studies.L0)
+        settings, _ = sweep.at_l0(run, hook, given, sweep.L0)
         found = []
-        for seed in studies.SEEDS:
-            seeded = studies.changed(settings, seed=seed + shift)
+        for seed in sweep.SEEDS:
+            seeded = sweep.changed(settings, seed=seed + shift)
             record = sweep.measure(run, hook, seeded)
             more = self.more(run, hook, seeded, np.array(record["density"]))
             found.append({"contender": name} | sweep.plain_record(record) | more | {"seed": seed})
@@ -127,7 +127,7 @@ class Deviations:
             same = width == self.run.settings.lm.d_mlp
             run = self.run if same else self.other_model(f"d_mlp_{width}", d_mlp=width)
             for name in ("original", "original+loss_units", "method"):
-                settings = self.settings(name, lr=rates[base_of(name)], seed=studies.SEEDS[0])
+                settings = self.settings(name, lr=rates[base_of(name)], seed=sweep.SEEDS[0])
                 record = sweep.plain_record(sweep.measure(run, stages.hook(run), settings))
                 found.append({"contender": name, "d_mlp": width} | record)
         return found
@@ -181,7 +181,7 @@ def full_budget(run: Run) -> dict:
     activations as the original's.
     """
     given = of_recipe(run.settings.sae, "ward_2024")
-    settings = studies.changed(given, precision="float32", activations=FACTS["activations"])
+    settings = sweep.changed(given, precision="float32", activations=FACTS["activations"])
     record = sweep.plain_record(sweep.measure(run, stages.hook(run), settings))
     summary = stages.read_summary(sweep.folder_of(run, settings))
     every = max(1, len(summary["curve"]) // CURVE)
@@ -191,6 +191,6 @@ def full_budget(run: Run) -> dict:
         for event in summary["resampling"]
     ]
     curve = [{"activations": p["step"] * batch} | p for p in summary["curve"][::every]]
-    found = {"record": record, "dead": dead, "curve": curve, "about": studies.about(run)}
+    found = {"record": record, "dead": dead, "curve": curve, "about": sweep.about(run)}
     run.save_results("study_full_budget", found)
     return run.load_results("study_full_budget")

@@ -3,10 +3,6 @@ seeds, on one language model.
 """
 
 import itertools
-import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
-from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -15,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from sae_lib.errors import SettingsError, TrainingError
+from sae_lib.errors import SettingsError
 from sae_lib.features.agreement import matched_correlation, mmcs
 from sae_lib.features.firing import Firing, firing
 from sae_lib.model.activations import HookPoint, harvest
@@ -25,13 +21,7 @@ from sae_lib.settings import SAESettings
 from suite import stages, study_figures, sweep
 from suite.runs import Run
 
-SEEDS = (0, 1, 2)
-NEAR = 0.2  # of log L0: rates that come no nearer are not compared
-L0 = 16.0  # at which everything is compared
 FRONTIER = (8.0, 32.0)  # further ones
-RATES = (0.5, 1.0, 2.0)  # times a recipe's learning rate; the best one at that L0 is kept
-FURTHER = 4  # steps beyond them at most, while the best one is at an edge
-WARD_RATES = (10.0, 30.0)  # times ward_2024's, which is far from done at its own
 CHECKS = 25  # for stopping early, in the study of the classical recipe
 GRID = {
     "l1": (0.25, 0.5, 1.0, 2.0),
@@ -43,7 +33,6 @@ NULL_SEED = 10_000_019  # far from the seeds that autoencoders start from
 # dictionary counts as part of one of a narrow
 CHILD = 0.5
 SPLIT_TOKENS = 131_072
-Trained = list[tuple[SAESettings, dict]]  # autoencoders and their records
 
 
 def study(run: Run, which: str) -> dict:
@@ -58,25 +47,8 @@ def study(run: Run, which: str) -> dict:
     }
     run.path("language_model")
     results = studies[which](run, stages.hook(run))
-    run.save_results(f"study_{which}", results | {"about": about(run)})
+    run.save_results(f"study_{which}", results | {"about": sweep.about(run)})
     return run.load_results(f"study_{which}")
-
-
-def about(run: Run) -> dict:
-    """What a study was made on."""
-    return {
-        "corpus": run.settings.corpus.source.rpartition("/")[2],
-        "activations": run.settings.sae.activations,
-        "l0": L0,
-        "seeds": len(SEEDS),
-        "choosing": stages.CHOOSING,
-        "lm_tokens": run.summary("language_model")["tokens"],
-        "heldout_tokens": run.settings.evaluation.tokens,
-    }
-
-
-def changed(settings: SAESettings, **values) -> SAESettings:
-    return settings.model_copy(update=values)
 
 
 def recipes_study(run: Run, hook: HookPoint) -> dict:
@@ -85,76 +57,28 @@ def recipes_study(run: Run, hook: HookPoint) -> dict:
     """
     base, tuning, chosen = run.settings.sae, [], {}
     for name, recipe in RECIPES.items():
-        given = changed(of_recipe(base, name), precision="float32")
-        rates = WARD_RATES if name == "ward_2024" else RATES
-        best, found = at_its_best_rate(run, hook, given, recipe.lr, rates)
+        given = sweep.changed(of_recipe(base, name), precision="float32")
+        rates = sweep.WARD_RATES if name == "ward_2024" else sweep.RATES
+        best, found = sweep.at_its_best_rate(run, hook, given, recipe.lr, rates)
         tuning += found
         contender = "ward_2024, retuned" if name == "ward_2024" else name
-        chosen[contender], _ = at_l0(run, hook, best, L0)
+        chosen[contender], _ = sweep.at_l0(run, hook, best, sweep.L0)
     further = list(chosen.values())
-    chosen["bricken_2023, bfloat16"] = changed(chosen["bricken_2023"], precision="bfloat16")
-    as_given = changed(of_recipe(base, "ward_2024"), precision="float32")
+    chosen["bricken_2023, bfloat16"] = sweep.changed(chosen["bricken_2023"], precision="bfloat16")
+    as_given = sweep.changed(of_recipe(base, "ward_2024"), precision="float32")
     chosen["ward_2024, as given"] = as_given
     points = [
-        {"contender": name, "l0": L0} | record
+        {"contender": name, "l0": sweep.L0} | record
         for name, settings in chosen.items()
         for record in of_seeds(run, hook, settings)
     ]
     agreement = {name: agreement_of_seeds(run, hook, settings) for name, settings in chosen.items()}
     for settings, l0 in itertools.product(further, FRONTIER):
-        at_l0(run, hook, settings, l0, tries=2, tolerance=0.5)
+        sweep.at_l0(run, hook, settings, l0, tries=2, tolerance=0.5)
     for name, settings in chosen.items():
         others = trained_on_the_way(run, settings, points)
         points += [{"contender": name, "l0": None} | record for record in others]
     return {"points": points, "tuning": tuning, "mmcs": agreement}
-
-
-def at_its_best_rate(
-    run: Run, hook: HookPoint, given: SAESettings, lr: float, rates: Sequence[float]
-) -> tuple[SAESettings, list[dict]]:
-    """(settings near the L0 at the rate, of `rates` times `lr` and further ones while the best is
-    at an end, that recovers most there; the records of all).
-    """
-
-    def trained(times: float) -> Trained:
-        return [at_l0(run, hook, changed(given, lr=_rounded(lr * times)), L0, tolerance=0.15)]
-
-    found = until_the_best_is_inside(rates, trained, _comparable_and_recovered)
-    best, _ = max(found, key=lambda pair: _comparable_and_recovered(pair[1]))
-    return best, [sweep.plain_record(record) for _, record in found]
-
-
-def _comparable_and_recovered(record: dict) -> tuple[bool, float]:
-    """Orders the points of a recipe: first those near enough to the L0, then by loss recovered."""
-    return abs(_off(record, L0)) < NEAR, record["choosing"]["recovered_mean"]
-
-
-def _off(record: dict, l0: float) -> float:
-    """log(L0 / l0), where settings are chosen."""
-    return math.log(max(record["choosing"]["l0_mean"], 1e-2) / l0)
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.4g}")
-
-
-def until_the_best_is_inside(
-    grid: Sequence[float], train: Callable[[float], Trained], score: Callable[[dict], Any]
-) -> Trained:
-    """Train at every value of `grid`; while the best by `score` is at one of its ends, also at
-    the next value beyond, at most `FURTHER` times. Values at which training fails are left out.
-    """
-    found: dict[float, Trained] = {}
-    wanted = list(grid)
-    for _ in range(FURTHER + 1):
-        for value in wanted:
-            with suppress(TrainingError) if found else nullcontext():
-                found[value] = train(value)
-        best = max(found, key=lambda value: max(score(record) for _, record in found[value]))
-        values = sorted({*found, *wanted})
-        beyond = {a: a * a / b for a, b in (values[:2], values[:-3:-1])} if values[1:] else {}
-        wanted = [beyond[best]] if best in beyond else []
-    return list(itertools.chain.from_iterable(found.values()))
 
 
 def trained_on_the_way(run: Run, settings: SAESettings, known: list[dict]) -> list[dict]:
@@ -184,10 +108,12 @@ def widths_study(run: Run, hook: HookPoint) -> dict:
     """
     base, points, agreement, first = run.settings.sae, [], {}, {}
     for width in WIDTHS:
-        settings, _ = at_l0(run, hook, changed(base, d_sae=width, precision="float32"), L0)
+        settings, _ = sweep.at_l0(
+            run, hook, sweep.changed(base, d_sae=width, precision="float32"), sweep.L0
+        )
         points += of_seeds(run, hook, settings)
         agreement[width] = agreement_of_seeds(run, hook, settings)
-        first[width] = changed(settings, seed=SEEDS[0])
+        first[width] = sweep.changed(settings, seed=sweep.SEEDS[0])
     splits = [
         {"narrow": a, "wide": b} | splitting(run, hook, first[a], first[b])
         for a, b in [*itertools.pairwise(WIDTHS), (WIDTHS[0], WIDTHS[-2])]
@@ -202,19 +128,23 @@ def classical_study(run: Run, hook: HookPoint) -> dict:
     base, recipe = run.settings.sae, RECIPES["tied"]
     d_in = hook.activations(torch.zeros(1, 1, dtype=torch.long, device=hook.device)).shape[-1]
     check_every = max(1, base.activations // recipe.batch // CHECKS)
-    given = changed(of_recipe(base, "tied"), seed=SEEDS[0], check_every=check_every)
+    given = sweep.changed(of_recipe(base, "tied"), seed=sweep.SEEDS[0], check_every=check_every)
 
-    def trained(rate: float) -> Trained:
+    def trained(rate: float) -> sweep.Trained:
         found = []
         for times, l1 in itertools.product((2, 4), GRID["l1"]):
-            values = {"d_sae": times * d_in, "l1": recipe.l1 * l1, "lr": _rounded(recipe.lr * rate)}
-            settings = changed(given, **values)
+            values = {
+                "d_sae": times * d_in,
+                "l1": recipe.l1 * l1,
+                "lr": sweep.rounded(recipe.lr * rate),
+            }
+            settings = sweep.changed(given, **values)
             record = sweep.plain_record(sweep.measure(run, hook, settings))
             score = record["choosing"]["fvu"] + record["choosing"]["l0_mean"] / d_in
             found.append((settings, record | {"score": score}))
         return found
 
-    tried = until_the_best_is_inside(GRID["lr"], trained, lambda record: -record["score"])
+    tried = sweep.until_the_best_is_inside(GRID["lr"], trained, lambda record: -record["score"])
     best, _ = min(tried, key=lambda pair: pair[1]["score"])
     return {
         "points": [record for _, record in tried],
@@ -230,12 +160,12 @@ def resampling_study(run: Run, hook: HookPoint) -> dict:
     """The run's recipe from either start, with resampling and without it, at the run's own λ:
     what is dead at the end and along the way, and the differences that resampling makes.
     """
-    base, points, curves = changed(run.settings.sae, resampling=True), [], []
+    base, points, curves = sweep.changed(run.settings.sae, resampling=True), [], []
     if resolve(base).resampling is None:
         raise SettingsError(f"study resampling: recipe {base.recipe} resamples nothing")
-    for start, on, seed in itertools.product(study_figures.STARTS, (False, True), SEEDS):
+    for start, on, seed in itertools.product(study_figures.STARTS, (False, True), sweep.SEEDS):
         at = base.resample_at if on else None
-        settings = changed(base, init=start, resampling=on, resample_at=at, seed=seed)
+        settings = sweep.changed(base, init=start, resampling=on, resample_at=at, seed=seed)
         record = sweep.plain_record(sweep.measure(run, hook, settings))
         summary = stages.read_summary(sweep.folder_of(run, settings))
         touched = sum(event["resampled"] for event in summary["resampling"])
@@ -249,42 +179,10 @@ def resampling_study(run: Run, hook: HookPoint) -> dict:
     return study | {"sentence": study_figures.resampling_sentence(study)}
 
 
-def at_l0(
-    run: Run,
-    hook: HookPoint,
-    settings: SAESettings,
-    l0: float,
-    tolerance: float = 0.05,
-    tries: int = 4,
-) -> tuple[SAESettings, dict]:
-    """The settings with λ (or k) such that the L0 on the choosing part of the held-out documents
-    is within `tolerance` of `l0`, or as near as `tries` trainings come; and that training's record.
-
-    log L0 falls about linearly with log λ: a first guess from the recipe's λ, then secants.
-    """
-    settings = changed(settings, seed=SEEDS[0])
-    recipe = resolve(settings)
-    if recipe.k:
-        settings = changed(settings, k=round(l0))
-        return settings, sweep.measure(run, hook, settings)
-    tried: list[tuple[float, float, SAESettings, dict]] = []  # log(L0 / l0), log λ
-    log_l1, slope = math.log(recipe.l1) - math.log(l0 / L0), -1.0
-    for _ in range(tries):
-        candidate = changed(settings, l1=float(f"{math.exp(log_l1):.4g}"))
-        record = sweep.measure(run, hook, candidate)
-        tried.append((_off(record, l0), log_l1, candidate, record))
-        tried.sort(key=lambda attempt: abs(attempt[0]))
-        off, nearest, *_ = tried[0]
-        if abs(off) <= math.log1p(tolerance):
-            break
-        if len(tried) > 1 and nearest != tried[1][1]:
-            slope = min(-0.3, max(-4.0, (tried[1][0] - off) / (tried[1][1] - nearest)))
-        log_l1 = nearest - off / slope
-    return tried[0][2:]
-
-
 def of_seeds(run: Run, hook: HookPoint, settings: SAESettings) -> list[dict]:
-    measured = (sweep.measure(run, hook, changed(settings, seed=seed)) for seed in SEEDS)
+    measured = (
+        sweep.measure(run, hook, sweep.changed(settings, seed=seed)) for seed in sweep.SEEDS
+    )
     return [sweep.plain_record(record) for record in measured]
 
 
@@ -293,7 +191,9 @@ def agreement_of_seeds(run: Run, hook: HookPoint, settings: SAESettings) -> dict
     to one {"matched"}. The same with as many random directions {"null"} and activations around
     their mean {"data", "matched_data"} in place of the other seed's.
     """
-    living = [living_directions(run, hook, changed(settings, seed=seed)) for seed in SEEDS]
+    living = [
+        living_directions(run, hook, sweep.changed(settings, seed=seed)) for seed in sweep.SEEDS
+    ]
     pairs = [mmcs(a, b) for a, b in itertools.permutations(living, 2)]
     random = torch.randn(living[0].shape, generator=torch.Generator().manual_seed(NULL_SEED))
     x = harvest(hook, stages.heldout_rows(run, SPLIT_TOKENS)).float().cpu()

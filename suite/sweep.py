@@ -4,12 +4,15 @@ recovered that they draw.
 
 import itertools
 import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from sae_lib.errors import CorpusError, SettingsError, shown
+from sae_lib.errors import CorpusError, SettingsError, TrainingError, shown
 from sae_lib.features import evaluation
 from sae_lib.files import digest
 from sae_lib.model.activations import HookPoint
@@ -21,6 +24,13 @@ from suite import stages, study_figures
 from suite.runs import Run
 
 MOST_POINTS = 1000
+SEEDS = (0, 1, 2)
+NEAR = 0.2  # of log L0: rates that come no nearer are not compared
+L0 = 16.0  # at which everything is compared
+RATES = (0.5, 1.0, 2.0)  # times a recipe's learning rate; the best one at that L0 is kept
+FURTHER = 4  # steps beyond them at most, while the best one is at an edge
+WARD_RATES = (10.0, 30.0)  # times ward_2024's, which is far from done at its own
+Trained = list[tuple[SAESettings, dict]]  # autoencoders and their records
 SETTING = ["recipe", "d_sae", "lambda", "k", "lr", "precision", "activations"]
 
 
@@ -138,6 +148,105 @@ def folder_of(run: Run, settings: SAESettings) -> Path:
 
 def point_name(settings: SAESettings) -> str:
     return f"{settings.recipe}-{digest(training.training_fingerprint(settings))[:8]}"
+
+
+def changed(settings: SAESettings, **values) -> SAESettings:
+    return settings.model_copy(update=values)
+
+
+def about(run: Run) -> dict:
+    """What a study was made on."""
+    return {
+        "corpus": run.settings.corpus.source.rpartition("/")[2],
+        "activations": run.settings.sae.activations,
+        "l0": L0,
+        "seeds": len(SEEDS),
+        "choosing": stages.CHOOSING,
+        "lm_tokens": run.summary("language_model")["tokens"],
+        "heldout_tokens": run.settings.evaluation.tokens,
+    }
+
+
+def at_its_best_rate(
+    run: Run, hook: HookPoint, given: SAESettings, lr: float, rates: Sequence[float]
+) -> tuple[SAESettings, list[dict]]:
+    """(settings near the L0 at the rate, of `rates` times `lr` and further ones while the best is
+    at an end, that recovers most there; the records of all).
+    """
+
+    def trained(times: float) -> Trained:
+        return [at_l0(run, hook, changed(given, lr=rounded(lr * times)), L0, tolerance=0.15)]
+
+    found = until_the_best_is_inside(rates, trained, _comparable_and_recovered)
+    best, _ = max(found, key=lambda pair: _comparable_and_recovered(pair[1]))
+    return best, [plain_record(record) for _, record in found]
+
+
+def _comparable_and_recovered(record: dict) -> tuple[bool, float]:
+    """Orders the points of a recipe: first those near enough to the L0, then by loss recovered."""
+    return abs(_off(record, L0)) < NEAR, record["choosing"]["recovered_mean"]
+
+
+def _off(record: dict, l0: float) -> float:
+    """log(L0 / l0), where settings are chosen."""
+    return math.log(max(record["choosing"]["l0_mean"], 1e-2) / l0)
+
+
+def rounded(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def until_the_best_is_inside(
+    grid: Sequence[float], train: Callable[[float], Trained], score: Callable[[dict], Any]
+) -> Trained:
+    """Train at every value of `grid`; while the best by `score` is at one of its ends, also at
+    the next value beyond, at most `FURTHER` times. Values at which training fails are left out.
+    """
+    found: dict[float, Trained] = {}
+    wanted = list(grid)
+    for _ in range(FURTHER + 1):
+        for value in wanted:
+            with suppress(TrainingError) if found else nullcontext():
+                found[value] = train(value)
+        best = max(found, key=lambda value: max(score(record) for _, record in found[value]))
+        values = sorted({*found, *wanted})
+        beyond = {a: a * a / b for a, b in (values[:2], values[:-3:-1])} if values[1:] else {}
+        wanted = [beyond[best]] if best in beyond else []
+    return list(itertools.chain.from_iterable(found.values()))
+
+
+def at_l0(
+    run: Run,
+    hook: HookPoint,
+    settings: SAESettings,
+    l0: float,
+    tolerance: float = 0.05,
+    tries: int = 4,
+) -> tuple[SAESettings, dict]:
+    """The settings with λ (or k) such that the L0 on the choosing part of the held-out documents
+    is within `tolerance` of `l0`, or as near as `tries` trainings come; and that training's record.
+
+    log L0 falls about linearly with log λ: a first guess from the recipe's λ, then secants.
+    """
+    settings = changed(settings, seed=SEEDS[0])
+    recipe = resolve(settings)
+    if recipe.k:
+        settings = changed(settings, k=round(l0))
+        return settings, measure(run, hook, settings)
+    tried: list[tuple[float, float, SAESettings, dict]] = []  # log(L0 / l0), log λ
+    log_l1, slope = math.log(recipe.l1) - math.log(l0 / L0), -1.0
+    for _ in range(tries):
+        candidate = changed(settings, l1=float(f"{math.exp(log_l1):.4g}"))
+        record = measure(run, hook, candidate)
+        tried.append((_off(record, l0), log_l1, candidate, record))
+        tried.sort(key=lambda attempt: abs(attempt[0]))
+        off, nearest, *_ = tried[0]
+        if abs(off) <= math.log1p(tolerance):
+            break
+        if len(tried) > 1 and nearest != tried[1][1]:
+            slope = min(-0.3, max(-4.0, (tried[1][0] - off) / (tried[1][1] - nearest)))
+        log_l1 = nearest - off / slope
+    return tried[0][2:]
 
 
 def table(points: list[dict]) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from sae_lib.model.activations import one_position_each
 from sae_lib.sae.initialise import initialise
 from sae_lib.sae.recipes import RECIPES, of_recipe, resolve
 from sae_lib.settings import LanguageModelSettings
-from suite import deviations, deviations_views, stages, studies
+from suite import deviations, deviations_views, stages, sweep
 from suite.original import FACTS
 
 
@@ -173,7 +173,7 @@ def small_study(small_overrides, small_run):
         patch.setattr(deviations, "OWN", own)
         patch.setattr(deviations, "WIDTHS", (32, 64))
         for name, value in (("SEEDS", (0, 1)), ("RATES", (1.0,)), ("WARD_RATES", (10.0,))):
-            patch.setattr(studies, name, value)
+            patch.setattr(sweep, name, value)
         patch.setitem(FACTS, "activations", 30000)
         yield run, deviations.study(run), deviations.full_budget(run)
 

@@ -39,7 +39,7 @@ def fake_measure(slope, factor):
 def test_the_penalty_is_found_for_an_l0(small_run, hook, monkeypatch, slope, factor):
     measure, asked = fake_measure(slope, factor)
     monkeypatch.setattr(sweep, "measure", measure)
-    settings, record = studies.at_l0(small_run, hook, small_run.settings.sae, 16.0)
+    settings, record = sweep.at_l0(small_run, hook, small_run.settings.sae, 16.0)
     assert (
         record["choosing"]["l0_mean"] == pytest.approx(16, rel=0.05)
         and settings.l1 == asked[-1]
@@ -52,7 +52,7 @@ def test_topk_is_given_its_k_and_trained_once(small_run, hook, monkeypatch):
     monkeypatch.setattr(
         sweep, "measure", lambda run, hook, s: asked.append(s.k) or {"l0_mean": 16.0}
     )
-    settings, _ = studies.at_l0(
+    settings, _ = sweep.at_l0(
         small_run, hook, small_run.settings.sae.model_copy(update={"recipe": "topk"}), 16.0
     )
     assert asked == [16] and settings.k == 16
@@ -83,10 +83,10 @@ def study_run(small_overrides, small_run, tmp_path_factory):
         ],
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(studies, "SEEDS", (0, 1))
+        patch.setattr(sweep, "SEEDS", (0, 1))
         patch.setattr(studies, "WIDTHS", (32, 64))
-        patch.setattr(studies, "RATES", (1.0,))
-        patch.setattr(studies, "WARD_RATES", (10.0,))
+        patch.setattr(sweep, "RATES", (1.0,))
+        patch.setattr(sweep, "WARD_RATES", (10.0,))
         patch.setattr(
             studies,
             "RECIPES",
@@ -181,7 +181,7 @@ def test_the_classical_study_keeps_the_best_score(study_run):
     ],
 )
 def test_a_grid_goes_on_until_its_best_value_is_inside(best, expected):
-    tried = studies.until_the_best_is_inside(
+    tried = sweep.until_the_best_is_inside(
         (0.5, 1.0, 2.0),
         lambda value: [(SAESettings(), {"at": value})],
         lambda record: -abs(math.log(record["at"] / best)),
@@ -195,11 +195,11 @@ def test_a_grid_ends_where_training_fails_and_with_a_single_value():
             raise TrainingError("the loss is NaN")
         return [(SAESettings(), {"at": value})]
 
-    tried = studies.until_the_best_is_inside((1.0, 2.0), train, lambda record: record["at"])
+    tried = sweep.until_the_best_is_inside((1.0, 2.0), train, lambda record: record["at"])
     assert [record["at"] for _, record in tried] == [1, 2]
-    assert len(studies.until_the_best_is_inside((1.0,), train, lambda record: 0)) == 1
+    assert len(sweep.until_the_best_is_inside((1.0,), train, lambda record: 0)) == 1
     with pytest.raises(TrainingError):
-        studies.until_the_best_is_inside((4.0, 8.0), train, lambda record: 0)
+        sweep.until_the_best_is_inside((4.0, 8.0), train, lambda record: 0)
 
 
 def cells(values):
