@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from sae_lib.figures import PALETTE, colour
 from sae_lib.formats import count, interval, percent, signed
 from suite.original import FACTS
-from suite.study_figures import mean_and_half_width
+from suite.study_figures import mean_and_half_width, name_panels
 
 TITLES = {
     "norm": "decoder normalised along dimensions",
@@ -23,8 +23,8 @@ TITLES = {
 PRIMARY = "recovered_mean"  # declared before the study was run
 # measure → (what it is called, factor)
 MEASURES = {
-    PRIMARY: ("loss recovered (mean ablation), percentage points", 100),
-    "information": ("information explained by rules, percentage points", 100),
+    PRIMARY: ("loss recovered, points", 100),
+    "information": ("rule information, points", 100),
     "alive": ("features alive", 1),
 }
 WHERE = {"original": "in the original", "method": "in the method"}
@@ -112,11 +112,12 @@ def figure(study: dict) -> go.Figure:
         labels={"effect": "", "deviation": "", "base": ""},
         title="What each deviation of the original changes, at the same L0",
     )
-    fig.update_xaxes(matches=None).add_vline(0, line_dash="dot", line_color=PALETTE[5])
-    fig.for_each_annotation(
-        lambda note: note.update(text=note.text.partition("=")[2].replace(", ", "<br>"))
+    fig.update_xaxes(matches=None, tickangle=0, nticks=5).add_vline(
+        0, line_dash="dot", line_color=PALETTE[5]
     )
-    return fig.update_layout(legend=dict(orientation="h", y=-0.15), scattermode="group")
+    return name_panels(fig).update_layout(
+        legend=dict(orientation="h", y=-0.15), scattermode="group"
+    )
 
 
 def carried_rows(study: dict) -> list[dict[str, str]]:
@@ -139,13 +140,13 @@ def carried_rows(study: dict) -> list[dict[str, str]]:
 def full_sentence(study: dict) -> str:
     """How the original's own budget ends, beside what it reported."""
     record, dead = study["record"], pd.DataFrame(study["dead"])
-    after = dead["dead"][dead["activations"] > 0.08 * record["activations"]]
+    after = dead["dead"][dead["activations"] > 0.09 * record["activations"]]
     most = dead.loc[dead["dead"].idxmax()]
     return (
         f"On {record['activations'] / 1e6:.1f} million activations the original's test finds"
         f" {percent(dead['dead'].iloc[0])} of the features dead at its first resampling,"
         f" {percent(most['dead'])} at most (after {most['activations'] / 1e6:.1f} million), and"
-        f" {percent(after.min())} to {percent(after.max())} after 8 % of training; it reported"
+        f" {percent(after.min())} to {percent(after.max())} after 9 % of training; it reported"
         f" {percent(FACTS['dead_peak'])} at most and {percent(FACTS['dead_low'])} to"
         f" {percent(FACTS['dead_high'])} later. In the end {percent(record['recovered_zero'])} of"
         f" the loss is recovered against zero ablation ({percent(FACTS['recovered_zero'])} there)"
