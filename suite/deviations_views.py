@@ -69,7 +69,9 @@ def sentence(study: dict) -> str:
             + (f": {'; '.join(named)}." if named else ".")
             + (f" No change is shown by: {'; '.join(none)}." if none else "")
         )
-    return " ".join(said)
+    n = len(rows[rows["measure"] == PRIMARY])
+    by_chance = f"Of {n} intervals of 95 %, {0.05 * n:.1f} exclude zero by chance."
+    return " ".join([*said, by_chance])
 
 
 def rows(study: dict) -> list[dict[str, str]]:
@@ -112,7 +114,7 @@ def figure(study: dict) -> go.Figure:
         labels={"effect": "", "deviation": "", "base": ""},
         title="What each deviation of the original changes, at the same L0",
     )
-    fig.update_xaxes(matches=None, tickangle=0, nticks=5).add_vline(
+    fig.update_xaxes(matches=None, tickangle=0, nticks=4).add_vline(
         0, line_dash="dot", line_color=PALETTE[5]
     )
     return name_panels(fig).update_layout(

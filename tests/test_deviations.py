@@ -187,6 +187,8 @@ def test_a_study_measures_every_deviation(small_study):
     assert points["called_dead"].between(0, 1).all()
     assert points["recovered_mean"].nunique() > len(names)
     other = points.set_index("contender")
+    recovered = other["recovered_mean"]
+    assert not set(recovered["method"]) & set(recovered[deviations.OTHER_SEEDS]), "the null"
     assert (other.loc["method", "norms"].map(lambda n: n[1] - n[0]) < 1e-4).all(), "unit features"
     assert {(c["contender"], c["d_mlp"]) for c in study["carried"]} >= {("original", 32)}
     assert study["models"]["standard"] != study["models"]["attention"]
