@@ -128,7 +128,7 @@ def model_fingerprint(run: Run, name: str = "") -> Made:
 def make_language_model(run: Run, name: str, out: Path, store: CheckpointFolder) -> None:
     s, tokens = run.settings, run.get("tokens")
     model, summary = language_model.train(s.lm, tokens, s.seed, device_of(s.device), store)
-    model.save_pretrained(out)
+    model.cpu().save_pretrained(out)
     tokens.tokenizer.save_pretrained(out)
     write_summary(out, summary)
 
@@ -349,8 +349,8 @@ def load_dictionary(run: Run, name: str, folder: Path | None) -> Dictionary:
     if name == "neurons":
         return Neurons(run.get("autoencoder").d_in, device)
     if name in BASELINES:
-        stored = load_file(run.path("features", name) / "directions.safetensors", str(device))
-        return Directions(*(stored[name] for name in DIRECTIONS))
+        stored = load_file(run.path("features", name) / "directions.safetensors")
+        return Directions(*(stored[name].to(device) for name in DIRECTIONS))
     return run.get("autoencoder", name)
 
 

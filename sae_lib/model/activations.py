@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import yaml
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sae_lib.device import upload
+from sae_lib.device import gpu_module, on_gpu, seeded, upload
 from sae_lib.errors import CorpusError, ModelError, SettingsError
 from sae_lib.text.tokenizer import token_ids
 
@@ -21,7 +22,8 @@ Acts = Float[Tensor, "n d_in"]
 ActsByRow = Float[Tensor, "row position d_in"]
 TokenIds = Int[Tensor, "row position"]
 HOOKS = yaml.safe_load(Path(__file__).with_name("hooks.yaml").read_text("utf-8"))
-ROWS_AT_ONCE = 64  # of a harvest, in one forward pass
+ROWS_AT_ONCE = 64  # of a harvest on a CPU, in one forward pass …
+BYTES_AT_ONCE = 2**31  # … and on a GPU what a layer's activations may take
 
 
 def find_hook(hook_name: str, family: str, n_layer: int) -> tuple[int, str, str]:
@@ -49,7 +51,11 @@ class HookPoint:
     def __init__(self, model: "transformers.PreTrainedModel", hook_name: str):
         self.model, self.name, self.device = model, hook_name, model.device
         family = "gpt2" if hasattr(model, "transformer") else "llama"
-        self.layer, module, self.side = find_hook(hook_name, family, model.config.num_hidden_layers)
+        config = model.config
+        self.layer, module, self.side = find_hook(hook_name, family, config.num_hidden_layers)
+        d_mlp = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
+        # eight tensors of the MLP's width, as counted in a gated one with its attention
+        self.token_bytes = 8 * (d_mlp or 4 * config.hidden_size) * model.dtype.itemsize
         try:
             self.module: nn.Module = model.get_submodule(module.format(layer=self.layer))
         except AttributeError:
@@ -101,6 +107,7 @@ class ActivationTable:
 
     def __init__(self, table: Float[Tensor, "vocab d_in"]):
         self.table, self.device = table, table.device
+        self.token_bytes = table[0].nbytes
 
     def activations(self, tokens: TokenIds) -> ActsByRow:
         return self.table[tokens]
@@ -146,7 +153,9 @@ class ActivationBuffer:
         self.store: Tensor | None = None
 
     def __iter__(self) -> Iterator[Float[Tensor, "batch d_in"]]:
-        stream = torch.cuda.Stream(self.hook.device) if self.hook.device.type == "cuda" else None
+        stream = None
+        if on_gpu(self.hook.device):
+            stream = gpu_module(self.hook.device).Stream(self.hook.device)
         ahead = self._start(self.position // self.per_chunk, stream) if stream else None
         while True:
             chunk, i = divmod(self.position, self.per_chunk)
@@ -162,27 +171,26 @@ class ActivationBuffer:
         out.
         """
         epoch, part = divmod(chunk, max(1, len(self.rows) // self.buffer_rows))
-        shuffled = np.random.default_rng((self.seed, epoch)).permutation(len(self.rows))
+        shuffled = permutation(len(self.rows), self.seed, epoch)
         drawn = shuffled[part * self.buffer_rows : (part + 1) * self.buffer_rows]
         rng, size = np.random.default_rng((self.seed, epoch, part)), drawn.size * self.rows.shape[1]
         order = upload(rng.permutation(size), self.hook.device)
         acts = self.store = harvest(self.hook, self.rows[np.sort(drawn)], out=self.store)
         return acts, order
 
-    def _start(self, chunk: int, stream: torch.cuda.Stream) -> tuple[Tensor, Tensor]:
+    def _start(self, chunk: int, stream: torch.Stream) -> tuple[Tensor, Tensor]:
         """Harvest a chunk on a stream of its own, so that a GPU does it while it trains on the
         one before.
         """
         self.store = None  # which is still being read
-        stream.wait_stream(torch.cuda.current_stream(self.hook.device))
-        with torch.cuda.stream(stream):
+        gpu = gpu_module(self.hook.device)
+        stream.wait_stream(gpu.current_stream(self.hook.device))
+        with gpu.stream(stream):
             return self._chunk(chunk)
 
-    def _finish(
-        self, acts: Tensor, order: Tensor, stream: torch.cuda.Stream
-    ) -> tuple[Tensor, Tensor]:
+    def _finish(self, acts: Tensor, order: Tensor, stream: torch.Stream) -> tuple[Tensor, Tensor]:
         """Wait for a chunk that was started, on the GPU and not on the host."""
-        training = torch.cuda.current_stream(self.hook.device)
+        training = gpu_module(self.hook.device).current_stream(self.hook.device)
         training.wait_stream(stream)
         for tensor in (acts, order):
             tensor.record_stream(training)
@@ -193,12 +201,20 @@ def harvest(hook: Source, rows: np.ndarray, out: Acts | None = None) -> Acts:
     """Activations of all positions of `rows` [row, position], in order, on the model's device;
     into `out` where given.
     """
-    tokens = upload(rows.astype(np.int64), hook.device)
-    for i in range(0, len(rows), ROWS_AT_ONCE):
-        acts = hook.activations(tokens[i : i + ROWS_AT_ONCE]).flatten(0, 1)
+    tokens, step = upload(rows.astype(np.int64), hook.device), ROWS_AT_ONCE
+    if on_gpu(hook.device):
+        step = max(1, BYTES_AT_ONCE // (hook.token_bytes * rows.shape[1]))
+    for i in range(0, len(rows), step):
+        acts = hook.activations(tokens[i : i + step]).flatten(0, 1)
         out = acts.new_empty(rows.size, acts.shape[1]) if out is None else out
         out[i * rows.shape[1] :][: len(acts)] = acts
     return out
+
+
+@lru_cache(maxsize=2)
+def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+    """The order in which an epoch goes through `n` rows."""
+    return np.random.default_rng((seed, epoch)).permutation(n)
 
 
 def spread(rows: np.ndarray, n: int) -> np.ndarray:
@@ -243,8 +259,7 @@ def generate(
             f"the prompt has {ids.shape[1]} tokens and the model's context is {limit}: there is no"
             " room for a new token; shorten the prompt"
         )
-    with torch.random.fork_rng(devices=[hook.device] if hook.device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with seeded(seed, hook.device):
         out = hook.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from sae_lib import checkpoints
-from sae_lib.device import precision
+from sae_lib.device import on_gpu, precision
 from sae_lib.model.activations import ActivationBuffer, Source, harvest
 from sae_lib.progress import tqdm
 from sae_lib.sae import resampling
@@ -157,7 +157,7 @@ def fit(
     seed = seed if settings.seed is None else settings.seed
     n_steps = max(1, settings.activations // (recipe.batch * ranks))
     state, scale = prepare(hook, rows, settings, seed, heldout)
-    sae, device = state.model, state.silent.device
+    sae, device, dead = state.model, state.silent.device, None
     dtype = precision(settings.precision, device)
     store.depends_on(device, dtype, processes=ranks)
     state.restore(store)
@@ -170,7 +170,10 @@ def fit(
         lr = recipe.lr * rate(step, n_steps, recipe.lr_warmup, recipe.lr_decay)
         state.optimiser.param_groups[0]["lr"] = lr
         objective = recipe.objective(sae.d_in, rate(step, n_steps, recipe.l1_warmup, 0))
-        measured = gradients(sae, x * scale, objective, dtype, state.dead(settings.dead_window))
+        # a GPU's host waits for this list, so there it is made at log points only
+        if recipe.aux and (dead is None or not on_gpu(device) or step % settings.log_every == 0):
+            dead = state.dead(settings.dead_window).nonzero().squeeze(1)
+        measured = gradients(sae, x * scale, objective, dtype, dead)
         if ranks > 1:
             distributed.average_gradients([p for p in sae.parameters() if p.grad is not None])
             measured = distributed.all_reduce_metrics(measured)
