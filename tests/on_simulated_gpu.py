@@ -169,6 +169,29 @@ def test_a_harvest_and_a_language_model_step_do_not_wait(gpu, run):
     assert not gpu.waits
 
 
+def test_a_training_that_was_killed_goes_on_with_other_threads(gpu, monkeypatch, tmp_path):
+    class Killed(Exception):
+        pass
+
+    whole, _ = planted_fit(gpu, monkeypatch, "bricken_2023", tmp_path / "whole")
+    save = checkpoints.save_checkpoint
+
+    def save_then_die(folder, step, *rest):
+        save(folder, step, *rest)
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(checkpoints, "save_checkpoint", save_then_die)
+        planted_fit(gpu, patch, "bricken_2023", tmp_path / "broken", checkpoint_every=20)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    again, seen = planted_fit(gpu, monkeypatch, "bricken_2023", tmp_path / "broken")
+    torch.set_num_threads(threads)
+    assert len(seen) == STEPS - 20
+    for one, other in zip(whole.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(one.cpu(), other.cpu())
+
+
 def test_a_dense_step_makes_five_products(gpu):
     """Two forward, and one for each of the three gradients that are as large as the weights."""
     sae = SparseAutoencoder(16, 32).to(simulated_gpu.DEVICE)

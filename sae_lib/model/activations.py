@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 import transformers
 import yaml
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sae_lib.device import gpu_module, on_gpu, seeded, upload
@@ -22,6 +23,7 @@ Acts = Float[Tensor, "n d_in"]
 ActsByRow = Float[Tensor, "row position d_in"]
 TokenIds = Int[Tensor, "row position"]
 HOOKS = yaml.safe_load(Path(__file__).with_name("hooks.yaml").read_text("utf-8"))
+REFERENCE_TOKENS = 8192  # that the median norm is taken from
 ROWS_AT_ONCE = 64  # of a harvest on a CPU, in one forward pass …
 BYTES_AT_ONCE = 2**31  # … and on a GPU what a layer's activations may take
 
@@ -45,11 +47,42 @@ class _Stop(Exception):
     """Ends a forward pass at the hook: what comes after it is not needed."""
 
 
-class HookPoint:
-    """One hook point of a model: read it, stop at it, or replace what passes through it."""
+@dataclass(frozen=True)
+class LeftOut:
+    """Which activations are those of no text, and would spoil scale, training and measures: of
+    special tokens, of first positions that no BOS stands before, and those longer than `max_norm`,
+    as on attention sinks. `shares` says of how many tokens, by reason.
+    """
 
-    def __init__(self, model: "transformers.PreTrainedModel", hook_name: str):
-        self.model, self.name, self.device = model, hook_name, model.device
+    special: Int[Tensor, " n"]
+    first: bool
+    max_norm: float
+    shares: dict[str, float]
+
+    def kept(self, tokens: TokenIds, acts: Float[Tensor, "..."]) -> Bool[Tensor, "row position"]:
+        """Which activations of these tokens count."""
+        norms = torch.linalg.vector_norm(acts, dim=-1, dtype=torch.float32)
+        kept = (norms <= self.max_norm).view(tokens.shape)
+        kept &= (tokens[..., None] != self.special).all(-1)
+        if self.first:
+            kept[:, 0] = False
+        return kept
+
+
+class HookPoint:
+    """One hook point of a model: read it, stop at it, or replace what passes through it.
+
+    `bos` goes before every row that the model reads, and is nowhere among what comes out: not among
+    tokens, activations, logits or what is replaced.
+    """
+
+    left_out: LeftOut | None = None
+
+    def __init__(
+        self, model: "transformers.PreTrainedModel", hook_name: str, bos: int | None = None
+    ):
+        self.model, self.name, self.device, self.bos = model, hook_name, model.device, bos
+        self.n_before = 0 if bos is None else 1
         family = "gpt2" if hasattr(model, "transformer") else "llama"
         config = model.config
         self.layer, module, self.side = find_hook(hook_name, family, config.num_hidden_layers)
@@ -74,8 +107,20 @@ class HookPoint:
             raise _Stop
 
         with self.replaced(stop), suppress(_Stop):
-            self.model.base_model(input_ids=tokens, use_cache=False)
+            self.hidden(tokens)
         return captured[0]
+
+    def hidden(self, tokens: TokenIds) -> Float[Tensor, "row position d_model"]:
+        """The model's last hidden states."""
+        ids = torch.nn.functional.pad(tokens, (1, 0), value=self.bos) if self.n_before else tokens
+        out = self.model.base_model(input_ids=ids, use_cache=False)
+        return out.last_hidden_state[:, self.n_before :]
+
+    def logits(
+        self, tokens: TokenIds, positions: slice | Tensor = slice(None)
+    ) -> Float[Tensor, "row _ vocab"]:
+        """The model's logits at these positions."""
+        return self.model.get_output_embeddings()(self.hidden(tokens)[:, positions])
 
     @contextmanager
     def replaced(self, change: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
@@ -83,13 +128,19 @@ class HookPoint:
         passes as it is.
         """
 
+        def after_bos(x: Tensor) -> Tensor | None:
+            changed = change(x[:, self.n_before :])
+            if changed is None or not self.n_before:
+                return changed
+            return torch.cat([x[:, : self.n_before], changed], 1)
+
         def pre_hook(module, args):
-            changed = change(args[0])
+            changed = after_bos(args[0])
             return None if changed is None else (changed, *args[1:])
 
         def hook(module, args, output):
             several = isinstance(output, tuple)
-            changed = change(output[0] if several else output)
+            changed = after_bos(output[0] if several else output)
             return (changed, *output[1:]) if several and changed is not None else changed
 
         if self.side == "input":
@@ -104,6 +155,8 @@ class ActivationTable:
     """Stands where a model's hook would: token t has row t of a table. For experiments whose
     ground truth is known.
     """
+
+    left_out: LeftOut | None = None
 
     def __init__(self, table: Float[Tensor, "vocab d_in"]):
         self.table, self.device = table, table.device
@@ -175,8 +228,10 @@ class ActivationBuffer:
         drawn = shuffled[part * self.buffer_rows : (part + 1) * self.buffer_rows]
         rng, size = np.random.default_rng((self.seed, epoch, part)), drawn.size * self.rows.shape[1]
         order = upload(rng.permutation(size), self.hook.device)
-        acts = self.store = harvest(self.hook, self.rows[np.sort(drawn)], out=self.store)
-        return acts, order
+        rows = self.rows[np.sort(drawn)]
+        acts = self.store = harvest(self.hook, rows, out=self.store)
+        kept = kept_of(self.hook, rows, acts)
+        return acts, order if kept is None else of_kept(order, kept)
 
     def _start(self, chunk: int, stream: torch.Stream) -> tuple[Tensor, Tensor]:
         """Harvest a chunk on a stream of its own, so that a GPU does it while it trains on the
@@ -217,6 +272,47 @@ def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(n)
 
 
+def kept_of(hook: Source, rows: np.ndarray, acts: Acts) -> Bool[Tensor, " n"] | None:
+    """Which activations of `rows` count; None where all do."""
+    if hook.left_out is None:
+        return None
+    tokens = upload(rows.astype(np.int64), hook.device)
+    return hook.left_out.kept(tokens, acts).flatten()
+
+
+def of_kept(order: Int[Tensor, " n"], kept: Bool[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """The order without what is left out; at its end it begins again, as a chunk's size is not to
+    depend on that (the host would wait for it).
+    """
+    kept_first = order[(~kept[order]).byte().argsort(stable=True)]
+    again = torch.arange(len(order), device=order.device) % kept.sum().clamp_min(1)
+    return kept_first[again]
+
+
+def harvest_text(hook: Source, rows: np.ndarray) -> Acts:
+    """`harvest` without what is left out, in float32."""
+    acts = harvest(hook, rows).float()
+    kept = kept_of(hook, rows, acts)
+    return acts if kept is None else acts[kept]
+
+
+def find_left_out(
+    hook: Source, rows: np.ndarray, special: list[int], ratio: float
+) -> tuple[LeftOut, Float[Tensor, " n"]]:
+    """(what is left out: also activations longer than `ratio` times the median norm; the norms),
+    from some tokens spread over `rows`.
+    """
+    rows = spread(rows, max(2, REFERENCE_TOKENS // rows.shape[1]))
+    norms = harvest(hook, rows).float().norm(dim=1).view(rows.shape)
+    tokens, ids = (upload(np.asarray(a, np.int64), hook.device) for a in (rows, special))
+    no_bos = getattr(hook, "bos", None) is None
+    max_norm = ratio * norms[:, 1:].median().item()
+    reasons = {"special": (tokens[..., None] == ids).any(-1), "long": norms > max_norm}
+    shares = {name: which.float().mean().item() for name, which in reasons.items()}
+    shares |= {"first": 1 / rows.shape[1] if no_bos else 0.0}
+    return LeftOut(ids, no_bos, max_norm, shares), norms.flatten()
+
+
 def spread(rows: np.ndarray, n: int) -> np.ndarray:
     """At most `n` rows, evenly spread over the text."""
     return rows[np.linspace(0, len(rows) - 1, min(n, len(rows))).astype(int)]
@@ -253,20 +349,22 @@ def generate(
         [token_ids(tokenizer, prompt) or [tokenizer.eos_token_id]], device=hook.device
     )
     limit = hook.model.config.max_position_embeddings
-    new_tokens = min(new_tokens, limit - ids.shape[1])
+    new_tokens = min(new_tokens, limit - ids.shape[1] - hook.n_before)
     if new_tokens < 1:
         raise ModelError(
             f"the prompt has {ids.shape[1]} tokens and the model's context is {limit}: there is no"
             " room for a new token; shorten the prompt"
         )
     with seeded(seed, hook.device):
+        given = ids if hook.bos is None else torch.nn.functional.pad(ids, (1, 0), value=hook.bos)
         out = hook.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
+            given,
+            attention_mask=torch.ones_like(given),
             max_new_tokens=new_tokens,
             do_sample=True,
             temperature=temperature,
             top_k=0,
             pad_token_id=tokenizer.eos_token_id,
         )
+    out = out[:, hook.n_before :]
     return out[0], hook.activations(out)[0], ids.shape[1]

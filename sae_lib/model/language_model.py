@@ -286,7 +286,7 @@ def train(
         optimiser.step()
         state.step, last = step + 1, step + 1 == n_steps
         logged, stop = last or state.step % s.eval_every == 0, store.interrupted.is_set()
-        due = not last and (state.step % s.checkpoint_every == 0 or stop)
+        due = not last and (stop or state.due(s.checkpoint_every))
         if due or logged:
             state.check_loss(loss.item(), norm.item(), s, store.folder)
         if logged:

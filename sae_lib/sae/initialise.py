@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_lib.model.activations import Source, harvest, spread
+from sae_lib.model.activations import Source, harvest, harvest_text, spread
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.recipes import Recipe
 
@@ -23,7 +23,7 @@ def statistics(
     """
     per_row = harvest(hook, rows[:1]).numel()
     n_rows = max(1, min(STATISTICS_ROWS, STATISTICS_VALUES // per_row))
-    acts, scale = harvest(hook, spread(rows, n_rows)).float(), 1.0
+    acts, scale = harvest_text(hook, spread(rows, n_rows)), 1.0
     if recipe.scale_activations:
         scale = math.sqrt(acts.shape[1] / acts.pow(2).sum(1).mean().item())
     return acts.mean(0), scale
