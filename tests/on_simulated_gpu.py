@@ -29,6 +29,8 @@ SMALL = [
     "evaluation.loss_tokens=2048",
     "interpretability.tokens=4096",
     "interpretability.min_active=3",
+    "interpretability.features=24",
+    "interpretability.units=8",
     "prompts.new_tokens=3",
 ]
 STEPS, LOG_EVERY = 36, 12

@@ -16,7 +16,9 @@ import types
 import weakref
 from collections import Counter
 
+import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map
@@ -281,3 +283,41 @@ def simulated(monkeypatch):
                 yield LOG
         finally:
             torch._C._set_only_lift_cpu_tensors(False)
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes that exist on the device at a time: under FakeTensorMode, which computes
+    nothing, of models of any size.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.live = self.peak = 0
+        self.seen: dict[int, weakref.finalize] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_flatten(out)[0]:
+            if isinstance(tensor, torch.Tensor) and tensor.device.type == NAME:
+                self._count(tensor.untyped_storage())
+        return out
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, n_bytes = storage._cdata, storage.nbytes()
+        if key not in self.seen:
+            self.live += n_bytes
+            self.peak = max(self.peak, self.live)
+            self.seen[key] = weakref.finalize(storage, self._freed, key, n_bytes)
+
+    def _freed(self, key: int, n_bytes: int) -> None:
+        self.live -= n_bytes
+        del self.seen[key]
+
+
+@contextlib.contextmanager
+def fake_memory():
+    """Inside, tensors have sizes and no numbers; gives what counts their bytes on the device."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FakeTensorMode, "avoid_device_init", property(lambda self: True))
+        with FakeTensorMode(), Peak() as peak:
+            yield peak

@@ -21,7 +21,7 @@ def test_everything_runs_on_a_simulated_gpu():
     ]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     done = subprocess.run(
-        [*command, "tests/on_simulated_gpu.py"],
+        [*command, "tests/on_fake_gpu.py", "tests/on_simulated_gpu.py"],
         cwd=ROOT,
         env=environment,
         capture_output=True,

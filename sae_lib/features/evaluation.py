@@ -14,7 +14,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_lib.features.firing import ALIVE, Dictionaries, Rows, batches, spread_rows
+from sae_lib.features.firing import (
+    ALIVE,
+    VALUES_AT_ONCE,
+    Dictionaries,
+    Rows,
+    batches,
+    rows_at_once,
+    spread_rows,
+)
 from sae_lib.features.statistics import interval
 from sae_lib.model.activations import HookPoint, Source
 from sae_lib.progress import tqdm
@@ -121,9 +129,10 @@ def _losses(
     """
     sources = np.unique(documents[:, 1:], return_inverse=True)[1].reshape(rows[:, 1:].shape)
     sums, losses = Counter(), {name: np.zeros(sources.max() + 1) for name in changes}
-    for i in tqdm(range(0, len(rows), LOSS_ROWS_AT_ONCE), desc="loss recovered"):
-        of = sources[i : i + LOSS_ROWS_AT_ONCE].ravel()
-        part = rows[i : i + LOSS_ROWS_AT_ONCE].astype(np.int64)
+    step = rows_at_once(LOSS_ROWS_AT_ONCE, hook.model.config.vocab_size * rows.shape[1])
+    for i in tqdm(range(0, len(rows), step), desc="loss recovered"):
+        of = sources[i : i + step].ravel()
+        part = rows[i : i + step].astype(np.int64)
         tokens = torch.from_numpy(part).to(hook.device)
         for name, change in changes.items():
             with hook.replaced(partial(_on_text, hook, tokens, change)):
@@ -178,7 +187,9 @@ def _on_text(hook: HookPoint, tokens: Tensor, change: Callable, x: Tensor) -> Te
 
 
 def _spliced(dictionary: Dictionary, x: Float[Tensor, "row position d_in"]) -> Tensor:
-    return reconstruction(dictionary, x.float().flatten(0, 1)).view_as(x).to(x.dtype)
+    at_once = max(1, VALUES_AT_ONCE // dictionary.d_sae)
+    parts = x.float().flatten(0, 1).split(at_once)
+    return torch.cat([reconstruction(dictionary, part) for part in parts]).view_as(x).to(x.dtype)
 
 
 def _log_probabilities(hook: HookPoint, tokens: Tensor) -> Float[Tensor, "n vocab"]:

@@ -49,6 +49,11 @@ class Firing(NamedTuple):
     value: Float[np.ndarray, " n"]
 
 
+def rows_at_once(at_most: int, values_per_row: int) -> int:
+    """So many rows that no more than `VALUES_AT_ONCE` numbers come of them."""
+    return max(1, min(at_most, VALUES_AT_ONCE // values_per_row))
+
+
 def spread_rows(rows: Rows, n_tokens: int) -> Rows:
     """At most `n_tokens` of the text as rows, spread evenly over it."""
     return spread(rows, max(1, n_tokens // rows.shape[1]))
@@ -58,7 +63,7 @@ def spread_rows(rows: Rows, n_tokens: int) -> Rows:
 def batches(hook: Source, dictionaries: Dictionaries, rows: Rows, desc: str) -> Iterator[Batch]:
     """One pass over `rows`, a few at a time: fewer where a dictionary has very many features."""
     widest = max([1, *(dictionary.d_sae for dictionary in dictionaries.values())])
-    step = max(1, min(ROWS_AT_ONCE, VALUES_AT_ONCE // widest // rows.shape[1]))
+    step = rows_at_once(ROWS_AT_ONCE, widest * rows.shape[1])
     for i in tqdm(range(0, len(rows), step), desc=desc):
         ids = rows[i : i + step].astype(np.int64)
         x = harvest(hook, ids).float()
