@@ -101,6 +101,7 @@ class TokenizerSettings(Section):
 
 class LanguageModelSettings(Section):
     source: Text = "train"  # or a hub name or local folder with a trained causal language model
+    revision: Text | None = None  # of a model of the hub: branch, tag or commit; None: its newest
     architecture: Literal["gpt2", "llama"] = "gpt2"
     n_layer: Thousand = 1
     d_model: Width = 128

@@ -123,7 +123,9 @@ def make_tokens(run: Run, name: str, out: Path) -> None:
 
 
 def model_fingerprint(run: Run, name: str = "") -> Made:
-    return tokens_fingerprint(run) | section(run, "lm", ("checkpoint_gb",))
+    lm = run.settings.lm
+    without = ("checkpoint_gb",) if lm.revision else ("checkpoint_gb", "revision")
+    return tokens_fingerprint(run) | section(run, "lm", without)
 
 
 def make_language_model(run: Run, name: str, out: Path, store: CheckpointFolder) -> None:
@@ -144,7 +146,8 @@ def model_source(run: Run) -> str:
 
 def load_language_model(run: Run, name: str, folder: Path | None) -> Any:
     s = run.settings
-    return language_model.load(model_source(run), s.lm.context, device_of(s.device))
+    device = device_of(s.device)
+    return language_model.load(model_source(run), s.lm.context, device, s.lm.revision)
 
 
 def hook(run: Run) -> HookPoint:
@@ -228,6 +231,8 @@ def train(
             "prepend_bos": hook.bos is not None,
             "hook_name": sae.hook_name,
         }
+        if commit := getattr(hook.model.config, "_commit_hash", None):
+            metadata["model_commit"] = commit  # which of the hub's it was
         trained.save(out, metadata)
         write_summary(out, summary)
 

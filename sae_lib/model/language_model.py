@@ -34,9 +34,11 @@ ATTENTION = "causal_sdpa"
 LOSS_CHUNK = 512  # tokens whose logits exist at once: small enough for a core's cache
 
 
-def load(source: str, context: int, device: torch.device) -> "transformers.PreTrainedModel":
+def load(
+    source: str, context: int, device: torch.device, revision: str | None = None
+) -> "transformers.PreTrainedModel":
     """The model of a folder or hub name in evaluation mode; `ModelError` where it cannot be had."""
-    model = open_model(source, device)
+    model = open_model(source, device, revision)
     longest = getattr(model.config, "max_position_embeddings", None)
     if longest and context > longest:
         raise ModelError(
@@ -46,13 +48,18 @@ def load(source: str, context: int, device: torch.device) -> "transformers.PreTr
     return model.eval().requires_grad_(False)
 
 
-def open_model(source: str, device: torch.device | str = "cpu") -> "transformers.PreTrainedModel":
+def open_model(
+    source: str, device: torch.device | str = "cpu", revision: str | None = None
+) -> "transformers.PreTrainedModel":
     """A causal language model from a local folder or the hub on its device: on a GPU in its own
     precision, else in float32.
     """
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            source, dtype="auto", local_files_only=Path(source).exists() or not hub.reached()
+            source,
+            dtype="auto",
+            local_files_only=Path(source).exists() or not hub.reached(),
+            revision=revision or "main",
         )
     except Exception as error:  # transformers raises OSError, ValueError and the hub's own kinds
         problem = f"{hub.problem(error)}; or give a local folder"
@@ -130,7 +137,7 @@ def untrained(
         model = build(s, len(tokenizer), tokenizer.eos_token_id)
     else:
         config = transformers.AutoConfig.from_pretrained(
-            s.source, local_files_only=not hub.reached()
+            s.source, local_files_only=not hub.reached(), revision=s.revision or "main"
         )
         model = transformers.AutoModelForCausalLM.from_config(
             config, dtype=config.dtype or torch.float32
