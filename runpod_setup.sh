@@ -7,9 +7,11 @@ Usage: ./runpod_setup.sh [--no-lab] [--port 8888]
 
 Makes a bare GPU pod (Debian or Ubuntu) ready, from inside a clone of this repository; safe to run again:
   1. Python 3.11 or newer and a virtual environment in .venv. The pod's own torch is kept where it is the pinned version;
-     otherwise the pin is installed, in the build that the pod's driver can run.
+     otherwise the pin is installed, in the newest build that the pod's driver allows.
   2. The pinned packages, and a browser for static figures (Debian: chromium; Ubuntu: Google Chrome, for its chromium is an empty stub).
-  3. Hugging Face's cache on the volume (/workspace where there is one), unless HF_HOME says otherwise.
+  3. What takes long to make outlives the pod, on the volume (/workspace where there is one): runs/, Hugging Face's cache (unless
+     HF_HOME says otherwise) and pip's. The environment lies on the container's own disk, which is faster and is lost when the pod
+     stops: run this script again then.
   4. python -m suite doctor --profile runpod: what still does not work, and how to fix it.
   5. JupyterLab in the background, behind a fresh token in a file that only this user can read; the token is printed nowhere.
      On a pod (RUNPOD_POD_ID is set here, or for the container's first process) it listens on 0.0.0.0, and the address printed is
@@ -45,6 +47,15 @@ apt_install() {
     apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
 new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+# The builds to try for a driver's CUDA version (128: 12.8): the newest that it knows first, then, since CUDA 12 runs on every driver
+# of its own generation, those after it.
+builds_for() {
+    local known=() later=() build
+    for build in 129 128 126; do
+        if [ "$build" -le "$1" ]; then known+=("cu$build"); else later=("cu$build" ${later[@]+"${later[@]}"}); fi
+    done
+    echo ${known[@]+"${known[@]}"} ${later[@]+"${later[@]}"}
+}
 has_pinned_torch() { "$1" -c 'import sys; from importlib.metadata import version; sys.exit(version("torch").split("+")[0] != sys.argv[1])' "$pin" 2>/dev/null; }
 
 # The interpreter that has the pinned torch, else the first that is new enough; always the real one behind links and virtual
@@ -60,6 +71,31 @@ find_python() {
     echo "$first"
 }
 
+say "Volume"
+volume=${VOLUME:-/workspace}
+environment=$VENV
+if [ -d "$volume" ] && [ -w "$volume" ]; then
+    if [ -z "${HF_HOME:-}" ]; then
+        export HF_HOME=$volume/huggingface
+        grep -qsxF "export HF_HOME=$HF_HOME" ~/.bashrc || echo "export HF_HOME=$HF_HOME" >>~/.bashrc
+    fi
+    export PIP_CACHE_DIR=${PIP_CACHE_DIR:-$volume/pip}
+    case $(realpath .)/ in
+        "$(realpath "$volume")"/*) # the checkout is on the volume, and runs/ with it
+            environment=$HOME/.local/share/sae_lib/venv
+            if [ ! -e "$VENV" ] || [ -L "$VENV" ]; then ln -sfn "$environment" "$VENV"; fi
+            ;;
+        *)
+            mkdir -p "$volume/runs"
+            [ -e runs ] || ln -s "$volume/runs" runs
+            ;;
+    esac
+    [ -L "$VENV" ] || environment=$VENV
+else
+    echo "no volume at $volume: runs are lost when the pod stops"
+fi
+echo "runs: $(realpath -m runs)  environment: $(realpath -m "$VENV")  Hugging Face: ${HF_HOME:-$HOME/.cache/huggingface}"
+
 say "Python and virtual environment"
 if ! new_enough "$py"; then
     python=$(find_python)
@@ -68,16 +104,16 @@ if ! new_enough "$py"; then
     "$python" -c 'import ensurepip' 2>/dev/null || apt_install "$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')" || true
     site=()
     if has_pinned_torch "$python"; then site=(--system-site-packages); echo "keeping the pod's own torch $pin"; fi
-    "$python" -m venv --clear "${site[@]}" "$VENV"
+    "$python" -m venv --clear "${site[@]}" "$environment"
 fi
 "$py" --version
 
 say "Packages"
 # PyPI's build of torch needs a driver for CUDA 13; an older driver runs a CUDA 12 build from PyTorch's own index.
-cuda=$(nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9]*\).*/\1/p' | head -1 || true)
-if ! has_pinned_torch "$py" && [ -n "$cuda" ] && [ "$cuda" -lt 13 ]; then
-    echo "the driver runs CUDA $cuda: looking for a build of torch $pin that it can use"
-    for build in cu126 cu128 cu129; do
+cuda=$(nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9]*\)\.\([0-9]\).*/\1\2/p' | head -1 || true)
+if ! has_pinned_torch "$py" && [ -n "$cuda" ] && [ "$cuda" -lt 130 ]; then
+    echo "the driver runs CUDA ${cuda:0:2}.${cuda:2}: looking for a build of torch $pin that it can use"
+    for build in $(builds_for "$cuda"); do
         if "$py" -m pip install --quiet --retries 1 --index-url "https://download.pytorch.org/whl/$build" "torch==$pin" 2>/dev/null; then break; fi
     done
     has_pinned_torch "$py" || echo "none found; taking the default build, which may need a newer driver"
@@ -86,14 +122,6 @@ scripts/install.sh requirements.txt
 "$py" -m ipykernel install --sys-prefix >/dev/null # the pod's own Jupyter may have registered another python3
 touch "$VENV/.installed"
 scripts/chromium.sh --download || true
-
-say "Hugging Face's cache"
-volume=${VOLUME:-/workspace}
-if [ -z "${HF_HOME:-}" ] && [ -d "$volume" ] && [ -w "$volume" ]; then
-    export HF_HOME=$volume/huggingface
-    grep -qsxF "export HF_HOME=$HF_HOME" ~/.bashrc || echo "export HF_HOME=$HF_HOME" >>~/.bashrc
-fi
-echo "${HF_HOME:-$HOME/.cache/huggingface}"
 
 say "Doctor"
 "$py" -m suite doctor --profile runpod || echo "(fix what is marked FAIL; JupyterLab starts all the same)"

@@ -12,7 +12,7 @@ import torch
 from suite.report.machine import machine
 
 SPEED = ("language_model_step", "sae_step", "end_to_end", "scaling")  # run when no name is given
-NAMES = (*SPEED, "ground_truth", "feature_table", "gpu")
+NAMES = (*SPEED, "ground_truth", "feature_table")
 RESULTS = Path(__file__).parent / "results.json"
 
 
@@ -33,8 +33,6 @@ def main(names: list[str]) -> None:
             f"benchmarks: {', '.join(sorted(unknown))} does not exist; there are: "
             f"{', '.join(NAMES)}"
         )
-    if "gpu" in names and not torch.cuda.is_available():
-        sys.exit("benchmarks: gpu needs an NVIDIA GPU that torch can use; there is none here")
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() and names else {}
     here = {"machine": machine(), "threads": torch.get_num_threads()}
     measured = {

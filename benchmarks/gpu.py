@@ -1,143 +1,465 @@
-"""On a GPU: the step at the original's size and the full scale that follows from it, the share
-of the matrix rate at Stheno's width, and training from tokens.
+"""On a GPU, in three calls of at most eight minutes each and without a network:
+
+    python -m benchmarks.gpu original   # 512 → 4096: steps, training from tokens, language model
+    python -m benchmarks.gpu stheno     # 14 336 → 57 344 and more: steps, harvest, memory
+    python -m benchmarks.gpu checks     # nothing waits within a step; kill and resume; the stages
+
+Each adds its part to `gpu.json` and its lines to `gpu.log` in `--out`. `--tiny --device cpu` goes
+through all of it in miniature, which a test does. Text is drawn at random, models have random
+weights, and there is one autoencoder at a time.
 """
 
+import argparse
+import gc
+import json
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import transformers
 
-from benchmarks.sae_step import autoencoder_with_l0, dense_step
-from benchmarks.timing import case, rates
-from sae_lib.checkpoints import CheckpointFolder
+from sae_lib import checkpoints
+from sae_lib.device import autocast, gpu_module, on_gpu, wait_for
 from sae_lib.model import language_model
-from sae_lib.model.activations import HookPoint
+from sae_lib.model.activations import HookPoint, harvest
 from sae_lib.sae import training
+from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.engine.sparse_step import gradients
 from sae_lib.sae.objective import loss
-from sae_lib.sae.recipes import BRICKEN_2023
-from sae_lib.settings import load
+from sae_lib.sae.recipes import at_width, resolve
+from sae_lib.settings import SAESettings, Settings, load
+from suite import memory_plan, stages
+from suite.report.machine import machine
 
 FULL = 89_600_000  # activations: the original's 100 000 steps of 896
-STEPS = 50  # per timed call
-WIDE = (14_336, 57_344, 4096)  # Stheno's MLP, four times as many features, batch
-OURS = "ours, bfloat16"
+LM_STEPS = 25_000
 PRODUCTS = 5  # dense ones of a step: encoder, decoder, and three gradients
+BF16 = torch.bfloat16
 
 
-def waited(function, device: torch.device, steps: int = STEPS):
-    """Calls it `steps` times and waits for the device."""
+@dataclass(frozen=True)
+class Sizes:
+    """What is measured at full size; `TINY` is the same in miniature."""
 
-    def call() -> None:
-        for _ in range(steps):
+    d_in: int = 512
+    d_sae: int = 4096
+    batches: tuple[int, ...] = (896, 8192)
+    rows: int = 6_640_000
+    context: int = 128
+    buffer_rows: int = 8192
+    activations: int = 18_000_000  # trained on from tokens, for the rate
+    lm: tuple[str, ...] = ()  # overrides of runpod's language model
+    lm_steps: int = 100
+    wide: tuple[tuple[int, int], ...] = ((14_336, 57_344), (14_336, 114_688))
+    wide_batch: int = 4096
+    trunk: tuple[int, int, int, int] = (4096, 14_336, 32, 128_256)  # d_model, d_mlp, layers, vocab
+    trunk_rows: tuple[int, int] = (64, 512)
+    matrix: int = 8192
+    seconds: float = 4.0  # that each case is timed for
+
+
+TINY = Sizes(
+    d_in=32,
+    d_sae=64,
+    batches=(64, 128),
+    rows=300,
+    context=16,
+    buffer_rows=64,
+    activations=4096,
+    lm=("lm.d_model=16", "lm.d_mlp=32", "lm.n_heads=2", "lm.context=16", "lm.batch=4"),
+    lm_steps=2,
+    wide=((64, 128),),
+    wide_batch=64,
+    trunk=(32, 64, 2, 300),
+    trunk_rows=(4, 16),
+    matrix=64,
+    seconds=0.02,
+)
+
+
+class Log:
+    """Lines on the screen and in `gpu.log`; results in `gpu.json`, written after each."""
+
+    def __init__(self, out: Path, part: str, minutes: float):
+        out.mkdir(parents=True, exist_ok=True)
+        self.file, self.part = out / "gpu.json", part
+        self.lines, self.ends = out / "gpu.log", time.monotonic() + 60 * minutes
+        kept = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.results = kept | {part: {"machine": machine(), "torch": torch.__version__}}
+
+    def say(self, line: str) -> None:
+        line = f"{time.strftime('%H:%M:%S')} {self.part}: {line}"
+        print(line, flush=True)
+        with self.lines.open("a") as f:
+            f.write(line + "\n")
+
+    def measure(self, name: str, function: Callable[[], dict[str, Any]]) -> None:
+        """Keep what a case measures, or why it could not; none is begun when time is up."""
+        if time.monotonic() > self.ends:
+            found: dict[str, Any] = {"left out": "no time left"}
+        else:
+            try:
+                found = function()
+            except Exception as error:  # the cases after it are still wanted
+                found = {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.results[self.part][name] = found
+        self.file.write_text(json.dumps(self.results, indent=1) + "\n")
+        self.say(f"{name}: {json.dumps(found)}")
+
+
+def calls_per_second(function: Callable[[], Any], device: torch.device, seconds: float) -> float:
+    """How often a function can be called, once it is warm; the device is waited for at the end."""
+    for _ in range(3):
+        function()
+    wait_for(device)
+    n, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        for _ in range(10):
             function()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for(device)
+        n += 10
+    return n / (time.perf_counter() - began)
 
-    return call
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[dict[str, float]]:
+    """The most that torch holds on the device inside, in GB; nothing on a CPU."""
+    found: dict[str, float] = {}
+    if on_gpu(device):
+        gpu_module(device).reset_peak_memory_stats(device)
+    yield found
+    if on_gpu(device):
+        found["peak GB"] = gpu_module(device).max_memory_allocated(device) / 1e9
 
 
-def steps_at(batch: int, d_in: int, d_sae: int, device: torch.device) -> dict:
-    """Functions that make one training step each, by name."""
-    x = torch.randn(
-        batch, d_in, device=device, generator=torch.Generator(device).manual_seed(0)
-    ).relu()
-    objective = BRICKEN_2023.objective(d_in)
+# --- steps ---
 
-    def fresh(**options) -> tuple:
-        sae = autoencoder_with_l0(20, x.cpu()[:1024], d_sae).to(device)
-        return sae, torch.optim.Adam(sae.parameters(), lr=0.0, fused=True, **options)
 
-    def ours(sae, optimiser) -> None:
-        gradients(sae, x, objective, torch.bfloat16)
-        training.update(sae, optimiser, BRICKEN_2023)
+class Step:
+    """One training step on a fixed batch, as `training.fit` makes it."""
 
-    plain, own = fresh(), fresh()
-    found = {
-        "plain dense step, float32": lambda: dense_step(*plain, x, BRICKEN_2023),
-        OURS: lambda: ours(*own),
-    }
-    if device.type == "cuda":
-        (sae, optimiser), compiled = fresh(), torch.compile(loss)
+    def __init__(self, d_in: int, settings: SAESettings, device: torch.device, **adam: Any):
+        self.recipe = at_width(resolve(settings), settings.tuned_at, d_in)
+        generator = torch.Generator(device).manual_seed(0)
+        size = (self.recipe.batch, d_in)
+        self.x = torch.randn(size, device=device, generator=generator).relu_()
+        with torch.device(device):
+            self.sae = SparseAutoencoder(
+                d_in, settings.d_sae, self.recipe.architecture, self.recipe.k
+            )
+        with torch.no_grad():
+            for weights in (self.sae.W_dec, self.sae.W_enc_T):
+                weights.normal_(std=d_in**-0.5)
+            self.sae.b_enc.fill_(-2.0)  # some per cent of the features are active
+        groups = training.parameter_groups(self.sae, self.recipe)
+        self.optimiser = torch.optim.Adam(groups, lr=1e-5, fused=True, **adam)
+        self.objective = self.recipe.objective(d_in)
 
-        def with_compiled_loss() -> None:
-            sae.zero_grad(set_to_none=True)
-            with torch.autocast(device.type, torch.bfloat16):
-                total, _ = compiled(sae, x, objective)
-            total.backward()
-            training.update(sae, optimiser, BRICKEN_2023)
+    def ours(self) -> None:
+        gradients(self.sae, self.x, self.objective, BF16)
+        training.update(self.sae, self.optimiser, self.recipe)
 
-        captured = fresh(capturable=True)
-        with torch.cuda.stream(torch.cuda.Stream(device)):
+    def with_loss(self, function: Callable, dtype: torch.dtype) -> None:
+        self.sae.zero_grad(set_to_none=True)
+        with autocast(self.x.device, dtype):
+            total, _ = function(self.sae, self.x, self.objective)
+        total.backward()
+        training.update(self.sae, self.optimiser, self.recipe)
+
+    def captured(self) -> Callable[[], None]:
+        """The same step as a CUDA graph."""
+        side = torch.cuda.Stream(self.x.device)
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
             for _ in range(3):
-                ours(*captured)
-        torch.cuda.synchronize(device)
+                self.ours()
+        torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            ours(*captured)
-        found |= {"ours, loss compiled": with_compiled_loss, "ours, as a CUDA graph": graph.replay}
+            self.ours()
+        return graph.replay
+
+
+def step_settings(sizes: Sizes, batch: int, **more: Any) -> SAESettings:
+    chosen = {"compare": (), "d_sae": sizes.d_sae, "batch": batch, "resampling": False}
+    return SAESettings(**(chosen | more))
+
+
+def one_step(kind: str, sizes: Sizes, batch: int, device: torch.device) -> dict[str, float]:
+    """Rate of one kind of step at the original's size, and the full scale's seconds by it."""
+    capturable = {"capturable": True} if kind == "CUDA graph" else {}
+    step = Step(sizes.d_in, step_settings(sizes, batch), device, **capturable)
+    run = {
+        "plain float32": lambda: step.with_loss(loss, torch.float32),
+        "ours": step.ours,
+        "loss compiled": None,
+        "CUDA graph": None,
+    }[kind]
+    if kind == "CUDA graph":
+        run = step.captured()
+    elif kind == "loss compiled":
+        compiled = torch.compile(loss)
+        run = lambda: step.with_loss(compiled, BF16)  # noqa: E731 (a closure over what was compiled)
+    rate = batch * calls_per_second(run, device, sizes.seconds)
+    return {"activations per second": rate, "seconds for the full scale": FULL / rate}
+
+
+def profile(sizes: Sizes, device: torch.device) -> dict[str, Any]:
+    """Kernels of a step, and which take most of its time."""
+    step = Step(sizes.d_in, step_settings(sizes, sizes.batches[0]), device)
+    step.ours()
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    activities += [torch.profiler.ProfilerActivity.CUDA] if on_gpu(device) else []
+    with torch.profiler.profile(activities=activities) as found:
+        step.ours()
+        wait_for(device)
+    time_of = "device_time_total" if on_gpu(device) else "cpu_time_total"
+    events = sorted(found.key_averages(), key=lambda e: -getattr(e, time_of))
+    kernels = [e for e in found.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    top = {e.key[:80]: getattr(e, time_of) for e in events[:15]}
+    return {"kernels": len(kernels), "microseconds": top}
+
+
+def from_tokens(sizes: Sizes, batch: int, device: torch.device) -> dict[str, float]:
+    """The whole loop with its harvest, from as many rows as the full scale has."""
+    s = runpod(sizes)
+    model = language_model.build(s.lm, s.tokenizer.vocab_size, 0).to(device)
+    model = language_model.without_waits(model) if on_gpu(device) else model
+    hook = HookPoint(model.eval().requires_grad_(False), "blocks.0.mlp.hook_post")
+    shape = (sizes.rows, sizes.context)
+    rows = np.random.default_rng(0).integers(0, s.tokenizer.vocab_size, shape, np.uint16)
+    chosen = {"activations": sizes.activations, "buffer_rows": sizes.buffer_rows}
+    settings = step_settings(sizes, batch, precision="bfloat16", **chosen)
+    training.fit(hook, rows, settings.model_copy(update={"activations": 20 * batch}), 0)
+    with peak_memory(device) as memory:
+        began = time.perf_counter()
+        _, summary = training.fit(hook, rows, settings, 0)
+        seconds = time.perf_counter() - began
+    rate = summary["activations"] / seconds
+    return {"activations per second": rate, "seconds for the full scale": FULL / rate} | memory
+
+
+def runpod(sizes: Sizes) -> Settings:
+    """The profile's settings, with the sizes of its language model."""
+    return load("runpod", list(sizes.lm))
+
+
+def lm_step(sizes: Sizes, device: torch.device) -> dict[str, float]:
+    """Steps of the 1-layer language model at the profile's batch and GPT-2's vocabulary."""
+    lm, vocab = runpod(sizes).lm, 50_257 if sizes is not TINY else 300
+    model = language_model.build(lm, vocab, 0).to(device)
+    model = language_model.without_waits(model) if on_gpu(device) else model
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    tokens = torch.randint(vocab, (lm.batch, lm.context + 1), device=device)
+
+    def step() -> None:
+        optimiser.zero_grad(set_to_none=True)
+        language_model.next_token_loss(model, tokens, BF16).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), lm.grad_clip)
+        optimiser.step()
+
+    with peak_memory(device) as memory:
+        rate = calls_per_second(step, device, sizes.seconds)
+    tokens_per_second = rate * lm.batch * lm.context
+    return {"tokens per second": tokens_per_second, "seconds for all": LM_STEPS / rate} | memory
+
+
+def original(sizes: Sizes, device: torch.device, log: Log) -> None:
+    kinds = ["plain float32", "ours"]
+    kinds += ["loss compiled", "CUDA graph"] if device.type == "cuda" else []
+    for batch in sizes.batches:
+        for kind in kinds:
+            name = f"step, batch {batch}, {kind}"
+            log.measure(name, lambda b=batch, k=kind: one_step(k, sizes, b, device))
+        log.measure(f"from tokens, batch {batch}", lambda b=batch: from_tokens(sizes, b, device))
+    log.measure("profile", lambda: profile(sizes, device))
+    log.measure("language model", lambda: lm_step(sizes, device))
+
+
+# --- Stheno's width ---
+
+
+def matrix_rate(sizes: Sizes, device: torch.device) -> float:
+    """FLOP/s of a large bfloat16 product."""
+    n = sizes.matrix
+    a, b = (torch.randn(n, n, device=device, dtype=BF16) for _ in range(2))
+    return 2 * n**3 * calls_per_second(lambda: a @ b, device, sizes.seconds)
+
+
+def wide_step(
+    sizes: Sizes, width: tuple[int, int], recipe: str, most: float, device: torch.device
+) -> dict[str, float]:
+    """A step's share of the matrix rate, and its memory against the plan."""
+    d_in, d_sae = width
+    more = {"recipe": recipe, "d_sae": d_sae, "tuned_at": 512}
+    settings = step_settings(sizes, sizes.wide_batch, **more)
+    with peak_memory(device) as memory:
+        step = Step(d_in, settings, device)
+        rate = sizes.wide_batch * calls_per_second(step.ours, device, sizes.seconds)
+    flop = PRODUCTS * 2 * d_in * d_sae * rate
+    planned = replace_aux(settings)
+    return {
+        "activations per second": rate,
+        "share of the matrix rate": flop / most,
+        "planned GB": memory_plan.training_step(d_in, planned) / 1e9,
+    } | memory
+
+
+def replace_aux(settings: SAESettings) -> SAESettings:
+    """The plan counts TopK's auxiliary loss, which no feature here is dead enough for."""
+    return settings.model_copy(update={"recipe": "bricken_2023", "k": None})
+
+
+def trunk(sizes: Sizes, device: torch.device) -> dict[str, float]:
+    """Harvest at the last MLP against the plain forward pass; random weights."""
+    d_model, d_mlp, layers, vocab = sizes.trunk
+    config = transformers.LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=d_model,
+        intermediate_size=d_mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, d_model // 128),
+        num_key_value_heads=max(1, d_model // 512),
+        max_position_embeddings=8192,
+    )
+    with peak_memory(device) as memory:
+        with torch.device(device):
+            model = transformers.AutoModelForCausalLM.from_config(config, dtype=BF16)
+        model = language_model.without_waits(model).eval().requires_grad_(False)
+        hook = HookPoint(model, f"blocks.{layers - 1}.mlp.hook_post", 1)
+        rows = np.random.default_rng(0).integers(2, vocab, sizes.trunk_rows)
+        n, tokens = rows.size, torch.from_numpy(rows).to(device)
+        parts = tokens.split(16)
+
+        @torch.no_grad()
+        def forward() -> None:
+            for part in parts:
+                model.base_model(input_ids=part, use_cache=False)
+
+        out = harvest(hook, rows)
+        rates = {
+            "forward": n * calls_per_second(forward, device, sizes.seconds),
+            "harvest": n
+            * calls_per_second(lambda: harvest(hook, rows, out), device, sizes.seconds),
+        }
+    return rates | {"share of the forward pass": rates["harvest"] / rates["forward"]} | memory
+
+
+def stheno(sizes: Sizes, device: torch.device, log: Log) -> None:
+    most: list[float] = []
+
+    def matrix() -> dict[str, float]:
+        most.append(matrix_rate(sizes, device))
+        return {"FLOP per second": most[0]}
+
+    log.measure("bfloat16 product", matrix)
+    for width in sizes.wide:
+        for recipe in ("bricken_2023", "topk"):
+            name = f"step, {width[0]} -> {width[1]}, {recipe}"
+            log.measure(name, lambda w=width, r=recipe: wide_step(sizes, w, r, most[0], device))
+    log.measure("harvest at the last MLP", lambda: trunk(sizes, device))
+
+
+# --- what must hold ---
+
+
+def no_wait(sizes: Sizes, device: torch.device) -> dict[str, Any]:
+    """A step under CUDA's own check: any wait of the host is an error."""
+    found = {}
+    for recipe in ("bricken_2023", "topk", "batchtopk", "jumprelu"):
+        step = Step(sizes.d_in, step_settings(sizes, sizes.batches[0], recipe=recipe), device)
+        step.ours()
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            step.ours()
+        finally:
+            if device.type == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+        found[recipe] = "nothing waits" if device.type == "cuda" else "not checked on a CPU"
     return found
 
 
-def at_full_scale(batch: int, on: torch.device) -> dict:
-    """The 1-layer model's size: every contender, and what the original's scale would take."""
-    steps = {name: waited(step, on) for name, step in steps_at(batch, 512, 4096, on).items()}
-    measured = rates(steps, batch * STEPS, repeats=1)
-    seconds = {name: FULL / m["median"] for name, m in measured.items()}
-    return case(measured, "plain dense step, float32") | {"seconds for the full scale": seconds}
+class Killed(Exception):
+    pass
 
 
-def at_width(wide: tuple[int, int, int], matrix: int, on: torch.device) -> dict:
-    """Our step at an 8-billion-parameter model's width, as a share of what the device
-    multiplies.
-    """
-    d_in, d_sae, batch = wide
-    a, b = (torch.randn(matrix, matrix, device=on, dtype=torch.bfloat16) for _ in range(2))
-    product = {"bfloat16 product": waited(lambda: a @ b, on)}
-    most = rates(product, 2 * matrix**3 * STEPS, repeats=1)["bfloat16 product"]["median"]
-    step = {OURS: waited(steps_at(batch, d_in, d_sae, on)[OURS], on, 5)}
-    measured = rates(step, batch * 5, rounds=5, repeats=1)
-    flop = PRODUCTS * 2 * d_in * d_sae * measured[OURS]["median"]
-    shares = {"FLOP/s": flop, "matrix FLOP/s": most, "share of the matrix rate": flop / most}
-    return case(measured, OURS) | shares
-
-
-def from_tokens(batch: int, activations: int, on: torch.device) -> dict:
-    """The whole training loop, with harvesting and a checkpoint folder."""
-    s = load("laptop")
+def resume(sizes: Sizes, device: torch.device) -> dict[str, float]:
+    """The largest difference in a weight after a kill and a resume, beside that of two runs."""
+    s, batch = runpod(sizes), sizes.batches[0]
     torch.manual_seed(0)
-    model = language_model.build(s.lm, s.tokenizer.vocab_size, 0).eval().requires_grad_(False)
-    rows = np.random.default_rng(0).integers(0, s.tokenizer.vocab_size, (65_536, s.lm.context))
-    chosen = {
-        "activations": activations,
-        "precision": "bfloat16",
-        "batch": batch,
-        "buffer_rows": min(8192, len(rows)),
-        "resampling": False,
-        "checkpoint_every": 10**9,
-    }
-    hook = HookPoint(model.to(on), s.sae.hook_name)
+    model = language_model.build(s.lm, s.tokenizer.vocab_size, 0).to(device)
+    hook = HookPoint(model.eval().requires_grad_(False), "blocks.0.mlp.hook_post")
+    shape = (sizes.buffer_rows * 2, sizes.context)
+    rows = np.random.default_rng(0).integers(0, s.tokenizer.vocab_size, shape)
+    settings = step_settings(
+        sizes, batch, activations=20 * batch, buffer_rows=sizes.buffer_rows, checkpoint_every=7
+    )
+
+    def trained(folder: Path) -> torch.Tensor:
+        return training.fit(hook, rows, settings, 0, checkpoints.CheckpointFolder(folder))[0].W_dec
+
+    save = checkpoints.save_checkpoint
+
+    def save_then_die(*arguments: Any) -> None:
+        save(*arguments)
+        raise Killed
+
     with tempfile.TemporaryDirectory() as scratch:
-        began, store = time.perf_counter(), CheckpointFolder(Path(scratch))
-        _, summary = training.fit(hook, rows, s.sae.model_copy(update=chosen), 0, store)
-        seconds = time.perf_counter() - began
-    rate = {"median": summary["activations_per_second"], "seconds": seconds}
-    return case({OURS: rate | {"activations": summary["activations"]}}, OURS)
+        one, two = (trained(Path(scratch, name)) for name in ("one", "two"))
+        checkpoints.save_checkpoint = save_then_die
+        try:
+            trained(Path(scratch, "killed"))
+        except Killed:
+            pass
+        finally:
+            checkpoints.save_checkpoint = save
+        again = trained(Path(scratch, "killed"))
+    differences = {"two runs": one - two, "killed and resumed": one - again}
+    return {name: value.abs().max().item() for name, value in differences.items()}
 
 
-def run(
-    device: str = "cuda",
-    batches: tuple[int, ...] = (896, 8192),
-    wide: tuple[int, int, int] = WIDE,
-    activations: int = FULL,
-    matrix: int = 8192,
-) -> dict:
-    on = torch.device(device)
-    cases = {f"512 -> 4096, batch {batch}": at_full_scale(batch, on) for batch in batches}
-    cases[f"{wide[0]} -> {wide[1]}, batch {wide[2]}"] = at_width(wide, matrix, on)
-    cases[f"from tokens, batch {batches[-1]}"] = from_tokens(batches[-1], activations, on)
-    there = on.type == "cuda"
-    what = torch.cuda.get_device_name(on) if there else "a tiny trial without a GPU"
-    return {"what": what, "unit": "activations/s", "cases": cases}
+def smoke(name: str, device: torch.device, folder: str) -> dict[str, float]:
+    """Seconds of a stage of the `smoke` profile, from this installation's text."""
+    run = stages.open_run("smoke", folder, [f"device={device.type}", "sae.widths=[]"])
+    began = time.perf_counter()
+    run.path(name) if stages.STAGES[name].folder else run.results(name)
+    return {"seconds": time.perf_counter() - began}
+
+
+def checks(sizes: Sizes, device: torch.device, log: Log) -> None:
+    log.measure("waits", lambda: no_wait(sizes, device))
+    log.measure("resume", lambda: resume(sizes, device))
+    names = ("autoencoder", "evaluation", "features", "scores", "clusters", "prompts")
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in names if sizes is not TINY else ():
+            log.measure(f"smoke: {name}", lambda n=name: smoke(n, device, f"{scratch}/run"))
+
+
+PARTS = {"original": original, "stheno": stheno, "checks": checks}
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--minutes", type=float, default=7.0)
+    parser.add_argument("--tiny", action="store_true")
+    given = parser.parse_args(arguments)
+    log = Log(given.out, given.part, given.minutes)
+    PARTS[given.part](TINY if given.tiny else Sizes(), torch.device(given.device), log)
+    return log.results[given.part]
+
+
+if __name__ == "__main__":
+    main()

@@ -12,22 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sae_lib.device import on_gpu
 from sae_lib.errors import ArtefactError, Interrupted, TrainingError
-from sae_lib.files import check_same, flat, write_atomically
+from sae_lib.files import check_same, flat, whole_file, write_atomically
 
 KEEP = 2
+SECONDS = 600  # after which there is another checkpoint, however many steps it took
 
 
 def environment_fingerprint(device: torch.device, precision: torch.dtype) -> dict[str, Any]:
     """What the trained weights depend on, to the last bit, besides the settings; a checkpoint is
-    continued only under the same.
+    continued only under the same. A GPU's do not depend on the threads of the CPU beside it.
     """
     return {
         "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
+        "threads": None if on_gpu(device) else torch.get_num_threads(),
         "device": device.type,
         "precision": str(precision).removeprefix("torch."),
     }
@@ -60,6 +63,7 @@ class TrainingState:
     step: int = 0
     curve: list[dict] = field(default_factory=list)
     began: float = field(default_factory=time.perf_counter)
+    saved: float = field(default_factory=time.perf_counter)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint keeps as safetensors, by dotted names."""
@@ -93,8 +97,13 @@ class TrainingState:
             self.step, tensors, record = found
             self.put_back(tensors, record)
 
+    def due(self, every: int) -> bool:
+        """Whether it is time for a checkpoint: every so many steps, and after `SECONDS`."""
+        return self.step % every == 0 or time.perf_counter() - self.saved > SECONDS
+
     def save(self, store: CheckpointFolder, budget_gb: float) -> None:
         """Write a checkpoint, where they are kept."""
+        self.saved = time.perf_counter()
         if store.folder:
             made_from, budget = store.made_from, budget_gb * 1e9
             save_checkpoint(
@@ -148,20 +157,28 @@ def save_checkpoint(
     While the new one is written the one before stays, whatever the budget: there is always a whole
     one. Where three are over it, the one before that goes first.
     """
-    blob = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    sha256, path = hashlib.sha256(blob).hexdigest(), folder / f"step-{step:08d}"
-    record = {"step": step, "sha256": sha256, "state": state, "made_from": made_from}
-    if (KEEP + 1) * len(blob) > budget:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    path = folder / f"step-{step:08d}.safetensors"
+    if (KEEP + 1) * size > budget:
         _prune(folder, 1)
-    write_atomically(path.with_suffix(".safetensors"), blob)
+    with whole_file(path) as scratch:
+        save_file(tensors, scratch)  # one after the other, never all of them as bytes
+        sha256 = _sha256(scratch)
+    record = {"step": step, "sha256": sha256, "state": state, "made_from": made_from}
     write_atomically(path.with_suffix(".json"), json.dumps(record | {"self": _digest(record)}))
-    _prune(folder, KEEP if KEEP * len(blob) <= budget else 1)
+    _prune(folder, KEEP if KEEP * size <= budget else 1)
 
 
 def _prune(folder: Path, keep: int) -> None:
     for old in steps(folder)[:-keep]:
         for kind in ("json", "safetensors"):
             (folder / f"step-{old:08d}.{kind}").unlink()
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _digest(record: dict[str, Any]) -> str:
@@ -182,11 +199,10 @@ def load_checkpoint(
         if record.pop("self") != _digest(record):
             raise ValueError
         check_same(folder, record["made_from"], json.loads(json.dumps(made_from)))
-        blob = path.with_suffix(".safetensors").read_bytes()
-        if hashlib.sha256(blob).hexdigest() != record["sha256"]:
+        if _sha256(path.with_suffix(".safetensors")) != record["sha256"]:
             raise ValueError
-        return record["step"], load(blob), record["state"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return record["step"], load_file(path.with_suffix(".safetensors")), record["state"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
         raise ArtefactError(
             f"{path.with_suffix('.safetensors')} or {path.name} is damaged (a hash differs); "
             "delete these two files to continue from the checkpoint before"

@@ -1,8 +1,10 @@
 """Where a run computes, and in which precision that is fast."""
 
 import ctypes
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import psutil
@@ -12,11 +14,28 @@ from torch import Tensor
 from sae_lib.errors import SettingsError
 
 
+def gpus() -> list[str]:
+    """The GPUs that torch can use here; tests put a simulated one in their place."""
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [f"cuda:{i}" for i in range(found)]
+
+
+def on_gpu(device: torch.device | str) -> bool:
+    """Whether what is done there runs beside this process, with memory of its own."""
+    return torch.device(device).type != "cpu"
+
+
+def gpu_module(device: torch.device) -> ModuleType:
+    """`torch.cuda`, or what does its work for a GPU of another kind: streams, memory, waiting."""
+    return torch.get_device_module(device)
+
+
 def device_of(name: str = "auto") -> torch.device:
     """The device of `settings.device`; `SettingsError` lists those there are."""
-    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    found = gpus()
+    devices = ["cpu", *({gpu.partition(":")[0] for gpu in found})]
     name = devices[-1] if name == "auto" else name
-    devices += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    devices += found
     if name not in devices:
         raise SettingsError(
             f"device: {name!r} cannot be used here; there are: auto, {', '.join(devices)}"
@@ -30,9 +49,8 @@ def precision(name: str, device: torch.device) -> torch.dtype:
     """
     if name != "auto":
         return getattr(torch, name)
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if fast_bfloat16() else torch.float32
+    fast = gpu_module(device).is_bf16_supported() if on_gpu(device) else fast_bfloat16()
+    return torch.bfloat16 if fast else torch.float32
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
@@ -42,8 +60,8 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 
 def memory_of(device: torch.device) -> int:
     """Bytes of the device: of a GPU, or of this machine or its container."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
+    if on_gpu(device):
+        return gpu_module(device).get_device_properties(device).total_memory
     total = psutil.virtual_memory().total
     with suppress(OSError, ValueError):  # no container, or "max": no limit
         total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
@@ -54,8 +72,8 @@ def upload(array: np.ndarray, device: torch.device) -> Tensor:
     """The array on the device; to a GPU by way of page-locked memory, without waiting for what the
     GPU still has to do.
     """
-    tensor, on_gpu = torch.from_numpy(array), device.type == "cuda"
-    return (tensor.pin_memory() if on_gpu else tensor).to(device, non_blocking=on_gpu)
+    tensor, away = torch.from_numpy(array), on_gpu(device)
+    return (tensor.pin_memory() if away else tensor).to(device, non_blocking=away)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -65,6 +83,43 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if x.device.type != "cpu" or x.dtype != torch.float32 or not torch.cpu._is_avx2_supported():
         return torch.nn.functional.linear(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class CentredLinear(torch.autograd.Function):
+    """(x − b_dec) W_encᵀ + b_enc, with one product less in the backward pass than autograd's: the
+    gradient into b_dec is made from that into b_enc, and not from one per activation.
+    """
+
+    @staticmethod
+    def forward(ctx, x, b_dec, W_enc_T, b_enc):
+        centred = x - b_dec
+        z = torch.nn.functional.linear(centred, W_enc_T, b_enc)
+        ctx.save_for_backward(centred.to(z.dtype), W_enc_T)
+        return z
+
+    @staticmethod
+    def backward(ctx, grad):
+        centred, W_enc_T = ctx.saved_tensors
+        into_b_enc = grad.sum(0, dtype=W_enc_T.dtype)
+        into_W_enc_T = (grad.T @ centred).to(W_enc_T.dtype)
+        return None, -torch.mv(W_enc_T.T, into_b_enc), into_W_enc_T, into_b_enc
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Inside, torch draws from this seed on the CPU and on `device`; outside nothing changes."""
+    forked = {"devices": []}
+    if on_gpu(device):
+        forked = {"devices": [device], "device_type": device.type}
+    with torch.random.fork_rng(**forked):
+        torch.manual_seed(seed)
+        yield
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a GPU has done all that it was given."""
+    if on_gpu(device):
+        gpu_module(device).synchronize(device)
 
 
 def fast_bfloat16() -> bool:

@@ -7,7 +7,8 @@ import json
 import math
 import os
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,20 +24,28 @@ def scratch_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{whose}.partial")
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write, flush to disk, rename: a reader sees the old file or the new one, never half of it."""
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A scratch path to write to, flushed to disk and renamed to `path` at the end: a reader sees
+    the old file or the new one, never half of it.
+    """
     scratch = scratch_name(path)
     try:
         with in_plain_words(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(scratch, "wb") as f:
-                f.write(content.encode() if isinstance(content, str) else content)
-                f.flush()
+            yield scratch
+            with open(scratch, "rb+") as f:
                 os.fsync(f.fileno())
             os.replace(scratch, path)
     finally:
         with suppress(OSError):
             scratch.unlink()
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write `content` as a `whole_file`."""
+    with whole_file(path) as scratch:
+        scratch.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 # --- records ---

@@ -101,6 +101,7 @@ class TokenizerSettings(Section):
 
 class LanguageModelSettings(Section):
     source: Text = "train"  # or a hub name or local folder with a trained causal language model
+    revision: Text | None = None  # of a model of the hub: branch, tag or commit; None: its newest
     architecture: Literal["gpt2", "llama"] = "gpt2"
     # "ward_2024", for gpt2: scaled by 1/√d_model and without an output projection
     attention: Literal["standard", "ward_2024"] = "standard"
@@ -163,6 +164,11 @@ class SAESettings(Section):
     # keep this part of the weights random: a sanity baseline
     frozen: Literal["decoder", "soft_decoder", "encoder"] | None = None
     seed: Seed | None = None  # of the autoencoder alone; None: the run's
+    # d_in at which lr and λ were chosen: they are carried over to the hook's own; None: not
+    tuned_at: Width | None = None
+    # activations longer than so many times the median norm (attention sinks) are left out of scale,
+    # training and measures, with those of special tokens; None: all count
+    outlier_norm: Annotated[float, Field(gt=1, le=10**6)] | None = None
     # of the features' activations in training, and of all products in dense steps
     precision: Precision = "float32"
     buffer_rows: Count = 1024  # rows of text harvested and shuffled together

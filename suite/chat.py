@@ -24,6 +24,7 @@ import httpx2
 import tenacity
 import torch
 
+from sae_lib.device import seeded
 from sae_lib.errors import ChatError, ModelError, shown
 from sae_lib.model.language_model import open_model
 from sae_lib.settings import ExplainSettings
@@ -216,8 +217,7 @@ class LocalChat:
         if (temperature or 0) <= 1e-3:  # logits / temperature would overflow
             sampling = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         sampling |= {"max_new_tokens": answer_tokens, "pad_token_id": tokenizer.eos_token_id}
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(self.seed)
+        with seeded(self.seed, device):
             out = self._model.generate(**inputs, **sampling)[0, length:]
         return Reply(encodable(tokenizer.decode(out, skip_special_tokens=True)), length, len(out))
 

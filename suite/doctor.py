@@ -18,6 +18,10 @@ from suite import project
 
 INSTALL = "make install"
 GIB = 2**30
+NEWER_BUILD = (
+    "a CUDA build of torch for this card that this driver can run, or a newer driver: "
+    "runpod_setup.sh chooses one"
+)
 
 
 @dataclass(frozen=True)
@@ -28,11 +32,11 @@ class Needs:
 
     disk: int | float
     memory: int | float
-    gpu: int | float = 0  # 0: runs on a CPU
+    gpu: bool = False
     hub: bool = False
 
 
-NEEDS = {"smoke": Needs(0.5, 2), "laptop": Needs(2, 4), "runpod": Needs(100, 48, gpu=44, hub=True)}
+NEEDS = {"smoke": Needs(0.5, 2), "laptop": Needs(2, 4), "runpod": Needs(100, 48, True, hub=True)}
 
 
 @dataclass(frozen=True)
@@ -61,12 +65,13 @@ def check(profile: str = "laptop") -> list[Check]:
         *packages(project.root() / "requirements.txt"),
         kernel(),
         device(needs),
+        *([gpu_memory(profile)] if needs.gpu else []),
         disk(needs),
         memory(needs),
         chromium(),
     ]
     thread.join(6)
-    return [*checks, hub(needs, answer[-1]), token(needs)]
+    return [*checks, hub(needs, answer[-1]), token()]
 
 
 def can_run(checks: list[Check]) -> bool:
@@ -124,24 +129,66 @@ def device(needs: Needs) -> Check:
         from sae_lib.device import fast_bfloat16
     except Exception as error:  # a broken binary raises OSError, a missing one ImportError
         return Check("device", False, f"torch does not import: {error}", INSTALL)
-    fix = (
-        f"the {needs.gpu:g} GiB GPU that this profile is made for; smaller: --set "
-        "last_mlp.sae.d_sae=16384, or --profile laptop"
-    )
+    fix = "a GPU, which this profile is made for; without one: --profile laptop"
     if torch.cuda.is_available():
         total = torch.cuda.get_device_properties(0).total_memory / GIB
         fast = "yes" if torch.cuda.is_bf16_supported() else "no"
         found = f"{torch.cuda.get_device_name()}, {total:.0f} GiB, bfloat16 {fast}"
-        return Check("device", total >= needs.gpu, found, fix)
+        why_not = no_kernel(torch)
+        return Check("device", not why_not, found + why_not, NEWER_BUILD)
     fast = "fast" if fast_bfloat16() else "no faster than float32"
     found = f"CPU, {torch.get_num_threads()} threads, bfloat16 products {fast}"
     if shutil.which("nvidia-smi"):
         found += f"; torch {torch.__version__} sees no GPU although there is nvidia-smi"
-        fix = (
-            "a CUDA build of torch that this driver can run, or a newer driver: runpod_setup.sh "
-            "chooses one"
-        )
+        fix = NEWER_BUILD
     return Check("device", not needs.gpu, found, fix)
+
+
+def no_kernel(torch) -> str:
+    """Why this build of torch computes nothing on the GPU; "" where a kernel was launched and did
+    what it should.
+    """
+    capability, built_for = torch.cuda.get_device_capability(), torch.cuda.get_arch_list()
+    if not built_for_card(capability, built_for):
+        card = "sm_{}{}".format(*capability)
+        return f"; torch {torch.__version__} has no kernels for {card}: {' '.join(built_for)}"
+    try:
+        found = torch.ones(1000, device="cuda").cumsum(0).sum().item()
+    except RuntimeError as error:
+        return f"; a kernel fails: {str(error).splitlines()[0]}"
+    return "" if found == 500_500 else f"; a kernel computed {found} in place of 500500"
+
+
+def built_for_card(capability: tuple[int, int], built_for: list[str]) -> bool:
+    """Whether a build runs on a card: compiled for its generation and no later step of it
+    (sm_80 runs on 8.6), or as code that the driver compiles (compute_80 runs on all from 8.0).
+    """
+    for name in built_for:
+        kind, _, digits = name.partition("_")
+        digits = digits.rstrip("af")
+        major, minor = int(digits[:-1]), int(digits[-1])
+        later = (major, minor) <= capability
+        if later and (kind == "compute" or major == capability[0]):
+            return True
+    return False
+
+
+def gpu_memory(profile: str, have: int | None = None) -> Check:
+    """The memory plan of the profile against the card's memory, `have` bytes or the one here."""
+    try:
+        import torch
+
+        from sae_lib.settings import load
+        from suite import memory_plan
+    except Exception as error:
+        return Check("GPU memory", False, f"{error}", INSTALL)
+    settings = load(profile)
+    plan = memory_plan.report(settings)
+    if have is None and not torch.cuda.is_available():
+        return Check("GPU memory", False, f"no GPU; planned: {plan}", "a GPU", needed=False)
+    have = have or torch.cuda.get_device_properties(0).total_memory
+    advice = memory_plan.advice(settings, have)
+    return Check("GPU memory", not advice, f"{have / 1e9:.0f} GB; planned: {plan}", advice)
 
 
 def disk(needs: Needs, folder: str | Path = ".") -> Check:
@@ -181,12 +228,14 @@ def hub(needs: Needs, reached: str) -> Check:
     return Check("hub", reached.startswith("reached"), reached, fix, needs.hub)
 
 
-def token(needs: Needs) -> Check:
-    """Whether there is a token, never what it is."""
-    fix = "gated models and enough requests per hour: export HF_TOKEN=…, or .venv/bin/hf auth login"
+def token() -> Check:
+    """Whether there is a token, never what it is. No profile needs one: nothing in them is
+    gated.
+    """
+    fix = "for gated models alone: export HF_TOKEN=…, or .venv/bin/hf auth login"
     found = "present, from HF_TOKEN" if os.environ.get("HF_TOKEN") else ""
     with suppress(ImportError):
         from huggingface_hub import get_token
 
         found = found or ("present, from the hub's own login" if get_token() else "")
-    return Check("hub token", bool(found), found or "none", fix, needs.hub)
+    return Check("hub token", bool(found), found or "none", fix, needed=False)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from sae_lib.device import device_of, precision
+from sae_lib.device import device_of, precision, wait_for
 from sae_lib.formats import about
 from sae_lib.sae.recipes import variants
 from sae_lib.settings import Settings
@@ -108,8 +108,7 @@ def _timed(function: Callable[[], object], device: torch.device) -> float:
         while sum(taken) < BUDGET or len(taken) < 2:
             began = time.perf_counter()
             function()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            wait_for(device)
             taken.append(time.perf_counter() - began)
     return min(taken)
 

@@ -20,7 +20,7 @@ from sae_lib.features import baselines, clamping, evaluation, feature_table, fir
 from sae_lib.formats import gib
 from sae_lib.interpretability import clusters, scores, scoring
 from sae_lib.model import language_model
-from sae_lib.model.activations import HookPoint, find_hook, one_position_each
+from sae_lib.model.activations import HookPoint, find_hook, find_left_out, one_position_each
 from sae_lib.sae import training
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.dictionaries import Dictionary, Directions, Neurons
@@ -29,6 +29,7 @@ from sae_lib.sae.engine import distributed
 from sae_lib.sae.recipes import resolve, variant, variants
 from sae_lib.settings import SAESettings, Settings, load
 from sae_lib.text.display import Vocabulary
+from sae_lib.text.tokenizer import bos_id, special_ids
 from sae_lib.text.tokens import open_tokens, write_tokens
 from suite import prompts, rule_figures, runs, text_summary
 from suite.runs import Run, Stage, writing
@@ -122,13 +123,15 @@ def make_tokens(run: Run, name: str, out: Path) -> None:
 
 
 def model_fingerprint(run: Run, name: str = "") -> Made:
-    return tokens_fingerprint(run) | section(run, "lm", ("checkpoint_gb",))
+    lm = run.settings.lm
+    without = ("checkpoint_gb",) if lm.revision else ("checkpoint_gb", "revision")
+    return tokens_fingerprint(run) | section(run, "lm", without)
 
 
 def make_language_model(run: Run, name: str, out: Path, store: CheckpointFolder) -> None:
     s, tokens = run.settings, run.get("tokens")
     model, summary = language_model.train(s.lm, tokens, s.seed, device_of(s.device), store)
-    model.save_pretrained(out)
+    model.cpu().save_pretrained(out)
     tokens.tokenizer.save_pretrained(out)
     write_summary(out, summary)
 
@@ -143,12 +146,26 @@ def model_source(run: Run) -> str:
 
 def load_language_model(run: Run, name: str, folder: Path | None) -> Any:
     s = run.settings
-    return language_model.load(model_source(run), s.lm.context, device_of(s.device))
+    device = device_of(s.device)
+    return language_model.load(model_source(run), s.lm.context, device, s.lm.revision)
 
 
 def hook(run: Run) -> HookPoint:
-    """Where the run's autoencoders read the language model, which is loaded once."""
-    return HookPoint(run.get("language_model"), run.settings.sae.hook_name)
+    """Where the run's autoencoders read the language model; both are loaded once."""
+    return run.get("hook")
+
+
+def hook_of(run: Run, model: Any) -> HookPoint:
+    """The run's hook on a model, with BOS before every row where a ready model expects it, and
+    what is left out of everything, where the settings leave something out.
+    """
+    s, tokens = run.settings, run.get("tokens")
+    bos = None if s.lm.source == "train" else bos_id(tokens.tokenizer)
+    made = HookPoint(model, s.sae.hook_name, bos)
+    if s.sae.outlier_norm:
+        special, rows = special_ids(tokens.tokenizer), tokens.rows("train", s.lm.context)
+        made.left_out, _ = find_left_out(made, rows, special, s.sae.outlier_norm)
+    return made
 
 
 def bridge(run: Run) -> Any:
@@ -211,9 +228,11 @@ def train(
             "model_name": model_name or s.lm.source,
             "context_size": s.lm.context,
             "dataset_path": s.corpus.source,
-            "prepend_bos": False,
+            "prepend_bos": hook.bos is not None,
             "hook_name": sae.hook_name,
         }
+        if commit := getattr(hook.model.config, "_commit_hash", None):
+            metadata["model_commit"] = commit  # which of the hub's it was
         trained.save(out, metadata)
         write_summary(out, summary)
 
@@ -357,8 +376,8 @@ def load_dictionary(run: Run, name: str, folder: Path | None) -> Dictionary:
     if name == "neurons":
         return Neurons(run.get("autoencoder").d_in, device)
     if name in BASELINES:
-        stored = load_file(run.path("features", name) / "directions.safetensors", str(device))
-        return Directions(*(stored[name] for name in DIRECTIONS))
+        stored = load_file(run.path("features", name) / "directions.safetensors")
+        return Directions(*(stored[name].to(device) for name in DIRECTIONS))
     return run.get("autoencoder", name)
 
 
@@ -406,7 +425,7 @@ def untrained_fingerprint(run: Run, name: str = "") -> Made:
 def untrained_hook(run: Run) -> HookPoint:
     s, tokenizer = run.settings, run.get("tokens").tokenizer
     model = language_model.untrained(s.lm, tokenizer, s.seed, device_of(s.device))
-    return HookPoint(model, run.settings.sae.hook_name)
+    return hook_of(run, model)
 
 
 def make_untrained(run: Run, name: str, out: Path, store: CheckpointFolder) -> None:
@@ -516,6 +535,9 @@ STAGES = {
         make=make_features,
         load=lambda run, _, folder: feature_table.load_features(folder),
         cheap=True,
+    ),
+    "hook": Stage(
+        load=lambda run, name, folder: hook_of(run, run.get("language_model")), keep=True
     ),
     "dictionary": Stage(load=load_dictionary, keep=True),
     "scores": Stage(

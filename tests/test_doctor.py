@@ -1,14 +1,16 @@
+import re
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
 
 import pytest
 
+from sae_lib import settings
 from sae_lib.errors import SettingsError
-from suite import doctor, drawing, project
+from suite import doctor, drawing, memory_plan, project
 from suite.doctor import Check, Needs
 
-CPU, GPU = Needs(disk=1, memory=1), Needs(disk=1, memory=1, gpu=40, hub=True)
+CPU, GPU = Needs(disk=1, memory=1), Needs(disk=1, memory=1, gpu=True, hub=True)
 
 
 @pytest.fixture
@@ -113,16 +115,97 @@ def httpd():
 
 def test_the_token_is_never_shown(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    present = doctor.token(GPU)
+    present = doctor.token()
     assert (present.ok, present.found) == (True, "present, from HF_TOKEN")
     assert "hf_secret" not in doctor.report([present])
 
 
-def test_no_token(monkeypatch, tmp_path):
+def test_no_profile_needs_a_token_as_nothing_is_gated(monkeypatch):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    assert not doctor.can_run([doctor.token(GPU)])
-    assert doctor.can_run([doctor.token(CPU)])
+    assert not doctor.token().ok and doctor.can_run([doctor.token()])
+
+
+@pytest.mark.parametrize(
+    ("capability", "built_for", "runs"),
+    [
+        ((9, 0), ["sm_80", "sm_90"], True),
+        ((8, 6), ["sm_80", "sm_90"], True),
+        ((8, 0), ["sm_86"], False),
+        ((10, 0), ["sm_80", "sm_90"], False),
+        ((12, 0), ["sm_90", "sm_100", "sm_120"], True),
+        ((12, 0), ["sm_90", "compute_90"], True),
+        ((9, 0), ["sm_90a"], True),
+    ],
+)
+def test_a_build_is_compared_with_the_card(capability, built_for, runs):
+    assert doctor.built_for_card(capability, built_for) == runs
+
+
+class FakeGPU:
+    """Stands for `torch` on a pod whose build does not fit, or whose kernel computes `total`."""
+
+    __version__, cuda = "2.13.0+cu126", property(lambda self: self)
+
+    def __init__(self, capability, total):
+        self.capability, self.total = capability, total
+
+    def get_device_capability(self):
+        return self.capability
+
+    def get_arch_list(self):
+        return ["sm_80", "sm_90"]
+
+    def ones(self, n, device):
+        if self.total is None:
+            raise RuntimeError("no kernel image is available for execution on the device\nmore")
+        return self
+
+    def cumsum(self, dim):
+        return self
+
+    def sum(self):
+        return self
+
+    def item(self):
+        return self.total
+
+
+@pytest.mark.parametrize(
+    ("gpu", "said"),
+    [
+        (FakeGPU((10, 0), 500_500), "has no kernels for sm_100: sm_80 sm_90"),
+        (FakeGPU((9, 0), None), "a kernel fails: no kernel image is available"),
+        (FakeGPU((9, 0), 7), "a kernel computed 7 in place of 500500"),
+        (FakeGPU((9, 0), 500_500), ""),
+    ],
+)
+def test_a_kernel_is_launched(gpu, said):
+    found = doctor.no_kernel(gpu)
+    assert said in found and bool(found) == bool(said)
+
+
+@pytest.mark.parametrize(("card", "ok"), [(24, False), (48, False), (80, True), (141, True)])
+def test_the_memory_plan_is_held_against_the_card(card, ok):
+    check = doctor.gpu_memory("runpod", int(card * 1e9))
+    assert check.ok == ok and "planned: 1-layer model" in check.found
+    assert "last_mlp" in check.found and "GB (training topk)" in check.found
+    if card == 24:
+        assert "8-bit" in check.fix and "accelerate" in check.fix
+    if card == 48:
+        n = int(re.search(r"--set last_mlp.sae.d_sae=(\d+) fits", check.fix)[1])
+        assert 14_336 < n < 57_344
+        s = memory_plan.parts(settings.load("runpod", [f"last_mlp.sae.d_sae={n}"]))["last_mlp."]
+        assert memory_plan.peak(s)[1] <= 48e9 < memory_plan.peak(wider(s))[1]
+
+
+def wider(s):
+    return s.model_copy(update={"sae": s.sae.model_copy(update={"d_sae": s.sae.d_sae + 1024})})
+
+
+def test_twice_the_width_needs_a_card_of_141_gb():
+    s = settings.load("runpod", ["last_mlp.sae.d_sae=114688"])
+    assert not memory_plan.advice(s, 141e9) and memory_plan.advice(s, 80e9)
 
 
 def test_memory_is_what_the_container_may_still_take(tmp_path):

@@ -277,6 +277,7 @@ def pod_script(tmp_path):
     """runpod_setup.sh in a folder where the packages are there already; gives (output, arguments
     of JupyterLab, state folder).
     """
+    (tmp_path / "home").mkdir()
     (tmp_path / "scripts").mkdir()
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     for name in ("runpod_setup.sh", "requirements.txt"):
@@ -301,6 +302,45 @@ def pod_script(tmp_path):
     yield run, state
     if (state / "jupyter.pid").exists():
         os.kill(int((state / "jupyter.pid").read_text()), signal.SIGTERM)
+
+
+def test_the_newest_build_that_the_driver_allows_is_tried_first():
+    function = "source <(sed -n '/^builds_for/,/^}/p' runpod_setup.sh); builds_for "
+    found = {
+        driver: subprocess.run(
+            ["bash", "-uc", function + driver], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.split()
+        for driver in ("124", "126", "128", "129")
+    }
+    assert found == {
+        "124": ["cu126", "cu128", "cu129"],
+        "126": ["cu126", "cu128", "cu129"],
+        "128": ["cu128", "cu126", "cu129"],
+        "129": ["cu129", "cu128", "cu126"],
+    }
+
+
+def test_runs_and_caches_lie_on_the_volume(pod_script, tmp_path):
+    run, _ = pod_script
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    said, *_ = run(VOLUME=str(volume))
+    runs = tmp_path / "runs"
+    assert runs.is_symlink() and runs.resolve() == volume / "runs"
+    assert f"Hugging Face: {volume}/huggingface" in said
+    assert str(volume / "huggingface") in (tmp_path / "home" / ".bashrc").read_text()
+    assert not (tmp_path / ".venv").is_symlink()
+
+
+def test_the_environment_lies_on_the_containers_disk_where_the_checkout_is_on_the_volume(
+    pod_script, tmp_path
+):
+    run, _ = pod_script
+    local = tmp_path / "home" / ".local" / "share" / "sae_lib" / "venv"
+    shutil.move(tmp_path / ".venv", local)
+    said, *_ = run(VOLUME=str(tmp_path))
+    assert (tmp_path / ".venv").resolve() == local and f"environment: {local}" in said
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.skipif("RUNPOD_POD_ID" in os.environ, reason="on a pod")

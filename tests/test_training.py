@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from sae_lib import checkpoints
 from sae_lib.checkpoints import CheckpointFolder
 from sae_lib.errors import ArtefactError, SettingsError, TrainingError
+from sae_lib.features import evaluation
 from sae_lib.model.activations import ActivationTable
 from sae_lib.sae import training
 from sae_lib.sae.engine import sparse_step
@@ -20,6 +21,7 @@ from sae_lib.sae.recipes import (
     BRICKEN_2023,
     RECIPES,
     WARD_2024,
+    at_width,
     is_resampling_step,
     of_recipe,
     resolve,
@@ -110,7 +112,7 @@ def test_what_is_frozen_stays_random(tmp_path, frozen, kept, recipe):
     hook, sae, summary = fit(tmp_path, **changes)
     assert summary["resampling"] == []
     settings = SAESettings(d_sae=64, dead_window=5000, **recipe | {"batch": 100})
-    start = training.prepare(hook, ROWS, settings, 0, None)[0].model
+    start = training.prepare(hook, ROWS, settings, 0, None).model
     cosine = {
         name: torch.cosine_similarity(getattr(sae, name), getattr(start, name)).min().item()
         for name in ("W_dec", "W_enc_T")
@@ -219,6 +221,66 @@ def test_interrupted_training_ends_with_the_same_weights_bit_for_bit(tmp_path, m
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
     assert resumed["resampling"] == summary["resampling"] and resumed["curve"] == summary["curve"]
+
+
+def test_a_slow_training_writes_checkpoints_by_the_clock(tmp_path, monkeypatch):
+    """However few its steps are: a pod that is lost takes ten minutes with it and no more."""
+    written, save = [], checkpoints.save_checkpoint
+    monkeypatch.setattr(
+        checkpoints,
+        "save_checkpoint",
+        lambda folder, step, *rest: (written.append(step), save(folder, step, *rest)),
+    )
+    changes = {
+        "batch": 128,
+        "activations": 40 * 128,
+        "checkpoint_every": 10**6,
+        "resampling": False,
+    }
+    _, whole, _ = fit(tmp_path / "whole", **changes)
+    assert written == []
+    monkeypatch.setattr(checkpoints, "SECONDS", 0)
+    _, again, _ = fit(tmp_path / "often", **changes)
+    assert written == list(range(1, 40))
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True)
+    )
+
+
+def planted_at_width(d_in: int) -> ActivationTable:
+    """The same 64 features in any number of dimensions, orthogonal, of sizes that are
+    exponentially distributed: λ decides which of them are too small.
+    """
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.linalg.qr(torch.randn(d_in, 64, generator=generator)).Q.T
+    active = torch.rand(4096, 64, generator=generator) < 4 / 64
+    return ActivationTable(
+        active * torch.empty(4096, 64).exponential_(generator=generator) @ directions
+    )
+
+
+WIDTHS = [("bricken_2023", 2048, 6.0), ("april_2024", 128, 6.0), ("jumprelu", 128, 6.0)]
+
+
+@pytest.mark.parametrize(("recipe", "other", "l1"), WIDTHS)
+def test_lambda_and_rate_are_carried_over_to_other_widths(recipe, other, l1):
+    """Chosen at 512 dimensions, they give the same L0 and the same error at 128 and at 2048."""
+    text, found = np.random.default_rng(0).integers(0, 4096, (512, 32)), {}
+    chosen = {"recipe": recipe, "compare": (), "d_sae": 96, "batch": 256, "activations": 400 * 256}
+    chosen |= {"resampling": False, "buffer_rows": 256, "lr": 4e-3, "l1": l1}
+    for d_in, tuned_at in ((512, 512), (other, 512), (other, None)):
+        hook = planted_at_width(d_in)
+        sae, _ = training.fit(hook, text, SAESettings(**chosen, tuned_at=tuned_at), 0)
+        measured = evaluation.firing(hook, {"": sae}, text)[0][""]
+        found[d_in, tuned_at] = np.array([measured["l0_mean"], measured["fvu"]])
+    expected = pytest.approx(found[512, 512], rel=0.2, abs=2e-3)
+    assert found[other, 512] == expected and found[other, None] != expected
+
+
+def test_a_recipe_in_its_own_units_is_not_carried_over():
+    with pytest.raises(SettingsError, match="sae.tuned_at: recipe ward_2024"):
+        at_width(WARD_2024, 512, 2048)
+    assert at_width(WARD_2024, None, 2048) is WARD_2024
 
 
 GROUND_TRUTH = {
@@ -481,6 +543,11 @@ def test_a_checkpoint_goes_on_only_under_the_same_circumstances(tmp_path, change
     assert checkpoints.load_checkpoint(tmp_path, here)[0] == 1
     with pytest.raises(ArtefactError, match=f"{changed}: .* in the folder, 'other' now"):
         checkpoints.load_checkpoint(tmp_path, here | {changed: "other"})
+
+
+def test_on_a_gpu_a_checkpoint_does_not_depend_on_the_threads_of_the_cpu():
+    on_gpu = checkpoints.environment_fingerprint(torch.device("cuda:0"), torch.bfloat16)
+    assert on_gpu["threads"] is None and on_gpu["device"] == "cuda"
 
 
 def test_resampling_at_the_very_end_would_leave_untrained_features():

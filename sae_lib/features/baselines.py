@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from sae_lib.features.firing import Dictionaries, Rows, spread_rows
-from sae_lib.model.activations import Source, harvest
+from sae_lib.model.activations import Source, harvest, harvest_text
 from sae_lib.sae.dictionaries import Directions, keep_largest, principal_directions
 
 FIT_VALUES = 1 << 25  # activations × d_in that principal components are fitted on, or 4 d_in
@@ -23,7 +23,7 @@ def at_equal_l0(hook: Source, rows: Rows, l0: float) -> Dictionaries:
     As many as `l0`, rounded up in their favour.
     """
     d_in = harvest(hook, rows[:1]).shape[1]
-    x = harvest(hook, spread_rows(rows, max(FIT_VALUES // d_in, 4 * d_in))).float()
+    x = harvest_text(hook, spread_rows(rows, max(FIT_VALUES // d_in, 4 * d_in)))
     principal, one = principal_directions(x), torch.eye(d_in, device=x.device)
     neurons = torch.cat([one, -one])
     directions = {

@@ -173,7 +173,7 @@ class ClampTarget:
         ids = token_ids(self.tokenizer, prompt)
         if not ids:
             raise SettingsError("the prompt is empty: give at least one token of text")
-        limit = self.hook.model.config.max_position_embeddings
+        limit = self.hook.model.config.max_position_embeddings - self.hook.n_before
         if len(ids) + min(new_tokens, 1) > limit:
             no_room = ": there is no room for a new token" if new_tokens else ""
             raise ModelError(
@@ -228,7 +228,8 @@ class ClampTarget:
         if new_tokens < 1:
             raise SettingsError(f"new tokens: found {new_tokens}; expected at least 1")
         ids = self.encode(prompt, new_tokens)
-        length, limit = ids.shape[1], self.hook.model.config.max_position_embeddings
+        length = ids.shape[1]
+        limit = self.hook.model.config.max_position_embeddings - self.hook.n_before
         continued = []
         for context in (nullcontext(), clamped(self.hook, self.dictionary, clamps, keep_error)):
             generator, text = torch.Generator().manual_seed(seed), ids
@@ -245,7 +246,7 @@ class ClampTarget:
 
     def _logits(self, ids: Tensor) -> Float[Tensor, " vocab"]:
         """Of the next token."""
-        return self.hook.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1]
+        return self.hook.logits(ids, slice(-1, None))[0, -1]
 
 
 @torch.no_grad()
@@ -258,7 +259,7 @@ def next_token_losses(
     losses = torch.zeros(where.shape)
     parts = (t.split(ROWS_AT_ONCE) for t in (tokens, where, losses))
     for ids, here, loss in zip(*parts, strict=True):
-        hidden = hook.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+        hidden = hook.hidden(ids)[:, :-1]
         predicting = here.to(ids.device)
         logits = hook.model.get_output_embeddings()(hidden[predicting]).float()
         targets = ids[:, 1:][predicting]
@@ -355,9 +356,8 @@ class HeldoutPositions:
         return Effect(kl, self.before, self.before + gained.mean(0).cpu())
 
     def _log_probabilities(self) -> Float[Tensor, "n vocab"]:
-        options = {"use_cache": False, "logits_to_keep": self.positions}
         parts = self.tokens.split(ROWS_AT_ONCE)
-        logits = torch.cat([self.hook.model(input_ids=ids, **options).logits for ids in parts])
+        logits = torch.cat([self.hook.logits(ids, self.positions) for ids in parts])
         return logits.flatten(0, 1).float().log_softmax(-1)
 
 

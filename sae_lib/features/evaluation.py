@@ -13,7 +13,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_lib.features.firing import ALIVE, Dictionaries, Rows, batches, spread_rows
+from sae_lib.features.firing import (
+    ALIVE,
+    VALUES_AT_ONCE,
+    Dictionaries,
+    Rows,
+    batches,
+    rows_at_once,
+    spread_rows,
+)
 from sae_lib.features.statistics import interval
 from sae_lib.model.activations import HookPoint, Source
 from sae_lib.progress import tqdm
@@ -35,21 +43,25 @@ def firing(
     """
     counts = {name: torch.zeros(d.d_sae, dtype=torch.int64) for name, d in dictionaries.items()}
     l0: dict[str, list[Tensor]] = {name: [] for name in dictionaries}
-    error, total, squares = dict.fromkeys(dictionaries, 0.0), 0.0, 0.0
+    error, total, squares, n = dict.fromkeys(dictionaries, 0.0), 0.0, 0.0, 0
     for batch in batches(hook, dictionaries, rows, "firing"):
-        x = batch.x
+        counted = slice(None) if batch.kept is None else batch.kept
+        x = batch.x[counted]
         for name, dictionary in dictionaries.items():
             pairs = batch.pairs[name]
             counts[name] += torch.bincount(pairs.column, minlength=dictionary.d_sae).cpu()
-            l0[name].append(torch.bincount(pairs.row, minlength=len(x)).cpu())
-            error[name] += (x - reconstruction(dictionary, x, pairs)).pow(2).sum().item()
+            l0[name].append(torch.bincount(pairs.row, minlength=len(batch.x))[counted].cpu())
+            difference = (batch.x - reconstruction(dictionary, batch.x, pairs))[counted]
+            error[name] += difference.pow(2).sum().item()
+        n += len(x)
         total = total + x.sum(0, dtype=torch.float64)
         squares += x.double().pow(2).sum().item()
-    n, mean, results = rows.size, total / rows.size, {}
+    mean, results = total / n, {}
     for name, n_active in counts.items():
         density, sizes = n_active.double() / n, torch.cat(l0[name]).float()
         results[name] = {
             "tokens": n,
+            "left_out": rows.size - n,
             "l0_mean": sizes.mean().item(),
             "l0_median": sizes.median().item(),
             "fvu": error[name] / (squares - n * mean.pow(2).sum().item()),
@@ -116,12 +128,13 @@ def _losses(
     """
     sources = np.unique(documents[:, 1:], return_inverse=True)[1].reshape(rows[:, 1:].shape)
     sums, losses = Counter(), {name: np.zeros(sources.max() + 1) for name in changes}
-    for i in tqdm(range(0, len(rows), LOSS_ROWS_AT_ONCE), desc="loss recovered"):
-        of = sources[i : i + LOSS_ROWS_AT_ONCE].ravel()
-        part = rows[i : i + LOSS_ROWS_AT_ONCE].astype(np.int64)
+    step = rows_at_once(LOSS_ROWS_AT_ONCE, hook.model.config.vocab_size * rows.shape[1])
+    for i in tqdm(range(0, len(rows), step), desc="loss recovered"):
+        of = sources[i : i + step].ravel()
+        part = rows[i : i + step].astype(np.int64)
         tokens = torch.from_numpy(part).to(hook.device)
         for name, change in changes.items():
-            with hook.replaced(change):
+            with hook.replaced(partial(_on_text, hook, tokens, change)):
                 changed = _log_probabilities(hook, tokens)
             nll = -changed.gather(1, tokens[:, 1:].reshape(-1, 1)).squeeze(1)
             sums[name] += nll.sum().item()
@@ -144,13 +157,22 @@ def _ratio(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray, axis: int
     return (a.sum(axis) - b.sum(axis)) / (c.sum(axis) - d.sum(axis))
 
 
+def _on_text(hook: HookPoint, tokens: Tensor, change: Callable, x: Tensor) -> Tensor | None:
+    """The change, but for the activations that are left out: they stay."""
+    changed = change(x)
+    if changed is None or hook.left_out is None:
+        return changed
+    return torch.where(hook.left_out.kept(tokens, x)[..., None], changed, x)
+
+
 def _spliced(dictionary: Dictionary, x: Float[Tensor, "row position d_in"]) -> Tensor:
-    return reconstruction(dictionary, x.float().flatten(0, 1)).view_as(x).to(x.dtype)
+    at_once = max(1, VALUES_AT_ONCE // dictionary.d_sae)
+    parts = x.float().flatten(0, 1).split(at_once)
+    return torch.cat([reconstruction(dictionary, part) for part in parts]).view_as(x).to(x.dtype)
 
 
 def _log_probabilities(hook: HookPoint, tokens: Tensor) -> Float[Tensor, "n vocab"]:
-    logits = hook.model(input_ids=tokens, use_cache=False).logits[:, :-1]
-    return logits.float().flatten(0, 1).log_softmax(-1)
+    return hook.logits(tokens)[:, :-1].float().flatten(0, 1).log_softmax(-1)
 
 
 def evaluate(

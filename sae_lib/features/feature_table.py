@@ -23,7 +23,7 @@ from sae_lib.features.statistics import (
     TopExamples,
 )
 from sae_lib.features.weights import aligned, logit_effects, nearest
-from sae_lib.model.activations import HookPoint, Source, harvest
+from sae_lib.model.activations import HookPoint, Source, harvest, harvest_text
 from sae_lib.sae.dictionaries import (
     Dictionary,
     Directions,
@@ -74,7 +74,7 @@ def directions_like(
     """
     d_in = harvest(hook, rows[:1]).shape[1]
     n_tokens = min(DIRECTION_TOKENS, DIRECTION_VALUES // d_in)
-    x = harvest(hook, spread_rows(rows, n_tokens)).float()
+    x = harvest_text(hook, spread_rows(rows, n_tokens))
     if kind == "random":
         directions = random_directions(x, len(density), seed)
     else:

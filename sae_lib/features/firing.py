@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Bool, Float, Int, Integer
 from scipy.sparse import csc_array, csr_array, vstack
 from torch import Tensor
 
-from sae_lib.model.activations import Source, harvest, spread
+from sae_lib.model.activations import Source, harvest, kept_of, spread
 from sae_lib.progress import tqdm
 from sae_lib.sae.dictionaries import Dictionary, active
 from sae_lib.sae.engine.active_pairs import ActivePairs
@@ -25,12 +25,15 @@ Dictionaries = dict[str, Dictionary]
 
 
 class Batch(NamedTuple):
-    """Some rows of a text: their token ids, activations, and each dictionary's active pairs."""
+    """Some rows of a text: their token ids, activations, each dictionary's active pairs, and which
+    tokens count (None: all); the others have no pairs.
+    """
 
     first: int  # number of its first token in the whole text
     ids: Int[np.ndarray, "row position"]
     x: Float[Tensor, "n d_in"]
     pairs: dict[str, ActivePairs]
+    kept: Bool[Tensor, " n"] | None
 
     def arrays(self, name: str) -> list[np.ndarray]:
         """[token within the batch, feature, activation] of a dictionary's active pairs, ordered
@@ -46,6 +49,11 @@ class Firing(NamedTuple):
     value: Float[np.ndarray, " n"]
 
 
+def rows_at_once(at_most: int, values_per_row: int) -> int:
+    """So many rows that no more than `VALUES_AT_ONCE` numbers come of them."""
+    return max(1, min(at_most, VALUES_AT_ONCE // values_per_row))
+
+
 def spread_rows(rows: Rows, n_tokens: int) -> Rows:
     """At most `n_tokens` of the text as rows, spread evenly over it."""
     return spread(rows, max(1, n_tokens // rows.shape[1]))
@@ -55,12 +63,15 @@ def spread_rows(rows: Rows, n_tokens: int) -> Rows:
 def batches(hook: Source, dictionaries: Dictionaries, rows: Rows, desc: str) -> Iterator[Batch]:
     """One pass over `rows`, a few at a time: fewer where a dictionary has very many features."""
     widest = max([1, *(dictionary.d_sae for dictionary in dictionaries.values())])
-    step = max(1, min(ROWS_AT_ONCE, VALUES_AT_ONCE // widest // rows.shape[1]))
+    step = rows_at_once(ROWS_AT_ONCE, widest * rows.shape[1])
     for i in tqdm(range(0, len(rows), step), desc=desc):
         ids = rows[i : i + step].astype(np.int64)
         x = harvest(hook, ids).float()
         pairs = {name: active(dictionary, x) for name, dictionary in dictionaries.items()}
-        yield Batch(i * rows.shape[1], ids, x, pairs)
+        kept = kept_of(hook, ids, x)
+        if kept is not None:
+            pairs = {name: found.take(kept[found.row]) for name, found in pairs.items()}
+        yield Batch(i * rows.shape[1], ids, x, pairs, kept)
 
 
 def firing_tables(hook: Source, dictionaries: Dictionaries, rows: Rows) -> dict[str, csc_array]:

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 
@@ -10,10 +12,10 @@ import numpy as np
 import torch
 import transformers
 import yaml
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from sae_lib.device import upload
+from sae_lib.device import gpu_module, on_gpu, seeded, upload
 from sae_lib.errors import CorpusError, ModelError, SettingsError
 from sae_lib.text.tokenizer import token_ids
 
@@ -21,7 +23,9 @@ Acts = Float[Tensor, "n d_in"]
 ActsByRow = Float[Tensor, "row position d_in"]
 TokenIds = Int[Tensor, "row position"]
 HOOKS = yaml.safe_load(Path(__file__).with_name("hooks.yaml").read_text("utf-8"))
-ROWS_AT_ONCE = 64  # of a harvest, in one forward pass
+REFERENCE_TOKENS = 8192  # that the median norm is taken from
+ROWS_AT_ONCE = 64  # of a harvest on a CPU, in one forward pass …
+BYTES_AT_ONCE = 2**31  # … and on a GPU what a layer's activations may take
 
 
 def find_hook(hook_name: str, family: str, n_layer: int) -> tuple[int, str, str]:
@@ -43,13 +47,48 @@ class _Stop(Exception):
     """Ends a forward pass at the hook: what comes after it is not needed."""
 
 
-class HookPoint:
-    """One hook point of a model: read it, stop at it, or replace what passes through it."""
+@dataclass(frozen=True)
+class LeftOut:
+    """Which activations are those of no text, and would spoil scale, training and measures: of
+    special tokens, of first positions that no BOS stands before, and those longer than `max_norm`,
+    as on attention sinks. `shares` says of how many tokens, by reason.
+    """
 
-    def __init__(self, model: "transformers.PreTrainedModel", hook_name: str):
-        self.model, self.name, self.device = model, hook_name, model.device
+    special: Int[Tensor, " n"]
+    first: bool
+    max_norm: float
+    shares: dict[str, float]
+
+    def kept(self, tokens: TokenIds, acts: Float[Tensor, "..."]) -> Bool[Tensor, "row position"]:
+        """Which activations of these tokens count."""
+        norms = torch.linalg.vector_norm(acts, dim=-1, dtype=torch.float32)
+        kept = (norms <= self.max_norm).view(tokens.shape)
+        kept &= (tokens[..., None] != self.special).all(-1)
+        if self.first:
+            kept[:, 0] = False
+        return kept
+
+
+class HookPoint:
+    """One hook point of a model: read it, stop at it, or replace what passes through it.
+
+    `bos` goes before every row that the model reads, and is nowhere among what comes out: not among
+    tokens, activations, logits or what is replaced.
+    """
+
+    left_out: LeftOut | None = None
+
+    def __init__(
+        self, model: "transformers.PreTrainedModel", hook_name: str, bos: int | None = None
+    ):
+        self.model, self.name, self.device, self.bos = model, hook_name, model.device, bos
+        self.n_before = 0 if bos is None else 1
         family = "gpt2" if hasattr(model, "transformer") else "llama"
-        self.layer, module, self.side = find_hook(hook_name, family, model.config.num_hidden_layers)
+        config = model.config
+        self.layer, module, self.side = find_hook(hook_name, family, config.num_hidden_layers)
+        d_mlp = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
+        # eight tensors of the MLP's width, as counted in a gated one with its attention
+        self.token_bytes = 8 * (d_mlp or 4 * config.hidden_size) * model.dtype.itemsize
         try:
             self.module: nn.Module = model.get_submodule(module.format(layer=self.layer))
         except AttributeError:
@@ -68,8 +107,20 @@ class HookPoint:
             raise _Stop
 
         with self.replaced(stop), suppress(_Stop):
-            self.model.base_model(input_ids=tokens, use_cache=False)
+            self.hidden(tokens)
         return captured[0]
+
+    def hidden(self, tokens: TokenIds) -> Float[Tensor, "row position d_model"]:
+        """The model's last hidden states."""
+        ids = torch.nn.functional.pad(tokens, (1, 0), value=self.bos) if self.n_before else tokens
+        out = self.model.base_model(input_ids=ids, use_cache=False)
+        return out.last_hidden_state[:, self.n_before :]
+
+    def logits(
+        self, tokens: TokenIds, positions: slice | Tensor = slice(None)
+    ) -> Float[Tensor, "row _ vocab"]:
+        """The model's logits at these positions."""
+        return self.model.get_output_embeddings()(self.hidden(tokens)[:, positions])
 
     @contextmanager
     def replaced(self, change: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
@@ -77,13 +128,19 @@ class HookPoint:
         passes as it is.
         """
 
+        def after_bos(x: Tensor) -> Tensor | None:
+            changed = change(x[:, self.n_before :])
+            if changed is None or not self.n_before:
+                return changed
+            return torch.cat([x[:, : self.n_before], changed], 1)
+
         def pre_hook(module, args):
-            changed = change(args[0])
+            changed = after_bos(args[0])
             return None if changed is None else (changed, *args[1:])
 
         def hook(module, args, output):
             several = isinstance(output, tuple)
-            changed = change(output[0] if several else output)
+            changed = after_bos(output[0] if several else output)
             return (changed, *output[1:]) if several and changed is not None else changed
 
         if self.side == "input":
@@ -99,8 +156,11 @@ class ActivationTable:
     ground truth is known.
     """
 
+    left_out: LeftOut | None = None
+
     def __init__(self, table: Float[Tensor, "vocab d_in"]):
         self.table, self.device = table, table.device
+        self.token_bytes = table[0].nbytes
 
     def activations(self, tokens: TokenIds) -> ActsByRow:
         return self.table[tokens]
@@ -164,7 +224,9 @@ class ActivationBuffer:
         self.store: Tensor | None = None
 
     def __iter__(self) -> Iterator[Float[Tensor, "batch d_in"]]:
-        stream = torch.cuda.Stream(self.hook.device) if self.hook.device.type == "cuda" else None
+        stream = None
+        if on_gpu(self.hook.device):
+            stream = gpu_module(self.hook.device).Stream(self.hook.device)
         ahead = self._start(self.position // self.per_chunk, stream) if stream else None
         while True:
             chunk, i = divmod(self.position, self.per_chunk)
@@ -180,27 +242,28 @@ class ActivationBuffer:
         out.
         """
         epoch, part = divmod(chunk, max(1, len(self.rows) // self.buffer_rows))
-        shuffled = np.random.default_rng((self.seed, epoch)).permutation(len(self.rows))
+        shuffled = permutation(len(self.rows), self.seed, epoch)
         drawn = shuffled[part * self.buffer_rows : (part + 1) * self.buffer_rows]
         rng, size = np.random.default_rng((self.seed, epoch, part)), drawn.size * self.rows.shape[1]
         order = upload(rng.permutation(size), self.hook.device)
-        acts = self.store = harvest(self.hook, self.rows[np.sort(drawn)], out=self.store)
-        return acts, order
+        rows = self.rows[np.sort(drawn)]
+        acts = self.store = harvest(self.hook, rows, out=self.store)
+        kept = kept_of(self.hook, rows, acts)
+        return acts, order if kept is None else of_kept(order, kept)
 
-    def _start(self, chunk: int, stream: torch.cuda.Stream) -> tuple[Tensor, Tensor]:
+    def _start(self, chunk: int, stream: torch.Stream) -> tuple[Tensor, Tensor]:
         """Harvest a chunk on a stream of its own, so that a GPU does it while it trains on the
         one before.
         """
         self.store = None  # which is still being read
-        stream.wait_stream(torch.cuda.current_stream(self.hook.device))
-        with torch.cuda.stream(stream):
+        gpu = gpu_module(self.hook.device)
+        stream.wait_stream(gpu.current_stream(self.hook.device))
+        with gpu.stream(stream):
             return self._chunk(chunk)
 
-    def _finish(
-        self, acts: Tensor, order: Tensor, stream: torch.cuda.Stream
-    ) -> tuple[Tensor, Tensor]:
+    def _finish(self, acts: Tensor, order: Tensor, stream: torch.Stream) -> tuple[Tensor, Tensor]:
         """Wait for a chunk that was started, on the GPU and not on the host."""
-        training = torch.cuda.current_stream(self.hook.device)
+        training = gpu_module(self.hook.device).current_stream(self.hook.device)
         training.wait_stream(stream)
         for tensor in (acts, order):
             tensor.record_stream(training)
@@ -211,12 +274,61 @@ def harvest(hook: Source, rows: np.ndarray, out: Acts | None = None) -> Acts:
     """Activations of all positions of `rows` [row, position], in order, on the model's device;
     into `out` where given.
     """
-    tokens = upload(rows.astype(np.int64), hook.device)
-    for i in range(0, len(rows), ROWS_AT_ONCE):
-        acts = hook.activations(tokens[i : i + ROWS_AT_ONCE]).flatten(0, 1)
+    tokens, step = upload(rows.astype(np.int64), hook.device), ROWS_AT_ONCE
+    if on_gpu(hook.device):
+        step = max(1, BYTES_AT_ONCE // (hook.token_bytes * rows.shape[1]))
+    for i in range(0, len(rows), step):
+        acts = hook.activations(tokens[i : i + step]).flatten(0, 1)
         out = acts.new_empty(rows.size, acts.shape[1]) if out is None else out
         out[i * rows.shape[1] :][: len(acts)] = acts
     return out
+
+
+@lru_cache(maxsize=2)
+def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+    """The order in which an epoch goes through `n` rows."""
+    return np.random.default_rng((seed, epoch)).permutation(n)
+
+
+def kept_of(hook: Source, rows: np.ndarray, acts: Acts) -> Bool[Tensor, " n"] | None:
+    """Which activations of `rows` count; None where all do."""
+    if hook.left_out is None:
+        return None
+    tokens = upload(rows.astype(np.int64), hook.device)
+    return hook.left_out.kept(tokens, acts).flatten()
+
+
+def of_kept(order: Int[Tensor, " n"], kept: Bool[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """The order without what is left out; at its end it begins again, as a chunk's size is not to
+    depend on that (the host would wait for it).
+    """
+    kept_first = order[(~kept[order]).byte().argsort(stable=True)]
+    again = torch.arange(len(order), device=order.device) % kept.sum().clamp_min(1)
+    return kept_first[again]
+
+
+def harvest_text(hook: Source, rows: np.ndarray) -> Acts:
+    """`harvest` without what is left out, in float32."""
+    acts = harvest(hook, rows).float()
+    kept = kept_of(hook, rows, acts)
+    return acts if kept is None else acts[kept]
+
+
+def find_left_out(
+    hook: Source, rows: np.ndarray, special: list[int], ratio: float
+) -> tuple[LeftOut, Float[Tensor, " n"]]:
+    """(what is left out: also activations longer than `ratio` times the median norm; the norms),
+    from some tokens spread over `rows`.
+    """
+    rows = spread(rows, max(2, REFERENCE_TOKENS // rows.shape[1]))
+    norms = harvest(hook, rows).float().norm(dim=1).view(rows.shape)
+    tokens, ids = (upload(np.asarray(a, np.int64), hook.device) for a in (rows, special))
+    no_bos = getattr(hook, "bos", None) is None
+    max_norm = ratio * norms[:, 1:].median().item()
+    reasons = {"special": (tokens[..., None] == ids).any(-1), "long": norms > max_norm}
+    shares = {name: which.float().mean().item() for name, which in reasons.items()}
+    shares |= {"first": 1 / rows.shape[1] if no_bos else 0.0}
+    return LeftOut(ids, no_bos, max_norm, shares), norms.flatten()
 
 
 def spread(rows: np.ndarray, n: int) -> np.ndarray:
@@ -255,21 +367,22 @@ def generate(
         [token_ids(tokenizer, prompt) or [tokenizer.eos_token_id]], device=hook.device
     )
     limit = hook.model.config.max_position_embeddings
-    new_tokens = min(new_tokens, limit - ids.shape[1])
+    new_tokens = min(new_tokens, limit - ids.shape[1] - hook.n_before)
     if new_tokens < 1:
         raise ModelError(
             f"the prompt has {ids.shape[1]} tokens and the model's context is {limit}: there is no"
             " room for a new token; shorten the prompt"
         )
-    with torch.random.fork_rng(devices=[hook.device] if hook.device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with seeded(seed, hook.device):
+        given = ids if hook.bos is None else torch.nn.functional.pad(ids, (1, 0), value=hook.bos)
         out = hook.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
+            given,
+            attention_mask=torch.ones_like(given),
             max_new_tokens=new_tokens,
             do_sample=True,
             temperature=temperature,
             top_k=0,
             pad_token_id=tokenizer.eos_token_id,
         )
+    out = out[:, hook.n_before :]
     return out[0], hook.activations(out)[0], ids.shape[1]

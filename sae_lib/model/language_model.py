@@ -3,7 +3,6 @@ Hugging Face's format.
 """
 
 import math
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lib import checkpoints
-from sae_lib.device import autocast, keep_freed_memory, precision, product
+from sae_lib.device import autocast, keep_freed_memory, on_gpu, precision, product, upload
 from sae_lib.errors import CorpusError, ModelError
-from sae_lib.model.activations import HookPoint, spread
+from sae_lib.model.activations import HookPoint, permutation, spread
 from sae_lib.progress import tqdm
 from sae_lib.settings import LanguageModelSettings
 from sae_lib.text import hub
@@ -31,12 +30,15 @@ if TYPE_CHECKING:
 MAX_LOSS_RATIO = 7  # times the loss of a guess among all tokens alike
 # a smaller probability of the token that came counts as this: 87 nats are an explosion
 MIN_PROBABILITY = 1e-38
+ATTENTION = "causal_sdpa"
 LOSS_CHUNK = 512  # tokens whose logits exist at once: small enough for a core's cache
 
 
-def load(source: str, context: int, device: torch.device) -> "transformers.PreTrainedModel":
+def load(
+    source: str, context: int, device: torch.device, revision: str | None = None
+) -> "transformers.PreTrainedModel":
     """The model of a folder or hub name in evaluation mode; `ModelError` where it cannot be had."""
-    model = open_model(source, device)
+    model = open_model(source, device, revision)
     longest = getattr(model.config, "max_position_embeddings", None)
     if longest and context > longest:
         raise ModelError(
@@ -46,13 +48,18 @@ def load(source: str, context: int, device: torch.device) -> "transformers.PreTr
     return model.eval().requires_grad_(False)
 
 
-def open_model(source: str, device: torch.device | str = "cpu") -> "transformers.PreTrainedModel":
+def open_model(
+    source: str, device: torch.device | str = "cpu", revision: str | None = None
+) -> "transformers.PreTrainedModel":
     """A causal language model from a local folder or the hub on its device: on a GPU in its own
     precision, else in float32.
     """
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            source, dtype="auto", local_files_only=Path(source).exists() or not hub.reached()
+            source,
+            dtype="auto",
+            local_files_only=Path(source).exists() or not hub.reached(),
+            revision=revision or "main",
         )
     except Exception as error:  # transformers raises OSError, ValueError and the hub's own kinds
         problem = f"{hub.problem(error)}; or give a local folder"
@@ -62,7 +69,18 @@ def open_model(source: str, device: torch.device | str = "cpu") -> "transformers
                 " and model.safetensors of a causal language model"
             )
         raise ModelError(f"model {source}: {problem}") from None
-    return (model if torch.device(device).type == "cuda" else model.float()).to(device)
+    return (without_waits(model) if on_gpu(device) else model.float()).to(device)
+
+
+def without_waits(model: "transformers.PreTrainedModel") -> "transformers.PreTrainedModel":
+    """The model with torch's attention under another name: for the names that it knows,
+    transformers looks into the positions on every call whether rows are packed together, and a
+    GPU's host waits for that. Rows here never are, and are never padded.
+    """
+    sdpa = transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS["sdpa"]
+    transformers.AttentionInterface.register(ATTENTION, sdpa)
+    model.set_attn_implementation(ATTENTION)
+    return model
 
 
 def bridge(
@@ -146,11 +164,12 @@ def untrained(
         model = fold_attention_scale(build(s, len(tokenizer), tokenizer.eos_token_id))
     else:
         config = transformers.AutoConfig.from_pretrained(
-            s.source, local_files_only=not hub.reached()
+            s.source, local_files_only=not hub.reached(), revision=s.revision or "main"
         )
         model = transformers.AutoModelForCausalLM.from_config(
             config, dtype=config.dtype or torch.float32
         )
+    model = without_waits(model) if on_gpu(device) else model
     return model.to(device).eval().requires_grad_(False)
 
 
@@ -257,7 +276,9 @@ def prepare(
     """A fresh model and AdamW."""
     torch.manual_seed(seed)
     model = build(s, len(tokens.tokenizer), tokens.tokenizer.eos_token_id).to(device)
-    if device.type == "cpu" and dtype == torch.bfloat16:
+    if on_gpu(device):
+        without_waits(model)
+    elif dtype == torch.bfloat16:
         model.set_attn_implementation("eager")  # its backward pass takes a third of the fused one's
     options = {"betas": (0.9, 0.95), "weight_decay": s.weight_decay, "fused": device.type != "mps"}
     optimiser = torch.optim.AdamW(model.parameters(), lr=s.lr, **options)
@@ -292,14 +313,14 @@ def train(
     for step in bar:
         optimiser.param_groups[0]["lr"] = s.lr * schedule(step, n_steps, s.warmup, s.final_lr)
         chosen = rows[rows_of_step(step, len(rows), s.batch, seed)]
-        loss = next_token_loss(model, torch.from_numpy(chosen.astype(np.int64)).to(device), dtype)
+        loss = next_token_loss(model, upload(chosen.astype(np.int64), device), dtype)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), s.grad_clip)
         optimiser.step()
         state.step, last = step + 1, step + 1 == n_steps
         logged, stop = last or state.step % s.eval_every == 0, store.interrupted.is_set()
-        due = not last and (state.step % s.checkpoint_every == 0 or stop)
+        due = not last and (stop or state.due(s.checkpoint_every))
         if due or logged:
             state.check_loss(loss.item(), norm.item(), s, store.folder)
         if logged:
@@ -327,7 +348,7 @@ def evaluate(
     loss, active = 0.0, 0.0
     hook = HookPoint(model, f"blocks.{s.n_layer - 1}.mlp.hook_post")
     for chunk in np.array_split(rows, max(1, len(rows) // s.batch)):
-        batch = torch.from_numpy(chunk.astype(np.int64)).to(device)
+        batch = upload(chunk.astype(np.int64), device)
         captured: list[Tensor] = []
         with hook.replaced(captured.append):
             loss += next_token_loss(model, batch).item() * len(chunk)
@@ -340,12 +361,7 @@ def rows_of_step(step: int, n_rows: int, batch: int, seed: int) -> np.ndarray:
     just the step.
     """
     epoch, i = divmod(step, n_rows // batch)
-    return _permutation(n_rows, seed, epoch)[i * batch : (i + 1) * batch]
-
-
-@lru_cache(maxsize=2)
-def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(n)
+    return permutation(n_rows, seed, epoch)[i * batch : (i + 1) * batch]
 
 
 def schedule(step: int, n_steps: int, warmup: float, final: float) -> float:

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sae_lib.device import CentredLinear, on_gpu
 from sae_lib.errors import ArtefactError
 from sae_lib.files import RECORD, verify
 
@@ -59,6 +60,8 @@ class SparseAutoencoder(nn.Module):
         return self.W_dec.shape[0]
 
     def pre_activations(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_sae"]:
+        if on_gpu(x.device) and torch.is_grad_enabled():
+            return CentredLinear.apply(x, self.b_dec, self.W_enc_T, self.b_enc)
         return torch.nn.functional.linear(x - self.b_dec, self.W_enc_T, self.b_enc)
 
     def encode(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_sae"]:

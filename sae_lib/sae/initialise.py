@@ -7,11 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_lib.model.activations import Source, harvest, spread
+from sae_lib.model.activations import Source, harvest, harvest_text, spread
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.recipes import Recipe
 
-STATISTICS_ROWS = 256  # rows of text that the scale and the mean are taken from
+STATISTICS_ROWS = 256  # rows of text that the scale and the mean are taken from …
+STATISTICS_VALUES = 1 << 28  # … or fewer, where their activations would be more numbers
 
 
 def statistics(
@@ -20,7 +21,9 @@ def statistics(
     """The activations' mean, and the factor that makes their mean squared norm d_in (1 for
     recipes that keep their units).
     """
-    acts, scale = harvest(hook, spread(rows, STATISTICS_ROWS)).float(), 1.0
+    per_row = harvest(hook, rows[:1]).numel()
+    n_rows = max(1, min(STATISTICS_ROWS, STATISTICS_VALUES // per_row))
+    acts, scale = harvest_text(hook, spread(rows, n_rows)), 1.0
     if recipe.scale_activations:
         scale = math.sqrt(acts.shape[1] / acts.pow(2).sum(1).mean().item())
     return acts.mean(0), scale

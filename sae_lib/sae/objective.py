@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_lib.sae.autoencoder import SparseAutoencoder
@@ -36,7 +36,7 @@ class StepResult(NamedTuple):
     l1: Float[Tensor, ""]  # Σ over features, mean over the batch
     l0: Float[Tensor, ""]  # active features per activation
     fired: Bool[Tensor, " d_sae"]
-    smallest: Float[Tensor, ""]  # activation above zero
+    smallest: Float[Tensor, ""]  # activation above zero, for batchtopk alone
 
 
 class Step(torch.autograd.Function):
@@ -73,16 +73,15 @@ def auxiliary_loss(
     sae: SparseAutoencoder,
     x: Float[Tensor, "n d_in"],
     residual: Float[Tensor, "n d_in"],
-    dead: Bool[Tensor, " d_sae"],
+    dead: Int[Tensor, " n_dead"],
 ) -> Float[Tensor, ""]:
     """AuxK (Gao et al. 2024, appendix A.2): the squared error with which dead features alone, the
     d_in / 2 largest of each activation, reconstruct the `residual` that the others leave, which
     counts as given. Σ over dimensions, mean over the batch.
     """
-    index = dead.nonzero().squeeze(1)
-    W_enc_T, b_enc, W_dec = (p.index_select(0, index) for p in (sae.W_enc_T, sae.b_enc, sae.W_dec))
+    W_enc_T, b_enc, W_dec = (p.index_select(0, dead) for p in (sae.W_enc_T, sae.b_enc, sae.W_dec))
     z = torch.nn.functional.linear(x - sae.b_dec, W_enc_T, b_enc)
-    largest = z.topk(min(max(1, sae.d_in // 2), len(index)))
+    largest = z.topk(min(max(1, sae.d_in // 2), len(dead)))
     f = torch.zeros_like(z).scatter(1, largest.indices, largest.values.relu())
     return (residual - f @ W_dec).pow(2).sum(1).mean()
 
@@ -91,9 +90,9 @@ def loss(
     sae: SparseAutoencoder,
     x: Float[Tensor, "n d_in"],
     objective: Objective,
-    dead: Bool[Tensor, " d_sae"] | None = None,
+    dead: Int[Tensor, " n_dead"] | None = None,
 ) -> tuple[Tensor, StepResult]:
-    """The loss, and what it is made of; with the auxiliary loss where some features are `dead`."""
+    """The loss, and what it is made of; with the auxiliary loss of the features `dead`."""
     f, active = feature_activations(sae, x, objective)
     error = x - sae.decode(f)
     squared_error = error.pow(2).sum(1).mean()
@@ -106,7 +105,9 @@ def loss(
         counted = counted * sae.W_dec.norm(dim=1) if objective.penalty == "l1_norm" else counted
         total = total + objective.sparsity * counted.sum(1).mean()
     f, active = f.detach(), active.detach() > 0
-    smallest = torch.where(active, f, float("inf")).min().float()
-    smallest = torch.where(smallest.isfinite(), smallest, 0)
-    l1, l0 = f.sum(1).mean(), active.float().sum(1).mean()
+    smallest = f.new_zeros((), dtype=torch.float32)
+    if sae.architecture == "batchtopk":
+        least = torch.where(active, f, float("inf")).min().float()
+        smallest = torch.where(least.isfinite(), least, smallest)
+    l1, l0 = f.sum(1).mean(), active.sum() / len(x)
     return total, StepResult(squared_error.detach(), l1, l0, active.any(0), smallest)

@@ -2,6 +2,7 @@
 there is one training loop for all.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -64,6 +65,7 @@ class Recipe:
     # what stays random, for sanity baselines (Korznikov et al. 2026): "soft_decoder" lets features
     # turn up to `SOFT_FROZEN`; nothing is resampled
     frozen: Literal["", "decoder", "soft_decoder", "encoder"] = ""
+    size: float = 1.0  # √(d_in / the width that λ and the rate were chosen at), see `at_width`
     # held-out checks without a better FVU + L0 / d_in after which training stops; 0: never
     patience: int = 0
 
@@ -153,6 +155,30 @@ def resolve(sae: SAESettings) -> Recipe:
     if recipe.k > sae.d_sae:
         raise SettingsError(f"sae.k: {recipe.k} active features exceed sae.d_sae={sae.d_sae}")
     return recipe
+
+
+def at_width(recipe: Recipe, tuned_at: int | None, d_in: int) -> Recipe:
+    """The recipe with learning rate and λ carried over from the width `tuned_at` to `d_in`.
+
+    Activations have the norm √d_in, and features as large. An L1 penalty grows with them, a count
+    (L0) not at all, and the squared error with their square: λ ∝ √d_in, or d_in. For the rates see
+    `training.parameter_groups`.
+    """
+    if tuned_at is None:
+        return recipe
+    if not recipe.scale_activations:
+        raise SettingsError(
+            f"sae.tuned_at: recipe {recipe.name} keeps the activations' own units, so that no rule"
+            " carries its λ over to another width; leave it out"
+        )
+    ratio = math.sqrt(d_in / tuned_at)
+    return replace(
+        recipe,
+        size=ratio,
+        l1=recipe.l1 * (ratio**2 if recipe.penalty == "l0" else ratio),
+        threshold_init=recipe.threshold_init * ratio,
+        bandwidth=recipe.bandwidth * ratio,
+    )
 
 
 def variants(settings: Settings) -> dict[str, SAESettings]:

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from sae_lib import checkpoints
-from sae_lib.device import precision
-from sae_lib.model.activations import ActivationBuffer, Source, harvest
+from sae_lib.device import on_gpu, precision
+from sae_lib.model.activations import ActivationBuffer, Source, harvest_text
 from sae_lib.progress import tqdm
 from sae_lib.sae import resampling
 from sae_lib.sae.autoencoder import SparseAutoencoder
@@ -24,7 +24,7 @@ from sae_lib.sae.engine import distributed
 from sae_lib.sae.engine.sparse_step import gradients
 from sae_lib.sae.initialise import initialise, statistics
 from sae_lib.sae.objective import StepResult
-from sae_lib.sae.recipes import Recipe, is_resampling_step, rate, resolve
+from sae_lib.sae.recipes import Recipe, at_width, is_resampling_step, rate, resolve
 from sae_lib.settings import SAESettings
 
 MAX_LOSS_RATIO = 1000  # times the loss of the first step
@@ -35,6 +35,8 @@ SOFT_FROZEN = 0.8  # least cosine of a soft-frozen feature's direction with wher
 def training_fingerprint(sae: SAESettings) -> dict:
     """The settings that the trained weights depend on, with what they leave to the recipe."""
     no_effect = {"compare", "widths", "checkpoint_every", "checkpoint_gb", "resample_at"}
+    # what came later, and changes nothing where it is not set
+    no_effect |= {name for name in ("tuned_at", "outlier_norm") if getattr(sae, name) is None}
     values = asdict(resolve(sae))
     for name in ("name", "source", "differences"):
         del values[name]
@@ -47,10 +49,13 @@ class AutoencoderTraining(checkpoints.TrainingState):
     silent, and what early stopping knows.
     """
 
+    recipe: Recipe
+    scale: float  # that activations are multiplied by
     silent: Int[Tensor, " d_sae"]  # activations since the feature last fired
     stopping: EarlyStopping
     reference: float | None = None  # the loss of the first step
     events: list[dict] = field(default_factory=list)
+    listed: Int[Tensor, " n_dead"] | None = None  # the dead features, when last listed
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights and moments, the best weights so far, and the features' silence."""
@@ -75,18 +80,29 @@ class AutoencoderTraining(checkpoints.TrainingState):
         if distributed.rank_and_world_size()[0] == 0:
             super().save(store, budget_gb)
 
-    def check_loss(self, measured: StepResult, recipe: Recipe, folder: Path) -> None:
+    def check_loss(self, measured: StepResult, folder: Path | None) -> None:
         """`TrainingError` where the loss is not finite or many times that of the first step."""
         total = (measured.squared_error + measured.l1).item()
         self.reference = total if self.reference is None else self.reference
         finite = math.isfinite(self.reference)
         limit = MAX_LOSS_RATIO * self.reference if finite else sys.float_info.max
+        recipe = self.recipe
         causes = f"sae.lr {recipe.lr} or λ {recipe.l1} too high, or activations that are not finite"
         checkpoints.check_loss(recipe.name, total, limit, self.step, folder, causes)
 
     def dead(self, dead_window: int) -> Bool[Tensor, " d_sae"]:
         """The features that the dead test finds silent."""
         return resampling.silent_too_long(self.silent, dead_window)
+
+    def dead_features(self, settings: SAESettings) -> Int[Tensor, " n_dead"]:
+        """Their numbers, counted anew; on a GPU, whose host has to wait for them, at log points."""
+        if (
+            self.listed is None
+            or not on_gpu(self.silent.device)
+            or self.step % settings.log_every == 0
+        ):
+            self.listed = self.dead(settings.dead_window).nonzero().squeeze(1)
+        return self.listed
 
     def dead_share(self, dead_window: int) -> float:
         """Their share."""
@@ -100,7 +116,7 @@ class AutoencoderTraining(checkpoints.TrainingState):
         self.curve.append({"step": self.step} | values | silent)
         return {"error": f"{values['squared_error']:.3g}", "L0": f"{values['l0']:.1f}"}
 
-    def summary(self, recipe: Recipe, activations: int, scale: float, dead_window: int) -> dict:
+    def summary(self, activations: int, dead_window: int) -> dict:
         """Curves, resampling events, seconds, activations per second."""
         seconds = self.seconds
         return {
@@ -109,34 +125,38 @@ class AutoencoderTraining(checkpoints.TrainingState):
             "seconds": seconds,
             "activations": activations,
             "activations_per_second": activations / seconds,
-            "scale": scale,
+            "scale": self.scale,
             "final_silent": self.dead_share(dead_window),
-            "recipe": asdict(recipe),
+            "recipe": asdict(self.recipe),
             "checks": self.stopping.checks,
         }
 
 
 def prepare(
     hook: Source, rows: np.ndarray, settings: SAESettings, seed: int, heldout: np.ndarray | None
-) -> tuple[AutoencoderTraining, float]:
-    """(a fresh training, the scale of the activations): weights, Adam, and early stopping where
-    the recipe has it.
+) -> AutoencoderTraining:
+    """A fresh training: the recipe for the width of these activations and their scale, weights,
+    Adam, and early stopping where the recipe has it.
     """
     recipe = resolve(settings)
     mean, scale = statistics(hook, rows, recipe)
+    recipe = at_width(recipe, settings.tuned_at, len(mean))
     sae = initialise(recipe, mean * scale, settings.d_sae, seed).to(mean.device)
     distributed.broadcast_from_rank0(list(sae.parameters()))
     optimiser = torch.optim.Adam(
-        trained(sae, recipe), lr=recipe.lr, betas=recipe.betas, fused=mean.device.type != "mps"
+        parameter_groups(sae, recipe),
+        lr=recipe.lr,
+        betas=recipe.betas,
+        fused=mean.device.type != "mps",
     )
     if recipe.frozen == "soft_decoder":
         optimiser.register_step_post_hook(stay_near(sae.W_dec))
     stopping = EarlyStopping(mean[None], 0)
     if recipe.patience and heldout is not None:
-        stopping = EarlyStopping(harvest(hook, heldout).float() * scale, recipe.patience)
+        stopping = EarlyStopping(harvest_text(hook, heldout) * scale, recipe.patience)
     silent = torch.zeros(settings.d_sae, dtype=torch.int64, device=mean.device)
-    state = AutoencoderTraining(sae, optimiser, silent=silent, stopping=stopping)
-    return state, scale
+    own = {"recipe": recipe, "scale": scale, "silent": silent, "stopping": stopping}
+    return AutoencoderTraining(sae, optimiser, **own)
 
 
 def fit(
@@ -152,12 +172,12 @@ def fit(
     Goes on from the newest checkpoint in `store`, which Ctrl-C makes it write. `heldout` rows are
     for early stopping.
     """
-    recipe, (rank, ranks) = resolve(settings), distributed.rank_and_world_size()
+    rank, ranks = distributed.rank_and_world_size()
     store = store or checkpoints.CheckpointFolder()
     seed = seed if settings.seed is None else settings.seed
+    state = prepare(hook, rows, settings, seed, heldout)
+    sae, recipe, device = state.model, state.recipe, state.silent.device
     n_steps = max(1, settings.activations // (recipe.batch * ranks))
-    state, scale = prepare(hook, rows, settings, seed, heldout)
-    sae, device = state.model, state.silent.device
     dtype = precision(settings.precision, device)
     store.depends_on(device, dtype, processes=ranks)
     state.restore(store)
@@ -168,9 +188,10 @@ def fit(
     bar = tqdm(steps, desc=recipe.name, initial=state.step, total=n_steps, disable=rank > 0)
     for step, x in bar:
         lr = recipe.lr * rate(step, n_steps, recipe.lr_warmup, recipe.lr_decay)
-        state.optimiser.param_groups[0]["lr"] = lr
+        set_learning_rate(state.optimiser, lr)
         objective = recipe.objective(sae.d_in, rate(step, n_steps, recipe.l1_warmup, 0))
-        measured = gradients(sae, x * scale, objective, dtype, state.dead(settings.dead_window))
+        dead = state.dead_features(settings) if recipe.aux else None
+        measured = gradients(sae, x * state.scale, objective, dtype, dead)
         if ranks > 1:
             distributed.average_gradients([p for p in sae.parameters() if p.grad is not None])
             measured = distributed.all_reduce_metrics(measured)
@@ -182,13 +203,13 @@ def fit(
         logged = last or state.step % settings.log_every == 0
         interrupted = store.interrupted.is_set()
         stop = interrupted if ranks == 1 else logged and distributed.any_process(interrupted)
-        due = not last and (state.step % settings.checkpoint_every == 0 or stop)
+        due = not last and (stop or state.due(settings.checkpoint_every))
         if due or logged or state.reference is None:
-            state.check_loss(measured, recipe, store.folder)
+            state.check_loss(measured, store.folder)
         if logged:
             bar.set_postfix(state.log(measured, settings.dead_window))
         if is_resampling_step(recipe, state.step, n_steps):
-            state.events.append(resample_dead(hook, rows, settings, state, scale, seed))
+            state.events.append(resample_dead(hook, rows, settings, state, seed))
         if state.stopping.patience and (last or state.step % settings.check_every == 0):
             if distributed.any_process(state.stopping.stop(sae, state.step)):
                 break
@@ -196,19 +217,18 @@ def fit(
             state.save(store, settings.checkpoint_gb)
             if stop:
                 raise checkpoints.interrupted_at(recipe.name, state.step, n_steps)
-    used = state.step * recipe.batch * ranks
-    summary = state.summary(recipe, used, scale, settings.dead_window)
-    return finished(state, scale), summary
+    summary = state.summary(state.step * recipe.batch * ranks, settings.dead_window)
+    return finished(state), summary
 
 
-def finished(state: AutoencoderTraining, scale: float) -> SparseAutoencoder:
+def finished(state: AutoencoderTraining) -> SparseAutoencoder:
     """The trained autoencoder, or the best one where early stopping kept it, for activations
     that are not scaled.
     """
     sae = state.model
     if state.stopping.best:
         sae.load_state_dict(state.stopping.best)
-    sae.fold_scale(scale)
+    sae.fold_scale(state.scale)
     sae.for_inference()
     return sae.requires_grad_(False)
 
@@ -221,6 +241,27 @@ def trained(sae: SparseAutoencoder, recipe: Recipe) -> list[Tensor]:
     left_out |= {"W_enc_T"} if recipe.tied else set()
     left_out |= {"threshold"} if sae.architecture == "batchtopk" else set()
     return [parameter for name, parameter in sae.named_parameters() if name not in left_out]
+
+
+def parameter_groups(sae: SparseAutoencoder, recipe: Recipe) -> list[dict]:
+    """Adam's groups: `rate` is what they take of the learning rate. A step of it moves each weight
+    by as much: a unit feature turns by rate · √d_in. Encoder bias and threshold are as large as
+    features' activations, √d_in.
+    """
+    if recipe.size == 1:
+        return [{"params": trained(sae, recipe), "rate": 1.0}]
+    powers = {parameter: -1 if parameter.dim() == 2 else 1 for parameter in trained(sae, recipe)}
+    powers |= {sae.b_dec: 0}
+    return [
+        {"params": [p for p in powers if powers[p] == power], "rate": recipe.size**power}
+        for power in (-1, 0, 1)
+    ]
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:
+    """Each of `parameter_groups` takes its share."""
+    for group in optimiser.param_groups:
+        group["lr"] = lr * group["rate"]
 
 
 def threshold_weight(step: int, n_steps: int) -> float:
@@ -279,18 +320,17 @@ def resample_dead(
     rows: np.ndarray,
     settings: SAESettings,
     state: AutoencoderTraining,
-    scale: float,
     seed: int,
 ) -> dict:
     """Find the dead features, resample them, count: {"step", "dead", "resampled"}. Their silence
     goes on being counted until they fire.
     """
-    recipe, sae, step = resolve(settings), state.model, state.step
+    recipe, sae, step = state.recipe, state.model, state.step
     r = recipe.resampling
     wanted = r.fresh_sample or settings.resampling_inputs
     n_rows = min(len(rows), math.ceil(wanted / rows.shape[1]))
     drawn = np.random.default_rng((seed, step)).choice(len(rows), n_rows, replace=False)
-    x = harvest(hook, rows[np.sort(drawn)])[:wanted].float() * scale
+    x = harvest_text(hook, rows[np.sort(drawn)])[:wanted] * state.scale
     if r.fresh_sample:
         dead = resampling.silent_on(sae, x)
     else:

@@ -96,6 +96,24 @@ def token_ids(tokenizer, text: str) -> list[int]:
     return exact_encoder(tokenizer).encode(text, add_special_tokens=False).ids
 
 
+def bos_id(tokenizer) -> int | None:
+    """The id that the model of this tokeniser expects before every text, if it expects one."""
+    first = tokenizer("a")["input_ids"][0]
+    return first if first == tokenizer.bos_token_id else None
+
+
+def special_ids(tokenizer) -> list[int]:
+    """The ids of all tokens that stand for no text."""
+    added = tokenizer.added_tokens_decoder.items()
+    return sorted({*tokenizer.all_special_ids, *(i for i, token in added if token.special)})
+
+
+def separators(tokenizer) -> list[int]:
+    """The ids between two documents: end of text, and begin of text where the model expects it."""
+    end, begin = separator_id(tokenizer), bos_id(tokenizer)
+    return [end] if begin in (None, end) else [end, begin]
+
+
 def separator_id(tokenizer) -> int:
     """The id that ends a document: eos, else bos; `ModelError` where there is neither."""
     for token_id in (tokenizer.eos_token_id, tokenizer.bos_token_id):

@@ -21,7 +21,7 @@ from sae_lib.errors import ArtefactError, CorpusError
 from sae_lib.progress import tqdm
 from sae_lib.settings import CorpusSettings, TokenizerSettings
 from sae_lib.text.corpus import Document, documents
-from sae_lib.text.tokenizer import exact_encoder, load_tokenizer, separator_id, train_tokenizer
+from sae_lib.text.tokenizer import exact_encoder, load_tokenizer, separators, train_tokenizer
 
 SPLITS = ("train", "heldout")
 BATCH_CHARACTERS = 1_000_000  # encoded together, and a row group of documents.parquet
@@ -57,7 +57,7 @@ class Location:
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """The opened artefact. `train` and `heldout` are memory maps; in them <|endoftext|> ends each
+    """The opened artefact. `train` and `heldout` are memory maps; in them `separators` end each
     document.
     """
 
@@ -139,7 +139,7 @@ def write_tokens(
     tokenizer.save_pretrained(folder / "tokenizer")
     limits = {"train": corpus.train_tokens, "heldout": corpus.heldout_tokens}
     dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
-    encoder, end = exact_encoder(tokenizer), separator_id(tokenizer)
+    encoder, between = exact_encoder(tokenizer), separators(tokenizer)
     count, length = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)  # documents, tokens
     with (
         pq.ParquetWriter(folder / "documents.parquet", DOCUMENTS, compression="zstd") as parquet,
@@ -154,7 +154,7 @@ def write_tokens(
             encoded = encoder.encode_batch_fast(texts, add_special_tokens=False)
             for document, found in zip(wanted, encoded, strict=True):
                 split, first = document.split, length[document.split]
-                ids = np.array([*found.ids, end], dtype)[: limits[split] - first]
+                ids = np.array([*found.ids, *between], dtype)[: limits[split] - first]
                 if n := raw[split].write(ids.tobytes()) // ids.itemsize:
                     rows.append(_row(document, document=count[split], first_token=first, tokens=n))
                     count[split], length[split] = count[split] + 1, first + n

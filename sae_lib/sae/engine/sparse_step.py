@@ -10,11 +10,11 @@ import warnings
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from sae_lib.device import autocast
+from sae_lib.device import autocast, on_gpu
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.engine.active_pairs import ActivePairs, active_pairs, starts
 from sae_lib.sae.objective import Objective, StepResult, auxiliary_loss, loss
@@ -30,15 +30,15 @@ def gradients(
     x: Float[Tensor, "n d_in"],
     objective: Objective,
     encoder_dtype: torch.dtype = torch.float32,
-    dead: Bool[Tensor, " d_sae"] | None = None,
+    dead: Int[Tensor, " n_dead"] | None = None,
 ) -> StepResult:
     """Set `.grad` of all parameters for `objective.loss`.
 
     `encoder_dtype` is the precision of the features' activations alone; with float32 the gradient
-    is exact. `dead` says for whom the auxiliary loss is, where the objective has one.
+    is exact. `dead` are the features that the auxiliary loss is for, where the objective has one.
     """
-    dead = dead if objective.aux and dead is not None and dead.any() else None
-    if x.device.type == "cpu" and _density(sae, x[:: max(1, len(x) // 8)]) < 1.5 * DENSE_ABOVE:
+    dead = dead if objective.aux and dead is not None and len(dead) else None
+    if not on_gpu(x.device) and _density(sae, x[:: max(1, len(x) // 8)]) < 1.5 * DENSE_ABOVE:
         pairs = active_pairs(sae, x, encoder_dtype, objective.bandwidth / 2)
         if len(pairs.row) < DENSE_ABOVE * len(x) * sae.d_sae:
             return _sparse(sae, x, pairs, objective, dead)
@@ -105,5 +105,6 @@ def _sparse(sae, x, pairs: ActivePairs, objective: Objective, dead) -> StepResul
             (objective.mse * objective.aux * auxiliary).backward()  # adds to the gradients
     n_active = len(f) if active is None else active.sum().item()
     fired = first.diff() > 0 if active is None else per_feature(active.float()) > 0
-    smallest = f[f > 0].min() if n_active else f.new_zeros(())
+    wanted = n_active and sae.architecture == "batchtopk"
+    smallest = f[f > 0].min() if wanted else f.new_zeros(())
     return StepResult(squared_error, f.sum() / n, torch.tensor(n_active / n), fired, smallest)

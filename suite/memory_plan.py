@@ -1,0 +1,118 @@
+"""What the stages of a run take of a GPU's memory, counted from its settings; tests hold the counts
+against full-size runs in which no number is computed (tests/on_simulated_gpu.py).
+"""
+
+from pathlib import Path
+
+import yaml
+
+from sae_lib.features.firing import VALUES_AT_ONCE
+from sae_lib.model.activations import BYTES_AT_ONCE
+from sae_lib.sae.initialise import STATISTICS_VALUES
+from sae_lib.sae.recipes import resolve, variants
+from sae_lib.settings import SAESettings, Settings
+
+GB = 1e9
+FLOAT, HALF = 4, 2  # bytes
+# (copies of a weight matrix [d_sae, d_in] in float32, and of a batch's activations [batch, d_sae])
+# that exist at the peak of a step: while the optimiser moves the weights, in the backward pass, and
+# there with the auxiliary loss of TopK when all features are dead
+OPTIMISER, BACKWARD, AUXILIARY = (9.0, 0.0), (6.6, 2.0), (10.2, 2.6)
+TABLE = 2.0  # copies that a feature table makes beside the autoencoder's two
+KEPT = 0.8 * GB  # by the driver and libraries
+FRAGMENTS = 1.05
+HUB_MODEL = yaml.safe_load(Path(__file__).with_name("estimate.yaml").read_text("utf-8"))[
+    "hub_model"
+]
+
+
+def model_shape(s: Settings) -> tuple[float, int, int]:
+    """(bytes of the language model, its vocabulary, the width of its MLP); that of a model of the
+    hub is assumed.
+    """
+    if s.lm.source != "train":
+        return HALF * HUB_MODEL["parameters"], HUB_MODEL["vocab"], HUB_MODEL["d_mlp"]
+    layer = s.lm.d_model * (4 * s.lm.d_model + 3 * s.lm.d_mlp)
+    vocab = max(s.tokenizer.vocab_size, 50_257 * (s.tokenizer.source != "train"))
+    return FLOAT * (s.lm.n_layer * layer + 2 * vocab * s.lm.d_model), vocab, s.lm.d_mlp
+
+
+def training_step(d_in: int, sae: SAESettings) -> float:
+    """Bytes of an autoencoder, its optimiser and a dense step with all that it makes."""
+    recipe = resolve(sae)
+    moments = (OPTIMISER, BACKWARD, *([AUXILIARY] if recipe.aux else []))
+    each = (
+        weights * d_in * sae.d_sae + acts * recipe.batch * sae.d_sae for weights, acts in moments
+    )
+    return FLOAT * (max(each) + recipe.batch * d_in)
+
+
+def stages(s: Settings) -> dict[str, float]:
+    """Bytes at the peak of each stage of one model and its autoencoders."""
+    model, vocab, d_mlp = model_shape(s)
+    d_in = d_mlp if "mlp.hook_p" in s.sae.hook_name else s.lm.d_model
+    value = FLOAT if s.lm.source == "train" else HALF
+    chunk = s.sae.buffer_rows * s.lm.context * d_in * value
+    forward = min(BYTES_AT_ONCE, 8 * d_mlp * value * s.sae.buffer_rows * s.lm.context)
+    logits = 4 * FLOAT * max(VALUES_AT_ONCE, vocab * s.lm.context)
+    found = {"start": model + forward + 3 * FLOAT * min(STATISTICS_VALUES, chunk / value)}
+    for name, sae in variants(s).items():
+        matrix = FLOAT * d_in * sae.d_sae
+        # a chunk is harvested while the one before is trained on
+        step = training_step(d_in, sae)
+        found[f"training {name}"] = model + step + 2 * chunk + forward
+        found[f"features of {name}"] = model + (2 + TABLE) * matrix + logits
+    weights = sum(2 * FLOAT * d_in * sae.d_sae for sae in variants(s).values())
+    found["evaluation"] = model + weights + 4 * FLOAT * VALUES_AT_ONCE + logits
+    return {name: FRAGMENTS * size + KEPT for name, size in found.items()}
+
+
+def peak(s: Settings) -> tuple[str, float]:
+    """(the stage that takes most, its bytes)."""
+    return max(stages(s).items(), key=lambda item: item[1])
+
+
+def parts(s: Settings) -> dict[str, Settings]:
+    """The run's own settings, and those of the last MLP of the deeper model."""
+    last = {"lm": s.last_mlp.lm, "sae": s.last_mlp.sae}
+    last |= {"tokenizer": s.last_mlp.tokenizer or s.tokenizer}
+    return {"": s, "last_mlp.": s.model_copy(update=last)}
+
+
+def widest(s: Settings, have: float) -> int:
+    """The most features, a multiple of 1024, of which everything fits; 0 where none do."""
+    step = 1024
+
+    def fits(n: int) -> bool:
+        narrower = s.sae.model_copy(update={"d_sae": n, "widths": ()})
+        return peak(s.model_copy(update={"sae": narrower}))[1] <= have
+
+    low, high = 0, 1 << 12
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle * step) else (low, middle)
+    return low * step
+
+
+def report(s: Settings) -> str:
+    """The plan in lines: the largest stage of each part."""
+    named = {prefix or "1-layer model": peak(part) for prefix, part in parts(s).items()}
+    each = (f"{name.strip('.')} {size / GB:.0f} GB ({of})" for name, (of, size) in named.items())
+    return "; ".join(each)
+
+
+def advice(s: Settings, have: float) -> str:
+    """What to do on a card of `have` bytes where the plan does not fit; "" where it does."""
+    said = []
+    for prefix, part in parts(s).items():
+        if peak(part)[1] <= have:
+            continue
+        if n := widest(part, have):
+            said.append(f"--set {prefix}sae.d_sae={n} fits")
+        else:
+            said.append(
+                f"{prefix}lm does not fit beside any autoencoder: an 8-bit copy of it, or one that"
+                " accelerate keeps partly in the machine's memory (neither is built in), a smaller"
+                f" model with --set {prefix}lm.source=…, or a larger card"
+            )
+    return "; ".join(said)

@@ -1,0 +1,222 @@
+"""Everything that touches tensors, on a simulated GPU: `test_gpu.py` starts this file in a process
+of its own, since torch keeps the device for the rest of the process.
+"""
+
+import pytest
+import torch
+
+from sae_lib import checkpoints
+from sae_lib.features import clamping
+from sae_lib.model import activations, language_model
+from sae_lib.model.activations import ActivationTable
+from sae_lib.sae import training
+from sae_lib.sae.autoencoder import SparseAutoencoder
+from sae_lib.sae.dictionaries import Directions
+from sae_lib.sae.engine import sparse_step
+from sae_lib.sae.objective import Objective
+from sae_lib.settings import SAESettings
+from suite import stages
+from suite.browser.kernel import Model
+from tests import simulated_gpu
+
+SMALL = [
+    "lm.train_tokens=40000",
+    "sae.activations=20000",
+    "sae.dead_window=4000",
+    "sae.widths=[]",
+    "sae.compare=[ward_2024,april_2024,topk,batchtopk,jumprelu,tied]",
+    "evaluation.tokens=8192",
+    "evaluation.loss_tokens=2048",
+    "interpretability.tokens=4096",
+    "interpretability.min_active=3",
+    "interpretability.features=24",
+    "interpretability.units=8",
+    "prompts.new_tokens=3",
+]
+STEPS, LOG_EVERY = 36, 12
+
+
+@pytest.fixture(scope="module", autouse=True)
+def gpu():
+    with simulated_gpu.simulated(pytest.MonkeyPatch()) as log:
+        yield log
+
+
+@pytest.fixture(scope="module")
+def run(text_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "gpu"
+    corpus = [f"corpus=files:{text_folder}", "corpus.train_tokens=60000"]
+    run = stages.open_run("smoke", folder, [*corpus, "corpus.heldout_tokens=16000", *SMALL])
+    run.path("autoencoder")
+    return run
+
+
+def test_the_simulated_device_refuses_what_cuda_refuses(gpu):
+    x, sae = torch.randn(8, 4), SparseAutoencoder(4, 8).to(simulated_gpu.DEVICE)
+    with pytest.raises(RuntimeError, match="same device"):
+        sae(x)
+    gpu.reset()
+    (sae(x.to(simulated_gpu.DEVICE)) > 0).any().item()
+    assert any("_local_scalar_dense" in line for line in gpu.waits)
+
+
+@pytest.mark.parametrize("stage", ["evaluation", "prompts", "features", "scores", "clusters"])
+def test_a_stage(run, stage):
+    assert run.get("language_model").device == run.get("autoencoder").W_dec.device
+    assert run.get("autoencoder").W_dec.device == simulated_gpu.DEVICE
+    run.path(stage) if stages.STAGES[stage].folder else run.results(stage)
+
+
+@pytest.mark.parametrize("name", ["neurons", "random", "principal", "topk"])
+def test_a_feature_table(run, name):
+    run.path("features", name)
+    assert run.get("dictionary", name).W_dec.device == simulated_gpu.DEVICE
+
+
+def test_clamping(run):
+    context = stages.clamp_context(run)
+    maxima = clamping.drawn_maxima(context, 2, 0)
+    feature = next(iter(maxima))
+    clamping.against_null(context, feature, 2, 0)
+    clamping.clamp_ranks(context.positions, context.dictionary, maxima, 0)
+    rows = stages.heldout_rows(run, 512)
+    clamping.ablation_losses(context.hook, context.dictionary, rows, [feature], 2, 1)
+    for how in ("pin", "scale", "ablate"):
+        clamp = {"feature": feature, "how": how, "value": 1.0}
+        Model(run).clamp("import numpy as", clamp, how == "pin", new_tokens=2)
+
+
+def test_the_pages_questions(run):
+    kernel = Model(run)
+    assert kernel.activations("import numpy as np", 1)["ids"]
+    kernel.context(0, 1, ablate=True)
+
+
+def test_an_untrained_model_and_a_sampled_text(run):
+    hook = stages.untrained_hook(run)
+    ids, acts, _ = activations.generate(hook, run.get("tokens").tokenizer, "import", 3, 0.8, 0)
+    assert len(ids) == len(acts)
+
+
+def test_thresholds_at_densities_that_were_counted_on_the_cpu():
+    """Notebook 04 once died of this on every GPU."""
+    x = torch.randn(400, 12).to(simulated_gpu.DEVICE)
+    density = torch.linspace(0.01, 0.3, 12)
+    matched = Directions(torch.eye(12).to(x.device), x.mean(0)).at_density(x, density)
+    found = (matched.encode(x) > 0).float().mean(0).cpu()
+    assert (found - density).abs().max() <= 1 / 400
+
+
+# --- what the host waits for ---
+
+
+def planted_fit(gpu, monkeypatch, recipe: str, folder=None, **changes):
+    """Train on a planted table: (autoencoder, per step the waits, kernels and uploads)."""
+    table = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
+    hook = ActivationTable(table.to(simulated_gpu.DEVICE))
+    rows = torch.randint(64, (256, 16), generator=torch.Generator().manual_seed(1)).numpy()
+    chosen = {"d_sae": 32, "batch": 64, "activations": STEPS * 64, "log_every": LOG_EVERY}
+    chosen |= {"dead_window": 640, "buffer_rows": 64, "resampling": False, "precision": "auto"}
+    settings = SAESettings(recipe=recipe, compare=(), **(chosen | changes))
+    seen, gradients = [], training.gradients
+
+    def counted(*arguments):
+        counts = gpu.waits.copy(), sum(gpu.kernels.values()), gpu.uploads.copy()
+        seen.append(counts)
+        return gradients(*arguments)
+
+    monkeypatch.setattr(training, "gradients", counted)
+    gpu.reset()
+    store = checkpoints.CheckpointFolder(folder) if folder else None
+    sae, _ = training.fit(hook, rows, settings, 0, store)
+    return sae, seen
+
+
+RECIPES = "bricken_2023 ward_2024 april_2024 topk batchtopk jumprelu tied".split()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_no_step_between_log_points_waits_for_the_device(gpu, monkeypatch, recipe):
+    off = {"patience": 0} if recipe == "tied" else {}
+    _, seen = planted_fit(gpu, monkeypatch, recipe, **off)
+    for step, (before, after) in enumerate(zip(seen, seen[1:], strict=False)):
+        waited = after[0] - before[0]
+        logs = step == 0 or (step + 1) % LOG_EVERY == 0  # the first looks at its loss
+        assert logs or not waited, f"step {step}: {dict(waited)}"
+
+
+@pytest.mark.parametrize(("recipe", "most"), [("bricken_2023", 72), ("topk", 72)])
+def test_a_step_launches_a_bounded_number_of_kernels(gpu, monkeypatch, recipe, most):
+    _, seen = planted_fit(gpu, monkeypatch, recipe)
+    kernels = [after[1] - before[1] for before, after in zip(seen, seen[1:], strict=False)]
+    assert min(kernels) <= most, kernels
+
+
+def test_a_chunk_is_uploaded_in_two_pieces_that_nobody_waits_for(gpu, monkeypatch):
+    _, seen = planted_fit(gpu, monkeypatch, "bricken_2023")
+    of_chunks = seen[-1][2] - seen[0][2]
+    assert set(of_chunks) == {"device.py:upload"}
+    assert of_chunks["device.py:upload"] <= 2 * -(-STEPS // 16)
+    assert not any("upload" in line for line in (seen[-1][0] - seen[0][0]))
+
+
+def test_a_harvest_and_a_language_model_step_do_not_wait(gpu, run):
+    hook, rows = stages.hook(run), run.get("tokens").rows("train", 64)[:200]
+    gpu.reset()
+    activations.harvest(hook, rows)
+    assert not gpu.waits
+    tokens = torch.from_numpy(rows.astype("int64")).to(hook.device)
+    gpu.reset()
+    language_model.next_token_loss(hook.model, tokens, torch.bfloat16)
+    assert not gpu.waits
+
+
+def test_a_training_that_was_killed_goes_on_with_other_threads(gpu, monkeypatch, tmp_path):
+    class Killed(Exception):
+        pass
+
+    whole, _ = planted_fit(gpu, monkeypatch, "bricken_2023", tmp_path / "whole")
+    save = checkpoints.save_checkpoint
+
+    def save_then_die(folder, step, *rest):
+        save(folder, step, *rest)
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(checkpoints, "save_checkpoint", save_then_die)
+        planted_fit(gpu, patch, "bricken_2023", tmp_path / "broken", checkpoint_every=20)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    again, seen = planted_fit(gpu, monkeypatch, "bricken_2023", tmp_path / "broken")
+    torch.set_num_threads(threads)
+    assert len(seen) == STEPS - 20
+    for one, other in zip(whole.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(one.cpu(), other.cpu())
+
+
+def test_a_dense_step_makes_five_products(gpu):
+    """Two forward, and one for each of the three gradients that are as large as the weights."""
+    sae = SparseAutoencoder(16, 32).to(simulated_gpu.DEVICE)
+    x = torch.randn(64, 16).to(simulated_gpu.DEVICE)
+    gpu.reset()
+    sparse_step.gradients(sae, x, Objective(1.0, 0.1), torch.bfloat16)
+    products = {name: n for name, n in gpu.kernels.items() if name in ("mm", "addmm", "bmm")}
+    assert sum(products.values()) == 5, products
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_gradient_is_that_of_the_cpu(recipe):
+    """The GPU's path through autograd against the CPU's own, in float32."""
+    sae = SparseAutoencoder(16, 32, "topk" if "topk" in recipe else "standard", 4)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    x, objective = torch.randn(20, 16), Objective(1.0, 0.3)
+    sparse_step.gradients(sae, x, objective)
+    expected = {name: p.grad.clone() for name, p in sae.named_parameters()}
+    sae.zero_grad(set_to_none=True)
+    sae = sae.to(simulated_gpu.DEVICE)
+    sparse_step.gradients(sae, x.to(simulated_gpu.DEVICE), objective)
+    for name, parameter in sae.named_parameters():
+        torch.testing.assert_close(parameter.grad.cpu(), expected[name], rtol=1e-4, atol=1e-4)

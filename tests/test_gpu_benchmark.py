@@ -1,0 +1,26 @@
+import json
+
+import pytest
+
+from benchmarks import gpu
+
+
+@pytest.mark.parametrize("part", gpu.PARTS)
+def test_each_call_runs_to_its_end_in_miniature(part, tmp_path):
+    """No GPU was at hand: the benchmark itself must at least not be what fails on one."""
+    found = gpu.main([part, "--tiny", "--device", "cpu", "--out", str(tmp_path)])
+    cases = {name: case for name, case in found.items() if name not in ("machine", "torch")}
+    failed = {name: case for name, case in cases.items() if {"failed", "left out"} & set(case)}
+    assert not failed and len(cases) >= 2
+    assert json.loads((tmp_path / "gpu.json").read_text())[part].keys() == found.keys()
+    assert len((tmp_path / "gpu.log").read_text().splitlines()) == len(cases)
+
+
+def test_time_that_is_up_and_a_case_that_fails_are_told(tmp_path):
+    log = gpu.Log(tmp_path, "original", minutes=1)
+    log.measure("one", lambda: 1 / 0)
+    log.ends = 0.0
+    log.measure("two", dict)
+    found = json.loads((tmp_path / "gpu.json").read_text())["original"]
+    assert found["one"] == {"failed": "ZeroDivisionError: division by zero"}
+    assert found["two"] == {"left out": "no time left"}
