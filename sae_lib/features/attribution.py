@@ -138,8 +138,9 @@ class Block:
         self.attention_bias = self.output(self.value_bias.flatten())  # of any pattern
 
     @torch.no_grad()
-    def forward(self, tokens: Int[Tensor, "row position"]) -> Held:
+    def forward(self, rows: Rows) -> Held:
         """One pass, with the attention computed so that its pattern can be seen."""
+        tokens = upload(rows.astype(np.int64), self.hook.device)
         watched = [self.module.get_submodule(name) for name in self.names]
         with _watched([*watched, self.hook.module]) as seen, _eager(self.hook.model):
             self.hook.model.base_model(input_ids=tokens, use_cache=False)
@@ -253,7 +254,7 @@ def path_table(block: Block, rows: Rows, places: Places, seed: int = 0) -> pd.Da
     for chunk, part in places.groupby(places["row"] // ROWS_AT_ONCE):
         first = chunk * ROWS_AT_ONCE
         row, position, feature = place_numbers(part)
-        held = block.forward(_upload(rows[first : first + ROWS_AT_ONCE], block))
+        held = block.forward(rows[first : first + ROWS_AT_ONCE])
         split = block.split(held, row - first, position, feature)
         text, at = rows[part["row"]], part["position"].to_numpy()[:, None]
         own, sources = split.own.cpu().numpy(), split.sources.sum(2).cpu().numpy()
@@ -303,7 +304,7 @@ def replaced_sources(block: Block, rows: Rows, places: Places, seed: int = 0) ->
         part = places[start : start + ROWS_AT_ONCE]
         ids, at, n = rows[part["row"]], part["position"].to_numpy(), torch.arange(len(part))
         _, position, feature = place_numbers(part)
-        held = block.forward(_upload(ids, block))
+        held = block.forward(ids)
         split = block.split(held, n, position, feature)
         strength = split.sources.sum((1, 2)).cpu().numpy()
         strength[np.arange(rows.shape[1]) >= at[:, None]] = -np.inf
@@ -314,14 +315,10 @@ def replaced_sources(block: Block, rows: Rows, places: Places, seed: int = 0) ->
                 rng.integers(1, NEAR + 1, len(n)) * rng.choice((-1, 1), len(n)),
             )
             changed[n, source] = by_count[(rank[ids[n, source]] + step) % len(by_count)]
-            after = block.forward(_upload(changed, block))
+            after = block.forward(changed)
             predicted = block.split(replace(held, values=after.values), n, position, feature)
             actual = block.split(after, n, position, feature)
             columns[f"predicted_{name}"] = (predicted.push - split.push).cpu()
             columns[f"actual_{name}"] = (actual.total - split.total).cpu()
         frames.append(pd.DataFrame(columns, dtype=float))
     return pd.concat(frames, ignore_index=True)
-
-
-def _upload(rows: Rows, block: Block) -> Int[Tensor, "row position"]:
-    return upload(rows.astype(np.int64), block.hook.device)

@@ -16,7 +16,6 @@ from torch import Tensor
 from sae_lib.device import upload
 from sae_lib.errors import ModelError
 from sae_lib.features.attribution import (
-    ROWS_AT_ONCE,
     Block,
     Places,
     draw_places,
@@ -25,17 +24,19 @@ from sae_lib.features.attribution import (
     place_numbers,
     replaced_sources,
 )
+from sae_lib.features.clamping import Clamp, clamped
 from sae_lib.features.firing import ALIVE, Rows, firing_tables, spread_rows
 from sae_lib.features.statistics import MIN_OCCURRENCES
 from sae_lib.features.weights import direct_logits
 from sae_lib.model.activations import HookPoint, harvest
+from sae_lib.progress import tqdm
 from sae_lib.sae.autoencoder import SparseAutoencoder
-from sae_lib.sae.dictionaries import Directions, activations_of, random_directions, thresholded
+from sae_lib.sae.dictionaries import coordinate_directions, random_directions, thresholded
 
 RAISED, NAMED = 10, 3  # tokens of a card: those whose logits rise most, those it fires on most
 TABLE = 1 << 26  # values of a table [vocab, unit]: with a large vocabulary fewer features are drawn
-FIRINGS, PER_FEATURE, REPLACED = 10_000, 16, 1000  # places of a study, of each kind
-SCORED, NULLS, ABLATED = 1024, 512, (128, 8)  # features, units of a null; features, places of each
+FIRINGS, PER_FEATURE, REPLACED = 10_000, 16, 640  # places of a study, of each kind
+SCORED, ABLATED = 1024, (128, 8)  # features; features and places of each
 SAMPLE = 32_768  # activations that the nulls' thresholds are taken from
 Array = np.ndarray
 Table = Float[Array, "vocab unit"]
@@ -144,14 +145,14 @@ def weights_alone(compared: Compared, seed: int) -> pd.DataFrame:
     return pd.concat(frames, axis=1)
 
 
-def cards(compared: Compared) -> pd.DataFrame:
+def cards(compared: Compared, raised: int = RAISED) -> pd.DataFrame:
     """What each unit does, in a row: it fires on `fires_on`, the ids of the `NAMED` tokens on which
     it fires most often, `fires_on_share` of its firings; it raises `raises`, the ids of the
-    `RAISED` tokens whose logits it raises most by itself; one of these comes next after
+    `raised` tokens whose logits it raises most by itself; one of these comes next after
     `followed` of its firings and after `base` of all tokens; `lift` is their ratio.
     """
     (_, own), (effects, after) = compared["fires"], compared["follows"]
-    raises = np.argsort(-effects, axis=0)[:RAISED]
+    raises = np.argsort(-effects, axis=0)[:raised]
     hits = np.take_along_axis(after.fired, raises, 0).sum(0)
     followed = hits / np.maximum(after.fired.sum(0), 1)
     base = after.total[raises].sum(0) / after.total.sum()
@@ -170,28 +171,19 @@ def ablation_agreement(
     to the logits by itself with by how much they fall, the mean over its places, when the model
     runs without f · W_dec there; and, `shuffled`, the same for what another feature adds.
     """
-    features, number = np.unique(places["feature"], return_inverse=True)
-    head, falls = hook.model.get_output_embeddings(), []
-    for start in range(0, len(places), ROWS_AT_ONCE):
-        row, position, feature = place_numbers(places[start : start + ROWS_AT_ONCE])
-        ids, at = (
-            upload(rows[row].astype(np.int64), hook.device),
-            (torch.arange(len(row)), position),
-        )
+    head, measured = hook.model.get_output_embeddings(), []
+    for feature, of in tqdm(places.groupby("feature"), desc="ablation"):
+        row, position, _ = place_numbers(of)
+        ids, n = upload(rows[row].astype(np.int64), hook.device), torch.arange(len(of))
 
-        def without(x: Tensor, at=at, feature=feature) -> Tensor:
-            f = activations_of(sae, x[at].float(), feature).diagonal()
-            return x.index_put(at, -(f[:, None] * sae.W_dec[feature]).to(x.dtype), accumulate=True)
+        def logits(ids=ids, at=(n, position)) -> Tensor:
+            hidden = hook.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            return head(hidden[at]).float()
 
-        logits = []
-        for change in (without, torch.clone):
-            with hook.replaced(change):
-                hidden = hook.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-            logits.append(head(hidden[at]).float())
-        falls.append((logits[1] - logits[0]).cpu().numpy())
-    falls = np.concatenate(falls)
-    falls -= falls.mean(1, keepdims=True)
-    measured = np.stack([falls[number == i].mean(0) for i in range(len(features))], axis=1)
+        with clamped(hook, sae, [Clamp(feature, "ablate")]):
+            ablated = logits()
+        measured.append((logits() - ablated).mean(0).cpu().numpy())
+    features, measured = np.unique(places["feature"]), np.stack(measured, axis=1)
     direct = predicted_next(hook, sae.W_dec[torch.from_numpy(features)])
     shuffled = spearman(direct[:, others(len(features), seed)], measured)
     agreed = {"spearman": spearman(direct, measured), "shuffled": shuffled}
@@ -211,11 +203,16 @@ def study(
     if not n_active.any():
         raise ModelError("no feature fires on the held-out text: train the autoencoder for longer")
     alive = rng.permutation(np.flatnonzero(n_active >= min(ALIVE, n_active.max())))
-    density = torch.from_numpy(rng.choice(n_active[alive] / rows.size, NULLS)).float()
-    nulls = _nulls(harvest(hook, spread_rows(rows, SAMPLE)).float(), density, seed)
+    x = harvest(hook, spread_rows(rows, SAMPLE)).float()
+    density = torch.from_numpy(rng.choice(n_active[alive] / rows.size, sae.d_in)).float()
+    nulls = {
+        "neuron": coordinate_directions(sae.d_in, x.device),
+        "random": random_directions(x, sae.d_in, seed),
+    }
+    nulls = {kind: thresholded(of.at_density(x, density)) for kind, of in nulls.items()}
     scored = {"feature": (block, table, alive[:SCORED])}
     for kind, fired in firing_tables(hook, nulls, rows).items():
-        scored[kind] = (Block(hook, nulls[kind]), fired, np.arange(NULLS))
+        scored[kind] = (Block(hook, nulls[kind]), fired, np.arange(sae.d_in))
     weights = []
     for kind, (of, *where, units) in scored.items():
         alone = weights_alone(against_text(of, *where, rows, units), seed)
@@ -235,18 +232,3 @@ def study(
         "cards": cards(against_text(block, table, rows, units)).assign(feature=units),
         "ablation": ablation_agreement(hook, sae, rows, some, seed),
     }
-
-
-def _nulls(
-    x: Float[Tensor, "n d_in"], density: Float[Tensor, " unit"], seed: int
-) -> dict[str, SparseAutoencoder]:
-    """Neurons and random directions that are as dense, as autoencoders of as many features."""
-    random = torch.Generator().manual_seed(seed)
-    neurons = torch.randint(x.shape[1], (len(density),), generator=random)
-    kinds = {
-        "neuron": Directions(
-            torch.eye(x.shape[1], device=x.device)[neurons], torch.zeros_like(x[0])
-        ),
-        "random": random_directions(x, len(density), seed),
-    }
-    return {name: thresholded(of.at_density(x, density)) for name, of in kinds.items()}
