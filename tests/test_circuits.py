@@ -241,14 +241,14 @@ def test_where_nothing_but_the_token_matters_the_weights_predict_the_activation(
     assert np.allclose(predicted[ROWS], direct, atol=1e-3)
 
 
-def test_direct_effects_are_what_ablation_does(small_run, hook):
-    sae, rows = small_run.get("autoencoder"), stages.heldout_rows(small_run, 8192)
-    table = firing.firing_tables(hook, {"": sae}, rows)[""]
-    often = np.argsort(-np.diff(table.indptr))[:12]
-    places = attribution.draw_places(table, rows.shape[1], 0, 4, often)
-    found = circuits.ablation_agreement(hook, sae, rows, places, 0)
-    assert found["feature"].tolist() == sorted(often)
-    assert found["spearman"].median() > 0.6 and abs(found["shuffled"].median()) < 0.5
+def test_small_ablations_do_what_the_direct_effects_say():
+    hook, sae = HookPoint(gpt2(1), "blocks.0.mlp.hook_post"), random_sae(32)
+    sae.W_dec *= 1e-3
+    table = firing.firing_tables(hook, {"": sae}, ROWS)[""]
+    places = attribution.draw_places(table, 12, 0, 4, range(20))
+    found = circuits.ablation_agreement(hook, sae, ROWS, places, 0)
+    assert found["feature"].tolist() == sorted(set(places["feature"]))
+    assert found["spearman"].median() > 0.8 and abs(found["shuffled"].median()) < 0.3
 
 
 @pytest.fixture(scope="module")

@@ -298,7 +298,7 @@ def replaced_sources(block: Block, rows: Rows, places: Places, seed: int = 0) ->
     rng, frames = np.random.default_rng((seed, 9)), []
     occurring, counts = np.unique(rows, return_counts=True)
     by_count = occurring[np.argsort(counts, kind="stable")]
-    rank = pd.Series(np.arange(len(by_count)), by_count)
+    rank, near = pd.Series(np.arange(len(by_count)), by_count), min(NEAR, len(by_count) // 2)
     places = places[places["position"] > 1]
     for start in range(0, len(places), ROWS_AT_ONCE):
         part = places[start : start + ROWS_AT_ONCE]
@@ -310,11 +310,10 @@ def replaced_sources(block: Block, rows: Rows, places: Places, seed: int = 0) ->
         strength[np.arange(rows.shape[1]) >= at[:, None]] = -np.inf
         top, columns = strength.argmax(1), {"activation": split.total.cpu()}
         for name, source in (("top", top), ("other", (top + rng.integers(1, at)) % at)):
-            changed, step = (
-                ids.copy(),
-                rng.integers(1, NEAR + 1, len(n)) * rng.choice((-1, 1), len(n)),
-            )
-            changed[n, source] = by_count[(rank[ids[n, source]] + step) % len(by_count)]
+            changed, ranks = ids.copy(), rank[ids[n, source]].to_numpy()
+            step = rng.integers(1, near + 1, len(n)) * rng.choice((-1, 1), len(n))
+            inside = (ranks + step >= 0) & (ranks + step < len(by_count))
+            changed[n, source] = by_count[np.where(inside, ranks + step, ranks - step)]
             after = block.forward(changed)
             predicted = block.split(replace(held, values=after.values), n, position, feature)
             actual = block.split(after, n, position, feature)

@@ -35,8 +35,8 @@ from sae_lib.sae.dictionaries import coordinate_directions, random_directions, t
 
 RAISED, NAMED = 10, 3  # tokens of a card: those whose logits rise most, those it fires on most
 TABLE = 1 << 26  # values of a table [vocab, unit]: with a large vocabulary fewer features are drawn
-FIRINGS, PER_FEATURE, REPLACED = 10_000, 16, 640  # places of a study, of each kind
-SCORED, ABLATED = 1024, (128, 8)  # features; features and places of each
+FIRINGS, PER_FEATURE, REPLACED = 10_000, 16, 400  # places of a study, of each kind
+SCORED, ABLATED = 1024, (64, 8)  # features; features and places of each
 SAMPLE = 32_768  # activations that the nulls' thresholds are taken from
 Array = np.ndarray
 Table = Float[Array, "vocab unit"]
@@ -219,14 +219,13 @@ def study(
         weights.append(alone.assign(kind=kind, unit=units))
     units = alive[: max(2, TABLE // len(hook.model.get_output_embeddings().weight))]
     draw = partial(draw_places, table, length, seed)
-    paths, of_features = (
-        path_table(block, rows, places, seed)
-        for places in (draw(FIRINGS), draw(PER_FEATURE, alive[:SCORED]))
-    )
+    places = {True: draw(FIRINGS), False: draw(PER_FEATURE, alive[:SCORED])}
+    places = pd.concat(drawn.assign(evenly=evenly) for evenly, drawn in places.items())
+    paths = path_table(block, rows, places.sort_values("row", kind="stable"), seed)
     some = draw(ABLATED[1], alive[: ABLATED[0]])
     return {
-        "paths": paths,
-        "kinds": feature_kinds(of_features).reset_index(),
+        "paths": paths[paths["evenly"]],
+        "kinds": feature_kinds(paths[~paths["evenly"]]).reset_index(),
         "replaced": replaced_sources(block, rows, draw(REPLACED), seed),
         "weights": pd.concat(weights, ignore_index=True),
         "cards": cards(against_text(block, table, rows, units)).assign(feature=units),
