@@ -40,6 +40,7 @@ def summary(tables: dict[str, pd.DataFrame], vocabulary: Vocabulary, seed: int) 
         "weights": _weights(tables["weights"], seed),
         "ablation": {name: _middle(ablation[name], seed) for name in ("spearman", "shuffled")}
         | {"n": len(ablation)},
+        "explained_at": EXPLAINED,
         "ranked": len(cards),
         "cards": {
             name: [_card(row, vocabulary) for row in chosen.to_dict("records")]

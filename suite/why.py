@@ -109,7 +109,9 @@ def figure(found: Firing, title: str) -> go.Figure:
     """What each part of one firing adds, in a bar."""
     table = found.parts[found.parts["part"] != SUMS[0]]
     colours = np.where(table["adds"] < 0, PALETTE[1], PALETTE[0])
-    bars = go.Bar(x=table["adds"], y=table["part"].map(markup.label), orientation="h")
+    bars = go.Bar(
+        x=table["adds"], y=table["part"].map(markup.label), orientation="h", textposition="outside"
+    )
     fig = go.Figure(bars.update(marker_color=colours, text=table["adds"].map(signed)))
     fig.update_yaxes(autorange="reversed")
     return fig.update_layout(title=title, xaxis_title="adds to the pre-activation")

@@ -19,7 +19,7 @@ from sae_lib.features.attribution import PARTS, Block
 from sae_lib.features.circuits import Counts
 from sae_lib.model.activations import HookPoint
 from sae_lib.sae.autoencoder import SparseAutoencoder
-from suite import __main__, stages
+from suite import __main__
 from suite import circuits as found_circuits
 from suite import why as why_module
 
