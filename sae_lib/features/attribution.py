@@ -47,7 +47,7 @@ MODULES = {
     "llama": "input_layernorm self_attn self_attn.v_proj self_attn.o_proj post_attention_layernorm"
     " mlp.up_proj",
 }
-ROWS_AT_ONCE, PLACES_AT_ONCE = 64, 32  # whose patterns, and values of all sources, exist at a time
+ROWS_AT_ONCE = 64  # whose attention patterns exist at a time
 TOKEN, POSITION = 0, 1  # the streams
 NEAR = 16  # ranks of frequency in which two tokens count as equally frequent
 # A feature is of the first kind that applies; shares of its whole push over a sample of firings.
@@ -185,15 +185,15 @@ class Block:
             z = ((held.gate[row, position] * self.inner(normed) - b_dec) * w).sum(1)
             effect, through = torch.autograd.grad(z.sum(), (mid, heads))
         own = torch.einsum("knd,nd->nk", held.streams[:, row, position], effect)
-        sources = [
-            torch.einsum("knshd,nhd->nkhs", held.values[:, row[n]], through[n])
-            * held.pattern[row[n], None, :, position[n]]
-            for n in torch.arange(len(row)).split(PLACES_AT_ONCE)
-        ]
+        sources = own.new_empty(*own.shape, *held.pattern.shape[1:3])
+        for of in row.unique():
+            n = row == of
+            carried = torch.einsum("kshd,nhd->nkhs", held.values[:, of], through[n])
+            sources[n] = carried * held.pattern[of, :, position[n]].transpose(0, 1)[:, None]
         b_enc = self.sae.b_enc[feature]
         biases = z.detach() + b_enc + (self.value_bias * through).sum((1, 2))
         total = ((x - b_dec) * w).sum(1) + b_enc
-        return Split(total, own, torch.cat(sources), biases, x * w)
+        return Split(total, own, sources, biases, x * w)
 
 
 def _held(norm: nn.Module, r: Tensor, scale: Tensor | float) -> Tensor:

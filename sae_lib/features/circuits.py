@@ -35,8 +35,8 @@ from sae_lib.sae.dictionaries import coordinate_directions, random_directions, t
 
 RAISED, NAMED = 10, 3  # tokens of a card: those whose logits rise most, those it fires on most
 TABLE = 1 << 26  # values of a table [vocab, unit]: with a large vocabulary fewer features are drawn
-FIRINGS, PER_FEATURE, REPLACED = 10_000, 16, 400  # places of a study, of each kind
-SCORED, ABLATED = 1024, (64, 8)  # features; features and places of each
+FIRINGS, PER_FEATURE, REPLACED = 10_000, 16, 320  # places of a study, of each kind
+SCORED, ABLATED = 768, (48, 8)  # features; features and places of each
 SAMPLE = 32_768  # activations that the nulls' thresholds are taken from
 Array = np.ndarray
 Table = Float[Array, "vocab unit"]
