@@ -1,5 +1,5 @@
-"""The command line: `python -m suite run | stage | sweep | study | sanity | clamp | explain |
-browser | export | report | doctor`.
+"""The command line: `python -m suite run | stage | sweep | study | sanity | clamp | why |
+explain | browser | export | report | doctor`.
 """
 
 import signal
@@ -49,6 +49,7 @@ STAGES = {
     "features": "features",
     "score": "scores",
     "clusters": "clusters",
+    "circuits": "circuits",
     "report": "",
 }
 
@@ -199,6 +200,9 @@ How = Annotated[
     Literal["pin", "scale", "ablate"],
     typer.Option(help="pin f = value, scale f = value · f, or ablate f = 0"),
 ]
+LastMLP = Annotated[
+    bool, typer.Option(help="the deeper model of notebook 05 instead of the 1-layer model")
+]
 
 
 @app.command()
@@ -219,9 +223,7 @@ def clamp(
         typer.Option(min=0, max=100, help="of sampling; 0 takes the most probable token"),
     ] = 0.8,
     seed: Seed = 0,
-    last_mlp: Annotated[
-        bool, typer.Option(help="the deeper model of notebook 05 instead of the 1-layer model")
-    ] = False,
+    last_mlp: LastMLP = False,
     profile: Profile = "laptop",
     set_: Set = None,
     run_dir: RunDir = "",
@@ -244,6 +246,33 @@ def clamp(
             seed,
         )
     )
+
+
+@app.command()
+def why(
+    text: Annotated[
+        str, typer.Argument(help="text in which the feature may fire", callback=_prompt)
+    ],
+    feature: Annotated[int, typer.Option(min=0, help="a feature's number")],
+    position: Annotated[
+        int | None,
+        typer.Option(
+            help="the token to explain, negative from the end; by default where the feature's "
+            "pre-activation is largest"
+        ),
+    ] = None,
+    last_mlp: LastMLP = False,
+    profile: Profile = "laptop",
+    set_: Set = None,
+    run_dir: RunDir = "",
+) -> None:
+    """Why a feature fires on a text: what its token, its position, every head's source tokens and
+    the biases add, exactly.
+    """
+    opened = _open(profile, run_dir, set_, reading=True)
+    from suite.why import why as explained
+
+    typer.echo(explained(opened.last_mlp() if last_mlp else opened, feature, text, position))
 
 
 @app.command()

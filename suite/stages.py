@@ -17,6 +17,7 @@ from sae_lib.checkpoints import CheckpointFolder
 from sae_lib.device import device_of, memory_of
 from sae_lib.errors import SettingsError
 from sae_lib.features import baselines, clamping, evaluation, feature_table, firing
+from sae_lib.features import circuits as features_circuits
 from sae_lib.formats import gib
 from sae_lib.interpretability import clusters, scores, scoring
 from sae_lib.model import language_model
@@ -31,12 +32,13 @@ from sae_lib.settings import SAESettings, Settings, load
 from sae_lib.text.display import Vocabulary
 from sae_lib.text.tokenizer import bos_id, special_ids
 from sae_lib.text.tokens import open_tokens, write_tokens
-from suite import prompts, rule_figures, runs, text_summary
+from suite import circuits, prompts, rule_figures, runs, text_summary
 from suite.runs import Run, Stage, writing
 
 BASELINES = feature_table.BASELINES
 DIRECTIONS = ("directions", "centre", "threshold")  # in their file
 SMALL = 2**17  # weights: in smaller products several threads wait for each other longest
+CIRCUIT_TOKENS = 98_304  # held-out tokens of notebook 08
 CHOOSING = 0.25  # share of the held-out tokens on which studies choose settings
 Made = dict[str, Any]  # the settings that an artefact depends on
 
@@ -465,6 +467,30 @@ def summarise_clusters(run: Run, name: str = "") -> dict:
     return clusters.summary(table, [list(v) for v in values], run.settings.seed)
 
 
+def circuits_fingerprint(run: Run, name: str = "") -> Made:
+    return clusters_fingerprint(run, name) | section(run, "evaluation")
+
+
+def make_circuits(run: Run, name: str, out: Path) -> None:
+    """A parquet file for each table of `features.circuits.study`; the cards have their rules."""
+    rows = heldout_rows(run, min(run.settings.evaluation.tokens, CIRCUIT_TOKENS))
+    sae = run.get("autoencoder", name)
+    tables = features_circuits.study(hook(run), sae, rows, run.settings.seed)
+    rules = feature_scores(run, name).set_index("unit")[["rule", "information"]]
+    tables["cards"] = circuits.ranked(tables["cards"].join(rules, on="feature"))
+    for table, found in tables.items():
+        found.to_parquet(out / f"{table}.parquet", compression="zstd")
+
+
+def load_circuits(run: Run, name: str, folder: Path) -> dict[str, pd.DataFrame]:
+    return {path.stem: pd.read_parquet(path) for path in sorted(folder.glob("*.parquet"))}
+
+
+def summarise_circuits(run: Run, name: str = "") -> dict:
+    vocabulary = Vocabulary(run.get("tokens").tokenizer)
+    return circuits.summary(run.get("circuits", name), vocabulary, run.settings.seed)
+
+
 def clamp_context(run: Run) -> clamping.ClampContext:
     """Everything that clamping needs, opened."""
     s, tokenizer = run.settings, run.get("tokens").tokenizer
@@ -565,5 +591,14 @@ STAGES = {
         load=lambda run, _, folder: pd.read_parquet(folder / "clusters.parquet"),
         measure=summarise_clusters,
         results="clusters",
+    ),
+    "circuits": Stage(
+        "circuits/{name}",
+        inputs=lambda run, name: [("scores", name)],
+        fingerprint=circuits_fingerprint,
+        make=make_circuits,
+        load=load_circuits,
+        measure=summarise_circuits,
+        results="circuits",
     ),
 }

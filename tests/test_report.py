@@ -400,6 +400,47 @@ def clamping_of(token: str = "import") -> dict:
     }
 
 
+def circuits_of(token: str = "def") -> dict:
+    """What notebook 08 finds; `token` is the text of every token."""
+    middle = {"median": 0.765, "interval": [0.71, 0.81]}
+    way = {"auroc": middle, "spearman": middle, "explained": 0.345, "interval": [0.31, 0.38]}
+    weights = {"n": 99, "fires": way, "follows": way}
+    card = {"feature": 7, "rank": 3.0, "followed": 0.456, "base": 0.0123, "lift": 37.1}
+    card |= {"fires_on": [token] * 3, "raises": [token] * 10, "fires_on_share": 0.678}
+    parts = dict(own=0.61, previous=0.05, repeats=0.02, positions=0.07, others=0.25)
+    kinds = ("token", "position", "bigram", "induction-like", "wider context", "none")
+    return {
+        "firings": {
+            "n": 10_000,
+            "error": 3.5e-7,
+            "without_push": 0.073,
+            "together": parts,
+            "median": parts,
+            "threshold": 1.77,
+        },
+        "kinds": {
+            "n": 1024,
+            "share": {kind: 0.17 for kind in kinds},
+            "definitions": {kind: f"what {kind} is" for kind in kinds[:-1]},
+            "repeats": 0.0098,
+            "repeats_null": 0.00098,
+        },
+        "replaced": {
+            "n": 391,
+            "spearman": 0.77,
+            "interval": [0.72, 0.82],
+            "shuffled": 0.021,
+            "change": {"actual_top": -0.853, "actual_other": -0.0011},
+            "ends": {"actual_top": 0.467, "actual_other": 0.07},
+        },
+        "weights": {kind: weights for kind in ("feature", "neuron", "random", "shuffled")},
+        "explained_at": 0.8,
+        "ablation": {"n": 64, "spearman": middle, "shuffled": middle},
+        "ranked": 3459,
+        "cards": {"selected": [card], "drawn": [card]},
+    }
+
+
 def results() -> dict:
     """Every results file of a small run, in the shape that the notebooks save."""
     part = {
@@ -574,6 +615,15 @@ def results() -> dict:
             "shared_value_by_chance": 0.1665,
             "shared_value_by_chance_most": 0.1777,
             "largest": [],
+        },
+        "circuits": circuits_of(),
+        "why": {
+            "feature": 12,
+            "text": "def",
+            "position": 3,
+            "token": "def",
+            "activation": 4.3,
+            "deep": {"hook_name": "blocks.3.mlp.hook_post", "n": 500, "error": 6.5e-7, "own": 0.91},
         },
         "explanations": {
             "model": "a|model",
@@ -774,6 +824,14 @@ QUOTED = [  # numbers in prose and in every table: a change of the result must c
         "difference",
     ),
     ("clusters", "shared_value"),
+    ("circuits", "firings", "together", "own"),
+    ("circuits", "kinds", "share", "bigram"),
+    ("circuits", "replaced", "spearman"),
+    ("circuits", "replaced", "change", "actual_other"),
+    ("circuits", "weights", "neuron", "follows", "explained"),
+    ("circuits", "ablation", "shuffled", "median"),
+    ("circuits", "cards", "drawn", 0, "followed"),
+    ("why", "deep", "error"),
     ("explanations", "kinds", "feature", "unparsed"),
     ("study_recipes", "points", 0, "recovered_mean"),
     ("study_recipes", "mmcs", "bricken_2023", "mean"),
@@ -838,7 +896,7 @@ def test_numbers_in_the_template_are_no_results():
 def test_tables_are_well_formed_and_nothing_is_undefined(run):
     text = render.markdown(run)
     found = tables_of(text)
-    assert len(found) == 27
+    assert len(found) == 30
     for rows in found:
         assert len({len(row) for row in rows}) == 1, rows
         assert all(re.fullmatch("-+:?", cell) for cell in rows[1])
@@ -887,7 +945,8 @@ def test_the_published_toy_check_is_shown_with_its_figures(
 
 
 @pytest.mark.parametrize(
-    "name", ["toy", "activations", "training", "features", "last_mlp", "clamping", "run"]
+    "name",
+    ["toy", "activations", "training", "features", "last_mlp", "clamping", "circuits", "run"],
 )
 def test_a_missing_result_is_said_in_its_section(run, name):
     (run.results_folder / f"{name}.json").unlink()
@@ -899,6 +958,7 @@ def test_a_missing_result_is_said_in_its_section(run, name):
         "features": "4 ",
         "last_mlp": "10 ",
         "clamping": "6 ",
+        "circuits": "6 ",
         "run": "2 ",
     }[name]
     assert ("has not run" if name != "run" else "was not recorded") in section(text, title)
@@ -1058,7 +1118,7 @@ def check_page(text: str) -> Page:
 def test_the_page_is_self_contained(run):
     page = check_page(pages.html(render.markdown(run), run.folder))
     assert page.tags.count("img") == len(FIGURES)
-    assert page.tags.count("table") == 27
+    assert page.tags.count("table") == 30
     assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in [
         v for _, k, v in page.attributes if k == "content"
     ]
@@ -1096,6 +1156,7 @@ def test_text_of_the_corpus_is_inert(tmp_path, bad):
     a["text"]["train"]["most_frequent"][0]["token"] = bad
     a["prompts"]["prompt"]["most_frequent"] = {bad: 3}
     values["last_mlp"]["model"], values["clamping"] = bad, clamping_of(bad)
+    values["circuits"] = circuits_of(bad)
     values["toy"]["introduction"] = values["toy"]["observations"][0]["holds"] = values["run"][
         "machine"
     ]["cpu"] = bad

@@ -28,18 +28,25 @@ def logit_effects(hook: Source, W_dec: Decoder, k: int) -> tuple[Largest, Larges
     if not isinstance(hook, HookPoint) or hook.name.endswith("mlp.hook_pre"):
         none = torch.zeros(len(W_dec), 0)
         return (none.long(), none), (none.long(), none)
-    unembedding = hook.model.get_output_embeddings().weight.float()
-    final_norm = getattr(hook.model.base_model, "ln_f", None) or hook.model.base_model.norm
-    k, raised, lowered = min(k, len(unembedding)), [], []
+    k = min(k, len(hook.model.get_output_embeddings().weight))
+    raised, lowered = [], []
     for part in W_dec.split(AT_ONCE):
-        residual = _into_residual(hook, part.to(unembedding.device))
-        if isinstance(final_norm, nn.LayerNorm):
-            residual = residual - residual.mean(-1, keepdim=True)
-        effects = (residual * final_norm.weight.float()) @ unembedding.T
-        effects -= effects.mean(-1, keepdim=True)
+        effects = direct_logits(hook, part)
         raised.append(effects.topk(k, dim=-1))
         lowered.append(effects.topk(k, dim=-1, largest=False))
     return joined(raised), joined(lowered)
+
+
+@torch.no_grad()
+def direct_logits(hook: HookPoint, directions: Decoder) -> Float[Tensor, "d_sae vocab"]:
+    """What directions at the hook add to every token's logit by the path of `logit_effects`."""
+    unembedding = hook.model.get_output_embeddings().weight.float()
+    final_norm = getattr(hook.model.base_model, "ln_f", None) or hook.model.base_model.norm
+    residual = _into_residual(hook, directions.to(unembedding.device))
+    if isinstance(final_norm, nn.LayerNorm):
+        residual = residual - residual.mean(-1, keepdim=True)
+    effects = (residual * final_norm.weight.float()) @ unembedding.T
+    return effects - effects.mean(-1, keepdim=True)
 
 
 def _into_residual(hook: HookPoint, directions: Tensor) -> Float[Tensor, "n d_model"]:

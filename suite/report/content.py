@@ -25,6 +25,8 @@ NOTEBOOK_OF = {
     "last_mlp": "05_stheno_last_mlp",
     "clamping": "06_clamping",
     "deviations": "07_original_vs_method",
+    "circuits": "08_circuits",
+    "why": "08_circuits",
     "study_recipes": "`python -m suite study`",
     "study_widths": "`python -m suite study`",
     "study_classical": "`python -m suite study`",
@@ -64,6 +66,7 @@ def context(run: Run) -> dict[str, Any]:
     from sae_lib.features.evaluation import ALIVE
     from sae_lib.interpretability import scores
     from sae_lib.sae.recipes import RECIPES
+    from suite import circuits
     from suite.rule_figures import KINDS as UNIT_KINDS
 
     studies = study_figures.load_studies(run)
@@ -80,8 +83,11 @@ def context(run: Run) -> dict[str, Any]:
         "recipes": RECIPES,
         "alive_at": ALIVE,
         "unit_kinds": UNIT_KINDS,
+        "circuit_units": circuits.UNITS,
         "density_tolerance": scores.DENSITY_TOLERANCE,
         "notebook_of": NOTEBOOK_OF,
+        "weights_compared": results["circuits"]
+        and circuits.compared(results["circuits"]["weights"]),
         "clamping_ranks": ranked and ranks_sentence(ranked),
         "studies": studies,
         "rows": study_figures.rows_of(studies),
