@@ -20,7 +20,7 @@ from sae_lib.features import baselines, clamping, evaluation, feature_table, fir
 from sae_lib.formats import gib
 from sae_lib.interpretability import clusters, scores, scoring
 from sae_lib.model import language_model
-from sae_lib.model.activations import HookPoint, find_hook, find_left_out
+from sae_lib.model.activations import HookPoint, find_hook, leave_out
 from sae_lib.sae import training
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.dictionaries import Dictionary, Directions, Neurons
@@ -164,7 +164,7 @@ def hook_of(run: Run, model: Any) -> HookPoint:
     made = HookPoint(model, s.sae.hook_name, bos)
     if s.sae.outlier_norm:
         special, rows = special_ids(tokens.tokenizer), tokens.rows("train", s.lm.context)
-        made.left_out, _ = find_left_out(made, rows, special, s.sae.outlier_norm)
+        leave_out(made, rows, special, s.sae.outlier_norm)
     return made
 
 

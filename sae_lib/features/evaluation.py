@@ -135,7 +135,7 @@ def _losses(
         part = rows[i : i + step].astype(np.int64)
         tokens = torch.from_numpy(part).to(hook.device)
         for name, change in changes.items():
-            with hook.replaced(partial(_on_text, hook, tokens, change)):
+            with hook.replaced(partial(_on_text, hook, part, change)):
                 changed = _log_probabilities(hook, tokens)
             nll = -changed.gather(1, tokens[:, 1:].reshape(-1, 1)).squeeze(1)
             sums[name] += nll.sum().item()
@@ -178,12 +178,12 @@ def matched_correlation(
     return float(cosines[scipy.optimize.linear_sum_assignment(cosines, maximize=True)].mean())
 
 
-def _on_text(hook: HookPoint, tokens: Tensor, change: Callable, x: Tensor) -> Tensor | None:
+def _on_text(hook: HookPoint, rows: Rows, change: Callable, x: Tensor) -> Tensor | None:
     """The change, but for the activations that are left out: they stay."""
     changed = change(x)
     if changed is None or hook.left_out is None:
         return changed
-    return torch.where(hook.left_out.kept(tokens, x)[..., None], changed, x)
+    return torch.where(hook.left_out.kept(rows, x)[..., None], changed, x)
 
 
 def _spliced(dictionary: Dictionary, x: Float[Tensor, "row position d_in"]) -> Tensor:

@@ -3,7 +3,6 @@
 import difflib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from sae_lib.device import gpu_module, on_gpu, seeded, upload
 from sae_lib.errors import CorpusError, ModelError, SettingsError
+from sae_lib.model.left_out import LeftOut, of_kept
 from sae_lib.text.tokenizer import token_ids
 
 Acts = Float[Tensor, "n d_in"]
@@ -45,28 +45,6 @@ def find_hook(hook_name: str, family: str, n_layer: int) -> tuple[int, str, str]
 
 class _Stop(Exception):
     """Ends a forward pass at the hook: what comes after it is not needed."""
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """Which activations are those of no text, and would spoil scale, training and measures: of
-    special tokens, of first positions that no BOS stands before, and those longer than `max_norm`,
-    as on attention sinks. `shares` says of how many tokens, by reason.
-    """
-
-    special: Int[Tensor, " n"]
-    first: bool
-    max_norm: float
-    shares: dict[str, float]
-
-    def kept(self, tokens: TokenIds, acts: Float[Tensor, "..."]) -> Bool[Tensor, "row position"]:
-        """Which activations of these tokens count."""
-        norms = torch.linalg.vector_norm(acts, dim=-1, dtype=torch.float32)
-        kept = (norms <= self.max_norm).view(tokens.shape)
-        kept &= (tokens[..., None] != self.special).all(-1)
-        if self.first:
-            kept[:, 0] = False
-        return kept
 
 
 class HookPoint:
@@ -157,6 +135,7 @@ class ActivationTable:
     """
 
     left_out: LeftOut | None = None
+    n_before = 0  # tokens that stand before every row
 
     def __init__(self, table: Float[Tensor, "vocab d_in"]):
         self.table, self.device = table, table.device
@@ -274,19 +253,7 @@ def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
 
 def kept_of(hook: Source, rows: np.ndarray, acts: Acts) -> Bool[Tensor, " n"] | None:
     """Which activations of `rows` count; None where all do."""
-    if hook.left_out is None:
-        return None
-    tokens = upload(rows.astype(np.int64), hook.device)
-    return hook.left_out.kept(tokens, acts).flatten()
-
-
-def of_kept(order: Int[Tensor, " n"], kept: Bool[Tensor, " n"]) -> Int[Tensor, " n"]:
-    """The order without what is left out; at its end it begins again, as a chunk's size is not to
-    depend on that (the host would wait for it).
-    """
-    kept_first = order[(~kept[order]).byte().argsort(stable=True)]
-    again = torch.arange(len(order), device=order.device) % kept.sum().clamp_min(1)
-    return kept_first[again]
+    return hook.left_out.kept(rows, acts).flatten() if hook.left_out else None
 
 
 def harvest_text(hook: Source, rows: np.ndarray) -> Acts:
@@ -296,21 +263,16 @@ def harvest_text(hook: Source, rows: np.ndarray) -> Acts:
     return acts if kept is None else acts[kept]
 
 
-def find_left_out(
+def leave_out(
     hook: Source, rows: np.ndarray, special: list[int], ratio: float
-) -> tuple[LeftOut, Float[Tensor, " n"]]:
-    """(what is left out: also activations longer than `ratio` times the median norm; the norms),
-    from some tokens spread over `rows`.
+) -> Float[Tensor, " n"]:
+    """Leave the `special` token ids out of the hook's activations, and what is longer than `ratio`
+    times the median norm; gives the norms that this was judged by.
     """
     rows = spread(rows, max(2, REFERENCE_TOKENS // rows.shape[1]))
-    norms = harvest(hook, rows).float().norm(dim=1).view(rows.shape)
-    tokens, ids = (upload(np.asarray(a, np.int64), hook.device) for a in (rows, special))
-    no_bos = getattr(hook, "bos", None) is None
-    max_norm = ratio * norms[:, 1:].median().item()
-    reasons = {"special": (tokens[..., None] == ids).any(-1), "long": norms > max_norm}
-    shares = {name: which.float().mean().item() for name, which in reasons.items()}
-    shares |= {"first": 1 / rows.shape[1] if no_bos else 0.0}
-    return LeftOut(ids, no_bos, max_norm, shares), norms.flatten()
+    norms = harvest(hook, rows).float().norm(dim=1)
+    hook.left_out = LeftOut.found(rows, norms, special, not hook.n_before, ratio)
+    return norms
 
 
 def spread(rows: np.ndarray, n: int) -> np.ndarray:
