@@ -14,7 +14,7 @@ import yaml
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from sae_lib.device import gpu_module, on_gpu, seeded, upload
+from sae_lib.device import made_ahead, on_gpu, seeded, upload
 from sae_lib.errors import CorpusError, ModelError, SettingsError
 from sae_lib.model.left_out import LeftOut, of_kept
 from sae_lib.text.tokenizer import token_ids
@@ -185,18 +185,14 @@ class ActivationBuffer:
         self.store: Tensor | None = None
 
     def __iter__(self) -> Iterator[Float[Tensor, "batch d_in"]]:
-        stream = None
-        if on_gpu(self.hook.device):
-            stream = gpu_module(self.hook.device).Stream(self.hook.device)
-        ahead = self._start(self.position // self.per_chunk, stream) if stream else None
-        while True:
-            chunk, i = divmod(self.position, self.per_chunk)
-            acts, order = self._finish(*ahead, stream) if ahead else self._chunk(chunk)
-            ahead = self._start(chunk + 1, stream) if stream else None
+        chunk, i = divmod(self.position, self.per_chunk)
+        for acts, order in made_ahead(self._chunk, chunk, self.hook.device):
             for j in range(i, self.per_chunk):
                 self.position += 1
                 chosen = order[j * self.batch : (j + 1) * self.batch]
                 yield acts[chosen].float()  # a large model's are bfloat16
+            i = 0
+            del acts, order  # another chunk is begun now
 
     def _chunk(self, chunk: int) -> tuple[Acts, Int[Tensor, " n"]]:
         """The activations of the chunk of that number, and the order in which they are handed
@@ -208,27 +204,10 @@ class ActivationBuffer:
         rng, size = np.random.default_rng((self.seed, epoch, part)), drawn.size * self.rows.shape[1]
         order = upload(rng.permutation(size), self.hook.device)
         rows = self.rows[np.sort(drawn)]
-        acts = self.store = harvest(self.hook, rows, out=self.store)
+        acts = harvest(self.hook, rows, out=self.store)
+        self.store = None if on_gpu(acts.device) else acts  # there the last one is still in use
         kept = kept_of(self.hook, rows, acts)
         return acts, order if kept is None else of_kept(order, kept)
-
-    def _start(self, chunk: int, stream: torch.Stream) -> tuple[Tensor, Tensor]:
-        """Harvest a chunk on a stream of its own, so that a GPU does it while it trains on the
-        one before.
-        """
-        self.store = None  # which is still being read
-        gpu = gpu_module(self.hook.device)
-        stream.wait_stream(gpu.current_stream(self.hook.device))
-        with gpu.stream(stream):
-            return self._chunk(chunk)
-
-    def _finish(self, acts: Tensor, order: Tensor, stream: torch.Stream) -> tuple[Tensor, Tensor]:
-        """Wait for a chunk that was started, on the GPU and not on the host."""
-        training = gpu_module(self.hook.device).current_stream(self.hook.device)
-        training.wait_stream(stream)
-        for tensor in (acts, order):
-            tensor.record_stream(training)
-        return acts, order
 
 
 def harvest(hook: Source, rows: np.ndarray, out: Acts | None = None) -> Acts:
