@@ -1,8 +1,9 @@
 """Where a run computes, and in which precision that is fast."""
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from types import ModuleType
 
@@ -74,6 +75,33 @@ def upload(array: np.ndarray, device: torch.device) -> Tensor:
     """
     tensor, away = torch.from_numpy(array), on_gpu(device)
     return (tensor.pin_memory() if away else tensor).to(device, non_blocking=away)
+
+
+def made_ahead(
+    make: Callable[[int], tuple[Tensor, ...]], first: int, device: torch.device
+) -> Iterator[tuple[Tensor, ...]]:
+    """make(first), make(first + 1) and so on; on a GPU each on a stream of its own, beside what is
+    done with the one before, which the caller lets go when it is done with it. The GPU waits where
+    it has to, and the host never.
+    """
+    if not on_gpu(device):
+        yield from map(make, count(first))
+    gpu = gpu_module(device)
+    stream, used = gpu.Stream(device), gpu.current_stream(device)
+
+    def started(number: int) -> tuple[Tensor, ...]:
+        stream.wait_stream(used)
+        with gpu.stream(stream):
+            return make(number)
+
+    ahead = started(first)
+    for number in count(first + 1):
+        used.wait_stream(stream)
+        for tensor in ahead:
+            tensor.record_stream(used)
+        made, ahead = ahead, started(number)
+        yield made
+        del made  # before the next is begun: no more than two exist at a time
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -2,15 +2,13 @@
 against full-size runs in which no number is computed (tests/on_simulated_gpu.py).
 """
 
-from pathlib import Path
-
-import yaml
-
 from sae_lib.features.firing import VALUES_AT_ONCE
 from sae_lib.model.activations import BYTES_AT_ONCE
 from sae_lib.sae.initialise import STATISTICS_VALUES
 from sae_lib.sae.recipes import resolve, variants
 from sae_lib.settings import SAESettings, Settings
+from suite.estimate import KNOWN
+from suite.runs import last_mlp_settings
 
 GB = 1e9
 FLOAT, HALF = 4, 2  # bytes
@@ -21,9 +19,7 @@ OPTIMISER, BACKWARD, AUXILIARY = (9.0, 0.0), (6.6, 2.0), (10.2, 2.6)
 TABLE = 2.0  # copies that a feature table makes beside the autoencoder's two
 KEPT = 0.8 * GB  # by the driver and libraries
 FRAGMENTS = 1.05
-HUB_MODEL = yaml.safe_load(Path(__file__).with_name("estimate.yaml").read_text("utf-8"))[
-    "hub_model"
-]
+HUB_MODEL = KNOWN["hub_model"]
 
 
 def model_shape(s: Settings) -> tuple[float, int, int]:
@@ -74,9 +70,7 @@ def peak(s: Settings) -> tuple[str, float]:
 
 def parts(s: Settings) -> dict[str, Settings]:
     """The run's own settings, and those of the last MLP of the deeper model."""
-    last = {"lm": s.last_mlp.lm, "sae": s.last_mlp.sae}
-    last |= {"tokenizer": s.last_mlp.tokenizer or s.tokenizer}
-    return {"": s, "last_mlp.": s.model_copy(update=last)}
+    return {"": s, "last_mlp.": last_mlp_settings(s)}
 
 
 def widest(s: Settings, have: float) -> int:

@@ -299,17 +299,22 @@ class Run:
         this one.
         """
         if "last_mlp" not in self._loaded:
-            s, own = self.settings, self.settings.last_mlp
-            tokens = {"train_tokens": own.train_tokens or s.corpus.train_tokens}
-            changes = {
-                "lm": own.lm,
-                "sae": own.sae,
-                "tokenizer": own.tokenizer or s.tokenizer,
-                "corpus": s.corpus.model_copy(update=tokens),
-            }
-            child, folder = s.model_copy(update=changes), self.folder / "last_mlp"
+            child, folder = last_mlp_settings(self.settings), self.folder / "last_mlp"
             self._loaded["last_mlp"] = Run(child, folder, self.stages, self, self.reading)
         return self._loaded["last_mlp"]
+
+
+def last_mlp_settings(s: Settings) -> Settings:
+    """Those of the run of notebook 05 inside a run of these settings."""
+    own = s.last_mlp
+    tokens = {"train_tokens": own.train_tokens or s.corpus.train_tokens}
+    changes = {
+        "lm": own.lm,
+        "sae": own.sae,
+        "tokenizer": own.tokenizer or s.tokenizer,
+        "corpus": s.corpus.model_copy(update=tokens),
+    }
+    return s.model_copy(update=changes)
 
 
 def settings_hash(settings: Settings) -> str:

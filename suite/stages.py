@@ -21,7 +21,7 @@ from sae_lib.features import circuits as features_circuits
 from sae_lib.formats import gib
 from sae_lib.interpretability import clusters, scores, scoring
 from sae_lib.model import language_model
-from sae_lib.model.activations import HookPoint, find_hook, find_left_out, one_position_each
+from sae_lib.model.activations import HookPoint, find_hook, leave_out, one_position_each
 from sae_lib.sae import training
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.dictionaries import Dictionary, Directions, Neurons
@@ -166,7 +166,7 @@ def hook_of(run: Run, model: Any) -> HookPoint:
     made = HookPoint(model, s.sae.hook_name, bos)
     if s.sae.outlier_norm:
         special, rows = special_ids(tokens.tokenizer), tokens.rows("train", s.lm.context)
-        made.left_out, _ = find_left_out(made, rows, special, s.sae.outlier_norm)
+        leave_out(made, rows, special, s.sae.outlier_norm)
     return made
 
 

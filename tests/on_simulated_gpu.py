@@ -8,7 +8,7 @@ import torch
 from sae_lib import checkpoints
 from sae_lib.features import clamping
 from sae_lib.model import activations, language_model
-from sae_lib.model.activations import ActivationTable
+from sae_lib.model.activations import ActivationBuffer, ActivationTable
 from sae_lib.sae import training
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.dictionaries import Directions
@@ -24,7 +24,7 @@ SMALL = [
     "sae.activations=20000",
     "sae.dead_window=4000",
     "sae.widths=[]",
-    "sae.compare=[ward_2024,april_2024,topk,batchtopk,jumprelu,tied]",
+    "sae.compare=[topk,batchtopk,jumprelu]",
     "evaluation.tokens=8192",
     "evaluation.loss_tokens=2048",
     "interpretability.tokens=4096",
@@ -158,6 +158,19 @@ def test_a_chunk_is_uploaded_in_two_pieces_that_nobody_waits_for(gpu, monkeypatc
     assert set(of_chunks) == {"device.py:upload"}
     assert of_chunks["device.py:upload"] <= 2 * -(-STEPS // 16)
     assert not any("upload" in line for line in (seen[-1][0] - seen[0][0]))
+
+
+def test_no_more_than_two_chunks_exist_at_a_time(gpu, monkeypatch):
+    chunk = 64 * 64 * 512 * 4
+    monkeypatch.setattr(activations, "BYTES_AT_ONCE", chunk // 4)
+    hook = ActivationTable(torch.randn(16, 512).to(simulated_gpu.DEVICE))
+    rows = torch.randint(16, (256, 64)).numpy()
+    buffer = iter(ActivationBuffer(hook, rows, 64, 64, 0))
+    before = gpu.live
+    gpu.reset()
+    for _ in range(4 * 64):
+        next(buffer)
+    assert 2 * chunk < gpu.peak - before < 2.6 * chunk  # a part of one is being harvested
 
 
 def test_a_harvest_and_a_language_model_step_do_not_wait(gpu, run):

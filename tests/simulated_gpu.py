@@ -275,7 +275,6 @@ def simulated(monkeypatch):
         )
         patch.setattr("sae_lib.device.gpus", lambda: [str(DEVICE)])
         patch.setattr("sae_lib.device.gpu_module", lambda device: MODULE)
-        patch.setattr("sae_lib.model.activations.gpu_module", lambda device: MODULE)
         # torch.tensor(…, device=…) is made on the CPU and moved: what a dispatch mode can see
         torch._C._set_only_lift_cpu_tensors(True)
         try:

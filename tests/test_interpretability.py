@@ -13,6 +13,7 @@ from sae_lib.errors import CorpusError
 from sae_lib.features.firing import firing
 from sae_lib.interpretability import scores
 from sae_lib.interpretability import scoring as interpretability
+from sae_lib.model.activations import harvest
 from sae_lib.sae.dictionaries import Neurons, Selected
 from suite import rule_figures, stages
 from suite.runs import Run, is_made
@@ -112,7 +113,7 @@ def test_firing_is_where_the_dictionary_is_active(scored, hook):
     picked = torch.tensor([3, 40, 7])
     dictionaries = {"some": Selected(Neurons(64), picked), "all": Neurons(64)}
     for part in rows:
-        found, dense = firing(hook, dictionaries, part), interpretability.harvest(hook, part)
+        found, dense = firing(hook, dictionaries, part), harvest(hook, part)
         assert [len(found[name]) for name in dictionaries] == [3, 64]
         for i, unit in enumerate(picked.tolist()):
             for token, value in (found["some"][i], found["all"][unit]):

@@ -13,10 +13,10 @@ from sae_lib.model.activations import (
     ActivationBuffer,
     ActivationTable,
     HookPoint,
-    find_left_out,
     harvest_text,
-    of_kept,
+    leave_out,
 )
+from sae_lib.model.left_out import of_kept
 from sae_lib.sae import training
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.dictionaries import Neurons
@@ -47,7 +47,7 @@ def planted_hook(rows: np.ndarray | None = None) -> ActivationTable:
     table[SINK] = 300 * table.norm(dim=1).median() * directions[0]
     hook = ActivationTable(table)
     if rows is not None:
-        hook.left_out, _ = find_left_out(hook, rows, [BOS], 10.0)
+        leave_out(hook, rows, [BOS], 10.0)
     return hook
 
 
@@ -119,11 +119,10 @@ def test_an_order_without_what_is_left_out_begins_again_at_its_end():
 def test_what_is_left_out_is_counted():
     rows = planted_rows(0)
     rows[:, 0], rows[:, 7], rows[:64, 9] = 3, BOS, SINK
-    left_out, norms = find_left_out(planted_hook(), rows, [BOS], 10.0)
-    shares = {"special": 1 / 32, "long": 1 / 128, "first": 1 / 32}
-    assert left_out.shares == pytest.approx(shares) and len(norms) == rows.size
     hook = planted_hook()
-    hook.left_out = left_out
+    norms = leave_out(hook, rows, [BOS], 10.0)
+    shares = {"special": 1 / 32, "long": 1 / 128, "first": 1 / 32}
+    assert hook.left_out.shares == pytest.approx(shares) and len(norms) == rows.size
     assert len(harvest_text(hook, rows)) == rows.size - 256 - 256 - 64
 
 
@@ -146,7 +145,7 @@ def test_an_ablation_leaves_them_as_they_are(llama):
     rows[:, 6] = BOS
     dictionaries, mean = {"zero": SparseAutoencoder(24, 8)}, torch.zeros(24)
     everything = evaluation.loss_recovered(hook, dictionaries, rows, mean)["zero"]
-    hook.left_out, _ = find_left_out(hook, rows, [BOS], 100.0)
+    leave_out(hook, rows, [BOS], 100.0)
     some = evaluation.loss_recovered(hook, dictionaries, rows, mean)["zero"]
     ids = torch.from_numpy(rows)
     left = torch.zeros(4, 12, 24)

@@ -134,7 +134,7 @@ def _losses(
         part = rows[i : i + step].astype(np.int64)
         tokens = torch.from_numpy(part).to(hook.device)
         for name, change in changes.items():
-            with hook.replaced(partial(_on_text, hook, tokens, change)):
+            with hook.replaced(partial(_on_text, hook, part, change)):
                 changed = _log_probabilities(hook, tokens)
             nll = -changed.gather(1, tokens[:, 1:].reshape(-1, 1)).squeeze(1)
             sums[name] += nll.sum().item()
@@ -157,12 +157,12 @@ def _ratio(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray, axis: int
     return (a.sum(axis) - b.sum(axis)) / (c.sum(axis) - d.sum(axis))
 
 
-def _on_text(hook: HookPoint, tokens: Tensor, change: Callable, x: Tensor) -> Tensor | None:
+def _on_text(hook: HookPoint, rows: Rows, change: Callable, x: Tensor) -> Tensor | None:
     """The change, but for the activations that are left out: they stay."""
     changed = change(x)
     if changed is None or hook.left_out is None:
         return changed
-    return torch.where(hook.left_out.kept(tokens, x)[..., None], changed, x)
+    return torch.where(hook.left_out.kept(rows, x)[..., None], changed, x)
 
 
 def _spliced(dictionary: Dictionary, x: Float[Tensor, "row position d_in"]) -> Tensor:

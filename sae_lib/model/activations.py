@@ -3,7 +3,6 @@
 import difflib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
@@ -15,8 +14,9 @@ import yaml
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from sae_lib.device import gpu_module, on_gpu, seeded, upload
+from sae_lib.device import made_ahead, on_gpu, seeded, upload
 from sae_lib.errors import CorpusError, ModelError, SettingsError
+from sae_lib.model.left_out import LeftOut, of_kept
 from sae_lib.text.tokenizer import token_ids
 
 Acts = Float[Tensor, "n d_in"]
@@ -45,28 +45,6 @@ def find_hook(hook_name: str, family: str, n_layer: int) -> tuple[int, str, str]
 
 class _Stop(Exception):
     """Ends a forward pass at the hook: what comes after it is not needed."""
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """Which activations are those of no text, and would spoil scale, training and measures: of
-    special tokens, of first positions that no BOS stands before, and those longer than `max_norm`,
-    as on attention sinks. `shares` says of how many tokens, by reason.
-    """
-
-    special: Int[Tensor, " n"]
-    first: bool
-    max_norm: float
-    shares: dict[str, float]
-
-    def kept(self, tokens: TokenIds, acts: Float[Tensor, "..."]) -> Bool[Tensor, "row position"]:
-        """Which activations of these tokens count."""
-        norms = torch.linalg.vector_norm(acts, dim=-1, dtype=torch.float32)
-        kept = (norms <= self.max_norm).view(tokens.shape)
-        kept &= (tokens[..., None] != self.special).all(-1)
-        if self.first:
-            kept[:, 0] = False
-        return kept
 
 
 class HookPoint:
@@ -157,6 +135,7 @@ class ActivationTable:
     """
 
     left_out: LeftOut | None = None
+    n_before = 0  # tokens that stand before every row
 
     def __init__(self, table: Float[Tensor, "vocab d_in"]):
         self.table, self.device = table, table.device
@@ -224,18 +203,14 @@ class ActivationBuffer:
         self.store: Tensor | None = None
 
     def __iter__(self) -> Iterator[Float[Tensor, "batch d_in"]]:
-        stream = None
-        if on_gpu(self.hook.device):
-            stream = gpu_module(self.hook.device).Stream(self.hook.device)
-        ahead = self._start(self.position // self.per_chunk, stream) if stream else None
-        while True:
-            chunk, i = divmod(self.position, self.per_chunk)
-            acts, order = self._finish(*ahead, stream) if ahead else self._chunk(chunk)
-            ahead = self._start(chunk + 1, stream) if stream else None
+        chunk, i = divmod(self.position, self.per_chunk)
+        for acts, order in made_ahead(self._chunk, chunk, self.hook.device):
             for j in range(i, self.per_chunk):
                 self.position += 1
                 chosen = order[j * self.batch : (j + 1) * self.batch]
                 yield acts[chosen].float()  # a large model's are bfloat16
+            i = 0
+            del acts, order  # another chunk is begun now
 
     def _chunk(self, chunk: int) -> tuple[Acts, Int[Tensor, " n"]]:
         """The activations of the chunk of that number, and the order in which they are handed
@@ -247,27 +222,10 @@ class ActivationBuffer:
         rng, size = np.random.default_rng((self.seed, epoch, part)), drawn.size * self.rows.shape[1]
         order = upload(rng.permutation(size), self.hook.device)
         rows = self.rows[np.sort(drawn)]
-        acts = self.store = harvest(self.hook, rows, out=self.store)
+        acts = harvest(self.hook, rows, out=self.store)
+        self.store = None if on_gpu(acts.device) else acts  # there the last one is still in use
         kept = kept_of(self.hook, rows, acts)
         return acts, order if kept is None else of_kept(order, kept)
-
-    def _start(self, chunk: int, stream: torch.Stream) -> tuple[Tensor, Tensor]:
-        """Harvest a chunk on a stream of its own, so that a GPU does it while it trains on the
-        one before.
-        """
-        self.store = None  # which is still being read
-        gpu = gpu_module(self.hook.device)
-        stream.wait_stream(gpu.current_stream(self.hook.device))
-        with gpu.stream(stream):
-            return self._chunk(chunk)
-
-    def _finish(self, acts: Tensor, order: Tensor, stream: torch.Stream) -> tuple[Tensor, Tensor]:
-        """Wait for a chunk that was started, on the GPU and not on the host."""
-        training = gpu_module(self.hook.device).current_stream(self.hook.device)
-        training.wait_stream(stream)
-        for tensor in (acts, order):
-            tensor.record_stream(training)
-        return acts, order
 
 
 def harvest(hook: Source, rows: np.ndarray, out: Acts | None = None) -> Acts:
@@ -292,19 +250,7 @@ def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
 
 def kept_of(hook: Source, rows: np.ndarray, acts: Acts) -> Bool[Tensor, " n"] | None:
     """Which activations of `rows` count; None where all do."""
-    if hook.left_out is None:
-        return None
-    tokens = upload(rows.astype(np.int64), hook.device)
-    return hook.left_out.kept(tokens, acts).flatten()
-
-
-def of_kept(order: Int[Tensor, " n"], kept: Bool[Tensor, " n"]) -> Int[Tensor, " n"]:
-    """The order without what is left out; at its end it begins again, as a chunk's size is not to
-    depend on that (the host would wait for it).
-    """
-    kept_first = order[(~kept[order]).byte().argsort(stable=True)]
-    again = torch.arange(len(order), device=order.device) % kept.sum().clamp_min(1)
-    return kept_first[again]
+    return hook.left_out.kept(rows, acts).flatten() if hook.left_out else None
 
 
 def harvest_text(hook: Source, rows: np.ndarray) -> Acts:
@@ -314,21 +260,16 @@ def harvest_text(hook: Source, rows: np.ndarray) -> Acts:
     return acts if kept is None else acts[kept]
 
 
-def find_left_out(
+def leave_out(
     hook: Source, rows: np.ndarray, special: list[int], ratio: float
-) -> tuple[LeftOut, Float[Tensor, " n"]]:
-    """(what is left out: also activations longer than `ratio` times the median norm; the norms),
-    from some tokens spread over `rows`.
+) -> Float[Tensor, " n"]:
+    """Leave the `special` token ids out of the hook's activations, and what is longer than `ratio`
+    times the median norm; gives the norms that this was judged by.
     """
     rows = spread(rows, max(2, REFERENCE_TOKENS // rows.shape[1]))
-    norms = harvest(hook, rows).float().norm(dim=1).view(rows.shape)
-    tokens, ids = (upload(np.asarray(a, np.int64), hook.device) for a in (rows, special))
-    no_bos = getattr(hook, "bos", None) is None
-    max_norm = ratio * norms[:, 1:].median().item()
-    reasons = {"special": (tokens[..., None] == ids).any(-1), "long": norms > max_norm}
-    shares = {name: which.float().mean().item() for name, which in reasons.items()}
-    shares |= {"first": 1 / rows.shape[1] if no_bos else 0.0}
-    return LeftOut(ids, no_bos, max_norm, shares), norms.flatten()
+    norms = harvest(hook, rows).float().norm(dim=1)
+    hook.left_out = LeftOut.found(rows, norms, special, not hook.n_before, ratio)
+    return norms
 
 
 def spread(rows: np.ndarray, n: int) -> np.ndarray:
