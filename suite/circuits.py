@@ -4,9 +4,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
+from scipy.stats import binomtest, pearsonr
 
-from sae_lib.features import circuits
 from sae_lib.features.attribution import KINDS, PARTS
 from sae_lib.features.statistics import interval
 from sae_lib.formats import percent
@@ -36,7 +35,7 @@ def summary(tables: dict[str, pd.DataFrame], vocabulary: Vocabulary, seed: int) 
     return {
         "firings": _firings(tables["paths"]),
         "kinds": _kinds(tables["kinds"]),
-        "replaced": _replaced(tables["replaced"], seed),
+        "replaced": _replaced(tables["replaced"]),
         "weights": _weights(tables["weights"], seed),
         "ablation": {name: _middle(ablation[name], seed) for name in ("spearman", "shuffled")}
         | {"n": len(ablation)},
@@ -67,24 +66,21 @@ def _kinds(kinds: pd.DataFrame) -> dict[str, Any]:
     return repeats | {"n": len(kinds), "share": share, "definitions": KINDS}
 
 
-def _replaced(replaced: pd.DataFrame, seed: int) -> dict[str, Any]:
+def _replaced(replaced: pd.DataFrame) -> dict[str, Any]:
     """Of the top source token and another at random the median change of the pre-activation, as a
     share of the activation, and the share of the firings that end.
     """
-    moved = [replaced["predicted_top"].to_numpy(), replaced["actual_top"].to_numpy()]
+    ranks = replaced.rank()
+    agreed = pearsonr(ranks["predicted_top"], ranks["actual_top"])
     change = replaced[["actual_top", "actual_other"]].div(replaced["activation"], axis=0)
     return {
         "n": len(replaced),
-        "spearman": _correlation(*moved),
-        "interval": interval(moved, _correlation, paired=True, seed=seed),
-        "shuffled": _correlation(moved[0], replaced["actual_other"].to_numpy()),
+        "spearman": agreed.statistic,
+        "interval": list(agreed.confidence_interval()),  # Fisher's
+        "shuffled": ranks["predicted_top"].corr(ranks["actual_other"]),
         "change": change.median().to_dict(),
         "ends": (change <= -1).mean().to_dict(),
     }
-
-
-def _correlation(a: np.ndarray, b: np.ndarray, axis: int = -1):
-    return circuits.spearman(np.moveaxis(a, axis, 0), np.moveaxis(b, axis, 0))
 
 
 def _middle(values: pd.Series, seed: int) -> dict[str, Any]:

@@ -30,13 +30,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from scipy.sparse import csc_array
 from torch import Tensor, nn
 
 from sae_lib.device import upload
 from sae_lib.errors import ModelError
-from sae_lib.features.firing import Rows
 from sae_lib.model.activations import HookPoint
 from sae_lib.sae.autoencoder import SparseAutoencoder
 
@@ -59,6 +58,7 @@ KINDS = {
     "wider context": "all others",
 }
 PARTS = ["own", "previous", "repeats", "positions", "others"]  # they add up to the push
+Rows = Integer[np.ndarray, "row position"]  # token ids
 Places = pd.DataFrame  # row, position and feature of each firing to look at, ordered by row
 
 

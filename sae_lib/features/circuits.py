@@ -24,14 +24,18 @@ from sae_lib.features.attribution import (
     place_numbers,
     replaced_sources,
 )
-from sae_lib.features.clamping import Clamp, clamped
 from sae_lib.features.firing import ALIVE, Rows, firing_tables, spread_rows
 from sae_lib.features.statistics import MIN_OCCURRENCES
 from sae_lib.features.weights import direct_logits
 from sae_lib.model.activations import HookPoint, harvest
 from sae_lib.progress import tqdm
 from sae_lib.sae.autoencoder import SparseAutoencoder
-from sae_lib.sae.dictionaries import coordinate_directions, random_directions, thresholded
+from sae_lib.sae.dictionaries import (
+    activations_of,
+    coordinate_directions,
+    random_directions,
+    thresholded,
+)
 
 RAISED, NAMED = 10, 3  # tokens of a card: those whose logits rise most, those it fires on most
 TABLE = 1 << 26  # values of a table [vocab, unit]: with a large vocabulary fewer features are drawn
@@ -180,7 +184,11 @@ def ablation_agreement(
             hidden = hook.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
             return head(hidden[at]).float()
 
-        with clamped(hook, sae, [Clamp(feature, "ablate")]):
+        def without(x: Tensor, feature=feature) -> Tensor:
+            f = activations_of(sae, x.float().flatten(0, 1), [feature])
+            return x - (f @ sae.W_dec[[feature]]).to(x.dtype).view_as(x)
+
+        with hook.replaced(without):
             ablated = logits()
         measured.append((logits() - ablated).mean(0).cpu().numpy())
     features, measured = np.unique(places["feature"]), np.stack(measured, axis=1)
