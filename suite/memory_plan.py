@@ -1,5 +1,5 @@
 """What the stages of a run take of a GPU's memory, counted from its settings; tests hold the counts
-against full-size runs in which no number is computed (tests/on_simulated_gpu.py).
+against full-size runs in which no number is computed (tests/on_fake_gpu.py).
 """
 
 from sae_lib.features.firing import VALUES_AT_ONCE
@@ -23,8 +23,8 @@ HUB_MODEL = KNOWN["hub_model"]
 
 
 def model_shape(s: Settings) -> tuple[float, int, int]:
-    """(bytes of the language model, its vocabulary, the width of its MLP); that of a model of the
-    hub is assumed.
+    """(bytes of the language model, its vocabulary, the widest of its tensors per token, that of
+    the MLP); those of a model of the hub are assumed.
     """
     if s.lm.source != "train":
         return HALF * HUB_MODEL["parameters"], HUB_MODEL["vocab"], HUB_MODEL["d_mlp"]
@@ -46,7 +46,8 @@ def training_step(d_in: int, sae: SAESettings) -> float:
 def stages(s: Settings) -> dict[str, float]:
     """Bytes at the peak of each stage of one model and its autoencoders."""
     model, vocab, d_mlp = model_shape(s)
-    d_in = d_mlp if "mlp.hook_p" in s.sae.hook_name else s.lm.d_model
+    d_model = s.lm.d_model if s.lm.source == "train" else HUB_MODEL["d_model"]
+    d_in = d_mlp if "mlp.hook_p" in s.sae.hook_name else d_model
     value = FLOAT if s.lm.source == "train" else HALF
     chunk = s.sae.buffer_rows * s.lm.context * d_in * value
     forward = min(BYTES_AT_ONCE, 8 * d_mlp * value * s.sae.buffer_rows * s.lm.context)

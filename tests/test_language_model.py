@@ -233,3 +233,14 @@ def test_an_exploding_loss_ends_training_with_its_causes(small_run, tmp_path):
     ):
         run.path("language_model")
     assert not (run.folder / "language_model").exists()
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_attention_that_looks_for_no_packed_rows_gives_the_same_numbers(architecture):
+    """What a GPU's host does not wait for; the positions of these rows are 0, 1, 2 … anyway."""
+    torch.manual_seed(0)
+    settings_ = LanguageModelSettings(architecture=architecture, n_layer=2, d_model=32, d_mlp=64)
+    model = language_model.build(settings_, 100, 0).eval()
+    ids = torch.randint(100, (3, 20))
+    expected = model(input_ids=ids).logits
+    assert torch.equal(language_model.without_waits(model)(input_ids=ids).logits, expected)
