@@ -162,6 +162,8 @@ def test_replacing_the_planted_source_ends_the_firing_and_another_does_not():
     rows, places = planted_places(block)
     moved = attribution.replaced_sources(block, rows, places)
     assert len(moved) == (places["position"] > 1).sum()
+    one = attribution.replaced_sources(block, rows, places[places["position"] > 1][:1])
+    assert one.shape == (1, 5) and one["actual_top"][0] < 0
     assert np.allclose(moved["predicted_other"], 0, atol=1e-3)
     assert np.allclose(moved["actual_other"], 0, atol=1e-3)
     assert (moved["actual_top"] <= -0.9 * moved["activation"]).all()
@@ -246,9 +248,10 @@ def test_small_ablations_do_what_the_direct_effects_say():
     sae.W_dec *= 1e-3
     table = firing.firing_tables(hook, {"": sae}, ROWS)[""]
     places = attribution.draw_places(table, 12, 0, 4, range(20))
-    found = circuits.ablation_agreement(hook, sae, ROWS, places, 0)
-    assert found["feature"].tolist() == sorted(set(places["feature"]))
-    assert found["spearman"].median() > 0.8 and abs(found["shuffled"].median()) < 0.3
+    for some in (places, places.drop_duplicates("feature")):
+        found = circuits.ablation_agreement(hook, sae, ROWS, some, 0)
+        assert found["feature"].tolist() == sorted(set(places["feature"]))
+        assert found["spearman"].median() > 0.8 and abs(found["shuffled"].median()) < 0.3
 
 
 @pytest.fixture(scope="module")

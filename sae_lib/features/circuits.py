@@ -177,8 +177,8 @@ def ablation_agreement(
     """
     head, measured = hook.model.get_output_embeddings(), []
     for feature, of in tqdm(places.groupby("feature"), desc="ablation"):
-        row, position, _ = place_numbers(of)
-        ids, n = upload(rows[row].astype(np.int64), hook.device), torch.arange(len(of))
+        _, position, _ = place_numbers(of)
+        ids, n = upload(rows[of["row"]].astype(np.int64), hook.device), torch.arange(len(of))
 
         def logits(ids=ids, at=(n, position)) -> Tensor:
             hidden = hook.model.base_model(input_ids=ids, use_cache=False).last_hidden_state

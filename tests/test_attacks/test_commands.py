@@ -81,12 +81,21 @@ CLAMPS = [
     ([*ONE], "prompt"),
     ([*ONE, "x", "y"], "y"),
 ]
+WHYS = [
+    (["--feature", "-1", "x"], "--feature"),
+    (["--feature", "x", "x"], "--feature"),
+    (["x"], "--feature"),
+    (["--feature", "1", "--position", "x", "x"], "--position"),
+    (["--feature", "1", ""], "the prompt has 0 characters"),
+    (["--feature", "1"], "text"),
+]
 
 ALL = [
     (["sweep", "--profile", "smoke", *[p for o in sets for p in ("--set", o)]], names)
     for sets, names in SWEEPS
 ]
 ALL += [(["clamp", "--profile", "smoke", *given], names) for given, names in CLAMPS]
+ALL += [(["why", "--profile", "smoke", *given], names) for given, names in WHYS]
 
 
 @pytest.mark.parametrize(
