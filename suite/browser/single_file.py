@@ -3,7 +3,7 @@ disk.
 
 The page's module (see `suite.browser`) and its blocks lie in the file, the blocks deflated, as
 base64; they are inflated when the page asks for them. The Content-Security-Policy allows this one
-script by its hash and no connection.
+script by its hash, a Worker of its text, and no connection.
 """
 
 import html
@@ -15,7 +15,7 @@ from pathlib import Path
 from string import Template
 
 from sae_lib.progress import tqdm
-from suite.browser.blocks import APP, Blocks, about, heldout, module, rated_tables
+from suite.browser.blocks import APP, Blocks, about, heldout, module, origins, rated_tables
 from suite.browser.page_model import model_block, why_not
 from suite.browser.table import open_table
 from suite.runs import Run, write_atomically
@@ -37,7 +37,7 @@ def write_browser(run: Run, name: str = "") -> Path:
         extra, rows = {"model": inside}, heldout(run)
     rated = dict if table.kind != "feature" else lambda: rated_tables(run, name)
     said = about(run, name, table) | {"no_model": reason}
-    blocks = Blocks(table, said, rows, rated, LIMITS, extra)
+    blocks = Blocks(table, said, rows, rated, origins(run), LIMITS, extra)
     own = name in ("", run.settings.sae.recipe)
     path = run.folder / ("browser.html" if own else f"browser_{name}.html")
     write_atomically(path, page_text(blocks, tqdm(list(blocks.names()), desc=path.name)))
@@ -54,7 +54,7 @@ def page_text(blocks: Blocks, names: Iterable[str]) -> str:
     return Template((APP / "page.html").read_text()).substitute(
         title=html.escape(blocks.about["title"]),
         policy=f"default-src 'none'; script-src {_hash(script)}; style-src-elem {_hash(style)}; "
-        "style-src-attr 'unsafe-inline'; base-uri 'none'; form-action 'none'",
+        "style-src-attr 'unsafe-inline'; worker-src blob:; base-uri 'none'; form-action 'none'",
         style=style,
         script=script,
         blocks="\n".join(data),
