@@ -612,6 +612,17 @@ def test_the_static_page_holds_the_true_values(table):
     assert page.static_html(table, [4], examples=1).count('class="sae-text"') == 1
 
 
+def test_of_several_static_pages_one_at_a_time_is_open(tab, table):
+    tab.set_content(page.static_html(table, [0, 2, 4]))
+    opened = "[...document.querySelectorAll('details')].map(d => d.open)"
+    assert tab.evaluate(opened) == [True, False, False]
+    tab.locator("summary").nth(2).click()
+    assert tab.evaluate(opened) == [False, False, True]
+    assert "import" in tab.locator("summary").nth(2).inner_text()
+    assert SCRIPT in tab.locator("summary").first.inner_text()
+    assert "<details" not in page.static_html(table, [0])
+
+
 def test_a_histogram_is_drawn_where_there_is_one(full_tab, plain_tab):
     assert "<svg" not in drawn(plain_tab[0], 0)
     heights = re.findall(r'<rect[^>]*height="([\d.]+)"', drawn(full_tab, 0))

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from tokenizers import models as tokenizer_models
 from typer.testing import CliRunner
 
+from sae_lib.errors import SettingsError
 from sae_lib.features import clamping
 from sae_lib.features.clamping import Clamp, ClampTarget
 from sae_lib.formats import decimal
@@ -29,6 +30,7 @@ from suite.__main__ import app
 from suite.browser import page, page_model, single_file
 from suite.browser.kernel import Model
 from suite.browser.table import FeatureTable, open_table
+from tests.conftest import SHARED
 from tests.test_browser import (  # noqa: F401  (the crafted corpus, its tokeniser)
     IMAGE,
     SCRIPT,
@@ -804,6 +806,53 @@ def test_a_model_that_the_page_cannot_run_is_left_out_with_a_sentence(small_run)
     )
     model.config.activation_function = "relu"
     assert "no byte-level BPE" in page_model.why_not(model, words)
+
+
+def test_any_autoencoder_has_a_page(tab, small_run, text_folder, tmp_path):
+    """One command: a folder in SAELens' layout, a language model, and files."""
+    command = ["browser", "--sae", str(small_run.path("autoencoder"))]
+    command += ["--model", str(small_run.folder / "language_model"), "--text", str(text_folder)]
+    out = tmp_path / "any.html"
+    result = CliRunner().invoke(app, [*command, "--tokens", "8192", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    open_page(tab, out)
+    assert "256 features" in tab.locator("#count").inner_text()
+    tab.locator("#start .card").first.click()
+    tab.locator("#page .value button").first.click()
+    tab.wait_for_selector(".expanded h4")  # the model and the text are inside
+    assert "json_" in tab.locator(".expanded").inner_text() or ".py" in (
+        tab.locator(".expanded").inner_text()
+    )
+    missing = CliRunner().invoke(app, command[:-2])
+    assert missing.exit_code != 0 and "--text is missing" in str(missing.exception)
+    short = CliRunner().invoke(
+        app, [*command[:-1], str(next(text_folder.iterdir())), "--tokens", "9"]
+    )
+    assert "expected at least one row" in str(short.exception)
+
+
+def test_an_autoencoder_of_another_models_layer_is_shown_without_the_model(tab, tmp_path):
+    """A Llama of five layers: the page says what it leaves out."""
+    if not (MODEL := SHARED / "models" / "stories260K").exists():
+        pytest.skip("no stories260K here")
+    torch.manual_seed(0)
+    sae = SparseAutoencoder(64, 96)
+    with torch.no_grad():
+        for weight in sae.parameters():
+            weight.normal_()
+    sae.save(tmp_path / "mine", {"hook_name": "blocks.2.hook_resid_post", "prepend_bos": True})
+    (tmp_path / "text.txt").write_text("Once upon a time there was a <b>cat</b>. " * 200)
+    out = tmp_path / "any.html"
+    single_file.write_any(tmp_path / "mine", str(MODEL), str(tmp_path / "text.txt"), 2000, out)
+    open_page(tab, out, "#view=try")
+    assert "llama model of 5 layers" in tab.locator("#model-note").inner_text()
+    tab.click("nav a[data-view=feature]")
+    tab.locator("#page .value button").first.click()
+    tab.get_by_text("The whole text needs the language model").wait_for()
+    other = SparseAutoencoder(32, 96)
+    other.save(tmp_path / "other", {"hook_name": "blocks.2.hook_resid_post"})
+    with pytest.raises(SettingsError, match="found an autoencoder of 32 dimensions; expected 64"):
+        single_file.write_any(tmp_path / "other", str(MODEL), str(tmp_path / "text.txt"), 2000, out)
 
 
 def test_neurons_have_a_page_of_their_own(tab, small_run):

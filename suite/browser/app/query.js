@@ -69,7 +69,7 @@ function parse_query(query) {
   const parts = [], starts_blank = query.startsWith(" ");
   for (const [, place, quoted, word] of query.matchAll(PART)) {
     const bare = place ? undefined : word, compared = bare?.match(COMPARISON);
-    const misspelt = bare?.match(/^([a-z]{4,}):./)?.[1];
+    const misspelt = bare?.match(/^([a-z]{3,}):./)?.[1];
     if (compared) {
       const [, name, sign, digits, per_cent] = compared, field = name.toLowerCase();
       if (!FIELDS[field]) parts.push({ problem: unknown(field, Object.keys(FIELDS), "field") });
