@@ -308,7 +308,7 @@ def test_the_page_shows_the_whole_table(full_tab):
         "numpy 2.5 ",
         "before an active token <|endoftext|> 77 ! 66",
         "decoder direction 41 +0.8 42 -0.3",
-        "of activations 43 +0.7",
+        "Correlated neurons 43 +0.7",
         "after <b>`x` ",
         "accuracy 0.9 , AUROC 0.5",
     ):

@@ -38,16 +38,17 @@ function mount_file() {
   const source = new FileSource(document.title);
   return mount(document.querySelector("main"), source).then((app) => {
     document.documentElement.dataset.ready = "yes";
-    const shared = { decimal, percent, signed, pieces, plain, isolated, Vocabulary, matches, parse_query };
-    globalThis.sae = { app, source, page_html, draw_blind, ...shared }; // for the console, and the tests
+    const texts = { decimal, percent, signed, pieces, plain, isolated, Vocabulary };
+    // for the console, and the tests
+    globalThis.sae = { app, source, page_html, draw_blind, matches, parse_query, ...texts };
   });
 }
 
 function render({ model, el }) {
   // What anywidget calls.
   const host = document.createElement("div"), themed = () => {
-    const light = document.body.dataset.jpThemeLight;
-    host.style.colorScheme = light === undefined ? "light dark" : light === "true" ? "light" : "dark";
+    const schemes = { true: "light", false: "dark" };
+    host.style.colorScheme = schemes[document.body.dataset.jpThemeLight] ?? "light dark";
   };
   host.style.cssText = "display: block; height: 780px";
   themed();
@@ -76,7 +77,8 @@ function one_at_a_time(action) {
 
 class App {
   constructor(host, root, source, features) {
-    Object.assign(this, { host, root, source, features, number: -1, page: null, texts: new WeakMap() });
+    Object.assign(this, { host, root, source, features, number: -1, page: null });
+    this.texts = new WeakMap(); // a text whose tokens can be chosen → what is known of them
     features.whole = source.in_kernel || !features.no_model;
     source.features = features;
     this.state = this.read(source.address.get());
@@ -96,17 +98,19 @@ class App {
 
   async start() {
     const { features } = this;
-    this.$("title").textContent = features.title;
-    this.$("facts").textContent = features.facts;
-    const known = Object.entries(FIELDS).filter(([, column]) => features.columns[column]);
-    this.$("fields").textContent = known.map(([name]) => name).join(", ");
+    const known = Object.keys(FIELDS).filter((name) => features.columns[FIELDS[name]]);
+    const texts = { title: features.title, facts: features.facts, fields: known.join(", "),
+      "how-many": decimal(features.count) };
+    for (const [id, text] of Object.entries(texts)) this.$(id).textContent = text;
+    for (const kind of this.root.querySelectorAll(".kind")) kind.textContent = features.kind;
+    this.$("promise").hidden = !features.whole;
     this.draw_start();
     this.listen();
     await this.follow_address();
   }
 
   draw_start() {
-    show(this.$("start"), start_html(this.features, this.features.whole));
+    show(this.$("first"), first_html(this.features));
   }
 
   listen() {
@@ -118,7 +122,8 @@ class App {
       wait = setTimeout(() => this.search(true), 120);
     });
     on("query", "keydown", (e) => {
-      if (e.key === "Enter" && this.list.found.length) this.go({ feature: this.list.found[0], view: "" });
+      const [feature] = this.list.found;
+      if (e.key === "Enter" && feature !== undefined) this.go({ feature, view: "" });
     });
     on("help", "click", () => {
       const hidden = (this.$("help-text").hidden = !this.$("help-text").hidden);
@@ -172,7 +177,8 @@ class App {
   async follow_address() {
     const { q, sort } = this.state;
     this.state = this.read(this.source.address.get());
-    const state = this.state, numbered = /^\d+$/.test(state.feature), number = Number(state.feature);
+    const { state } = this, number = Number(state.feature);
+    const numbered = /^\d+$/.test(state.feature) && number < this.features.count;
     const view = VIEWS.includes(state.view) ? state.view : state.feature ? "feature" : "start";
     this.host.dataset.view = this.$("body").dataset.view = this.view = view;
     const panel = view === "list" ? (this.number >= 0 || numbered ? "feature" : "start") : view;
@@ -186,8 +192,8 @@ class App {
       const searched = this.search();
       if (!numbered) await searched;
     }
-    if (state.feature && !(numbered && number < this.features.count)) this.say_missing(state.feature);
-    else if (numbered) await this.show(number);
+    if (numbered) await this.show(number);
+    else if (state.feature) this.say_missing(state.feature);
     else if (this.number < 0 && view !== "start") await this.show(this.list.found[0] ?? -1);
     if (state.row) await this.expand_place(Number(state.row), Number(state.position));
     if (view === "try") await this.try.open();
@@ -223,8 +229,8 @@ class App {
     this.page = page && Object.assign(page, { opens: true });
     if (page) show(this.$("page"), page_html(this.features, page));
     else this.$("page").textContent = "Nothing matches.";
-    const { kind, title } = this.features;
-    if (!this.source.in_kernel) document.title = number >= 0 ? `${kind} ${number} - ${title}` : title;
+    const { kind, title } = this.features, named = number >= 0 ? `${kind} ${number} - ` : "";
+    if (!this.source.in_kernel) document.title = named + title;
     this.$("feature").scrollTop = 0;
     this.list.reveal();
     this.list.draw();
@@ -236,9 +242,11 @@ class App {
   }
 
   draw_one() {
-    const others = this.list.found.filter((i) => i !== this.number && this.features.columns.n_active[i] > 0);
-    const from = others.length ? others : this.list.found, at = Math.floor(Math.random() * from.length);
-    if (from.length) this.go({ feature: from[at], view: this.view_to_stay });
+    const { found } = this.list, { n_active } = this.features.columns;
+    const others = found.filter((i) => i !== this.number && n_active[i] > 0);
+    const from = others.length ? others : found;
+    const feature = from[Math.floor(Math.random() * from.length)];
+    if (feature !== undefined) this.go({ feature, view: this.view_to_stay });
   }
 
   get view_to_stay() {
@@ -251,25 +259,26 @@ class App {
     const all = this.page ? [...this.page.examples, ...this.page.samples] : [];
     const at = all.findIndex((e) => e.row === row && e.position === position);
     const tr = this.$("page").querySelector(`tr[data-example="${at}"]`);
-    if (tr?.querySelector("button").getAttribute("aria-expanded") === "false") await this.expand(tr);
+    if (tr && !tr.querySelector("[aria-expanded=true]")) await this.expand(tr);
   }
 
   async expand(tr) {
     // Opens an example, or closes it.
-    const button = tr.querySelector("button"), open = button.getAttribute("aria-expanded") === "true";
-    button.setAttribute("aria-expanded", String(!open));
+    const open = tr.querySelector("[aria-expanded=true]");
+    tr.querySelector("button").setAttribute("aria-expanded", String(!open));
     if (open) return tr.nextElementSibling.remove();
     const { page, features } = this, e = [...page.examples, ...page.samples][tr.dataset.example];
-    const more = tr.ownerDocument.createElement("tr"), cell = more.appendChild(document.createElement("td"));
-    Object.assign(more, { className: "expanded" });
-    cell.colSpan = 2;
-    cell.textContent = "reading the whole text…";
+    const [more, cell] = ["tr", "td"].map((name) => document.createElement(name));
+    more.append(cell);
+    more.className = "expanded";
+    Object.assign(cell, { colSpan: 2, textContent: "reading the whole text…" });
     tr.after(more);
     this.note({ feature: String(this.number), row: String(e.row), position: String(e.position) });
     const question = { row: e.row, feature: page.number, ablate: true };
-    let given, reason = `The whole text needs the language model, which is not in this page: ${features.no_model}.`;
-    if (features.whole) given = await this.ask("context", question).catch((error) => { reason = error.message; });
-    show(cell, expanded_html(features, e, given, features.maximum(page.number), reason));
+    const absent = `The whole text needs the language model; it is not here: ${features.no_model}.`;
+    const asked = features.whole ? this.ask("context", question) : { problem: absent };
+    const given = await Promise.resolve(asked).catch((error) => ({ problem: error.message }));
+    show(cell, expanded_html(features, e, given, features.maximum(page.number)));
     this.enliven(cell, given);
   }
 
@@ -304,7 +313,8 @@ class App {
 
   async save() {
     const { title, notes } = this.features, ratings = await this.ask("ratings", {});
-    download("features.json", "application/json", JSON.stringify({ title, notes, ratings }, null, 1));
+    const text = JSON.stringify({ title, notes, ratings }, null, 1);
+    download("features.json", "application/json", text);
   }
 
   act({ act, kind, number, tenth }, button) {
@@ -337,9 +347,10 @@ class App {
     const tr = e.target.closest("tr[data-example]");
     if (link) {
       e.preventDefault();
-      const { feature, view, q, pins } = this.read(link.getAttribute("href").slice(1));
-      const stays = link.closest("#try") && !link.dataset.view, to = stays ? "try" : view;
-      this.go({ feature: feature || this.state.feature, view: to, ...(q && { q }), ...(pins && { pins }) });
+      const changes = this.read(link.getAttribute("href").slice(1));
+      if (link.closest("#try") && !link.dataset.view) changes.view = "try";
+      for (const key of STATE) if (key !== "view" && !changes[key]) delete changes[key];
+      this.go(changes);
     } else if (button) this.act(button.dataset, button);
     else if (text) this.choose(text, [...text.children].indexOf(e.target.closest(".live > bdi")));
     else if (cell) this.choose(this.$("tried").querySelector(".live"), Number(cell.dataset.token));
@@ -359,7 +370,8 @@ class App {
     let act = letters[e.key];
     if (way && activeElement?.matches(".live"))
       act = () => this.choose(activeElement, (this.texts.get(activeElement)?.at ?? 0) + way);
-    else if (way && (activeElement === this.$("rows") || /Left|Right/.test(e.key))) act = () => this.step(way);
+    else if (way && (activeElement === this.$("rows") || /Left|Right/.test(e.key)))
+      act = () => this.step(way);
     else if (e.key === "Enter" && activeElement === this.$("rows"))
       act = () => this.go({ feature: this.number, view: "" });
     if (!act || (this.view === "rate" && e.key !== "/")) return;

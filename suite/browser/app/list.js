@@ -20,16 +20,12 @@ class List {
   }
 
   draw_heads() {
-    const [column, descending] = this.sort, by_word = this.parts.some((p) => p.wanted !== undefined);
-    const said = (name, text) => (name !== "relevance" ? text : by_word ? "best match" : "clearest");
-    show(
-      this.app.$("heads"),
-      html`${this.heads.map(
-        ([name, text]) => html`<button type="button" data-sort="${name}"
-          aria-pressed="${name === column}">${said(name, text)}${name === column &&
-          (descending ? " ↓" : " ↑")}</button>`,
-      )}`,
-    );
+    const [column, descending] = this.sort, arrow = descending ? " ↓" : " ↑";
+    const first = this.parts.some((p) => "wanted" in p) ? "best match" : "clearest";
+    const head = ([name, text]) => html`<button type="button" data-sort="${name}"
+      aria-pressed="${name === column}">${name === "relevance" ? first : text}${
+      name === column && arrow}</button>`;
+    show(this.app.$("heads"), html`${this.heads.map(head)}`);
   }
 
   sort_by(column) {
@@ -74,9 +70,10 @@ class List {
   row(number, at, height) {
     const element = document.createElement("div"), { features } = this.app, { columns } = features;
     const { score } = features, value = columns[score]?.[number] ?? null;
-    show(element, html`<bdi>${number}</bdi><span class="label">${columns.star[number] > 0 && "★ "}${
-      features.label(number)}${this.chips(number)}</span>${sparkline_html(columns.histogram?.[number])}
-      <bdi>${percent(columns.density[number])}</bdi><bdi>${value === null ? "" : score_text(score, value)}</bdi>
+    const label = html`${columns.star[number] > 0 && "★ "}${features.label(number)}`;
+    show(element, html`<bdi>${number}</bdi><span class="label">${label}${this.chips(number)}</span>
+      ${sparkline_html(columns.histogram?.[number])}<bdi>${percent(columns.density[number])}</bdi>
+      <bdi>${value !== null && score_text(score, value)}</bdi>
       <div class="text">${snippet_html(features, number)}</div>`);
     Object.assign(element, { className: "feature-row", id: `row-${number}` });
     Object.assign(element.dataset, { number });
@@ -89,10 +86,10 @@ class List {
 
   chips(number) {
     // Why a row matches, of each word the best reason.
-    const { features } = this.app;
-    const chip = ([, says, token]) =>
-      html` <small class="chip">${token === features.columns.strongest[number][0] ? says.replace(/ on$/, "") :
-        html`${says} ${token >= 0 && token_html(features.vocabulary.name(token))}`}</small>`;
+    const { features } = this.app, [own] = features.columns.strongest[number];
+    const named = (token) => token >= 0 && token_html(features.vocabulary.name(token));
+    const chip = ([, says, token]) => html` <small class="chip">${
+      token === own ? says.replace(/ on$/, "") : html`${says} ${named(token)}`}</small>`;
     return this.parts
       .filter((part) => "place" in part && (part.quality || part.owners))
       .map((part) => hits(features, part, number).sort((a, b) => b[0] - a[0])[0])

@@ -7,7 +7,8 @@ const NEXT = 12, DRAWS = 3; // tokens listed; random directions that a clamp is 
 class Model {
   constructor(buffer) {
     let [header, at] = with_binary(buffer);
-    Object.assign(this, header, { tokenizer: new Tokenizer(header.tokenizer), weights: {}, cache: [] });
+    const tokenizer = new Tokenizer(header.tokenizer);
+    Object.assign(this, header, { tokenizer, weights: {}, cache: [] });
     for (const [name, [rows]] of Object.entries(this.layout)) {
       // vectors, and the scales of matrices
       this.weights[name] = new Float32Array(buffer.slice(at, at + 4 * rows));
@@ -76,7 +77,8 @@ class Model {
     likely.sort((a, b) => moved[b] - moved[a] || a - b);
     const null_kl = Array.from({ length: DRAWS }, (_, draw) => {
       const random = clamps.map((c, i) => this.random_direction(c.feature, 97 * draw + i));
-      return divergence(before, softmax(this.run(ids, this.clamped(clamps, keep_error, random))[0]));
+      const [logits] = this.run(ids, this.clamped(clamps, keep_error, random));
+      return divergence(before, softmax(logits));
     });
     const sides = (new_tokens ? [undefined, change] : []).map((how) => {
       const continued = this.generate(ids, new_tokens, temperature, seed, how);
@@ -225,10 +227,11 @@ class Model {
   clamped(clamps, keep_error = true, directions = []) {
     // A change for `run`, as in features/clamping.py: at every position, the autoencoder's error
     // kept or dropped. `directions` are written in place of the features' own.
-    const after = ({ how = "pin", value = 0 }, f) => ({ pin: value, scale: value * f, ablate: 0 })[how];
+    const after = ({ how, value }, f) => ({ pin: value, scale: value * f, ablate: 0 })[how];
     return (x, d) => {
       for (let t = 0; t < x.length / d; t++) {
-        const row = x.subarray(t * d, (t + 1) * d), f = clamps.map((c) => this.feature(row, c.feature));
+        const row = x.subarray(t * d, (t + 1) * d);
+        const f = clamps.map((c) => this.feature(row, c.feature));
         if (!keep_error) row.set(this.decoded(this.features(row)));
         clamps.forEach((c, i) => this.add(row, c.feature, after(c, f[i]) - f[i], directions[i]));
       }
@@ -244,9 +247,9 @@ class Model {
 
   random_direction(feature, seed) {
     // Of the norm of the feature's own: normal numbers by Box and Muller.
-    const d = this.layout.W_dec?.[1] ?? this.layout["mlp.c_fc.weight"][0], own = new Float32Array(d);
+    const own = new Float32Array(this.layout.W_dec?.[1] ?? this.layout["mlp.c_fc.weight"][0]);
     this.add(own, feature, 1);
-    const random = mulberry32(seed), length = (v) => Math.sqrt(v.reduce((sum, x) => sum + x * x, 0));
+    const random = mulberry32(seed), length = (v) => Math.hypot(...v);
     const normal = () => Math.sqrt(-2 * Math.log(1 - random())) * Math.cos(2 * Math.PI * random());
     const drawn = own.map(normal), scale = length(own) / length(drawn);
     return drawn.map((x) => x * scale);

@@ -131,7 +131,8 @@ async function prepare(features, part) {
   const { place, wanted } = part;
   if (place === "text") part.owners = new Set(await features.source.ask("texts", { wanted }));
   part.quality = features.folded.map((text) => {
-    if (text === wanted || text === ` ${wanted}`) return text === wanted && wanted[0] !== " " ? ALONE : EXACT;
+    if (text === ` ${wanted}` || (text === wanted && wanted[0] === " ")) return EXACT;
+    if (text === wanted) return ALONE;
     const at = text.indexOf(wanted);
     return at < 0 ? 0 : text.trimStart().startsWith(wanted) ? BEGINS : CONTAINS;
   });
@@ -170,9 +171,8 @@ function hits(features, { place, wanted, quality, owners }, i) {
 function sorted(features, found, value, descending, by_number) {
   const dead = features.columns.n_active, sign = descending ? -1 : 1, keys = found.map(value);
   const last = keys.map((key, at) => key === null || (dead[found[at]] === 0 && !by_number));
-  const places = found.map((_, at) => at).sort(
-    (a, b) =>
-      last[a] - last[b] || (keys[a] === null ? 0 : sign * (keys[a] - keys[b])) || found[a] - found[b],
-  );
+  const by_key = (a, b) => (keys[a] === null ? 0 : sign * (keys[a] - keys[b]));
+  const order = (a, b) => last[a] - last[b] || by_key(a, b) || found[a] - found[b];
+  const places = found.map((_, at) => at).sort(order);
   return places.map((at) => found[at]);
 }

@@ -26,8 +26,9 @@ class Rate {
     this.$("rate-absent").hidden = rated;
     this.$("rate-body").hidden = !rated;
     this.$("download").hidden = Boolean(this.app.source.in_kernel); // the run's folder has them
-    const button = ([r, text]) => html`<button type="button" data-rating="${r}">${r} ${text}</button> `;
-    show(this.$("scale"), html`${Object.entries(SCALE).map(button)}<button id="back" type="button">Back</button>`);
+    const button = ([r, text]) => html`<button data-rating="${r}">${r} ${text}</button> `;
+    const buttons = Object.entries(SCALE).map(button);
+    show(this.$("scale"), html`${buttons}<button id="back">Back</button>`);
     const said = (action) => this.app.try.said.call(this, "rate-note", action);
     on("begin", "click", () => said(() => this.begin()));
     on("back", "click", () => said(() => this.show(this.at - 1)));
@@ -39,10 +40,12 @@ class Rate {
 
   async begin() {
     // To the first that this rater has not rated with this seed.
-    const rater = this.$("rater").value.trim(), seed = Math.max(0, Math.round(this.$("rate-seed").value));
+    const number = (id) => Math.max(0, Math.round(this.$(id).value));
+    const rater = this.$("rater").value.trim(), seed = number("rate-seed");
     if (!rater) throw new Error("A name of 1 to 60 printable characters is needed.");
-    const units = json_of(await this.app.source.block("rating")), known = await this.app.ask("ratings", {});
-    const key = ({ kind, unit }) => `${kind} ${unit}`, drawn = draw_blind(units, Number(this.$("each").value), seed);
+    const units = json_of(await this.app.source.block("rating"));
+    const known = await this.app.ask("ratings", {}), key = ({ kind, unit }) => `${kind} ${unit}`;
+    const drawn = draw_blind(units, number("each"), seed);
     const rated = new Set(known.filter((r) => r.rater === rater && r.seed === seed).map(key));
     const done = drawn.filter((item) => rated.has(key(item)));
     this.session = { rater, seed };
@@ -81,18 +84,21 @@ class Rate {
       const error = 1.96 * Math.sqrt(variance / Math.max(units.length - 1, 1));
       const share = (r) => own.filter((o) => o.rating === Number(r)).length / own.length;
       const cell = (r) => html`<td style="background:${tone(share(r))}">${percent(share(r))}</td>`;
-      return html`<tr><td>${kind}s</td><td>${own.length}</td><td><b>${mean.toFixed(2)}</b> ± ${error.toFixed(2)}</td>
-        <td>${original}</td>${Object.keys(SCALE).map(cell)}</tr>`;
+      return html`<tr><td>${kind}s</td><td>${own.length}</td>
+        <td><b>${mean.toFixed(2)}</b> ± ${error.toFixed(2)}</td><td>${original}</td>
+        ${Object.keys(SCALE).map(cell)}</tr>`;
     };
     const heads = ["", "ratings", "mean, 95 % interval", "the original's mean",
       ...Object.entries(SCALE).map((pair) => pair.join(" "))];
-    return html`<table class="ratings"><thead><tr>${heads.map((head) => html`<th>${head}</th>`)}</tr></thead>
-      <tbody>${Object.entries(this.app.features.original_ratings).map(row)}</tbody></table>`;
+    return html`<table class="ratings"><thead><tr>${heads.map((head) => html`<th>${head}</th>`)}
+      </tr></thead><tbody>${Object.entries(this.app.features.original_ratings).map(row)}</tbody>
+      </table>`;
   }
 
   async download() {
     const quoted = (v) => (/[",\n]/.test(v) ? `"${String(v).replaceAll('"', '""')}"` : v);
     const rows = (await this.app.ask("ratings", {})).map((r) => RATING.map((c) => quoted(r[c])));
-    download("ratings.csv", "text/csv", [RATING, ...rows].map((row) => row.join(",") + "\n").join(""));
+    const lines = [RATING, ...rows].map((row) => row.join(",") + "\n");
+    download("ratings.csv", "text/csv", lines.join(""));
   }
 }

@@ -121,7 +121,8 @@ class KernelSource {
       replace(text);
       listeners.forEach((changed) => changed());
     };
-    this.address = { get: now, set, replace, listen: (f) => listeners.push(f), link: () => `#${now()}` };
+    const listen = (changed) => listeners.push(changed), link = () => `#${now()}`;
+    this.address = { get: now, set, replace, listen, link };
     model.on("change:address", () => {
       if (now() !== shown) set(now()); // Python set it
     });

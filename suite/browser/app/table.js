@@ -1,6 +1,7 @@
 // The feature table: the index is read at once, the pages of 64 features when somebody turns to one
 // of them.
 
+const OFTEN = 100; // activations from which a feature can be judged (the library's ALIVE)
 const json_of = (bytes) => JSON.parse(new TextDecoder().decode(bytes));
 
 function with_binary(buffer) {
@@ -58,9 +59,10 @@ class Features {
   clarity(i) {
     // How clear a feature looks: by its rule, else by how far its strongest examples agree. Those
     // that fire too rarely to be judged come last.
-    const of_rule = this.score && this.columns[this.score][i], counts = this.columns.strongest_counts[i];
+    const { [this.score]: rules, strongest_counts, n_active } = this.columns;
+    const of_rule = rules?.[i], counts = strongest_counts[i];
     const agreement = (counts[0] ?? 0) / counts.reduce((a, b) => a + b, 1);
-    return (this.columns.n_active[i] < 100 ? -2 : 0) + (of_rule ?? (this.score ? -1 : agreement));
+    return (n_active[i] < OFTEN ? -2 : 0) + (of_rule ?? (this.score ? -1 : agreement));
   }
 
   token(number) {

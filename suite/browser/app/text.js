@@ -48,7 +48,8 @@ const isolated = (text) => (UNICODE.right_to_left.test(text) ? `\u2068${text}\u2
 
 // --- tokens as bytes ---
 
-const ENCODER = new TextEncoder(), STRICT = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+const ENCODER = new TextEncoder();
+const STRICT = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 // first bytes below → how many bytes the character has
 const LENGTHS = [[0x80, 1], [0xc2, 0], [0xe0, 2], [0xf0, 3], [0xf5, 4], [0x100, 0]];
 
@@ -108,7 +109,7 @@ class Vocabulary {
     });
     let at = 0;
     for (const c of text_of_bytes(bytes)) {
-      const length = c >= "\udc80" && c <= "\udcff" && c.length === 1 ? 1 : ENCODER.encode(c).length;
+      const { length } = bytes_of(c);
       if (owner[at] !== owner[at + length - 1])
         for (const i of owner.slice(at, at + length)) if (this.partial[ids[i]]) found.set(i, c);
       at += length;

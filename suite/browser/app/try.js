@@ -16,19 +16,21 @@ class Try {
 
   get clamps() {
     // Those of the address, "12:pin:8.5,40:ablate:0", or else the shown feature at its maximum.
-    const parts = this.app.state.clamps.split(",").map((part) => part.split(":"));
-    const given = parts.filter(([n, how]) => this.app.features.maximum(n) && how in HOW);
-    const found = given.map(([n, how, value]) => ({ feature: Number(n), how, value: Number(value) || 0 }));
-    return found.length ? found : this.app.number >= 0 ? [this.proposed(this.app.number)] : [];
+    const { features, state, number } = this.app, parts = state.clamps.split(",");
+    const found = parts.map((part) => part.match(/^(\d+):(pin|scale|ablate):([-\d.]+)$/))
+      .filter((part) => part && Number(part[1]) < features.count)
+      .map(([, n, how, value]) => ({ feature: Number(n), how, value: Number(value) || 0 }));
+    return found.length || number < 0 ? found : [this.proposed(number)];
   }
 
   set clamps(clamps) {
-    this.app.note({ clamps: clamps.map(({ feature, how, value }) => `${feature}:${how}:${value}`).join(",") });
+    const written = clamps.map(({ feature, how, value }) => `${feature}:${how}:${value}`);
+    this.app.note({ clamps: written.join(",") });
   }
 
   proposed(feature, how = "pin") {
-    const value = { pin: Number(this.app.features.maximum(feature).toPrecision(3)), scale: 2, ablate: 0 };
-    return { feature, how, value: value[how] };
+    const top = Number(this.app.features.maximum(feature).toPrecision(3));
+    return { feature, how, value: { pin: top, scale: 2, ablate: 0 }[how] };
   }
 
   listen(on) {
@@ -62,7 +64,8 @@ class Try {
       const others = this.clamps.filter((c) => c.feature !== this.app.number);
       this.set([...others, this.proposed(this.app.number)]);
     });
-    for (const id of ["keep-error", "new-tokens", "temperature", "seed"]) on(id, "change", () => this.clamp());
+    for (const id of ["keep-error", "new-tokens", "temperature", "seed"])
+      on(id, "change", () => this.clamp());
     on("generate", "click", () => {
       this.pressed = true;
       this.clamp();
@@ -77,23 +80,26 @@ class Try {
 
   changed(field) {
     // A clamp was changed: the slider and the number beside it agree.
-    const at = Number(field.closest("[data-clamp]").dataset.clamp), clamps = this.clamps, chosen = clamps[at];
-    if (field.name === "how") return this.set(clamps.with(at, this.proposed(chosen.feature, field.value)));
-    for (const other of field.closest("[data-clamp]").querySelectorAll("input")) other.value = field.value;
-    this.clamps = clamps.with(at, { ...chosen, value: Number(field.value) });
+    const row = field.closest("[data-clamp]"), at = Number(row.dataset.clamp), { clamps } = this;
+    const { feature } = clamps[at];
+    if (field.name === "how") return this.set(clamps.with(at, this.proposed(feature, field.value)));
+    for (const other of row.querySelectorAll("input")) other.value = field.value;
+    this.clamps = clamps.with(at, { ...clamps[at], value: Number(field.value) });
     this.clamp();
   }
 
   draw_clamps() {
     const { features } = this.app;
     const row = ({ feature, how, value }, i) => {
-      const top = how === "scale" ? 2 : features.maximum(feature), off = how === "ablate" && html` disabled`;
-      const option = ([name, text]) => html`<option value="${name}"${name === how && html` selected`}>${text}</option>`;
-      return html`<div class="row" data-clamp="${i}"><span>${features.kind} ${link_html(feature)}
-        ${features.label(feature)}</span>
+      const top = how === "scale" ? 2 : features.maximum(feature), step = (top / 50).toPrecision(2);
+      const off = how === "ablate" && html` disabled`;
+      const option = ([name, text]) => html`<option value="${name}"${
+        name === how && html` selected`}>${text}</option>`;
+      return html`<div class="row" data-clamp="${i}">
+        <span>${features.kind} ${link_html(feature)} ${features.label(feature)}</span>
         <select name="how" aria-label="How">${Object.entries(HOW).map(option)}</select>
-        <input type="range" aria-label="Value" min="0" max="${(2 * top).toPrecision(3)}" value="${value}"
-          step="${(top / 50).toPrecision(2)}"${off}>
+        <input type="range" aria-label="Value" min="0" max="${(2 * top).toPrecision(3)}"
+          value="${value}" step="${step}"${off}>
         <input type="number" step="any" aria-label="Value as a number" value="${value}"${off}>
         <small>its maximum is ${decimal(features.maximum(feature))}</small>
         <button type="button" data-remove="${i}">remove</button></div>`;
@@ -126,68 +132,79 @@ class Try {
     const { features, number } = this.app, text = this.$("text").value;
     const given = await this.app.ask("activations", { text, feature: number });
     if (number !== this.app.number) return;
-    const { ids, cut, values } = given, largest = features.maximum(number), here = Math.max(0, ...values);
+    const { ids, cut, values } = given, largest = features.maximum(number);
     this.ids = ids;
     this.$("tokens").textContent =
       `${ids.length + cut} tokens${cut ? `; the model reads the first ${ids.length}` : ""}`;
-    show(this.$("tried"), html`<p class="facts"><span>${features.kind} <b>${number}</b> ${features.label(number)}</span>
-      <span>strongest here <b>${decimal(here)}</b> <small>of ${decimal(largest)} on the evaluation text; choose a
-      token for the ${features.kind}s on it</small></span></p>
-      ${live_html("your text", features.vocabulary, given, largest)} ${strip_html(features, given, number)}`);
+    show(this.$("tried"), html`<p class="facts">
+      <span>${features.kind} <b>${number}</b> ${features.label(number)}</span>
+      <span>strongest here <b>${decimal(Math.max(0, ...values))}</b> <small>of ${decimal(largest)}
+        on the evaluation text; choose a token for the ${features.kind}s on it</small></span></p>
+      ${live_html("your text", features.vocabulary, given, largest)}
+      ${strip_html(features, given, number)}`);
     this.app.enliven(this.$("tried"), given);
     this.clamp();
   }
 
   async draw_clamped() {
-    const number = (id) => Math.max(0, Number(this.$(id).value)), { clamps } = this, { features } = this.app;
+    const number = (id) => Math.max(0, Number(this.$(id).value)), { clamps } = this;
     const text = this.$("text").value, keep_error = this.$("keep-error").checked;
     if (!text && !this.pressed) return show(this.$("clamped"), html``); // nothing typed: no message
     this.pressed = false;
     const [new_tokens, seed] = [number("new-tokens"), number("seed")].map(Math.round);
     const sampling = { new_tokens, seed, temperature: number("temperature") };
     const answer = await this.app.ask("clamp", { text, clamps, keep_error, ...sampling });
-    show(this.$("clamped"), clamped_html(features, answer, clamps));
+    show(this.$("clamped"), clamped_html(this.app.features, answer, clamps));
   }
 }
 
 function strip_html(features, { ids, strip }, number) {
   // Features × tokens: each cell is an activation as a share of that feature's maximum.
   if (!ids.length) return html``;
-  const name = (id, i) => html`<th scope="col" data-token="${i}"><bdi>${features.vocabulary.name(id)}</bdi></th>`;
-  const cell = (n) => (v, i) => html`<td data-token="${i}" title="${decimal(v)}"${
-    v > 0 && html` style="background-color:${tone(Math.min(1, v / features.maximum(n)))}"`}></td>`;
-  const row = ([n, values]) => html`<tr${n === number && html` class="chosen"`}><th scope="row">${link_html(n)}
-    ${features.label(n)}</th>${values.map(cell(n))}</tr>`;
-  return html`<h3>The strongest ${features.kind}s of this text, token by token</h3>
-    <div class="strip" tabindex="0" role="group" aria-label="features by tokens"><table><thead><tr><td></td>${
-    ids.map(name)}</tr></thead><tbody>${strip.map(row)}</tbody></table></div>`;
+  const head = (id, i) => html`<th scope="col" data-token="${i}"><bdi>${
+    features.vocabulary.name(id)}</bdi></th>`;
+  const cell = (n) => (v, i) => {
+    const share = Math.min(1, v / features.maximum(n));
+    const style = v > 0 && html` style="background-color:${tone(share)}"`;
+    return html`<td data-token="${i}" title="${decimal(v)}"${style}></td>`;
+  };
+  const row = ([n, values]) => html`<tr${n === number && html` class="chosen"`}>
+    <th scope="row">${link_html(n)} ${features.label(n)}</th>${values.map(cell(n))}</tr>`;
+  return html`<h2>The strongest ${features.kind}s of this text, token by token</h2>
+    <div class="strip" tabindex="0" role="group" aria-label="${features.kind}s by tokens"><table>
+    <thead><tr><td></td>${ids.map(head)}</tr></thead>
+    <tbody>${strip.map(row)}</tbody></table></div>`;
 }
 
 function clamped_html(features, { kl, null: random, next, sides, prompt }, clamps) {
-  const { vocabulary } = features, mean = random.reduce((a, b) => a + b, 0) / random.length;
-  const told = { pin: "held at", scale: "times", ablate: "switched off" };
-  const what = clamps.map((c) => `${features.kind} ${c.feature} ${told[c.how]}${
-    c.how === "ablate" ? "" : ` ${decimal(c.value)}`}`).join(", ");
-  const row = ([id, before, after]) => html`<tr><td>${token_html(vocabulary.name(id))}</td><td>${percent(before)}</td>
-    <td>${percent(after)}</td><td class="${after > before ? "up" : "down"}">${signed(100 * (after - before))} points</td></tr>`;
+  const { vocabulary, kind } = features, mean = random.reduce((a, b) => a + b, 0) / random.length;
+  const told = { pin: "held at ", scale: "times ", ablate: "switched off" };
+  const what = clamps.map(({ feature, how, value }) =>
+    `${kind} ${feature} ${told[how]}${how === "ablate" ? "" : decimal(value)}`);
+  const row = ([id, p, q]) => html`<tr><td>${token_html(vocabulary.name(id))}</td>
+    <td>${percent(p)}</td><td>${percent(q)}</td>
+    <td class="${q > p ? "up" : "down"}">${signed(100 * (q - p))} points</td></tr>`;
+  const heads = ["token", "baseline", "clamped", "change"].map((head) => html`<th>${head}</th>`);
   return html`${sides.length > 0 && aligned_html(features, sides, prompt, what, clamps[0].feature)}
-    <h3>The next token after the text <small>KL(baseline ‖ clamped) ${decimal(kl)} nats; the same change along
-    random directions of the same norm: ${decimal(mean)}</small></h3>
-    <table class="next"><thead><tr><th>token</th><th>baseline</th><th>clamped</th><th>change</th></tr></thead>
-    <tbody>${next.map(row)}</tbody></table>`;
+    <h3>The next token after the text <small>KL(baseline ‖ clamped) ${decimal(kl)} nats; the same
+      change along random directions of the same norm: ${decimal(mean)}</small></h3>
+    <table class="next"><thead><tr>${heads}</tr></thead><tbody>${next.map(row)}</tbody></table>`;
 }
 
 function aligned_html(features, sides, prompt, what, feature) {
   // Baseline above clamped, token under token; where they part is marked.
-  const [before, after] = sides, length = Math.max(before.ids.length, after.ids.length) - prompt;
-  const parted = before.ids.findIndex((id, i) => id !== after.ids[i]), largest = features.maximum(feature);
-  const token = (side, i) => i < side.ids.length ? tokens_html(features.vocabulary,
-    { ids: [side.ids[i]], values: [side.values[i]] }, largest) : "";
-  const column = (_, at) => html`<span class="${at + prompt === parted ? "parts" : at + prompt < parted || parted < 0 ?
-    "same" : ""}"><span>${token(before, at + prompt)}</span><span>${token(after, at + prompt)}</span></span>`;
+  const [before, after] = sides, largest = features.maximum(feature);
+  const parted = before.ids.findIndex((id, i) => id !== after.ids[i]);
+  const token = ({ ids, values }, i) => i < ids.length &&
+    tokens_html(features.vocabulary, { ids: [ids[i]], values: [values[i]] }, largest);
+  const column = (_, at) => {
+    const i = at + prompt, name = parted < 0 || i < parted ? "same" : i === parted && "parts";
+    const cells = [before, after].map((side) => html`<span>${token(side, i)}</span>`);
+    return html`<span class="${name}">${cells}</span>`;
+  };
   const tells = parted < 0 ? "they stay the same" : `they part at new token ${parted - prompt + 1}`;
-  const whole = (side) => html`<span class="unseen">${tokens_html(features.vocabulary, {
-    ids: side.ids.slice(prompt), values: side.values.slice(prompt) }, largest)}</span>`;
-  return html`<h3>What the model writes <small>baseline above, below with ${what}; ${tells}</small></h3>
+  const length = Math.max(before.ids.length, after.ids.length) - prompt;
+  return html`<h3>What the model writes
+      <small>baseline above, below with ${what.join(", ")}; ${tells}</small></h3>
     <div class="sides text" dir="ltr">${Array.from({ length }, column)}</div>`;
 }
