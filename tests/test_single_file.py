@@ -390,7 +390,7 @@ def test_relevance_and_the_reasons_for_it(tab, written, small_run):
         tab.wait_for_function("m => sae.app.$('count').textContent === m", arg=message)
 
 
-PLACES = ("strongest", "mean", "raises", "rule")
+PLACES = ("strongest", "high on", "raises", "rule")
 
 
 def reasons(rows) -> list[str]:

@@ -22,7 +22,6 @@ from suite import stages
 from suite.browser import rating
 from suite.browser.packing import as_json, with_binary
 from suite.browser.table import FeatureTable, open_table
-from suite.explain import explanations_file
 from suite.runs import Run
 
 APP = Path(__file__).parent / "app"
@@ -99,7 +98,7 @@ def about(run: Run, name: str, table: FeatureTable) -> dict[str, Any]:
 
 def explanations(run: Run, name: str) -> dict[str, str]:
     """What a chat model said of features, by number, where one was asked."""
-    path = explanations_file(run, name)
+    path = stages.explanations_file(run, name)
     if not path.exists():
         return {}
     said = pd.read_parquet(path).query("kind == 'feature'").dropna(subset="explanation")

@@ -181,9 +181,8 @@ class App {
     const numbered = /^\d+$/.test(state.feature) && number < this.features.count;
     const view = VIEWS.includes(state.view) ? state.view : state.feature ? "feature" : "start";
     this.host.dataset.view = this.$("body").dataset.view = this.view = view;
-    const panel = view === "list" ? (this.number >= 0 || numbered ? "feature" : "start") : view;
-    for (const part of this.root.querySelectorAll("section.panel"))
-      part.classList.toggle("shown", part.id === panel);
+    for (const part of this.root.querySelectorAll("section.panel")) // beside the list: the feature
+      part.classList.toggle("shown", part.id === (view === "list" ? "feature" : view));
     for (const a of this.root.querySelectorAll("nav a"))
       a.toggleAttribute("aria-current", a.dataset.view === view);
     if (this.turn === undefined || state.q !== q || state.sort !== sort) {

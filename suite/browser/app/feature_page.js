@@ -4,7 +4,7 @@
 const DARKEST = 0.62;
 const ACTIVE = ["240,125,20", ""], LOSS = ["208,60,60", "50,110,200"]; // above and below zero
 const TOKENS_LISTED = 12, NAMED = 4; // tokens of the strongest examples; of the sentence at the top
-const MARKED = "first token of a row, padding, or outlying norm: left out of the strongest";
+const MARKED = "row starts, padding, outliers: not among the strongest";
 const NULLS = { // kind of unit that was scored in the same way → what the page calls it
   feature: "features", neuron_matched: "neurons of equal density",
   random: "random directions", shuffled: "shuffled labels",

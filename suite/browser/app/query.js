@@ -17,7 +17,7 @@ const FIELDS = {
 };
 // name in a query → the lists of tokens that it looks into: column, weight in the relevance, chip
 const TOKENS = {
-  token: [["strongest", 8, "strongest on"], ["top_tokens", 4, "by mean high on"]],
+  token: [["strongest", 8, "strongest on"], ["top_tokens", 4, "high on"]],
   raises: [["top_logits", 2, "raises"]],
   lowers: [["bottom_logits", 2, "lowers"]],
   before: [["before_tokens", 2, "after"]],
