@@ -494,6 +494,61 @@ def test_names_and_stars_are_kept_searched_and_exported(tab, written):
     assert kept["ratings"] == [] and "small" in kept["title"]
 
 
+def test_what_a_chat_model_said_is_shown_and_found(tab, tokenizer, tmp_path):  # noqa: F811
+    table = make_table(tokenizer, TEXTS, 8)
+    said = {"explanations": {"2": f"Hebrew, {SCRIPT}"}}
+    open_page(tab, write_page(tmp_path / "b.html", table, **said), "#feature=2")
+    assert f"A chat model says: Hebrew, {SCRIPT}" in tab.locator("#page").inner_text()
+    assert found(tab, "explanation:hebrew") == [2]
+
+
+HEADINGS = """() => [...sae.app.root.querySelectorAll('h1, h2, h3, h4')]
+    .filter((h) => h.checkVisibility()).map((h) => Number(h.tagName[1]))"""
+NAMELESS = """() => [...sae.app.root.querySelectorAll('button, a, input, select, textarea')]
+    .filter((e) => e.checkVisibility() && !(e.ariaLabel || e.innerText?.trim() || e.labels?.length))
+    .map((e) => e.outerHTML)"""
+CONTRAST = """() => {
+  const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
+  const light = (c) => c.slice(0, 3).map((v) => v / 255)
+    .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = (e) => {
+    const own = e ? rgb(getComputedStyle(e).backgroundColor) : [255, 255, 255];
+    if (own[3] === undefined || !e) return own;
+    const below = behind(e.parentElement ?? e.getRootNode().host);
+    return below.slice(0, 3).map((v, i) => v * (1 - own[3]) + own[i] * own[3]);
+  };
+  const poor = [];
+  for (const e of sae.app.root.querySelectorAll('*')) {
+    const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
+    if (!own || !e.checkVisibility() || e.disabled || e.closest('style, option')) continue;
+    const [a, b] = [rgb(getComputedStyle(e).color), behind(e)].map(light);
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) poor.push([e.outerHTML.slice(0, 90), ratio]);
+  }
+  return poor;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_view_can_be_read_and_named(chromium, written, small_run, scheme):
+    """Contrast of 4.5 to 1, headings without gaps, a name for whatever can be used."""
+    tab = chromium.new_context(color_scheme=scheme).new_page()
+    number = int(open_table(small_run).alive(200)[0])
+    for view in ("", "&view=start", "&view=try", f"&view=compare&pins={number}", "&view=rate"):
+        open_page(tab, written, f"#feature={number}{view}")
+        if not view:
+            tab.locator("#page .value button").first.click()
+            tab.wait_for_selector(".expanded h4")
+        if "try" in view:
+            tab.wait_for_selector("#clamped .sides")
+        levels = tab.evaluate(HEADINGS)
+        assert levels[0] == 1 and max(np.diff(levels), default=0) <= 1, (view, levels)
+        assert tab.evaluate(NAMELESS) == []
+        assert tab.evaluate(CONTRAST) == [], view
+    tab.context.close()
+
+
 def test_pinned_features_and_neurons_are_side_by_side(tab, written, small_run):
     number = int(open_table(small_run).alive(50)[0])
     open_page(tab, written, f"#feature={number}")

@@ -307,7 +307,8 @@ class App {
   async copy(text, what) {
     // Where the clipboard is not to be had, the text is left to be copied by hand.
     const done = await navigator.clipboard?.writeText(text).then(() => true, () => false);
-    this.$("said").textContent = done ? `${what} copied` : text;
+    const beside = { try: "clamp-note", compare: "compare-note" }[this.view] ?? "said";
+    this.$(beside).textContent = done ? `${what} copied` : text;
   }
 
   async save() {
