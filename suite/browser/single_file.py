@@ -118,7 +118,8 @@ def write_any(sae: Path, model: str, text: str, n_tokens: int, path: Path) -> Pa
 
 def page_text(blocks: Blocks, names: Iterable[str]) -> str:
     """The whole file."""
-    script = f"{module()}\nmount_file();\n"
+    # no module script: those wait for the whole file, this one draws at once
+    script = f'"use strict";\n{{\n{module()}\nmount_file();\n}}\n'
     style = "body { margin: 0 } main { height: 100dvh }"
     data = [
         f'<script type="text/plain" id="{name}">{packed(blocks(name))}</script>' for name in names

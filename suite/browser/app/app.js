@@ -14,16 +14,19 @@ async function mount(element, source) {
   element.setAttribute("data-lm-suppress-shortcuts", "true");
   const box = document.createElement("div");
   box.className = "app";
+  box.innerHTML = FRAME;
   root.append(box);
+  // the first sentence at once, before the data is read
+  if (!source.address.get()) root.getElementById("start").classList.add("shown");
   const late = setTimeout(() => {
-    box.textContent = "Waiting for the kernel: it is busy, or there is none.";
+    root.getElementById("count").textContent = source.in_kernel
+      ? "Waiting for the kernel: it is busy, or there is none." : "reading the features…";
   }, 3000);
   try {
     if (typeof DecompressionStream === "undefined")
       throw new Error("This browser is too old for this page: it needs DecompressionStream.");
     const features = await Features.open(source);
     clearTimeout(late);
-    box.innerHTML = FRAME;
     const app = new App(element, root, source, features);
     await app.start();
     return app;
