@@ -149,7 +149,10 @@ class Try {
   async draw_clamped() {
     const number = (id) => Math.max(0, Number(this.$(id).value)), { clamps } = this;
     const text = this.$("text").value, keep_error = this.$("keep-error").checked;
-    if (!text && !this.pressed) return show(this.$("clamped"), html``); // nothing typed: no message
+    if (!text && !this.pressed) {
+      show(this.$("clamped"), html``);
+      return this.$("clamp-note").textContent; // nothing typed: no message more, and none fewer
+    }
     this.pressed = false;
     const [new_tokens, seed] = [number("new-tokens"), number("seed")].map(Math.round);
     const sampling = { new_tokens, seed, temperature: number("temperature") };
