@@ -346,12 +346,28 @@ def browser(
     set_: Set = None,
     run_dir: RunDir = "",
     name: Annotated[str, typer.Option(help="another autoencoder of the run, or neurons")] = "",
+    sae: Annotated[
+        Path | None,
+        typer.Option(help="any autoencoder's folder in SAELens' layout; with --model and --text"),
+    ] = None,
+    model: Annotated[str, typer.Option(help="its language model: a folder or a hub name")] = "",
+    text: Annotated[str, typer.Option(help="text to look at: a file, folder or glob")] = "",
+    tokens: Annotated[int, typer.Option(min=1, help="of that text, at most")] = 200_000,
+    out: Annotated[Path, typer.Option(help="the page of --sae")] = Path("browser.html"),
 ) -> None:
-    """Write browser.html: all features and the model in one page that opens from disk."""
-    from suite.browser.single_file import write_browser
+    """Write browser.html: all features and the model in one page that opens from disk; of a run,
+    or of any autoencoder with --sae, --model and --text.
+    """
+    from suite.browser.single_file import write_any, write_browser
 
-    opened = _open(profile, run_dir, set_, reading=True)
-    typer.echo(f"browser: {write_browser(opened, name)}")
+    given = {"--sae": sae, "--model": model, "--text": text}
+    if missing := [option for option, value in given.items() if not value]:
+        if len(missing) < len(given):
+            raise SettingsError(f"{missing[0]} is missing; expected {', '.join(given)} together")
+        opened = _open(profile, run_dir, set_, reading=True)
+        typer.echo(f"browser: {write_browser(opened, name)}")
+    else:
+        typer.echo(f"browser: {write_any(sae, model, text, tokens, out)}")
 
 
 @app.command()

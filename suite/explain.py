@@ -62,7 +62,7 @@ def explain(
         "model": client.name,
         "n": features,
     }
-    where, table = run.results_name("explanations", name), explanations_file(run, name)
+    where, table = run.results_name("explanations", name), stages.explanations_file(run, name)
     if (found := run.saved_results(where, made_from)) and not found["stopped"] and table.exists():
         say(sentence(found, table))
         return found
@@ -119,14 +119,6 @@ def units_of(run: Run, name: str, n: int) -> dict:
     table = run.get("features", name)[0]
     hook, sae = stages.hook(run), run.get("autoencoder", name)
     return make_units(hook, sae, table, text, n, s.explain)
-
-
-def explanations_file(run: Run, name: str = "") -> Path:
-    """Where the explanations of an autoencoder's features lie, a row per feature, null and
-    neuron.
-    """
-    folder = f"explanations-{name or run.settings.sae.recipe}"
-    return run.folder / "interpretability" / folder / "explanations.parquet"
 
 
 def replies_beside(run: Run) -> tuple[Path, ...]:

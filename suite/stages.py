@@ -386,6 +386,14 @@ def load_dictionary(run: Run, name: str, folder: Path | None) -> Dictionary:
 # --- what features mean ---
 
 
+def explanations_file(run: Run, name: str = "") -> Path:
+    """Where the explanations of an autoencoder's features lie, a row per feature, null and
+    neuron.
+    """
+    folder = f"explanations-{name or run.settings.sae.recipe}"
+    return run.folder / "interpretability" / folder / "explanations.parquet"
+
+
 def split_heldout(run: Run) -> scoring.Halves:
     """The held-out text in a half to learn rules from and a half to score them on."""
     s = run.settings

@@ -267,6 +267,7 @@ def full(tokenizer):
     )
     scores = pd.DataFrame(
         {
+            "kind": "feature",
             "unit": [0, 2, 3, 4],
             "rule": ["after <b>`x`", "none", "none", "a digit"],
             "n_conditions": [1, 2, 3, 4],
@@ -305,21 +306,22 @@ def test_the_page_shows_the_whole_table(full_tab):
     for part in (
         "on marked positions 12.5 %",
         "numpy 2.5 ",
-        "Before it <|endoftext|> 77 ! 66",
-        "Neurons 41 +0.8 42 -0.3",
-        "Correlated 43 +0.7",
+        "before an active token <|endoftext|> 77 ! 66",
+        "decoder direction 41 +0.8 42 -0.3",
+        "Correlated neurons 43 +0.7",
         "after <b>`x` ",
         "accuracy 0.9 , AUROC 0.5",
     ):
         assert part in text, part
-    assert re.search(r"Nearest 1 \S+ \+0.9 2 \S+ -0.1", text)
+    assert re.search(r"Nearest [a-z ]+ 1 \S+ \+0.9 2 \S+ -0.1", text)
     assert text.index("9 to 10 25 % of its activations 9.5 marked") < text.index(
         "0 to 1 50 % of its activations 0.5 "
     )
     assert text.count("marked") == 2  # the share in the head, and the one marked example
     assert "AUROC" not in drawn(full_tab, 1)
     links = re.findall('href="([^"]*)"', drawn(full_tab, 0))
-    assert links == ["#feature=1", "#feature=2"]  # without a model there is no whole context
+    neurons = [f"#view=compare&pins=0,neuron-{n}" for n in (41, 42, 43)]
+    assert list(map(html.unescape, links)) == ["#feature=1", "#feature=2", *neurons]
 
 
 def test_the_static_page_shows_rule_and_scores(full):
@@ -347,8 +349,13 @@ def test_only_true_top_examples_are_in_the_gallery(full):
 
 
 def found(tab, query: str, sort: str = "feature", descending: bool = False) -> list[int]:
-    script = "([q, s, d]) => sae.matches(sae.app.features, q, s, d)"
+    script = "([q, s, d]) => sae.matches(sae.app.features, q, s, d).then((r) => r.found)"
     return tab.evaluate(script, [query, sort, descending])
+
+
+def problem(tab, query: str) -> str:
+    script = "q => sae.matches(sae.app.features, q).then((r) => r.problem)"
+    return tab.evaluate(script, query)
 
 
 @pytest.mark.parametrize(
@@ -370,7 +377,6 @@ def found(tab, query: str, sort: str = "feature", descending: bool = False) -> l
         ('text:"as np" auroc<0.5', set()),
         ('before:" "', set()),
         ("before:endoftext number<2", {0, 1}),
-        ("densty<0.1%", set()),  # no such field: a text, which nothing contains
         ('"', {0}),
     ],
 )
@@ -418,7 +424,9 @@ def test_search_finds_tokens_logits_and_numbers(plain_tab, tokenizer):
 def test_scores_that_are_not_there_match_nothing(plain_tab):
     tab, _ = plain_tab
     assert found(tab, "auroc>0") == []
-    assert tab.locator("#sort option").all_inner_texts() == ["number", "density", "maximum"]
+    heads = tab.locator("#heads button").evaluate_all("bs => bs.map(b => b.dataset.sort)")
+    assert heads == ["feature", "relevance", "maximum", "density"]
+    assert problem(tab, "auroc>0") == "no auroc here: these features have no such number"
 
 
 @pytest.mark.parametrize("column", ["density", "maximum", "feature"])
@@ -602,6 +610,17 @@ def test_the_static_page_holds_the_true_values(table):
     assert re.search(r"maximum\s+8\b", text) and re.search(r"mean when active\s+1\.25", text)
     assert all(v in text for v in ("+0.5", "+0.25", "+0.125", "-0.0021"))
     assert page.static_html(table, [4], examples=1).count('class="sae-text"') == 1
+
+
+def test_of_several_static_pages_one_at_a_time_is_open(tab, table):
+    tab.set_content(page.static_html(table, [0, 2, 4]))
+    opened = "[...document.querySelectorAll('details')].map(d => d.open)"
+    assert tab.evaluate(opened) == [True, False, False]
+    tab.locator("summary").nth(2).click()
+    assert tab.evaluate(opened) == [False, False, True]
+    assert "import" in tab.locator("summary").nth(2).inner_text()
+    assert SCRIPT in tab.locator("summary").first.inner_text()
+    assert "<details" not in page.static_html(table, [0])
 
 
 def test_a_histogram_is_drawn_where_there_is_one(full_tab, plain_tab):

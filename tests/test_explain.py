@@ -26,7 +26,7 @@ from sae_lib.interpretability.explain import HeldoutText, Unit, Window, draw_uni
 from sae_lib.model.activations import harvest
 from sae_lib.text.display import Vocabulary
 from sae_lib.text.tokenizer import train_tokenizer
-from suite import chat
+from suite import chat, stages
 from suite import explain as suite_explain
 from suite.runs import Run
 from suite.stages import STAGES
@@ -157,7 +157,7 @@ def test_right_answers_score_one_and_other_ones_explanations_chance(run, endpoin
         and results["requests"] == len(endpoint.requests)
         and results["from_cache"] == 0
     )
-    table = pd.read_parquet(suite_explain.explanations_file(run))
+    table = pd.read_parquet(stages.explanations_file(run))
     assert {"feature", "explanation", "detection", "fuzzing", "n", "unparsed"} <= set(table.columns)
     of_features = table[table["kind"] == "feature"]
     assert (
@@ -222,7 +222,7 @@ def test_malformed_answers_and_none_are_counted_and_the_rest_is_scored(run, endp
     assert (
         sum(results["without_reply"].values()) == 3
     )  # the 500, the page and the closed connection
-    table = pd.read_parquet(suite_explain.explanations_file(run))
+    table = pd.read_parquet(stages.explanations_file(run))
     assert table["unparsed"].sum() == results["unparsed"] and table["n"].sum() == results["n"]
 
 
@@ -266,7 +266,7 @@ def test_a_limit_ends_it_with_what_was_scored_and_a_higher_one_goes_on(run, endp
         results["kinds"]["feature"]["detection"]["mean"] == 1
         and results["kinds"]["feature"]["units"] == 1
     )
-    assert pd.read_parquet(suite_explain.explanations_file(run))["n"].between(0, 16).all()
+    assert pd.read_parquet(stages.explanations_file(run))["n"].between(0, 16).all()
     whole = suite_explain.explain(changed(run, **OWN), say=quiet)
     assert (
         whole["stopped"] is None
@@ -305,7 +305,7 @@ def test_an_endpoint_that_refuses_leaves_nothing(run, endpoint):
     with pytest.raises(ChatError, match="SAE_LLM_API_KEY"):
         suite_explain.explain(run, say=quiet)
     assert (
-        not suite_explain.explanations_file(run).exists()
+        not stages.explanations_file(run).exists()
         and not (run.results_folder / "explanations.json").exists()
     )
 
@@ -325,12 +325,11 @@ def test_the_key_is_in_no_file(run, endpoint, oracle, capfd):
     suite_explain.explain(run, say=print)
     assert endpoint.headers[0][1]["Authorization"].endswith(KEY)
     made = [p for p in run.folder.rglob("*") if p.is_file()]
-    assert suite_explain.explanations_file(run) in made and not [
+    assert stages.explanations_file(run) in made and not [
         p for p in made if KEY.encode() in p.read_bytes()
     ]
     assert KEY not in "".join(capfd.readouterr()) and not any(
-        KEY in str(text)
-        for text in pd.read_parquet(suite_explain.explanations_file(run))["explanation"]
+        KEY in str(text) for text in pd.read_parquet(stages.explanations_file(run))["explanation"]
     )
 
 
@@ -631,10 +630,7 @@ def check_nonsense(results, run):
         and results["stopped"] is None
         and not results["without_reply"]
     )
-    assert (
-        pd.read_parquet(suite_explain.explanations_file(run))["unparsed"].sum()
-        == results["unparsed"]
-    )
+    assert pd.read_parquet(stages.explanations_file(run))["unparsed"].sum() == results["unparsed"]
 
 
 def test_a_local_model_that_talks_nonsense_is_counted_out(run, stories):

@@ -76,10 +76,12 @@ def lab(run):
 from suite import browser
 from suite.stages import open_run
 run = open_run("smoke", {str(run.folder)!r}, {[f"corpus=files:{home / 'text'}", *OVERRIDES]!r})
-display(browser.widget(run))
+page = browser.widget(run)
+display(page)
 browser.widget(run, "neurons")"""
+    turn = "was = page.selected\npage.selected = 9\nprint('selected was', was)"
     notebook = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell(code.strip())],
+        cells=[nbformat.v4.new_code_cell(cell.strip()) for cell in (code, turn)],
         metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
     )
     nbformat.write(notebook, home / "browser.ipynb")
@@ -159,7 +161,7 @@ def tab(chromium, lab):
         timeout=60_000,
     )
     tab.keyboard.press("Control+Enter")
-    tab.locator("#page [data-feature]").first.wait_for(timeout=120_000)
+    tab.locator("#start.shown .card").first.wait_for(timeout=120_000)
     yield tab
     tab.close()
 
@@ -216,7 +218,7 @@ def test_the_whole_row_agrees_with_the_example_and_the_ablation(run, model):
 def test_clamped_sides_are_those_of_clamping(run, model):
     number = int(open_table(run).alive(100)[0])
     clamp = {"feature": number, "how": "pin", "value": 30.0}
-    found = model.clamp("import js", clamp, new_tokens=8, seed=3)
+    found = model.clamp("import js", [clamp], new_tokens=8, seed=3)
     target = model.target
     *sides, prompt = target.side_by_side("import js", [Clamp(**clamp)], 8, 0.8, 3)
     assert [side["ids"] for side in found["sides"]] == [ids.tolist() for ids in sides]
@@ -227,8 +229,12 @@ def test_clamped_sides_are_those_of_clamping(run, model):
     first = after.table.iloc[0]
     assert found["kl"] == after.kl and len(found["next"]) == 12
     assert found["next"][0] == (first["token_id"], first["before"], first["after"])
-    silent = model.clamp("import js", clamp | {"how": "scale", "value": 1.0})
-    assert silent["sides"] == [] and silent["kl"] == 0
+    assert len(found["null"]) == 3 and min(found["null"]) > 0
+    silent = model.clamp("import js", [clamp | {"how": "scale", "value": 1.0}])
+    assert silent["sides"] == [] and silent["kl"] == 0 and max(silent["null"]) < 1e-9
+    two = [Clamp(**clamp), Clamp((number + 1) % 256, "pin", 5.0)]
+    both = model.clamp("import js", [vars(c) for c in two])
+    assert both["kl"] == pytest.approx(target.next_tokens("import js", two).kl)
 
 
 def test_the_kernel_answers_every_question_and_every_error(run):
@@ -251,11 +257,21 @@ def test_the_kernel_answers_every_question_and_every_error(run):
     assert saved == [{"rater": "tester", **rate}]
     assert "printable" in ask("rate", rater=" ", **rate)[0]["error"]
     clamp = {"feature": 999, "how": "pin", "value": 1.0}
-    assert "0 to 255" in ask("clamp", text="a", clamp=clamp)[0]["error"]
-    assert "empty" in ask("clamp", text="", clamp=clamp | {"feature": 1})[0]["error"]
+    assert "0 to 255" in ask("clamp", text="a", clamps=[clamp])[0]["error"]
+    assert "empty" in ask("clamp", text="", clamps=[clamp | {"feature": 1}])[0]["error"]
     assert "no question" in ask("__class__")[0]["error"]
     json.dumps(ask("activations", text="import", feature=3)[0], allow_nan=False)
     (run.folder / "ratings" / "bricken_2023.csv").unlink()
+    assert ask("notes")[0]["answer"] == {}
+    assert ask("note", notes={"3": {"name": "<b>"}})[0] == {"answer": None}
+    assert ask("notes")[0]["answer"] == {"3": {"name": "<b>"}}
+    (run.folder / "ratings" / "notes-bricken_2023.json").unlink()
+    hit = [n for n, text in enumerate(widget.texts) if "<script>" in text]
+    assert ask("texts", wanted="<script>")[0]["answer"] == hit and len(hit) > 0
+    widget.address = "q=import&feature=12&view=try"
+    assert widget.selected == 12
+    widget.selected = 5
+    assert widget.address == "feature=5"
 
 
 def test_where_there_is_no_kernel_the_widget_is_a_page(run):
@@ -302,7 +318,8 @@ def test_search_finds_and_the_page_turns(widget, run):
     )
     found = owners["feature"].tolist()
     assert len(found) > 2
-    other = next(n for n in range(256) if n not in (widget.number, *found[:2]))
+    widget("#heads [data-sort=density]").click()
+    other = next(n for n in range(256) if n not in found[:2])
     widget("#query").fill(f"#{other}")
     widget.turned_to(other)
     widget("#query").fill('text:"<script>" density<90%')
@@ -339,8 +356,8 @@ def test_two_widgets_do_not_disturb_each_other(widget):
     second = widget.tab.locator(".jp-OutputArea-output:has(#query)").nth(1)
     second.locator("#query").fill("#3")
     second.locator("#page [data-feature='3']").wait_for()
-    assert second.locator("#page h3").inner_text() == "Neuron 3"
-    assert widget("#page h3").inner_text().startswith("Feature")
+    assert second.locator("#page h2").inner_text() == "Neuron 3"
+    assert widget("#page h2").inner_text().startswith("Feature")
     assert "neurons" in second.locator("#count").inner_text()
 
 
@@ -355,21 +372,19 @@ def test_hover_shows_values(widget):
 def test_own_text_shows_activations_and_turns_the_page(widget):
     widget.view("try")
     widget("#text").fill("import json\n" + MARKUP)
-    widget.page.locator("#tried .text").filter(has_text="window.hit").wait_for(timeout=60_000)
-    assert MARKUP.strip() in widget("#tried .text").inner_text().replace("⏎", "\n")
-    before = widget("#clamp-name").inner_text()
-    links = widget("#per-token a").all_inner_texts()
-    other = next(i for i, n in enumerate(links) if f"feature {n}" != before)
-    widget("#per-token a").nth(other).click()
-    widget.page.locator("#clamp-name").filter(
-        has_text=re.compile(f"^feature {links[other]}$")
-    ).wait_for()
-    widget("#tried bdi[style]").first.wait_for()  # coloured by the feature that is strong there
+    widget.page.locator("#tried .live").filter(has_text="window.hit").wait_for(timeout=60_000)
+    assert MARKUP.strip() in widget("#tried .live").inner_text().replace("⏎", "\n")
+    before = widget("#clamps a").first.inner_text()
+    links = widget("#tried .strip a").all_inner_texts()
+    other = next(i for i, n in enumerate(links) if n != before)
+    widget("#tried .strip a").nth(other).click()
+    widget.page.locator("#clamps a").filter(has_text=re.compile(f"^{links[other]}$")).wait_for()
+    widget("#tried .live bdi[style]").first.wait_for()  # coloured by the feature strong there
 
 
 def test_clamping_shows_both_sides(widget):
     widget("#generate").click()
-    widget(".sides .text").nth(1).wait_for(timeout=30_000)
+    widget(".sides > span").nth(1).wait_for(timeout=30_000)
     assert "KL" in widget("#clamped").inner_text()
     widget("#text").fill("")
     widget("#generate").click()
@@ -378,12 +393,10 @@ def test_clamping_shows_both_sides(widget):
 
 def test_a_whole_row_is_opened(widget):
     widget.view("feature")
-    widget("#page .value a").first.click()
-    widget("#whole .text").first.wait_for()
-    assert widget("#whole .text bdi").count() == 64  # the whole row
-    widget("#ablate").check()
-    widget("#whole h4").wait_for()
-    assert widget("#whole .text").nth(1).locator("bdi[title$=nats]").count() == 64
+    widget("#page .value button").first.click()
+    widget(".expanded h4").wait_for()
+    assert widget(".expanded .live bdi").count() == 64  # the whole row
+    assert widget(".expanded .text").nth(1).locator("bdi[title$=nats]").count() == 64
 
 
 def test_ratings_are_saved_and_summed_up(widget, run):
@@ -394,7 +407,7 @@ def test_ratings_are_saved_and_summed_up(widget, run):
     widget("#begin").click()
     for i in range(1, 5):
         widget.page.get_by_text(re.compile(rf"^{i} of \d")).wait_for(timeout=60_000)
-        shown = widget("#unit section")
+        shown = widget("#unit article")
         hidden = "feature|neuron|density"
         assert not re.search(hidden, shown.inner_text(), re.IGNORECASE)
         assert shown.get_attribute("data-feature") == ""
@@ -406,6 +419,16 @@ def test_ratings_are_saved_and_summed_up(widget, run):
         "R. <b>"
     }
     assert sorted(r["kind"] for r in rows) == ["feature", "feature", "neuron", "neuron"]
+
+
+def test_the_selected_feature_is_a_value_in_python_both_ways(tab, widget):
+    widget.view("feature")
+    widget("#query").fill("#4")
+    widget.turned_to(4)
+    tab.locator(".jp-Cell .cm-content").nth(1).click()
+    tab.keyboard.press("Control+Enter")
+    tab.get_by_text("selected was 4").wait_for(timeout=30_000)
+    widget.turned_to(9)
 
 
 def test_nothing_from_the_corpus_ran(tab, widget):

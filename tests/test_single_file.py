@@ -5,6 +5,7 @@ inside agrees with torch.
 import json
 import re
 
+import markdown as python_markdown
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,6 +16,7 @@ from tokenizers import Tokenizer
 from tokenizers import models as tokenizer_models
 from typer.testing import CliRunner
 
+from sae_lib.errors import SettingsError
 from sae_lib.features import clamping
 from sae_lib.features.clamping import Clamp, ClampTarget
 from sae_lib.formats import decimal
@@ -28,6 +30,7 @@ from suite.__main__ import app
 from suite.browser import page, page_model, single_file
 from suite.browser.kernel import Model
 from suite.browser.table import FeatureTable, open_table
+from tests.conftest import SHARED
 from tests.test_browser import (  # noqa: F401  (the crafted corpus, its tokeniser)
     IMAGE,
     SCRIPT,
@@ -69,10 +72,15 @@ def opened(chromium, written):
     """One tab that stays: for what only asks the page questions."""
     tab = chromium.new_page(viewport={"width": 1280, "height": 900})
     open_page(tab, written, "#view=try")
-    tab.wait_for_selector("#per-token table")
-    assert tab.evaluate("sae.source.model !== undefined")
+    tab.wait_for_selector("#tried .strip")
+    assert worker(tab).evaluate("engine.model !== undefined")
     yield tab
     tab.close()
+
+
+def worker(tab):
+    """Where the page's model runs."""
+    return tab.workers[0]
 
 
 def number_shown(tab):
@@ -84,9 +92,14 @@ def turned_to(tab, number):
 
 
 def by_density(table) -> list[int]:
-    """The order in which the page lists features at first."""
+    """The densest first, the dead last."""
     dead = table.features["n_active"] == 0
     return np.lexsort((-table.features["density"], dead)).tolist()
+
+
+def listed(tab) -> list[int]:
+    """The numbers of the list, in its order."""
+    return tab.evaluate("sae.app.list.found")
 
 
 # --- the same values and text as in Python ---
@@ -241,9 +254,9 @@ def test_nothing_in_the_page_hides_or_reorders(tab, crafted):
             "[...sae.app.root.querySelectorAll('[title]')].map(e => e.title).join('')"
         )
         assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u200b\u202a-\u202e\ufeff\ud800-\udfff]", text)
-        boxes = tab.evaluate(
+        boxes = tab.evaluate(  # where each token begins
             "[...sae.app.root.querySelector('#page .text').children].map(e => "
-            "[e.getBoundingClientRect().y, e.getBoundingClientRect().x])"
+            "e.getClientRects()[0]).map(box => [box.y, box.x])"
         )
         assert boxes == sorted(boxes)  # right-to-left words stand in the order of the tokens
 
@@ -295,8 +308,8 @@ def test_the_search_finds_what_the_table_holds(opened, small_run):
 
 def test_search_sort_and_buttons_turn_the_page(tab, written, small_run):
     table = open_table(small_run)
-    open_page(tab, written)
-    order = by_density(table)
+    open_page(tab, written, "#view=feature")
+    order = listed(tab)  # the clearest first
     turned_to(tab, order[0])
     tab.click("#next")
     turned_to(tab, order[1])
@@ -312,8 +325,10 @@ def test_search_sort_and_buttons_turn_the_page(tab, written, small_run):
         f"() => !sae.app.root.querySelector(\"#page [data-feature='{order[0]}']\")"
     )
     assert table.features.n_active[number_shown(tab)] > 0
-    tab.select_option("#sort", "maximum")
-    tab.click("#direction")
+    tab.click("#heads [data-sort=maximum]")
+    tab.wait_for_function("() => sae.app.$('heads').innerText.includes('maximum ↓')")
+    assert listed(tab) == found(tab, "", "maximum", True)
+    tab.click("#heads [data-sort=maximum]")  # again: the other way round
     smallest = found(tab, "self", "maximum", False)
     tab.fill("#query", "self")
     turned_to(tab, smallest[0])
@@ -323,11 +338,64 @@ def test_search_sort_and_buttons_turn_the_page(tab, written, small_run):
     ] == smallest[:8]
     tab.locator("#rows [role=option]").nth(3).click()
     turned_to(tab, smallest[3])
+    assert "q=self" in tab.url and "sort=maximum-up" in tab.url  # as a colleague will see it
     tab.fill("#query", "no such token")
     tab.wait_for_function("() => sae.app.$('count').textContent.startsWith('none')")
     assert tab.locator("#next").is_disabled()
     tab.fill("#query", "text:self")
     tab.wait_for_function("() => /^[1-9]/.test(sae.app.$('count').textContent)")
+
+
+def test_the_start_says_what_is_there(tab, written, small_run):
+    """One sentence, a legend, clear features, and as many of an honest draw."""
+    open_page(tab, written)
+    start = tab.locator("#start")
+    assert "A feature is a direction" in start.inner_text() and "line end" in start.inner_text()
+    clear, drawn = (
+        [int(href.split("=")[1]) for href in of.locator(".card").evaluate_all(HREFS)]
+        for of in start.locator(".two-lists > section").all()
+    )
+    often = np.flatnonzero(open_table(small_run).features["n_active"] >= 100)
+    assert len(clear) == len(drawn) == 6 and set(clear + drawn) <= set(often.tolist())
+    assert listed(tab)[0] == clear[0] and listed(tab)[0] != by_density(open_table(small_run))[0]
+    tokens = start.locator(".two-lists > section").first.locator(".card b").all_inner_texts()
+    assert len(set(tokens)) == 6
+    start.locator(".card").first.click()
+    turned_to(tab, clear[0])
+
+
+HREFS = "cards => cards.map(card => card.getAttribute('href'))"
+
+
+def test_relevance_and_the_reasons_for_it(tab, written, small_run):
+    table = open_table(small_run)
+    open_page(tab, written)
+    frequent = [table.strongest(n)["token_id"].mode()[0] for n in listed(tab)[:100]]
+    names = [table.vocabulary.name(int(token)) for token in frequent]
+    word = next(name[1:] for name in names if re.fullmatch("·[a-z]{3,}", name))
+    tab.fill("#query", word)
+    tab.wait_for_selector(".chip")
+    rows = tab.locator("#rows [role=option]")
+    assert rows.first.locator(".chip").inner_text() == "strongest"
+    first = table.strongest(listed(tab)[0])["token_id"]
+    assert f" {word}" in {table.vocabulary.text(int(token)) for token in first}
+    places = [PLACES.index(place) for place in reasons(rows)]
+    assert places[0] == 0 and np.mean(np.diff(places) < 0) < 0.3  # the better reasons first
+    for query, message in (
+        ("densty<0.1%", "no field densty; did you mean density?"),
+        ("#99999", "no feature 99999: there are 256, numbered from 0"),
+        ("txt:self", "no place txt; did you mean text?"),
+    ):
+        tab.fill("#query", query)
+        tab.wait_for_function("m => sae.app.$('count').textContent === m", arg=message)
+
+
+PLACES = ("strongest", "high on", "raises", "rule")
+
+
+def reasons(rows) -> list[str]:
+    said = [row.locator(".chip").first.inner_text() for row in rows.all()]
+    return [next(place for place in PLACES if place in text) for text in said]
 
 
 def test_deep_links_and_links_between_features(tab, written, small_run):
@@ -340,26 +408,31 @@ def test_deep_links_and_links_between_features(tab, written, small_run):
     turned_to(tab, other)
     tab.go_back()
     turned_to(tab, number)
-    for wrong in ("#feature=999999", "#feature=-1", "#feature=<img>", "#nothing"):
-        tab.evaluate("h => { location.hash = h }", wrong)
-        assert number_shown(tab) >= 0
+    for wrong, named in (("999999", "999\u2009999"), ("-1", "-1"), ("<img>", "<img>")):
+        tab.evaluate("h => { location.hash = h }", f"#feature={wrong}")
+        tab.get_by_text(f"There is no feature {named}").wait_for()
+        assert "256, numbered 0 to 255" in tab.locator("#page").inner_text()
+    tab.evaluate("h => { location.hash = h }", "#nothing")
+    tab.wait_for_selector("#start.shown")
 
 
 def test_hover_shows_the_value(tab, written, small_run):
     table = open_table(small_run)
     number = int(table.alive(50)[0])
     open_page(tab, written, f"#feature={number}")
-    strongest = tab.locator("#page .examples bdi:has(b)").first
+    strongest = tab.locator("#page .examples .text bdi:has(b)").first
     assert page.decimal(table.maximum(number)) in strongest.get_attribute("title")
 
 
 def test_keys(tab, written, small_run):
-    order = by_density(open_table(small_run))
-    open_page(tab, written)
+    open_page(tab, written, "#view=feature")
+    order = listed(tab)
     turned_to(tab, order[0])
     for key, number in (("ArrowRight", 1), ("j", 2), ("ArrowLeft", 1), ("k", 0)):
         tab.keyboard.press(key)
         turned_to(tab, order[number])
+    tab.keyboard.press("s")  # a star
+    tab.wait_for_selector(".actions >> text=★ starred")
     tab.keyboard.press("/")
     tab.keyboard.type("#7j")  # letters typed in the field turn no page
     assert tab.locator("#query").input_value() == "#7j"
@@ -368,17 +441,153 @@ def test_keys(tab, written, small_run):
     turned_to(tab, 7)
 
 
+def test_an_example_opens_and_its_tokens_are_chosen_with_the_keyboard(tab, written, small_run):
+    number = int(open_table(small_run).alive(200)[0])
+    open_page(tab, written, f"#feature={number}")
+    tab.locator("#page .value button").first.focus()
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector(".expanded .live")
+    example = open_table(small_run).strongest(number).iloc[0]
+    text = tab.locator(".expanded").inner_text()
+    assert f"row {example['row']}" in text and f"position {example['position']}" in text
+    assert ".py" in text  # the document
+    tab.locator(".expanded .live").focus()
+    for _ in range(3):
+        tab.keyboard.press("ArrowRight")
+    tab.wait_for_function("() => sae.app.root.querySelector('.here').innerText.includes('here')")
+    assert "loss when ablated" in tab.locator(".here").first.inner_text()
+    tab.locator(".expanded .live bdi").nth(int(example["position"])).click()
+    assert number in [int(n) for n in tab.locator(".here a").all_inner_texts()]
+    address = tab.url  # names the example, and opens it again
+    open_page(tab, written, address[address.index("#") :])
+    tab.wait_for_selector(".expanded .live")
+
+
+def test_bars_of_the_histogram_choose_examples(tab, written, small_run):
+    number = int(open_table(small_run).alive(200)[0])
+    open_page(tab, written, f"#feature={number}")
+    tab.locator(".histogram button").nth(2).click()
+    shown = tab.locator("#page tbody[data-tenth]:visible")
+    assert shown.evaluate_all("bs => bs.map(b => b.dataset.tenth)") in (["2"], [])
+    assert tab.locator("#page .examples").is_hidden()
+    tab.locator(".histogram button").nth(2).click()
+    assert tab.locator("#page .examples").is_visible() and shown.count() > 1
+
+
+def test_names_and_stars_are_kept_searched_and_exported(tab, written):
+    open_page(tab, written, "#feature=3")
+    tab.fill(".actions input", "<b>my</b> words")
+    tab.keyboard.press("Tab")
+    tab.click(".actions button[data-act=star]")
+    tab.wait_for_selector(".actions >> text=★ starred")
+    assert "<b>my</b> words feature 3" in tab.locator("#page h2").inner_text()
+    open_page(tab, written)  # another day
+    assert found(tab, "name:words") == found(tab, "star=1") == [3]
+    tab.fill("#query", "words")
+    tab.wait_for_function("() => sae.app.list.found.length === 1")
+    assert "in its name" in tab.locator("#row-3 .chip").inner_text()
+    tab.click("nav a[data-view=start]")
+    with tab.expect_download() as download:
+        tab.click("button[data-act=export]")
+    kept = json.loads(download.value.path().read_text())
+    assert kept["notes"] == {"3": {"name": "<b>my</b> words", "star": True}}
+    assert kept["ratings"] == [] and "small" in kept["title"]
+
+
+def test_what_a_chat_model_said_is_shown_and_found(tab, tokenizer, tmp_path):  # noqa: F811
+    table = make_table(tokenizer, TEXTS, 8)
+    said = {"explanations": {"2": f"Hebrew, {SCRIPT}"}}
+    open_page(tab, write_page(tmp_path / "b.html", table, **said), "#feature=2")
+    assert f"A chat model says: Hebrew, {SCRIPT}" in tab.locator("#page").inner_text()
+    assert found(tab, "explanation:hebrew") == [2]
+
+
+HEADINGS = """() => [...sae.app.root.querySelectorAll('h1, h2, h3, h4')]
+    .filter((h) => h.checkVisibility()).map((h) => Number(h.tagName[1]))"""
+NAMELESS = """() => [...sae.app.root.querySelectorAll('button, a, input, select, textarea')]
+    .filter((e) => e.checkVisibility() && !(e.ariaLabel || e.innerText?.trim() || e.labels?.length))
+    .map((e) => e.outerHTML)"""
+CONTRAST = """() => {
+  const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
+  const light = (c) => c.slice(0, 3).map((v) => v / 255)
+    .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = (e) => {
+    const own = e ? rgb(getComputedStyle(e).backgroundColor) : [255, 255, 255];
+    if (own[3] === undefined || !e) return own;
+    const below = behind(e.parentElement ?? e.getRootNode().host);
+    return below.slice(0, 3).map((v, i) => v * (1 - own[3]) + own[i] * own[3]);
+  };
+  const poor = [];
+  for (const e of sae.app.root.querySelectorAll('*')) {
+    const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
+    if (!own || !e.checkVisibility() || e.disabled || e.closest('style, option')) continue;
+    const [a, b] = [rgb(getComputedStyle(e).color), behind(e)].map(light);
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) poor.push([e.outerHTML.slice(0, 90), ratio]);
+  }
+  return poor;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_view_can_be_read_and_named(chromium, written, small_run, scheme):
+    """Contrast of 4.5 to 1, headings without gaps, a name for whatever can be used."""
+    tab = chromium.new_context(color_scheme=scheme).new_page()
+    number = int(open_table(small_run).alive(200)[0])
+    for view in ("", "&view=start", "&view=try", f"&view=compare&pins={number}", "&view=rate"):
+        open_page(tab, written, f"#feature={number}{view}")
+        if not view:
+            tab.locator("#page .value button").first.click()
+            tab.wait_for_selector(".expanded h4")
+        if "try" in view:
+            tab.wait_for_selector("#clamped .sides")
+        levels = tab.evaluate(HEADINGS)
+        assert levels[0] == 1 and max(np.diff(levels), default=0) <= 1, (view, levels)
+        assert tab.evaluate(NAMELESS) == []
+        assert tab.evaluate(CONTRAST) == [], view
+    tab.context.close()
+
+
+def test_pinned_features_and_neurons_are_side_by_side(tab, written, small_run):
+    number = int(open_table(small_run).alive(50)[0])
+    open_page(tab, written, f"#feature={number}")
+    tab.click(".actions button[data-act=pin]")
+    tab.fill("#pin-number", "5")
+    tab.select_option("#pin-kind", "neuron")
+    tab.click("#pin-form button")
+    tab.wait_for_function("() => sae.app.root.querySelectorAll('#pinned h2').length === 2")
+    heads = tab.locator("#pinned h2").all_inner_texts()
+    assert heads == [f"Feature {number}", "Neuron 5"] and "neuron-5" in tab.url
+    left, right = (article.bounding_box() for article in tab.locator("#pinned article").all())
+    assert left["y"] == right["y"] and left["x"] + left["width"] <= right["x"]
+    tab.locator("#pinned button[data-act=pin]").first.click()
+    tab.wait_for_function("() => sae.app.root.querySelectorAll('#pinned h2').length === 1")
+
+
+def test_a_page_is_copied_as_markdown_in_which_nothing_is_markup(tab, crafted):
+    open_page(tab, crafted, "#feature=0")
+    tab.evaluate("sae.app.copy = (text) => { globalThis.copied = text; }")
+    tab.click("button[data-act=markdown]")
+    copied = tab.evaluate("copied")
+    assert copied.startswith("### feature 0\n") and SCRIPT in copied
+    tags = python_markdown.markdown(copied)
+    assert "<script" not in tags and "<img" not in tags and "&lt;script&gt;" in tags
+    tab.click("button[data-act=link]")
+    assert tab.evaluate("copied") == tab.url
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone(chromium, written, scheme):
     context = chromium.new_context(
         viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True, color_scheme=scheme
     )
     tab = context.new_page()
-    open_page(tab, written)
+    open_page(tab, written, "#view=list")
     tab.locator("#rows [role=option]").nth(2).tap()
-    tab.wait_for_selector("#page h3")
+    tab.wait_for_selector("#page h2")
     assert tab.locator("#list").is_hidden()
-    for view in ("feature", "try", "context", "rate", "list"):
+    for view in ("feature", "try", "compare", "rate", "start", "list"):
         tab.tap(f"nav a[data-view={view}]")
         tab.wait_for_function("v => sae.app.view === v", arg=view)
         wide = (
@@ -387,8 +596,9 @@ def test_it_fits_a_phone(chromium, written, scheme):
         )
         assert max(tab.evaluate(wide)) <= 390
     tab.tap("nav a[data-view=feature]")
-    tab.locator("#page .text bdi").first.tap()
-    assert tab.locator("#bubble").inner_text().strip()  # a tap shows what hovering would
+    tab.locator("#page .examples .text").first.tap()
+    tab.locator(".expanded .live bdi").first.tap()
+    assert tab.locator(".here").first.inner_text().strip()  # a tap shows what hovering would
     ink, paper = tab.evaluate(
         "[getComputedStyle(sae.app.$('page')).color, "
         "getComputedStyle(sae.app.host).backgroundColor]"
@@ -433,7 +643,7 @@ def test_the_tokeniser_is_the_projects_own(opened, small_run):
     ]
     for text in texts:
         assert (
-            opened.evaluate("t => sae.source.model.tokenizer.encode(t)", text)
+            worker(opened).evaluate("t => engine.model.tokenizer.encode(t)", text)
             == exact_encoder(tokenizer).encode(text, add_special_tokens=False).ids
         ), text
 
@@ -443,9 +653,9 @@ def test_the_tokeniser_is_the_projects_own(opened, small_run):
 def test_any_text_is_tokenised_alike(opened, small_run, texts):
     encoder = exact_encoder(small_run.get("tokens").tokenizer)
     texts = [t.encode("utf-8", "replace").decode() for t in texts]
-    assert opened.evaluate("ts => ts.map((t) => sae.source.model.tokenizer.encode(t))", texts) == [
-        encoder.encode(t, add_special_tokens=False).ids for t in texts
-    ]
+    assert worker(opened).evaluate(
+        "ts => ts.map((t) => engine.model.tokenizer.encode(t))", texts
+    ) == [encoder.encode(t, add_special_tokens=False).ids for t in texts]
 
 
 def ids_of(run, n):
@@ -463,8 +673,8 @@ def test_the_page_computes_what_torch_computes(opened, small_run, inside):
         logits, x = model(torch.tensor([ids])).logits[0], hook.activations(torch.tensor([ids]))[0]
         acts = sae.encode(x)
     feature = int(acts.amax(0).argmax())
-    there = opened.evaluate(
-        """([ids, n]) => { const m = sae.source.model, rows = m.rows_at_hook(ids);
+    there = worker(opened).evaluate(
+        """([ids, n]) => { const m = engine.model, rows = m.rows_at_hook(ids);
         return { logits: m.run(ids, undefined, false).map((l) => [...l]),
                  x: rows.map((r) => [...r]), acts: rows.map((r) => [...m.features(r)]),
                  one: m.on_rows(rows, n) }; }""",
@@ -477,11 +687,11 @@ def test_the_page_computes_what_torch_computes(opened, small_run, inside):
             with torch.no_grad():
                 clamped = model(torch.tensor([ids])).logits[0]
         script = (
-            "([ids, clamp, keep]) => { const m = sae.source.model; return m.run(ids, "
-            "m.clamped(clamp, keep), false).map((l) => [...l]); }"
+            "([ids, clamp, keep]) => { const m = engine.model; return m.run(ids, "
+            "m.clamped([clamp], keep), false).map((l) => [...l]); }"
         )
         clamp = {"feature": feature, "how": how, "value": value}
-        shown = opened.evaluate(script, [ids, clamp, keep_error])
+        shown = worker(opened).evaluate(script, [ids, clamp, keep_error])
         np.testing.assert_allclose(np.array(shown), clamped.numpy(), atol=1e-3, err_msg=how)
         assert (clamped - logits).abs().max() > 1e-3
 
@@ -491,10 +701,8 @@ def test_the_whole_row_of_an_example_is_shown(tab, written, small_run, inside):
     table, hook = open_table(small_run), HookPoint(model, small_run.settings.sae.hook_name)
     number = int(table.alive(200)[0])
     open_page(tab, written, f"#feature={number}")
-    tab.locator("#page .tenths .value a").first.click()
-    tab.wait_for_selector("#whole .text")
-    tab.check("#ablate")
-    tab.wait_for_selector("#whole h4")
+    tab.locator("#page .tenths .value button").first.click()
+    tab.wait_for_selector(".expanded h4")
     example = table.sampled(number).iloc[-1]
     example = table.sampled(number).query("tenth == @example.tenth").iloc[0]
     ids = stages.heldout_rows(small_run, small_run.settings.evaluation.tokens)[example["row"]]
@@ -503,11 +711,11 @@ def test_the_whole_row_of_an_example_is_shown(tab, written, small_run, inside):
         "g => sae.source.ask('context', g)",
         {"row": int(example["row"]), "feature": number, "ablate": True},
     )
-    assert there["ids"] == ids.tolist() and tab.locator("#whole .text").count() == 2
+    assert there["ids"] == ids.tolist() and tab.locator(".expanded .text").count() == 2
     expected = clamping.ablation_effect(hook, sae, ids, number)
     np.testing.assert_allclose(there["effects"], expected, atol=1e-3)
-    assert tab.locator("#whole .text").first.locator("bdi").count() == len(ids)
-    assert f"row {example['row']}" in tab.locator("#whole").inner_text()
+    assert tab.locator(".expanded .text").first.locator("bdi").count() == len(ids)
+    assert f"row {example['row']}" in tab.locator(".expanded").inner_text()
 
 
 def test_int8_changes_little(small_run, inside):
@@ -534,66 +742,89 @@ def test_int8_changes_little(small_run, inside):
 
 
 def test_generation_is_seeded_and_shares_its_noise(opened):
-    made = opened.evaluate(
+    made = worker(opened).evaluate(
         """() => { 
-        const m = sae.source.model, ids = m.tokenizer.encode('import os');
+        const m = engine.model, ids = m.tokenizer.encode('import os');
         const make = (seed, change, heat = 0.8) => m.generate(ids, 10, heat, seed, change);
-        return [make(0), make(0), make(1), make(0, m.clamped({feature: 3, how: 'ablate'})),
+        return [make(0), make(0), make(1), make(0, m.clamped([{feature: 3, how: 'ablate'}])),
                 make(0, (x) => {}), ids.length, m.n_positions, make(0, undefined, 0),
                 make(1, undefined, 0)]; }"""
     )
     assert made[0] == made[1] == made[4] != made[2] and len(made[0]) <= made[5] + 10
     assert made[7] == made[8]  # at temperature 0 the seed does not matter
-    assert opened.evaluate("() => sae.source.model.generate([0], 10000, 0.8, 0).length") <= made[6]
+    assert (
+        worker(opened).evaluate("() => engine.model.generate([0], 10000, 0.8, 0).length") <= made[6]
+    )
 
 
 def test_own_text_and_clamping_in_the_page(tab, written, small_run):
     number = int(open_table(small_run).alive(50)[0])
     open_page(tab, written, f"#feature={number}")
-    tab.click("#try-it")
-    tab.wait_for_selector("#per-token tbody tr")
+    tab.click("#try-it")  # one click: the model writes, as it is and with the feature held
+    tab.wait_for_selector("#clamped .sides")
     tab.fill("#text", "import json\nself.assertEqual(1, <b>2</b>)")
     tab.wait_for_function("() => sae.app.$('tried').innerText.includes('assertEqual')")
-    text = tab.locator("#tried .text")
-    assert "<b>2</b>" in text.inner_text() and tab.locator("#tried b b").count() == 0
+    text = tab.locator("#tried .live")
+    assert "<b>2</b>" in text.inner_text() and tab.locator("#tried .text b b").count() == 0
     ids = tab.evaluate("sae.app.try.ids")
-    assert (
-        tab.locator("#per-token tbody tr").count() == text.locator("bdi").count() == len(ids)
-        and f"{len(ids)} tokens" in tab.locator("#tokens").inner_text()
-    )
-    link = tab.locator("#per-token a[href^='#feature=']").first
+    strip = tab.locator("#tried .strip")
+    assert strip.locator("thead th").count() == text.locator("bdi").count() == len(ids)
+    assert f"{len(ids)} tokens" in tab.locator("#tokens").inner_text()
+    assert 0 < strip.locator("tbody tr").count() <= 12
+    strip.locator("thead th").nth(2).click()
+    assert tab.locator("#tried .here a").count() > 0  # the features on the third token
+    link = strip.locator(f"a[href^='#feature=']:not([href='#feature={number}'])").first
     other = int(link.get_attribute("href").split("=")[1])
     link.click()  # another feature, the same text
-    tab.wait_for_function(f"() => sae.app.$('clamp-name').textContent === 'feature {other}'")
-    assert (
-        tab.url.endswith(f"#feature={other}&view=try")
-        and tab.locator("#tried bdi[style]").count() > 0
-    )
-    before = tab.locator("#clamped table").inner_text()
-    tab.fill("#value-number", "50")
-    tab.wait_for_function(
-        "old => sae.app.$('clamped').querySelector('table').innerText !== old", arg=before
-    )
+    tab.wait_for_selector(f"#clamps a[href='#feature={other}']")
+    assert f"#feature={other}&view=try" in tab.url and tab.locator("#tried bdi[style]").count() > 0
+    tab.fill("#clamps input[type=number]", "50")
+    tab.wait_for_function("() => sae.app.$('clamped').innerText.includes('held at 50')")
+    assert f"clamps={other}%3Apin%3A50" in tab.url
     with_50 = tab.locator("#clamped").inner_text()
     target = ClampTarget(*_parts(small_run))
     hook_run = target.next_tokens(tab.locator("#text").input_value(), [Clamp(other, "pin", 50.0)])
-    shown = float(re.search(r"KL\(as it is ‖ clamped\) ([\d.]+) nats", with_50)[1])
+    shown = float(re.search(r"KL\(baseline ‖ clamped\) ([\d.]+) nats", with_50)[1])
     assert shown == pytest.approx(hook_run.kl, rel=0.1)  # int8 against float
-    tab.click("#generate")
-    tab.wait_for_selector("#clamped .sides")
-    sides = tab.locator("#clamped .sides .text").all_inner_texts()
-    assert len(sides) == 2 and sides[0] != sides[1] and all("assertEqual" in side for side in sides)
+    assert float(re.search(r"random directions of the same norm: ([\d.]+)", with_50)[1]) > 0
+    columns = tab.locator("#clamped .sides > span").all_inner_texts()
+    assert len(columns) == 24 and tab.locator("#clamped .parts").count() == 1
     tab.fill("#text", "word " * 300)
     tab.wait_for_function(
         "() => sae.app.$('tokens').textContent.includes('reads the first "
         f"{small_run.settings.lm.context}')"
     )
-    tab.click("#generate")
     tab.wait_for_function("() => sae.app.$('clamp-note').textContent.includes('shorten')")
     tab.fill("#text", "")
     tab.wait_for_function("() => sae.app.$('tokens').textContent === '0 tokens'")
     tab.click("#generate")
     tab.wait_for_function("() => sae.app.$('clamp-note').textContent.includes('is empty')")
+
+
+def test_several_features_are_held_and_the_address_says_so(tab, written, small_run):
+    first, second = open_table(small_run).alive(50)[:2].tolist()
+    open_page(tab, written, f"#feature={first}&view=try&text=import+json")
+    tab.wait_for_selector("#clamped .sides")
+    assert tab.locator("#text").input_value() == "import json"
+    tab.evaluate(f"sae.app.go({{ feature: {second}, view: 'try', clamps: '{first}:pin:9' }})")
+    tab.wait_for_selector(f"#clamps a[href='#feature={first}']")
+    tab.click("#add-clamp")
+    tab.wait_for_function("() => sae.app.$('clamped').innerText.includes(', feature')")
+    assert tab.locator("#clamps [data-clamp]").count() == 2
+    clamps = [Clamp(first, "pin", 9.0), Clamp(second, "pin", shown_value(tab))]
+    expected = ClampTarget(*_parts(small_run)).next_tokens("import json", clamps).kl
+    kl = re.search(r"clamped\) ([\d.]+) nats", tab.locator("#clamped").inner_text())[1]
+    assert float(kl) == pytest.approx(expected, rel=0.1)
+    state = tab.url[tab.url.index("#") :]  # what a colleague is sent
+    open_page(tab, written, state)
+    tab.wait_for_selector("#clamped .sides")
+    assert tab.locator("#clamps [data-clamp]").count() == 2
+    tab.locator("#clamps [data-remove]").first.click()
+    tab.wait_for_function("() => !sae.app.$('clamped').innerText.includes(', feature')")
+
+
+def shown_value(tab) -> float:
+    return float(tab.locator("#clamps input[type=number]").nth(1).input_value())
 
 
 def _parts(run):
@@ -629,15 +860,62 @@ def test_a_model_that_the_page_cannot_run_is_left_out_with_a_sentence(small_run)
     assert "no byte-level BPE" in page_model.why_not(model, words)
 
 
+def test_any_autoencoder_has_a_page(tab, small_run, text_folder, tmp_path):
+    """One command: a folder in SAELens' layout, a language model, and files."""
+    command = ["browser", "--sae", str(small_run.path("autoencoder"))]
+    command += ["--model", str(small_run.folder / "language_model"), "--text", str(text_folder)]
+    out = tmp_path / "any.html"
+    result = CliRunner().invoke(app, [*command, "--tokens", "8192", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    open_page(tab, out)
+    assert "256 features" in tab.locator("#count").inner_text()
+    tab.locator("#start .card").first.click()
+    tab.locator("#page .value button").first.click()
+    tab.wait_for_selector(".expanded h4")  # the model and the text are inside
+    assert "json_" in tab.locator(".expanded").inner_text() or ".py" in (
+        tab.locator(".expanded").inner_text()
+    )
+    missing = CliRunner().invoke(app, command[:-2])
+    assert missing.exit_code != 0 and "--text is missing" in str(missing.exception)
+    short = CliRunner().invoke(
+        app, [*command[:-1], str(next(text_folder.iterdir())), "--tokens", "9"]
+    )
+    assert "expected at least one row" in str(short.exception)
+
+
+def test_an_autoencoder_of_another_models_layer_is_shown_without_the_model(tab, tmp_path):
+    """A Llama of five layers: the page says what it leaves out."""
+    if not (MODEL := SHARED / "models" / "stories260K").exists():
+        pytest.skip("no stories260K here")
+    torch.manual_seed(0)
+    sae = SparseAutoencoder(64, 96)
+    with torch.no_grad():
+        for weight in sae.parameters():
+            weight.normal_()
+    sae.save(tmp_path / "mine", {"hook_name": "blocks.2.hook_resid_post", "prepend_bos": True})
+    (tmp_path / "text.txt").write_text("Once upon a time there was a <b>cat</b>. " * 200)
+    out = tmp_path / "any.html"
+    single_file.write_any(tmp_path / "mine", str(MODEL), str(tmp_path / "text.txt"), 2000, out)
+    open_page(tab, out, "#view=try")
+    assert "llama model of 5 layers" in tab.locator("#model-note").inner_text()
+    tab.click("nav a[data-view=feature]")
+    tab.locator("#page .value button").first.click()
+    tab.get_by_text("The whole text needs the language model").wait_for()
+    other = SparseAutoencoder(32, 96)
+    other.save(tmp_path / "other", {"hook_name": "blocks.2.hook_resid_post"})
+    with pytest.raises(SettingsError, match="found an autoencoder of 32 dimensions; expected 64"):
+        single_file.write_any(tmp_path / "other", str(MODEL), str(tmp_path / "text.txt"), 2000, out)
+
+
 def test_neurons_have_a_page_of_their_own(tab, small_run):
     path = single_file.write_browser(small_run, "neurons")
     assert path == small_run.folder / "browser_neurons.html"
     open_page(tab, path, "#feature=5&view=try")
-    tab.wait_for_selector("#per-token tbody tr")
+    tab.wait_for_selector("#tried .strip")
     assert "neuron 5" in tab.locator("#tried").inner_text()
     ids = tab.evaluate("sae.app.try.ids")
-    x = tab.evaluate(
-        "ids => [...sae.source.model.features(sae.source.model.rows_at_hook(ids)[0])]", ids
+    x = worker(tab).evaluate(
+        "ids => [...engine.model.features(engine.model.rows_at_hook(ids)[0])]", ids
     )
     hook, _, tokenizer = _parts(small_run)  # noqa: F811
     expected = hook.activations(torch.tensor([ids]))[0, 0]
@@ -655,7 +933,7 @@ def test_both_sources_give_the_same_answers(opened, small_run):
     np.testing.assert_allclose(here["values"], there["values"], atol=0.05)
     assert here.keys() == there.keys() and len(there["strongest"]) == len(here["ids"])
     clamp = {"feature": feature, "how": "pin", "value": 20.0}
-    given_ = {"text": "import os", "clamp": clamp, "new_tokens": 4}
+    given_ = {"text": "import os", "clamps": [clamp], "new_tokens": 4}
     here, there = model.clamp(**given_), ask(opened, "clamp", given_)
     assert here.keys() == there.keys() and here["prompt"] == there["prompt"]
     assert here["kl"] == pytest.approx(there["kl"], rel=0.1)
@@ -693,6 +971,7 @@ def test_scores_are_searched_sorted_and_shown(tab, tokenizer, tmp_path):  # noqa
     plain_table = make_table(tokenizer, TEXTS, 8)
     scores = pd.DataFrame(
         {
+            "kind": "feature",
             "unit": range(5),
             "rule": [f"token is <b>{i}</b>" for i in range(5)],
             "n_conditions": 1,
@@ -703,7 +982,7 @@ def test_scores_are_searched_sorted_and_shown(tab, tokenizer, tmp_path):  # noqa
     table = FeatureTable(plain_table.features, plain_table.examples, tokenizer, "feature", scores)
     path = tmp_path / "browser.html"
     open_page(tab, write_page(path, table))
-    tab.select_option("#sort", "auroc")
+    tab.click("#heads [data-sort=auroc]")
     tab.wait_for_function("() => sae.app.root.querySelector('[role=option]').id === 'row-3'")
     assert [r.get_attribute("id") for r in tab.locator("[role=option]").all()[:5]] == [
         f"row-{i}" for i in (3, 1, 2, 4, 0)

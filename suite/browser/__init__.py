@@ -7,20 +7,26 @@ the element. A source has two asynchronous calls and an address:
                    "vocabulary", "feature-3" or "neuron-3" (pages of 64 units), "rating" (the
                    numbers of the units to rate), "rows-3" (rows of held-out text)
     ask(question, arguments)    plain data, or an error of one line for the reader (`kernel.Model`)
-        "activations" {text, feature}: the token ids of a text, the feature on each token, and
-                   each token's strongest features
-        "clamp" {text, clamp, keep_error, new_tokens, temperature, seed}: the next tokens, KL, and
-                   two continuations
-        "context" {row, feature, ablate}: a whole row of text, the feature on it, and the change of
+        "activations" {text, feature}: the token ids of a text, the feature on each token, each
+                   token's strongest features, and the text's strongest on every token
+        "clamp" {text, clamps, keep_error, new_tokens, temperature, seed}: the next tokens, KL
+                   beside that of random directions, and two continuations
+        "context" {row, feature, ablate}: a whole row of text, the features on it, and the change of
                    the loss
+        "texts" {wanted}: the features with this text in an example
+        "notes" {}, "note" {notes}: the reader's names and stars
         "ratings" {}: every blind rating so far
         "rate" {rater, seed, kind, unit, rating}: one more
-    address        what is shown, as "feature=12&view=try": location.hash, or a variable
+    address        all that is shown, as "feature=12&view=try": location.hash, or a variable
 
 There are two sources. `KernelSource` (the notebook, through anywidget's messages) passes both calls
 to the kernel, where the model itself answers; so the output stays small, and any model of a run can
-be asked. `FileSource` (`browser.html`) has the blocks in the page. It answers from the int8 model
-among them (`page_model`), or says why there is none, and keeps ratings in localStorage.
+be asked. `FileSource` (`browser.html`) has the blocks in the page. A Worker (app/worker.js) answers
+from the int8 model among them (`page_model`) and searches the texts of all examples; names, stars
+and ratings are in localStorage.
+
+An attribution has its place in an opened example, `.why` (app/feature_page.js): a source that
+answers "why" {row, position, feature} can fill it.
 """
 
 from suite.browser.close_reading import gallery

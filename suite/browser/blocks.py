@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from sae_lib.features.evaluation import ALIVE
+from sae_lib.features.firing import spread_rows
 from sae_lib.formats import decimal
 from sae_lib.text.display import SHAPELESS
 from suite import stages
@@ -26,7 +27,9 @@ from suite.runs import Run
 APP = Path(__file__).parent / "app"
 CHUNK, ROWS = 64, 512  # features whose pages are in one block; rows of text in one
 LISTS = ("top_tokens", "before_tokens", "top_logits", "bottom_logits")  # that the search looks into
-SCRIPTS = "html text table query tokenizer model sources feature_page app try rate context".split()
+BEFORE, AFTER = 7, 4  # tokens around the strongest one in the list
+SCRIPTS = "html text table query sources feature_page list try rate start app".split()
+WORKER = "text tokenizer table model worker".split()  # run beside the page of `browser.html`
 
 
 @dataclass
@@ -34,14 +37,15 @@ class Blocks:
     """Blocks of one table, made when they are asked for.
 
     `about` is what the page says of itself. `rated` gives the tables that blind ratings draw
-    from, by kind. `limits` are the strongest examples of a feature and those of each tenth that
-    go into its page; None means all of them.
+    from, by kind. `origins` names the documents of examples. `limits` are the strongest examples of
+    a feature and those of each tenth that go into its page; None means all of them.
     """
 
     table: FeatureTable
     about: dict[str, Any]
     rows: np.ndarray | None = None
     rated: Callable[[], dict[str, FeatureTable]] = dict
+    origins: Callable[[pd.DataFrame], np.ndarray] | None = None
     limits: tuple[int, int] | None = None
     extra: dict[str, bytes] = field(default_factory=dict)
 
@@ -51,8 +55,8 @@ class Blocks:
         if name == "index":
             sizes = {"kind": self.table.kind, "chunk": CHUNK, "rows": ROWS}
             rated = {"rated": self.rated is not dict}
-            rated |= {"original_ratings": rating.ORIGINAL, "features": listed(self.table)}
-            return as_json(self.about | sizes | rated).encode()
+            rated |= {"original_ratings": rating.ORIGINAL, "medians": self.table.medians}
+            return as_json(self.about | sizes | rated | {"features": listed(self.table)}).encode()
         if name == "vocabulary":
             return json.dumps(self.table.vocabulary.texts).encode()
         if name == "rating":
@@ -63,7 +67,7 @@ class Blocks:
             part = self.rows[int(at) * ROWS :][:ROWS]
             return with_binary({"context": part.shape[1], "count": part.size}, part.ravel())
         table = self.table if kind == self.table.kind else self.rated()[kind]
-        return pages(table, int(at), self.limits)
+        return pages(table, int(at), self.limits, self.origins)
 
     def names(self) -> Iterator[str]:
         """All of them, those first that a page asks for first."""
@@ -79,7 +83,7 @@ class Blocks:
 
 
 def about(run: Run, name: str, table: FeatureTable) -> dict[str, Any]:
-    """What the page says of itself, and what its fields hold at first."""
+    """What the page says of itself, what its fields hold at first, and what a chat model said."""
     s = run.settings
     of = f", {name or s.sae.recipe}" if table.kind == "feature" else ""
     return {
@@ -88,7 +92,24 @@ def about(run: Run, name: str, table: FeatureTable) -> dict[str, Any]:
         f"{decimal(s.evaluation.tokens)} held-out tokens",
         "text": "\n".join(s.prompts.prompts),
         "temperature": s.prompts.temperature,
+        "explanations": explanations(run, name) if table.kind == "feature" else {},
     }
+
+
+def explanations(run: Run, name: str) -> dict[str, str]:
+    """What a chat model said of features, by number, where one was asked."""
+    path = stages.explanations_file(run, name)
+    if not path.exists():
+        return {}
+    said = pd.read_parquet(path).query("kind == 'feature'").dropna(subset="explanation")
+    return dict(zip(said["feature"].map(str), said["explanation"], strict=True))
+
+
+def origins(run: Run) -> Callable[[pd.DataFrame], np.ndarray]:
+    """Names the documents that examples are from."""
+    documents = spread_rows(stages.heldout_documents(run), run.settings.evaluation.tokens)
+    names = run.get("tokens").table["heldout"]["origin"].to_numpy()
+    return lambda examples: names[documents[examples["row"], examples["position"]]]
 
 
 def rated_tables(run: Run, name: str) -> dict[str, FeatureTable]:
@@ -101,14 +122,44 @@ def heldout(run: Run) -> np.ndarray:
 
 
 def listed(table: FeatureTable) -> pd.DataFrame:
-    """What the list, the search and the sorting need of each feature."""
-    features, examples = table.features, table.examples
-    strongest = examples[examples["tenth"] < 0].groupby("feature")["token_id"].unique()
+    """What the list, the search and the sorting need of each feature: its numbers, the tokens of
+    its strongest examples (the most frequent first, with counts), its histogram as digits, and the
+    middle of its strongest example.
+    """
+    features = table.features
+    strongest = table.examples.query("tenth < 0")
+    tokens = strongest.groupby(["feature", "token_id"], sort=False).size().rename("n")
+    tokens = tokens.reset_index().sort_values("n", ascending=False, kind="stable")
+    by_feature = tokens.groupby("feature")
+    first = strongest.drop_duplicates("feature").set_index("feature")
     columns = [c for c in features if c in LISTS or features[c].dtype != object]
-    return features[columns].assign(strongest=strongest.reindex(features["feature"]).to_numpy())
+    shown = {
+        "strongest": by_feature["token_id"].agg(list),
+        "strongest_counts": by_feature["n"].agg(list),
+        "snippet": pd.Series({e.Index: snippet(e) for e in first.itertuples()}, dtype=object),
+    }
+    shown = {name: of.reindex(features["feature"]).to_numpy() for name, of in shown.items()}
+    if "histogram" in features:
+        counts = np.log1p(np.stack(features["histogram"].to_list()))
+        heights = np.ceil(9 * counts / np.maximum(counts.max(1, keepdims=True), 1e-9)).astype(int)
+        shown["histogram"] = ["".join(map(str, row)) for row in heights.tolist()]
+    return features[columns].assign(**shown)
 
 
-def pages(table: FeatureTable, at: int, limits: tuple[int, int] | None) -> bytes:
+def snippet(e) -> list:
+    """The focus, the token ids around it, and their activations in ninths of the strongest."""
+    first = max(0, e.focus - BEFORE)
+    where = slice(first, e.focus + AFTER + 1)
+    levels = np.clip(np.ceil(9 * e.activations[where] / e.activation), 0, 9).astype(int)
+    return [e.focus - first, e.token_ids[where].tolist(), "".join(map(str, levels))]
+
+
+def pages(
+    table: FeatureTable,
+    at: int,
+    limits: tuple[int, int] | None,
+    origins: Callable[[pd.DataFrame], np.ndarray] | None = None,
+) -> bytes:
     """`CHUNK` features with their examples; of these the activations and the token ids as binary
     numbers.
     """
@@ -121,6 +172,8 @@ def pages(table: FeatureTable, at: int, limits: tuple[int, int] | None) -> bytes
     activations, ids = (np.concatenate([np.zeros(0), *texts[column]]) for column in texts)
     id_type = np.uint16 if ids.max(initial=0) < 1 << 16 else np.uint32
     shown = examples.drop(columns=texts.columns).assign(length=texts["token_ids"].map(len))
+    if origins:
+        shown["origin"] = origins(examples)
     head = {"features": table.features.iloc[first:last], "examples": shown}
     return with_binary(head, activations.astype(np.float32), ids.astype(id_type))
 
@@ -131,9 +184,17 @@ def module() -> str:
     `render` exported.
     """
     classes = ", ".join(f"{name}: /[{ranges}]/u" for name, ranges in unicode_classes().items())
-    sources = [(APP / f"{name}.js").read_text() for name in SCRIPTS]
-    style = json.dumps((APP / "style.css").read_text())
-    return "\n".join([f"const UNICODE = {{ {classes} }}, STYLE = {style};", *sources])
+    texts = {
+        "STYLE": (APP / "style.css").read_text(),
+        "FRAME": (APP / "frame.html").read_text(),
+        "WORKER": joined(WORKER),
+    }
+    constants = [f"const {name} = {json.dumps(text)};" for name, text in texts.items()]
+    return "\n".join([f"const UNICODE = {{ {classes} }};", *constants, joined(SCRIPTS)])
+
+
+def joined(names: list[str]) -> str:
+    return "\n".join((APP / f"{name}.js").read_text() for name in names)
 
 
 def unicode_classes() -> dict[str, str]:

@@ -79,7 +79,7 @@ def in_full(table: FeatureTable, number: int) -> dict[str, Any]:
     maximum = float(f.get("maximum_all", f["maximum"]))
     score: dict[str, Any] = {"rule": ""}
     if isinstance(f.get("rule"), str):
-        score = f[SCORES].to_dict() | {"rule": plain(f["rule"])}
+        score = f[f.index.intersection(SCORES)].to_dict() | {"rule": plain(f["rule"])}
         score["n_conditions"] = int(score["n_conditions"])
     tenths = [
         {

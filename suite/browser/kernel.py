@@ -2,7 +2,9 @@
 without a script.
 """
 
+import json
 import os
+import re
 from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
@@ -10,24 +12,30 @@ from typing import Any
 import anywidget
 import numpy as np
 import torch
+import traitlets
 from IPython.display import HTML
 from jaxtyping import Float, Int
 
 from sae_lib import progress
 from sae_lib.errors import UserError
 from sae_lib.features import clamping, feature_table
-from sae_lib.features.clamping import Clamp, ClampTarget
+from sae_lib.features.clamping import Clamp, ClampTarget, HeldoutPositions
+from sae_lib.files import write_atomically
+from sae_lib.sae.dictionaries import random_directions
 from sae_lib.text.tokenizer import token_ids
 from suite import stages
 from suite.browser import rating
-from suite.browser.blocks import Blocks, about, heldout, module, rated_tables
+from suite.browser.blocks import Blocks, about, heldout, module, origins, rated_tables
 from suite.browser.page import TEMPLATE, static_html
 from suite.browser.table import FeatureTable, open_table
 from suite.runs import Run
 
 PER_TOKEN = 5  # features named for each token of a text
+STRIP = 12  # features that are shown on every token of a text
+DRAWS = 3  # random directions that a clamp is held against
 NEXT = 12  # tokens listed, those first whose probability changes most
 FALLBACK = 3  # features shown where the widget cannot be
+END = "\uffff"  # between the texts of two examples
 
 
 class Model:
@@ -66,55 +74,77 @@ class Model:
         return dictionary.encode(acts).cpu()
 
     def activations(self, text: str, feature: int) -> dict[str, Any]:
-        """A feature on each token of a text, and each token's strongest features with their
-        activations.
+        """A feature on each token of a text, each token's strongest features with their
+        activations, and the text's strongest features on every token.
         """
         ids, cut = self.encoded(text)
         acts = self.feature_acts(ids)
-        values, numbers = acts.topk(min(PER_TOKEN, acts.shape[1]), dim=1)
-        pairs = zip(numbers.tolist(), values.tolist(), strict=True)
-        strongest = [[(n, v) for n, v in zip(*row, strict=True) if v > 0] for row in pairs]
-        shown = acts[:, feature].clamp_min(0).tolist()
-        return {"ids": ids, "cut": cut, "values": shown, "strongest": strongest}
+        top = acts.amax(0).topk(min(STRIP, acts.shape[1])).indices.tolist() if ids else []
+        strip = [(n, acts[:, n].tolist()) for n in top if acts[:, n].any()]
+        return {"cut": cut, "strip": strip} | _of_tokens(ids, acts, feature)
 
     def clamp(
         self,
         text: str,
-        clamp: dict[str, Any],
+        clamps: list[dict[str, Any]],
         keep_error: bool = True,
         new_tokens: int = 0,
         temperature: float = 0.8,
         seed: int = 0,
     ) -> dict[str, Any]:
-        """The next token before and after, and (for `new_tokens` > 0) two continuations of
-        `prompt` tokens.
+        """The next token before and after, KL beside that of random directions, and (for
+        `new_tokens` > 0) two continuations of `prompt` tokens.
 
-        Both continuations have what the feature does on them when it is not clamped.
+        Both continuations have what the first feature does on them when it is not clamped.
         """
-        made = Clamp(**clamp)
-        after = self.target.next_tokens(text, [made], NEXT, keep_error)
+        made = [Clamp(**clamp) for clamp in clamps]
+        after = self.target.next_tokens(text, made, NEXT, keep_error)
         rows = after.table.head(NEXT)[["token_id", "before", "after"]]
         sides, prompt = [], 0
         if new_tokens:
             *sides, prompt = self.target.side_by_side(
-                text, [made], new_tokens, temperature, seed, keep_error
+                text, made, new_tokens, temperature, seed, keep_error
             )
         continued = []
         for ids in (side.tolist() for side in sides):
-            values = self.feature_acts(ids)[:, made.feature].clamp_min(0)
+            values = self.feature_acts(ids)[:, made[0].feature].clamp_min(0)
             continued.append({"ids": ids, "values": values.tolist()})
         next_ = list(rows.itertuples(index=False, name=None))
-        return {"kl": after.kl, "next": next_, "sides": continued, "prompt": prompt}
+        null = self.random_kl(text, made, keep_error, seed)
+        kl = {"kl": after.kl, "null": null}
+        return kl | {"next": next_, "sides": continued, "prompt": prompt}
+
+    def random_kl(self, text: str, made: list[Clamp], keep_error: bool, seed: int) -> list[float]:
+        """KL of the same changes along random directions of the same norms."""
+        ids, dictionary, kl = self.target.encode(text).cpu().numpy(), self.target.dictionary, []
+        last = HeldoutPositions(self.target.hook, ids, per_row=1)
+        own = dictionary.W_dec[[clamp.feature for clamp in made]]
+        for draw in range(DRAWS):
+            unit = random_directions(dictionary.W_dec, len(made), seed + draw).W_dec
+            random = unit * own.norm(dim=1, keepdim=True)
+            how = {"keep_error": keep_error, "directions": random}
+            kl.append(last.effect(dictionary, made, **how).kl)
+        return kl
 
     def context(self, row: int, feature: int, ablate: bool) -> dict[str, Any]:
-        """A row of held-out text, the feature on it, and the change of the loss (nats) when it is
-        ablated there.
+        """A row of held-out text, the features on it, and the change of the loss (nats) when one
+        is ablated there.
         """
         ids: Int[torch.Tensor, " position"] = torch.from_numpy(self.rows[row].astype(np.int64))
         parts = (self.target.hook, self.target.dictionary, ids, feature)
-        values = feature_table.row_activations(*parts).clamp_min(0).tolist()
         effects = clamping.ablation_effect(*parts).tolist() if ablate else []
-        return {"ids": ids.tolist(), "values": values, "effects": effects}
+        acts = self.feature_acts(ids.tolist())
+        return {"effects": effects} | _of_tokens(ids.tolist(), acts, feature)
+
+
+def _of_tokens(
+    ids: list[int], acts: Float[torch.Tensor, "position d_sae"], feature: int
+) -> dict[str, Any]:
+    """A feature on each token, and each token's strongest features with their activations."""
+    values, numbers = acts.topk(min(PER_TOKEN, acts.shape[1]), dim=1)
+    pairs = zip(numbers.tolist(), values.tolist(), strict=True)
+    strongest = [[(n, v) for n, v in zip(*row, strict=True) if v > 0] for row in pairs]
+    return {"ids": ids, "values": acts[:, feature].clamp_min(0).tolist(), "strongest": strongest}
 
 
 def widget(run: Run, name: str = "") -> "FeatureBrowser | HTML":
@@ -135,8 +165,10 @@ def without_kernel(table: FeatureTable) -> str:
 
 class FeatureBrowser(anywidget.AnyWidget):
     """The page, which asks the kernel; where there is none (an export), the pages of a few
-    features.
+    features. `address` is what it shows, in both directions, and `selected` the feature.
     """
+
+    address = traitlets.Unicode().tag(sync=True)
 
     def __init__(self, run: Run, name: str = ""):
         self._esm = f"{module()}\nexport default {{ render }};\n"
@@ -144,9 +176,32 @@ class FeatureBrowser(anywidget.AnyWidget):
         rated = "" if name in feature_table.BASELINES else name
         self.model, self.table = Model(run, name), open_table(run, name)
         self.ratings = rating.ratings_file(run, rated)
+        self.notes = self.ratings.with_name(f"notes-{name or run.settings.sae.recipe}.json")
         said = about(run, name, self.table)
-        self.blocks = Blocks(self.table, said, rated=lambda: rated_tables(run, rated))
+        tables = {"rated": lambda: rated_tables(run, rated), "origins": origins(run)}
+        self.blocks = Blocks(self.table, said, **tables)
         self.on_msg(self._answer)
+
+    @property
+    def selected(self) -> int | None:
+        """The number of the feature that the page shows; set it to turn the page."""
+        number = re.search(r"(?:^|&)feature=(\d+)", self.address)
+        return int(number[1]) if number else None
+
+    @selected.setter
+    def selected(self, number: int) -> None:
+        self.address = f"feature={number}"
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """Of each feature the texts of all its examples, in lower case."""
+        names = self.table.vocabulary.bytes
+        of_example = [
+            b"".join(map(names.__getitem__, ids)).decode("utf-8", "replace").lower()
+            for ids in self.table.examples["token_ids"]
+        ]
+        starts = self.table.starts
+        return [END.join(of_example[a:b]) for a, b in zip(starts, starts[1:], strict=False)]
 
     def ask(self, question: str, arguments: dict[str, Any]) -> Any:
         """The answer to one of the page's questions."""
@@ -154,6 +209,12 @@ class FeatureBrowser(anywidget.AnyWidget):
             return rating.load_ratings(self.ratings).drop(columns="time").to_dict("records")
         if question == "rate":
             return rating.save_rating(self.ratings, **arguments)
+        if question == "notes":
+            return json.loads(self.notes.read_text()) if self.notes.exists() else {}
+        if question == "note":
+            return write_atomically(self.notes, json.dumps(arguments["notes"]))
+        if question == "texts":
+            return [n for n, text in enumerate(self.texts) if arguments["wanted"] in text]
         if question not in ("activations", "clamp", "context"):
             raise ValueError(f"{question!r} is no question of the page")
         return getattr(self.model, question)(**arguments)

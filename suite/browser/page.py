@@ -42,11 +42,14 @@ def static(run: Run, features: Iterable[int], name: str = "", examples: int | No
 
 
 def static_html(table: FeatureTable, features: Iterable[int], examples: int | None = None) -> str:
-    pages = []
-    for number in map(int, features):
+    """Several are a strip of which one at a time is open, the first to begin with."""
+    pages, numbers = [], list(map(int, features))
+    group = f"{table.kind}s {numbers}" if len(numbers) > 1 else ""
+    for number in numbers:
         strongest = table.strongest(number)[:examples].itertuples()
         sampled = table.sampled(number)[::-1].itertuples() if examples is None else ()
         known = in_full(table, number)
         known |= {"mean_active": float(table.features["mean_active"].iloc[number])}
-        pages.append(TEMPLATE.feature(table, known, strongest, sampled))
+        page = TEMPLATE.feature(table, known, strongest, sampled)
+        pages.append(TEMPLATE.folded(known, page, group, not pages) if group else page)
     return TEMPLATE.boxed(pages)

@@ -3,23 +3,40 @@ disk.
 
 The page's module (see `suite.browser`) and its blocks lie in the file, the blocks deflated, as
 base64; they are inflated when the page asks for them. The Content-Security-Policy allows this one
-script by its hash and no connection.
+script by its hash, a Worker of its text, and no connection.
 """
 
 import html
+import json
 import zlib
 from base64 import b64encode
 from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 from string import Template
+from typing import Any
 
+import numpy as np
+import torch
+
+from sae_lib.errors import CorpusError, SettingsError
+from sae_lib.features import feature_table
+from sae_lib.formats import decimal
+from sae_lib.model import language_model
+from sae_lib.model.activations import HookPoint, harvest
 from sae_lib.progress import tqdm
-from suite.browser.blocks import APP, Blocks, about, heldout, module, rated_tables
+from sae_lib.sae.autoencoder import SparseAutoencoder
+from sae_lib.sae.dictionaries import Dictionary
+from sae_lib.settings import FeatureSettings
+from sae_lib.text.text_files import read_files
+from sae_lib.text.tokenizer import load_tokenizer, separator_id, token_ids
+from suite import stages
+from suite.browser.blocks import APP, Blocks, about, heldout, module, origins, rated_tables
 from suite.browser.page_model import model_block, why_not
-from suite.browser.table import open_table
+from suite.browser.table import FeatureTable, open_table
 from suite.runs import Run, write_atomically
 
+CONTEXT = 128  # tokens of a row where a model has room for them
 LIMITS = 10, 1  # true top examples of each feature; examples of each tenth of its range
 
 
@@ -29,24 +46,80 @@ def write_browser(run: Run, name: str = "") -> Path:
 
     What it needs is made first.
     """
-    table, tokenizer = open_table(run, name), run.get("tokens").tokenizer
-    dictionary, model = run.get("dictionary", name), run.get("language_model")
-    reason, extra, rows = why_not(model, tokenizer), {}, None
-    if not reason:
-        inside = model_block(model, dictionary, run.settings.sae.hook_name, tokenizer)
-        extra, rows = {"model": inside}, heldout(run)
+    table, hook = open_table(run, name), stages.hook(run)
     rated = dict if table.kind != "feature" else lambda: rated_tables(run, name)
-    said = about(run, name, table) | {"no_model": reason}
-    blocks = Blocks(table, said, rows, rated, LIMITS, extra)
+    blocks = Blocks(table, about(run, name, table), heldout(run), rated, origins(run), LIMITS)
     own = name in ("", run.settings.sae.recipe)
     path = run.folder / ("browser.html" if own else f"browser_{name}.html")
+    return write_page(path, blocks, hook, run.get("dictionary", name), run.get("tokens").tokenizer)
+
+
+def write_page(
+    path: Path, blocks: Blocks, hook: HookPoint, dictionary: Dictionary, tokenizer: Any
+) -> Path:
+    """Write the page with the model and the rows of text inside, or without where the page cannot
+    run that model.
+    """
+    blocks.about |= {"no_model": (reason := why_not(hook.model, tokenizer))}
+    if reason:
+        blocks.rows = None
+    else:
+        blocks.extra["model"] = model_block(hook.model, dictionary, hook.name, tokenizer)
     write_atomically(path, page_text(blocks, tqdm(list(blocks.names()), desc=path.name)))
     return path
 
 
+def write_any(sae: Path, model: str, text: str, n_tokens: int, path: Path) -> Path:
+    """The page of an autoencoder in SAELens' layout, on a local or hub model and files of text.
+
+    Raises `ArtefactError`, `ModelError`, `CorpusError` and `SettingsError`.
+    """
+    dictionary, tokenizer = SparseAutoencoder.load(sae), load_tokenizer(model)
+    config = json.loads((sae / "cfg.json").read_text())
+    config |= config.get("metadata") or {}
+    hook = HookPoint(
+        language_model.load(model, 0, torch.device("cpu")), str(config.get("hook_name"))
+    )
+    context = min(CONTEXT, getattr(hook.model.config, "max_position_embeddings", CONTEXT))
+    ids, owners = [], []
+    for document, _, origin in read_files(text):
+        new = [*token_ids(tokenizer, document), separator_id(tokenizer)]
+        ids += new
+        owners += [origin] * len(new)
+        if len(ids) >= n_tokens:
+            break
+    n = min(n_tokens, len(ids)) // context
+    if not n:
+        raise CorpusError(
+            f"{text}: found {len(ids)} tokens; expected at least one row of {context}"
+        )
+    rows, owners = (np.array(part[: n * context]).reshape(n, context) for part in (ids, owners))
+    if config.get("prepend_bos") and tokenizer.bos_token_id is not None:
+        rows[:, 0] = tokenizer.bos_token_id
+    if (found := harvest(hook, rows[:1]).shape[1]) != dictionary.d_in:
+        raise SettingsError(
+            f"--sae {sae}: found an autoencoder of {dictionary.d_in} dimensions; expected "
+            f"{found}, those of {hook.name} in {model}"
+        )
+    features, examples = feature_table.build(hook, dictionary, rows, tokenizer, FeatureSettings())
+    table = FeatureTable(features, examples.to_pandas(), tokenizer)
+    said = {
+        "title": f"Features of {sae.resolve().name}",
+        "facts": f"{decimal(len(table))} features on {hook.name} of {Path(model).name}, "
+        f"{decimal(rows.size)} tokens of {text}",
+        "text": tokenizer.decode(rows[0, 1:25]),
+        "temperature": 0.8,
+    }
+    small = rows.astype(np.uint16 if rows.max() < 1 << 16 else np.uint32)
+    blocks = Blocks(table, said, small, origins=lambda e: owners[e["row"], e["position"]])
+    blocks.limits = LIMITS
+    return write_page(path, blocks, hook, dictionary, tokenizer)
+
+
 def page_text(blocks: Blocks, names: Iterable[str]) -> str:
     """The whole file."""
-    script = f"{module()}\nmount_file();\n"
+    # no module script: those wait for the whole file, this one draws at once
+    script = f'"use strict";\n{{\n{module()}\nmount_file();\n}}\n'
     style = "body { margin: 0 } main { height: 100dvh }"
     data = [
         f'<script type="text/plain" id="{name}">{packed(blocks(name))}</script>' for name in names
@@ -54,7 +127,7 @@ def page_text(blocks: Blocks, names: Iterable[str]) -> str:
     return Template((APP / "page.html").read_text()).substitute(
         title=html.escape(blocks.about["title"]),
         policy=f"default-src 'none'; script-src {_hash(script)}; style-src-elem {_hash(style)}; "
-        "style-src-attr 'unsafe-inline'; base-uri 'none'; form-action 'none'",
+        "style-src-attr 'unsafe-inline'; worker-src blob:; base-uri 'none'; form-action 'none'",
         style=style,
         script=script,
         blocks="\n".join(data),

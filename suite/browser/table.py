@@ -14,7 +14,7 @@ from sae_lib.text.display import Vocabulary, plain
 from sae_lib.text.tokenizer import load_tokenizer
 from suite.runs import RECORD, Run, verify
 
-SCORES = ["rule", "n_conditions", "balanced_accuracy", "auroc"]
+SCORES = ["rule", "n_conditions", "balanced_accuracy", "auroc", "information"]
 KINDS = {
     "neurons": "neuron",
     "random": "random direction",
@@ -27,7 +27,8 @@ class FeatureTable:
     any.
 
     Row i is feature i. `examples` has the strongest of each feature first (tenth -1), then those
-    drawn from each tenth of its range. An older table may lack columns.
+    drawn from each tenth of its range. `scores` has a row for each scored unit of any kind. An
+    older table may lack columns.
     """
 
     def __init__(
@@ -38,8 +39,12 @@ class FeatureTable:
         kind: str = "feature",
         scores: pd.DataFrame | None = None,
     ):
+        self.medians: dict[str, dict[str, float]] = {}  # kind of unit → median of each score
         if scores is not None:
-            features = features.join(scores.set_index("unit")[SCORES], on="feature")
+            own, known = scores.query("kind == @kind"), [c for c in SCORES if c in scores]
+            features = features.join(own.set_index("unit")[known], on="feature")
+            medians = scores.groupby("kind")[known[3:]].median().T
+            self.medians = medians.where(medians.notna(), None).to_dict()
         if "tenth" not in examples:
             examples = examples.assign(tenth=-1, marked=False)
         self.features, self.examples, self.kind = features, examples, kind
@@ -98,9 +103,9 @@ def open_table(run: Run, name: str = "") -> FeatureTable:
 def _opened(
     made: tuple[int, ...], folder: Path, tokenizer: Path, kind: str, scores: Path | None
 ) -> FeatureTable:
-    of_kind = None
+    scored = None
     if scores:
         verify(scores)
-        of_kind = pd.read_parquet(scores / "scores.parquet").query("kind == @kind")
+        scored = pd.read_parquet(scores / "scores.parquet")
     tables = (pd.read_parquet(folder / f"{name}.parquet") for name in ("features", "examples"))
-    return FeatureTable(*tables, load_tokenizer(tokenizer), kind, of_kind)
+    return FeatureTable(*tables, load_tokenizer(tokenizer), kind, scored)

@@ -1,50 +1,33 @@
-// The application: list, search and turning pages; the panels are in try.js, rate.js and
-// context.js.
-// The address says what is shown: feature=123, view=list, feature, try, context or rate, and the
-// row and position of a context.
+// The application: the address, turning pages, keys. The parts are in list.js, start.js, try.js
+// and rate.js. The address says all that is shown.
 
-const VIEWS = {
-  list: "List",
-  feature: "Feature",
-  try: "Try a text",
-  context: "Context",
-  rate: "Rate",
-};
-const SORTS = [
-  ["number", "feature"],
-  ["density", "density"],
-  ["maximum", "maximum"],
-  ["auroc", "auroc"],
-  ["balanced accuracy", "balanced_accuracy"],
-];
-const COLUMNS = [
-  ["density", "density", percent],
-  ["maximum", "maximum", decimal],
-  ["auroc", "AUROC", decimal],
-];
+const VIEWS = ["start", "list", "feature", "compare", "try", "rate"];
+const STATE = ["feature", "view", "q", "sort", "text", "clamps", "pins", "row", "position"];
 const NARROW = 820; // px: below, one view at a time
 
 async function mount(element, source) {
-  // Draws the page into a shadow root of the element; resolves when the first feature is shown.
-  const root = element.attachShadow({ mode: "open" }),
-    style = new CSSStyleSheet();
+  // Draws the page into a shadow root of the element; resolves when it is shown.
+  const root = element.attachShadow({ mode: "open" }), style = new CSSStyleSheet();
   style.replaceSync(STYLE);
   root.adoptedStyleSheets = [style];
   // what is typed here is no shortcut of JupyterLab
   element.setAttribute("data-lm-suppress-shortcuts", "true");
   const box = document.createElement("div");
   box.className = "app";
+  box.innerHTML = FRAME;
   root.append(box);
+  // the first sentence at once, before the data is read
+  if (!source.address.get()) root.getElementById("start").classList.add("shown");
   const late = setTimeout(() => {
-    box.textContent = "Waiting for the kernel: it is busy, or there is none.";
+    root.getElementById("count").textContent = source.in_kernel
+      ? "Waiting for the kernel: it is busy, or there is none." : "reading the features…";
   }, 3000);
   try {
     if (typeof DecompressionStream === "undefined")
       throw new Error("This browser is too old for this page: it needs DecompressionStream.");
-    const app = new App(element, root, source, await Features.open(source));
-    source.features = app.features;
+    const features = await Features.open(source);
     clearTimeout(late);
-    show(box, app.frame());
+    const app = new App(element, root, source, features);
     await app.start();
     return app;
   } catch (error) {
@@ -58,32 +41,18 @@ function mount_file() {
   const source = new FileSource(document.title);
   return mount(document.querySelector("main"), source).then((app) => {
     document.documentElement.dataset.ready = "yes";
-    globalThis.sae = {
-      app,
-      source,
-      decimal,
-      percent,
-      signed,
-      pieces,
-      plain,
-      isolated,
-      Vocabulary,
-      matches,
-      parse_query,
-      page_html,
-      draw_blind,
-    }; // for the console, and the tests
+    const texts = { decimal, percent, signed, pieces, plain, isolated, Vocabulary };
+    // for the console, and the tests
+    globalThis.sae = { app, source, page_html, draw_blind, matches, parse_query, ...texts };
   });
 }
 
 function render({ model, el }) {
   // What anywidget calls.
-  const host = document.createElement("div"),
-    themed = () => {
-      const light = document.body.dataset.jpThemeLight;
-      host.style.colorScheme =
-        light === undefined ? "light dark" : light === "true" ? "light" : "dark";
-    };
+  const host = document.createElement("div"), themed = () => {
+    const schemes = { true: "light", false: "dark" };
+    host.style.colorScheme = schemes[document.body.dataset.jpThemeLight] ?? "light dark";
+  };
   host.style.cssText = "display: block; height: 780px";
   themed();
   const watch = new MutationObserver(themed);
@@ -95,42 +64,30 @@ function render({ model, el }) {
 
 function one_at_a_time(action) {
   // While it runs, only the last of further calls is kept.
-  let running = false,
-    again = null;
-  return async function call(...given) {
-    if (running) {
-      again = given;
-      return;
-    }
+  let running = false, again = false;
+  return async function call() {
+    again = running;
+    if (running) return;
     running = true;
     try {
-      await action(...given);
+      await action();
     } finally {
       running = false;
-      if (again) {
-        const next = again;
-        again = null;
-        call(...next);
-      }
+      if (again) call();
     }
   };
 }
 
 class App {
   constructor(host, root, source, features) {
-    Object.assign(this, {
-      host,
-      root,
-      source,
-      features,
-      number: -1,
-      matches: [],
-      turn: 0,
-      page: null,
-    });
+    Object.assign(this, { host, root, source, features, number: -1, page: null });
+    this.texts = new WeakMap(); // a text whose tokens can be chosen → what is known of them
     features.whole = source.in_kernel || !features.no_model;
+    source.features = features;
+    this.state = this.read(source.address.get());
+    this.list = new List(this);
+    this.compare = new Compare(this);
     this.try = new Try(this);
-    this.context = new Context(this);
     this.rate = new Rate(this);
   }
 
@@ -138,386 +95,297 @@ class App {
     return this.root.getElementById(id);
   }
 
-  get narrow() {
-    return this.host.clientWidth < NARROW;
-  }
-
   ask(question, given) {
     return this.source.ask(question, given);
   }
 
-  frame() {
-    const { title, facts } = this.features;
-    return html`<header>
-        <h1>${title}</h1>
-        <p>${facts}</p>
-        <nav aria-label="Parts of this page">
-          ${Object.entries(VIEWS).map(
-            ([view, name]) => html`<a href="#view=${view}" data-view="${view}">${name}</a>`,
-          )}
-        </nav>
-      </header>
-      <div id="body">
-        <section id="list" aria-label="List">
-          <div id="search">
-            <input
-              id="query"
-              type="search"
-              placeholder='import  density<0.1%  auroc>0.9  text:"def main"  #12'
-              aria-label="Search"
-              autocomplete="off"
-              autocapitalize="off"
-              spellcheck="false"
-            />
-            <div class="row">
-              <label
-                >Sort
-                <select id="sort"></select></label
-              ><button
-                id="direction"
-                type="button"
-                aria-label="Sorted from the largest; turn round"
-                data-descending="yes"
-              >
-                largest first
-              </button>
-            </div>
-            <p class="row">
-              <span id="count" role="status"></span
-              ><button
-                id="help"
-                type="button"
-                class="quiet"
-                aria-expanded="false"
-                aria-controls="help-text"
-              >
-                how to search
-              </button>
-            </p>
-            <p id="help-text" hidden>${HELP}</p>
-          </div>
-          <div id="heads" aria-hidden="true"></div>
-          <div id="rows" role="listbox" tabindex="0" aria-label="Features found">
-            <div id="spacer"></div>
-          </div>
-        </section>
-        <section id="feature" class="panel" aria-label="Feature">
-          <div class="row bar">
-            <button id="previous" type="button" title="key: left arrow, or k">← Previous</button
-            ><button id="next" type="button" title="key: right arrow, or j">Next →</button
-            ><button id="random" type="button" title="key: r">Random</button
-            ><a id="try-it" href="#view=try" data-view="try">Try it on a text</a>
-          </div>
-          <div id="page" tabindex="-1"></div>
-        </section>
-        <section id="try" class="panel" aria-label="Try a text">${this.try.frame()}</section>
-        <section id="context" class="panel" aria-label="Whole context">
-          ${this.context.frame()}
-        </section>
-        <section id="rate" class="panel" aria-label="Rate, blind">${this.rate.frame()}</section>
-      </div>
-      <div id="bubble" role="status" hidden></div>`;
-  }
-
   async start() {
-    for (const [name, column] of SORTS)
-      if (this.features.columns[column]) this.$("sort").append(new Option(name, column));
-    this.$("sort").value = "density";
-    this.draw_heads();
-    await this.search();
+    const { features } = this;
+    const known = Object.keys(FIELDS).filter((name) => features.columns[FIELDS[name]]);
+    const texts = { title: features.title, facts: features.facts, fields: known.join(", "),
+      "how-many": decimal(features.count) };
+    for (const [id, text] of Object.entries(texts)) this.$(id).textContent = text;
+    for (const kind of this.root.querySelectorAll(".kind")) kind.textContent = features.kind;
+    this.$("promise").hidden = !features.whole;
+    this.draw_start();
     this.listen();
     await this.follow_address();
   }
 
+  draw_start() {
+    show(this.$("first"), first_html(this.features));
+  }
+
   listen() {
     let wait;
-    const { $ } = this,
-      on = (id, event, act) => $.call(this, id).addEventListener(event, act);
+    const on = (id, event, act) => this.$(id).addEventListener(event, act);
     this.source.address.listen(() => this.follow_address());
     on("query", "input", () => {
       clearTimeout(wait);
       wait = setTimeout(() => this.search(true), 120);
     });
     on("query", "keydown", (e) => {
-      if (e.key === "Enter" && this.matches.length) this.go(this.matches[0], "feature");
-    });
-    on("sort", "change", () => this.search());
-    on("direction", "click", () => {
-      this.turn_round();
-      this.search();
+      const [feature] = this.list.found;
+      if (e.key === "Enter" && feature !== undefined) this.go({ feature, view: "" });
     });
     on("help", "click", () => {
-      const text = this.$("help-text");
-      text.hidden = !text.hidden;
-      this.$("help").setAttribute("aria-expanded", String(!text.hidden));
+      const hidden = (this.$("help-text").hidden = !this.$("help-text").hidden);
+      this.$("help").setAttribute("aria-expanded", String(!hidden));
     });
-    on("rows", "scroll", () => this.draw_rows());
-    new ResizeObserver(() => this.draw_rows()).observe(this.$("rows"));
+    on("heads", "click", (e) => {
+      const column = e.target.closest("[data-sort]")?.dataset.sort;
+      if (column) this.list.sort_by(column);
+    });
+    on("rows", "click", (e) => {
+      const number = e.target.closest("[data-number]")?.dataset.number;
+      if (number) this.go({ feature: number, view: this.view_to_stay });
+    });
+    on("rows", "scroll", () => this.list.draw());
+    new ResizeObserver(() => this.list.draw()).observe(this.$("rows"));
     on("previous", "click", () => this.step(-1));
     on("next", "click", () => this.step(1));
     on("random", "click", () => this.draw_one());
-    this.root.addEventListener("click", (e) => {
-      this.follow_link(e);
-      this.tell(e);
+    this.root.addEventListener("click", (e) => this.clicked(e));
+    this.root.addEventListener("change", (e) => {
+      if (e.target.dataset.act === "name") this.keep({ name: e.target.value.trim() });
     });
-    const listener = this.source.in_kernel ? this.root : document; // keys of a notebook are its own
-    listener.addEventListener("keydown", (e) => this.keys(e));
-    for (const panel of [this.try, this.context, this.rate]) panel.listen(on);
+    const keys = this.source.in_kernel ? this.root : document; // keys of a notebook are its own
+    keys.addEventListener("keydown", (e) => this.keys(e));
+    for (const panel of [this.compare, this.try, this.rate]) panel.listen(on);
   }
 
   // --- address ---
 
-  read_address(text = this.source.address.get()) {
-    const given = new URLSearchParams(text),
-      integer = (key) => (/^\d{1,9}$/.test(given.get(key) ?? "") ? Number(given.get(key)) : -1);
-    const number = integer("feature") < this.features.count ? integer("feature") : -1;
-    const view = Object.hasOwn(VIEWS, given.get("view") ?? "")
-      ? given.get("view")
-      : number >= 0
-        ? "feature"
-        : "list";
-    return { number, view, row: integer("row"), position: integer("position") };
+  read(text) {
+    const given = new URLSearchParams(text);
+    return Object.fromEntries(STATE.map((key) => [key, given.get(key) ?? ""]));
   }
 
-  go(number, view, more = "") {
-    this.source.address.set(
-      (number >= 0 ? `feature=${number}` : "") +
-        (view === "feature" && number >= 0 ? "" : `&view=${view}`) +
-        more,
-    );
+  address(changes) {
+    const given = Object.entries({ ...this.state, ...changes }).filter(([, value]) => value !== "");
+    return new URLSearchParams(given).toString();
   }
 
-  follow_link(e) {
-    const link = e.target.closest("a[href^='#']");
-    if (!link) return;
-    e.preventDefault();
-    const { number, view, row, position } = this.read_address(link.getAttribute("href").slice(1));
-    // a feature named beside the text: stay with the text
-    const beside_text = link.closest("#try") && !link.dataset.view;
-    this.go(
-      number >= 0 ? number : this.number,
-      beside_text ? "try" : view,
-      row >= 0 ? `&row=${row}&position=${position}` : "",
-    );
+  go(changes) {
+    this.source.address.set(this.address({ row: "", position: "", ...changes }));
+  }
+
+  note(changes) {
+    // What is shown already, so that a copied address shows it too.
+    const address = this.address(changes);
+    Object.assign(this.state, changes);
+    this.source.address.replace(address);
   }
 
   async follow_address() {
-    const { number, view, row, position } = this.read_address();
-    this.host.dataset.view = this.view = view;
-    for (const part of this.root.querySelectorAll("section"))
-      if (part.id)
-        part.classList.toggle(
-          "shown",
-          part.id === view || (view === "list" && part.id === "feature"),
-        );
-    this.$("body").dataset.view = view;
+    const { q, sort } = this.state;
+    this.state = this.read(this.source.address.get());
+    const { state } = this, number = Number(state.feature);
+    const numbered = /^\d+$/.test(state.feature) && number < this.features.count;
+    const view = VIEWS.includes(state.view) ? state.view : state.feature ? "feature" : "start";
+    this.host.dataset.view = this.$("body").dataset.view = this.view = view;
+    for (const part of this.root.querySelectorAll("section.panel")) // beside the list: the feature
+      part.classList.toggle("shown", part.id === (view === "list" ? "feature" : view));
     for (const a of this.root.querySelectorAll("nav a"))
       a.toggleAttribute("aria-current", a.dataset.view === view);
-    await this.show(
-      number >= 0 ? number : this.number >= 0 ? this.number : (this.matches[0] ?? -1),
-    );
+    if (this.turn === undefined || state.q !== q || state.sort !== sort) {
+      this.turn = true;
+      if (this.$("query").value !== state.q) this.$("query").value = state.q;
+      const searched = this.search();
+      if (!numbered) await searched;
+    }
+    if (numbered) await this.show(number);
+    else if (state.feature) this.say_missing(state.feature);
+    else if (this.number < 0 && view !== "start") await this.show(this.list.found[0] ?? -1);
+    if (state.row) await this.expand_place(Number(state.row), Number(state.position));
     if (view === "try") await this.try.open();
-    if (view === "context") await this.context.open(row, position);
-    if (view === "list") this.draw_rows();
+    if (view === "compare") await this.compare.open();
+    if (view === "list") this.list.draw();
+  }
+
+  say_missing(wanted) {
+    const { kind, count } = this.features;
+    this.number = -1;
+    const number = /^\d+$/.test(wanted) ? decimal(Number(wanted)) : wanted;
+    show(this.$("page"), html`<h2>There is no ${kind} ${number}</h2>
+      <p>There are ${decimal(count)}, numbered 0 to ${decimal(count - 1)}.</p>`);
   }
 
   // --- the page ---
+
+  async search(to_first = false) {
+    const query = this.$("query").value;
+    if (!(await this.list.search(query)) || !to_first) return;
+    const [first] = this.list.found, view = this.view === "start" ? "feature" : this.view;
+    if (first === undefined) return this.note({ q: query });
+    // the best match at once; it goes into the history when somebody chooses
+    this.note({ q: query, feature: String(first), view: view === "feature" ? "" : view });
+    await this.follow_address();
+  }
 
   async show(number) {
     if (number === this.number) return;
     this.number = number;
     const page = number >= 0 ? await this.features.page(number) : null;
     if (number !== this.number) return; // another was asked for meanwhile
+    this.page = page && Object.assign(page, { opens: true });
     if (page) show(this.$("page"), page_html(this.features, page));
     else this.$("page").textContent = "Nothing matches.";
-    this.page = page;
-    if (!this.source.in_kernel)
-      document.title =
-        number >= 0
-          ? `${this.features.kind} ${number} - ${this.features.title}`
-          : this.features.title;
+    const { kind, title } = this.features, named = number >= 0 ? `${kind} ${number} - ` : "";
+    if (!this.source.in_kernel) document.title = named + title;
     this.$("feature").scrollTop = 0;
-    this.reveal();
-    this.draw_rows();
+    this.list.reveal();
+    this.list.draw();
   }
 
   step(by) {
-    const at = this.matches.indexOf(this.number),
-      n = this.matches.length;
-    if (n) this.go(this.matches[at < 0 ? 0 : (at + by + n) % n], this.view_to_stay);
+    const { found } = this.list, at = found.indexOf(this.number), n = found.length;
+    if (n) this.go({ feature: found[at < 0 ? 0 : (at + by + n) % n], view: this.view_to_stay });
   }
 
   draw_one() {
-    const alive = this.matches.filter((i) => this.features.columns.n_active[i] > 0),
-      pool = alive.length ? alive : this.matches;
-    const others = pool.filter((i) => i !== this.number),
-      from = others.length ? others : pool;
-    if (from.length) this.go(from[Math.floor(Math.random() * from.length)], this.view_to_stay);
+    const { found } = this.list, { n_active } = this.features.columns;
+    const others = found.filter((i) => i !== this.number && n_active[i] > 0);
+    const from = others.length ? others : found;
+    const feature = from[Math.floor(Math.random() * from.length)];
+    if (feature !== undefined) this.go({ feature, view: this.view_to_stay });
   }
 
   get view_to_stay() {
-    return this.view === "try" ? "try" : "feature";
+    return this.view === "try" ? "try" : "";
   }
 
-  // --- the list ---
+  // --- examples and tokens ---
 
-  turn_round() {
-    const button = this.$("direction"),
-      descending = button.dataset.descending !== "yes";
-    button.dataset.descending = descending ? "yes" : "no";
-    button.textContent = descending ? "largest first" : "smallest first";
+  async expand_place(row, position) {
+    const all = this.page ? [...this.page.examples, ...this.page.samples] : [];
+    const at = all.findIndex((e) => e.row === row && e.position === position);
+    const tr = this.$("page").querySelector(`tr[data-example="${at}"]`);
+    if (tr && !tr.querySelector("[aria-expanded=true]")) await this.expand(tr);
   }
 
-  async search(to_first = false) {
-    const turn = ++this.turn,
-      { features } = this,
-      descending = this.$("direction").dataset.descending === "yes";
-    const waiting = () => {
-      this.$("count").textContent = "reading all texts\u2026";
+  async expand(tr) {
+    // Opens an example, or closes it.
+    const open = tr.querySelector("[aria-expanded=true]");
+    tr.querySelector("button").setAttribute("aria-expanded", String(!open));
+    if (open) return tr.nextElementSibling.remove();
+    const { page, features } = this, e = [...page.examples, ...page.samples][tr.dataset.example];
+    const [more, cell] = ["tr", "td"].map((name) => document.createElement(name));
+    more.append(cell);
+    more.className = "expanded";
+    Object.assign(cell, { colSpan: 2, textContent: "reading the whole text…" });
+    tr.after(more);
+    this.note({ feature: String(this.number), row: String(e.row), position: String(e.position) });
+    const question = { row: e.row, feature: page.number, ablate: true };
+    const absent = `The whole text needs the language model; it is not here: ${features.no_model}.`;
+    const asked = features.whole ? this.ask("context", question) : { problem: absent };
+    const given = await Promise.resolve(asked).catch((error) => ({ problem: error.message }));
+    show(cell, expanded_html(features, e, given, features.maximum(page.number)));
+    this.enliven(cell, given);
+  }
+
+  enliven(box, given) {
+    for (const text of box.querySelectorAll(".live")) this.texts.set(text, { given, at: -1 });
+  }
+
+  choose(text, at) {
+    // A token of a text: what is known of it is shown below.
+    const chosen = this.texts.get(text);
+    if (!chosen || at < 0 || at >= text.children.length) return;
+    text.children[chosen.at]?.classList.remove("at");
+    text.children[at].classList.add("at");
+    chosen.at = at;
+    show(text.nextElementSibling, here_html(this.features, chosen.given, at));
+  }
+
+  // --- keeping ---
+
+  async keep(change) {
+    await this.features.note(this.number, change);
+    show(this.$("page"), page_html(this.features, this.page));
+    this.list.draw();
+    this.draw_start();
+  }
+
+  async copy(text, what) {
+    // Where the clipboard is not to be had, the text is left to be copied by hand.
+    const done = await navigator.clipboard?.writeText(text).then(() => true, () => false);
+    const beside = { try: "clamp-note", compare: "compare-note" }[this.view] ?? "said";
+    this.$(beside).textContent = done ? `${what} copied` : text;
+  }
+
+  async save() {
+    const { title, notes } = this.features, ratings = await this.ask("ratings", {});
+    const text = JSON.stringify({ title, notes, ratings }, null, 1);
+    download("features.json", "application/json", text);
+  }
+
+  act({ act, kind, number, tenth }, button) {
+    const { features, page } = this, pins = kind && this.compare.toggle(kind, Number(number));
+    const actions = {
+      star: () => this.keep({ star: !features.notes[page.number]?.star }),
+      pin: () => this.go({ pins, view: "compare" }),
+      link: () => this.copy(this.source.address.link(), "The address"),
+      markdown: () => this.copy(markdown_of(features, page), "Markdown"),
+      export: () => this.save(),
+      tenth: () => this.choose_tenth(button, tenth),
     };
-    const found = await matches(
-      features,
-      this.$("query").value,
-      this.$("sort").value,
-      descending,
-      waiting,
-    );
-    if (turn !== this.turn) return; // typed on meanwhile
-    this.matches = found;
-    const all = `${decimal(features.count)} ${features.kind}s`;
-    this.$("count").textContent =
-      found.length === features.count
-        ? all
-        : found.length
-          ? `${decimal(found.length)} of ${all}`
-          : `none of ${all}`;
-    for (const id of ["previous", "next", "random"]) this.$(id).disabled = found.length === 0;
-    this.$("rows").scrollTop = 0;
-    if (to_first && found.length) {
-      // the best match at once; the address follows when somebody chooses
-      await this.show(found[0]);
-      this.source.address.replace(
-        `feature=${found[0]}${this.view === "feature" ? "" : `&view=${this.view}`}`,
-      );
-    }
-    this.reveal();
-    this.draw_rows();
+    actions[act]?.();
   }
 
-  get columns() {
-    return COLUMNS.filter(([column]) => this.features.columns[column]);
+  choose_tenth(button, tenth) {
+    const article = button.closest("article"), off = button.getAttribute("aria-pressed") === "true";
+    for (const other of article.querySelectorAll("[data-act=tenth]"))
+      other.setAttribute("aria-pressed", String(other === button && !off));
+    for (const part of article.querySelectorAll("tbody[data-tenth]"))
+      part.hidden = !off && part.dataset.tenth !== tenth;
+    for (const part of article.querySelectorAll(".examples, .examples-head")) part.hidden = !off;
   }
 
-  draw_heads() {
-    this.$("list").style.setProperty("--columns", this.columns.length);
-    show(
-      this.$("heads"),
-      html`${[this.features.kind, "strongest on", ...this.columns.map(([, name]) => name)].map(
-        (name) => html`<span>${name}</span>`,
-      )}`,
-    );
-  }
+  // --- pointer and keys ---
 
-  get row_height() {
-    return parseFloat(getComputedStyle(this.$("rows")).getPropertyValue("--row"));
+  clicked(e) {
+    const link = e.target.closest("a[href^='#']"), button = e.target.closest("button[data-act]");
+    const text = e.target.closest(".live"), cell = e.target.closest("[data-token]");
+    const tr = e.target.closest("tr[data-example]");
+    if (link) {
+      e.preventDefault();
+      const changes = this.read(link.getAttribute("href").slice(1));
+      if (link.closest("#try") && !link.dataset.view) changes.view = "try";
+      for (const key of STATE) if (key !== "view" && !changes[key]) delete changes[key];
+      this.go(changes);
+    } else if (button) this.act(button.dataset, button);
+    else if (text) this.choose(text, [...text.children].indexOf(e.target.closest(".live > bdi")));
+    else if (cell) this.choose(this.$("tried").querySelector(".live"), Number(cell.dataset.token));
+    else if (tr && !String(getSelection())) this.expand(tr);
   }
-
-  draw_rows() {
-    // Only the rows in sight exist.
-    const height = this.row_height,
-      box = this.$("rows"),
-      n = this.matches.length,
-      spacer = this.$("spacer");
-    spacer.style.height = `${n * height}px`;
-    const first = Math.max(0, Math.floor(box.scrollTop / height) - 6),
-      last = Math.min(n, Math.ceil((box.scrollTop + box.clientHeight) / height) + 6);
-    spacer.replaceChildren(
-      ...this.matches.slice(first, last).map((number, i) => this.row(number, first + i, height)),
-    );
-    if (this.number >= 0) box.setAttribute("aria-activedescendant", `row-${this.number}`);
-  }
-
-  row(number, at, height) {
-    const element = document.createElement("div"),
-      token = this.features.token(number),
-      { columns } = this.features;
-    const values = this.columns.map(
-      ([column, , format]) =>
-        html`<bdi>${columns[column][number] === null ? "" : format(columns[column][number])}</bdi>`,
-    );
-    show(
-      element,
-      html`<bdi>${number}</bdi
-        ><bdi class="${token ? "name" : "dead"}">${token || "dead"}</bdi>${values}`,
-    );
-    element.className = "feature-row";
-    element.id = `row-${number}`;
-    element.style.top = `${at * height}px`;
-    const said = {
-      role: "option",
-      "aria-selected": number === this.number,
-      "aria-posinset": at + 1,
-      "aria-setsize": this.matches.length,
-    };
-    for (const [key, value] of Object.entries(said)) element.setAttribute(key, String(value));
-    element.addEventListener("click", () =>
-      this.go(number, this.narrow ? "feature" : this.view_to_stay),
-    );
-    return element;
-  }
-
-  reveal() {
-    // Scroll the list to the feature shown.
-    const at = this.matches.indexOf(this.number),
-      height = this.row_height,
-      box = this.$("rows");
-    if (at < 0 || !box.clientHeight) return;
-    if (at * height < box.scrollTop || (at + 1) * height > box.scrollTop + box.clientHeight)
-      box.scrollTop = (at + 0.5) * height - box.clientHeight / 2;
-  }
-
-  // --- keys and hover ---
 
   keys(e) {
-    const target = e.composedPath()[0];
+    const [target] = e.composedPath(), { activeElement } = this.root;
     if (e.ctrlKey || e.metaKey || e.altKey || target.closest?.("input, textarea, select")) {
       if (e.key === "Escape") target.blur?.();
       return;
     }
-    const in_list = this.root.activeElement === this.$("rows"),
-      rate = this.view === "rate";
-    const act =
-      {
-        "/": () => this.$("query").focus(),
-        ArrowRight: () => this.step(1),
-        j: () => this.step(1),
-        ArrowLeft: () => this.step(-1),
-        k: () => this.step(-1),
-        r: () => this.draw_one(),
-      }[e.key] ??
-      (in_list
-        ? {
-            ArrowDown: () => this.step(1),
-            ArrowUp: () => this.step(-1),
-            Enter: () => this.go(this.number, "feature"),
-          }[e.key]
-        : undefined);
-    if (!act || (rate && e.key !== "/")) return;
+    const way = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 1, ArrowUp: -1 }[e.key];
+    const button = (act) => () => this.$("page").querySelector(`button[data-act=${act}]`)?.click();
+    const letters = { j: () => this.step(1), k: () => this.step(-1), r: () => this.draw_one(),
+      s: button("star"), p: button("pin"), "/": () => this.$("query").focus() };
+    let act = letters[e.key];
+    if (way && activeElement?.matches(".live"))
+      act = () => this.choose(activeElement, (this.texts.get(activeElement)?.at ?? 0) + way);
+    else if (way && (activeElement === this.$("rows") || /Left|Right/.test(e.key)))
+      act = () => this.step(way);
+    else if (e.key === "Enter" && activeElement === this.$("rows"))
+      act = () => this.go({ feature: this.number, view: "" });
+    if (!act || (this.view === "rate" && e.key !== "/")) return;
     e.preventDefault();
     act();
   }
+}
 
-  tell(e) {
-    // A tap shows what a pointer held over it would: a phone has no hover.
-    const named = e.target.closest("[title]"),
-      bubble = this.$("bubble");
-    bubble.hidden = !(named?.closest(".panel") && matchMedia("(hover: none)").matches);
-    if (bubble.hidden) return;
-    bubble.textContent = named.getAttribute("title");
-    const { left, bottom } = named.getBoundingClientRect(),
-      box = this.host.getBoundingClientRect();
-    bubble.style.top = `${bottom - box.top + 4}px`;
-    const rightmost = box.width - bubble.offsetWidth - 8;
-    bubble.style.left = `${Math.max(8, Math.min(left - box.left, rightmost))}px`;
-  }
+function download(name, type, text) {
+  const link = document.createElement("a");
+  Object.assign(link, { href: URL.createObjectURL(new Blob([text], { type })), download: name });
+  link.click();
+  URL.revokeObjectURL(link.href);
 }

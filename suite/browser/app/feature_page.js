@@ -2,333 +2,252 @@
 
 // opacity of the strongest colour: text stays readable on it, on white and on black
 const DARKEST = 0.62;
-const ACTIVE = ["240,125,20", ""],
-  LOSS = ["208,60,60", "50,110,200"]; // colours above and below zero
-const TOKENS = 12; // tokens listed that the strongest examples are strongest on
-const MARKED =
-  "first token of a row, padding, or an activation of outlying norm: left out of the strongest";
+const ACTIVE = ["240,125,20", ""], LOSS = ["208,60,60", "50,110,200"]; // above and below zero
+const TOKENS_LISTED = 12, NAMED = 4; // tokens of the strongest examples; of the sentence at the top
+const MARKED = "row starts, padding, outliers: not among the strongest";
+const NULLS = { // kind of unit that was scored in the same way → what the page calls it
+  feature: "features", neuron_matched: "neurons of equal density",
+  random: "random directions", shuffled: "shuffled labels",
+};
 
 const token_html = (name) => html`<bdi class="token">${name}</bdi>`;
 const link_html = (number) => html`<a href="#feature=${number}">${number}</a>`;
 const signs_html = (text, every_blank) =>
   pieces(text, every_blank).map(([quiet, part]) => (quiet ? html`<i>${part}</i>` : part));
+const tone = (share, colour = ACTIVE[0]) => `rgba(${colour},${(DARKEST * share).toFixed(2)})`;
 
-function tokens_html(
-  vocabulary,
-  { ids, values },
-  largest,
-  { focus = -1, prompt = 0, colours = ACTIVE, written = decimal } = {},
-) {
+function tokens_html(vocabulary, { ids, values }, largest, options = {}) {
+  const { focus = -1, prompt = 0, colours = ACTIVE, written = decimal } = options;
   const whole = vocabulary.characters(ids);
   return ids.map((id, i) => {
-    const value = values[i],
-      share = largest > 0 ? Math.min(1, Math.abs(value) / largest) : 0,
-      colour = colours[value < 0 ? 1 : 0];
-    const style =
-      colour && share > 0.01
-        ? html` style="background-color:rgba(${colour},${(DARKEST * share).toFixed(2)})"`
-        : "";
-    const part = whole.has(i) ? `  (part of ${isolated(plain(whole.get(i)))})` : "",
-      hint = `${isolated(vocabulary.name(id))}  ${written(value)}${part}`;
+    const share = largest > 0 ? Math.min(1, Math.abs(values[i]) / largest) : 0;
+    const colour = colours[values[i] < 0 ? 1 : 0], coloured = colour && share > 0.01;
+    const style = coloured && html` style="background-color:${tone(share, colour)}"`;
+    const part = whole.has(i) ? `  (part of ${isolated(plain(whole.get(i)))})` : "";
+    const hint = `${isolated(vocabulary.name(id))}  ${written(values[i])}${part}`;
     const text = signs_html(vocabulary.text(id), i === focus);
-    return html`<bdi title="${hint}" ${i < prompt ? html` class="prompt"` : ""}${style}
-      >${i === focus ? html`<b>${text}</b>` : text}</bdi
-    >`;
+    return html`<bdi title="${hint}"${i < prompt && html` class="prompt"`}${style}>${
+      i === focus ? html`<b>${text}</b>` : text}</bdi>`;
   });
 }
 
 const text_html = (...given) => html`<div class="text" dir="ltr">${tokens_html(...given)}</div>`;
+const joined = (items) => items.map((item, i) => html`${i > 0 && " "}${item}`);
 
-function example_html(vocabulary, e, scale, factor, number) {
-  const values = e.values.map((v) => Math.max(0, v) * factor),
-    value = decimal(e.activation * factor),
-    address = `#feature=${number}&view=context&row=${e.row}&position=${e.position}`;
+function live_html(name, ...given) {
+  // A text whose tokens can be chosen, by pointer or arrow keys, and what is known of the chosen.
+  return html`<div class="text live" dir="ltr" tabindex="0" role="group"
+    aria-label="${name}; arrow keys choose a token">${tokens_html(...given)}</div>
+    <div class="here" role="status"></div>`;
+}
+
+function example_html(vocabulary, e, scale, factor, at) {
+  // `at`, its place among the page's examples, makes it a row that opens.
+  const values = e.values.map((v) => Math.max(0, v) * factor);
   const text = tokens_html(vocabulary, { ids: e.ids, values }, scale, { focus: e.focus });
-  const linked = html`<a href="${address}" title="the whole text around it">${value}</a>`;
-  const marked = e.marked && html`<br /><small title="${MARKED}">marked</small>`;
-  return html`<tr>
-    <td class="value">${number === undefined ? value : linked}${marked}</td>
-    <td class="text" dir="ltr">${text}</td>
-  </tr>`;
+  const value = decimal(e.activation * factor), closed = at === undefined;
+  const opens = html`<button type="button" aria-expanded="false"
+    aria-label="${value}: show the whole text">${value}</button>`;
+  const marked = e.marked && html`<br><small title="${MARKED}">marked</small>`;
+  return html`<tr${!closed && html` data-example="${at}"`}>
+    <td class="value">${closed ? value : opens}${marked}</td>
+    <td class="text" dir="ltr">${text}</td></tr>`;
 }
 
 function strongest_on(examples) {
   const counts = new Map();
   for (const { token_id: token } of examples) counts.set(token, (counts.get(token) ?? 0) + 1);
-  return [...counts].sort((a, b) => b[1] - a[1] || a[0] - b[0]).slice(0, TOKENS);
+  return [...counts].sort((a, b) => b[1] - a[1] || a[0] - b[0]).slice(0, TOKENS_LISTED);
 }
 
-function histogram_html(counts, maximum) {
-  // Heights on a logarithmic scale: the few strong activations are what one looks for.
-  const tallest = Math.log1p(Math.max(...counts)),
-    bars = counts.map((c, i) => [10 * i, (40 * Math.log1p(c)) / tallest, c]);
-  return html`<figure>
-    <figcaption><small>activations by strength, counted on a logarithmic scale</small></figcaption>
-    <svg
-      class="histogram"
-      viewBox="0 0 ${10 * counts.length} 40"
-      preserveAspectRatio="none"
-      role="img"
-      aria-label="histogram of activations"
-    >
-      ${bars.map(
-        ([x, h, c]) =>
-          html`<rect x="${x}" y="${(40 - h).toFixed(1)}" width="9" height="${h.toFixed(1)}">
-            <title>${decimal(c)}</title>
-          </rect>`,
-      )}
-    </svg>
-    <div class="axis"><small>0</small><small>${decimal(maximum)}</small></div>
-  </figure>`;
+function histogram_html(counts, tenths, maximum) {
+  // Heights on a logarithmic scale: the few strong activations are what one looks for. A button
+  // over each tenth chooses its examples.
+  const tallest = Math.log1p(Math.max(...counts)), edge = (t) => decimal((maximum * t) / 10);
+  const bar = (count, i) => {
+    const height = (40 * Math.log1p(count)) / tallest, y = (40 - height).toFixed(1);
+    return html`<rect x="${10 * i}" y="${y}" width="9" height="${height.toFixed(1)}"/>`;
+  };
+  const button = (share, t) => {
+    const said = `from ${edge(t)} to ${edge(t + 1)}: ${percent(share)} of its activations`;
+    return html`<button type="button" data-act="tenth" data-tenth="${t}" aria-pressed="false"
+      aria-label="examples ${said}" title="${said}"></button>`;
+  };
+  return html`<figure><figcaption>Activations by strength
+      <small>(log count; choose a range to see its examples)</small></figcaption>
+    <div class="histogram"><svg viewBox="0 0 ${10 * counts.length} 40" preserveAspectRatio="none"
+      role="img" aria-label="histogram of activations">${counts.map(bar)}</svg>
+      <div>${(tenths ?? []).map(button)}</div></div>
+    <div class="axis"><small>0</small><small>${decimal(maximum)}</small></div></figure>`;
+}
+
+function rule_html(features, f) {
+  // The rule with its scores, beside the medians of what was scored in the same way.
+  const { medians, score } = features, known = (kind) => (medians[kind]?.[score] ?? null) !== null;
+  const told = ([kind, name]) => `${name} ${score_text(score, medians[kind][score])}`;
+  const others = Object.entries(NULLS).filter(([kind]) => known(kind)).map(told).join(", ");
+  const measured = { information: "uncertainty explained", auroc: "AUROC" }[score];
+  const explained = (f.information ?? null) !== null &&
+    html`uncertainty explained <b>${percent(f.information)}</b>, `;
+  return html`<p class="rule">Rule ${token_html(plain(f.rule))} <small>learnt on one half of the
+    documents; on the other half: ${explained}balanced accuracy
+    <b>${decimal(f.balanced_accuracy)}</b>, AUROC <b>${decimal(f.auroc)}</b>.
+    ${others && `Medians (${measured}): ${others}.`}</small></p>`;
+}
+
+function meaning_html(features, f) {
+  // Fires on X → raises Y, the rule, and what a chat model said.
+  const n = f.examples.length, on = strongest_on(f.examples), more = on.length - NAMED;
+  const name = (t) => token_html(features.vocabulary.name(t));
+  const fires = on.slice(0, NAMED).map(([t, c]) => html`${name(t)} <small>${c} of ${n}</small>`);
+  const spread = more > 0 && html` <small>and ${more} other tokens</small>`;
+  const raised = (f.top_logits ?? []).slice(0, NAMED).map(name);
+  const said = f.kind === "feature" && features.explanations[f.number];
+  return html`${n > 0 && html`<p class="meaning">Fires on ${joined(fires)}${spread} → raises
+      ${joined(raised)}</p>`}
+    ${f.rule && rule_html(features, f)}
+    ${said && html`<p>A chat model says: <q>${plain(said)}</q></p>`}
+    ${!f.n_active && html`<p>Dead: silent on the whole evaluation text. No examples; the logits are
+      what it would move.</p>`}`;
+}
+
+function actions_html(features, f) {
+  const note = features.notes[f.number] ?? {};
+  const act = (name, text) => html`<button type="button" data-act="${name}" data-kind="${f.kind}"
+    data-number="${f.number}">${text}</button>`;
+  if (!f.opens) return html`<p class="row actions">${act("pin", "Unpin")}</p>`;
+  return html`<p class="row actions">${act("star", note.star ? "★ starred" : "☆ star")}
+    <label>name <input data-act="name" maxlength="80" value="${note.name}"
+      placeholder="your own words"></label>
+    ${act("pin", "Pin to compare")} ${act("link", "Copy link")}
+    ${act("markdown", "Copy as Markdown")}
+    ${features.whole && html`<a class="button" href="#feature=${f.number}&view=try"
+      data-view="try" id="try-it">Make the model write it</a>`}</p>`;
 }
 
 function facts_html(f) {
-  if (!f.n_active)
-    return html`<p>
-      Dead: silent on the whole evaluation text. No examples; the logits below are what it would
-      move.
-    </p>`;
-  const score =
-    f.rule &&
-    html`<p class="rule">
-      Rule ${token_html(plain(f.rule))}
-      <small
-        >learnt on one half of the documents; on the other half: balanced accuracy
-        <b>${decimal(f.balanced_accuracy)}</b>, AUROC <b>${decimal(f.auroc)}</b></small
-      >
-    </p>`;
-  return html`<p class="facts">
-      <span
-        >density <b>${percent(f.density)}</b>
-        <small
-          >${decimal(f.n_active)} of ${decimal(Math.round(f.n_active / f.density))} tokens</small
-        ></span
-      >
-      <span>maximum <b>${decimal(f.maximum)}</b></span>
-      <span>mean when active <b>${decimal(f.mean_active)}</b></span>
-      ${
-        f.marked_share > 0 &&
-        html`<span title="${MARKED}">on marked positions <b>${percent(f.marked_share)}</b></span>`
-      }
-    </p>
-    ${score}
-    ${f.histogram && Math.max(...f.histogram) > 0 && histogram_html(f.histogram, f.maximum_all)}`;
+  const fact = (name, value, more) =>
+    html`<dt>${name}</dt><dd><b>${value}</b> <small>${more}</small></dd>`;
+  const [active, all] = [f.n_active, Math.round(f.n_active / f.density)].map(decimal);
+  return html`<dl class="facts">${f.n_active > 0 && html`
+    ${fact("density", percent(f.density), `${active} of ${all} tokens`)}
+    ${fact("maximum", decimal(f.maximum))} ${fact("mean when active", decimal(f.mean_active))}
+    ${f.marked_share > 0 && fact("on marked positions", percent(f.marked_share), MARKED)}`}</dl>`;
 }
 
 function lists_html(features, f, blind) {
   // What a page lists: title, what it means, and the entries, each a name and a value.
-  const name = (t) => token_html(features.vocabulary.name(t)),
-    near = (n) => html`${link_html(n)} ${features.token(n) ? token_html(features.token(n)) : ""}`;
-  const pairs = (keys, values, named, written) =>
-    (f[keys] ?? []).map((key, i) => [named(key), written(f[values][i], i)]);
-  const mean = (v, i) =>
-    html`<span
-      title="over its ${decimal(f.top_token_counts[i])} occurrences, the silent ones counted as 0"
-      >${decimal(v)}</span
-    >`;
+  const name = (t) => token_html(features.vocabulary.name(t)), own = f.kind === features.kind;
+  const near = (n) => (own ? html`${link_html(n)} ${token_html(features.token(n))}` : n);
+  const compared = (n) => html`<a href="#view=compare&pins=${f.number},neuron-${n}">${n}</a>`;
+  const neuron = (n) => (features.rated && own ? compared(n) : n);
+  const count = (v, i) => html`${decimal(v)} of ${decimal(f.top_token_counts[i])}`;
+  const direct = "direct effect on the next token's logits";
+  const mean = "over all occurrences of the token, silent ones as 0";
+  // title, meaning, columns of the entries and of their values, how each is written
   const lists = [
-    [
-      "Strongest on",
-      `of the top ${f.examples.length} examples`,
-      strongest_on(f.examples).map(([t, n]) => [name(t), n]),
-    ],
-    [
-      "By mean",
-      "mean activation over all occurrences of the token, silent ones counted as 0",
-      blind ? [] : pairs("top_tokens", "top_token_means", name, mean),
-    ],
-    [
-      "Before it",
-      "tokens most often directly before an active one",
-      pairs("before_tokens", "before_counts", name, decimal),
-    ],
-    [
-      "Raises",
-      "its direct effect on the next token's logits",
-      pairs("top_logits", "top_logit_values", name, signed),
-    ],
-    [
-      "Lowers",
-      "its direct effect on the next token's logits",
-      pairs("bottom_logits", "bottom_logit_values", name, signed),
-    ],
-    [
-      "Nearest",
-      "largest cosine between decoder directions",
-      blind ? [] : pairs("near_features", "near_cosines", near, signed),
-    ],
-    [
-      "Neurons",
-      "with the largest components of the unit decoder direction",
-      blind ? [] : pairs("aligned_neurons", "aligned_values", String, signed),
-    ],
-    [
-      "Correlated",
-      "neurons whose activations correlate most with it",
-      blind ? [] : pairs("correlated_neurons", "correlated_values", String, signed),
-    ],
-  ];
-  const entry = ([key, value], title) =>
-    html`<span class="pair"
-      >${key}${(!blind || title === "Strongest on") && html` <small>${value}</small>`}</span
-    > `;
-  return html`<dl>
-    ${lists
-      .filter(([, , entries]) => entries.length)
-      .map(
-        ([title, meaning, entries]) =>
-          html`<dt title="${meaning}">${title}</dt>
-            <dd>${entries.map((e) => entry(e, title))}</dd>`,
-      )}
-  </dl>`;
+    ["By mean", mean, "top_tokens", "top_token_means", name, count],
+    ["Before it", "before an active token", "before_tokens", "before_counts", name, decimal],
+    ["Raises", direct, "top_logits", "top_logit_values", name, signed],
+    ["Lowers", direct, "bottom_logits", "bottom_logit_values", name, signed],
+    ["Nearest", "cosine of decoder directions", "near_features", "near_cosines", near, signed],
+    ["Neurons", "in its decoder direction", "aligned_neurons", "aligned_values", neuron, signed],
+    ["Correlated", "neurons", "correlated_neurons", "correlated_values", neuron, signed],
+  ].filter(([title]) => !blind || /^(Before it|Raises|Lowers)$/.test(title));
+  const pair = (key, value) =>
+    html`<span class="pair">${key}${value !== "" && html` <small>${value}</small>`}</span> `;
+  const list = ([title, meaning, keys, values, named, written]) => f[keys]?.length > 0 &&
+    html`<dt>${title} <small>${meaning}</small></dt><dd>${f[keys].map((key, i) =>
+      pair(named(key), blind ? "" : written(f[values][i], i)))}</dd>`;
+  const strongest = strongest_on(f.examples).map(([t, n]) => pair(name(t), n));
+  return html`<dl class="lists">${strongest.length > 0 && html`<dt>Strongest on
+    <small>of the top ${f.examples.length} examples</small></dt><dd>${strongest}</dd>`}
+    ${lists.map(list)}</dl>`;
+}
+
+function examples_html(features, f, blind, factor) {
+  // The strongest, and those of each tenth of the range.
+  const maximum = f.maximum || f.maximum_all, all = [...f.examples, ...f.samples];
+  const width = ((f.maximum_all ?? maximum) * factor) / 10, scale = maximum * factor;
+  const place = (e) => (f.opens ? all.indexOf(e) : undefined);
+  const row = (e) => example_html(features.vocabulary, e, scale, factor, place(e));
+  const tenths = [...new Set(f.samples.map((e) => e.tenth))];
+  const share = (t) => !blind && f.tenths &&
+    html` <small>${percent(f.tenths[t])} of its activations</small>`;
+  const group = (t) => html`<tbody data-tenth="${t}"><tr class="tenth"><th colspan="2">
+    ${decimal(width * t)} to ${decimal(width * (t + 1))}${share(t)}</th></tr>
+    ${f.samples.filter((e) => e.tenth === t).map(row)}</tbody>`;
+  return html`${f.examples.length > 0 && html`<h3 class="examples-head">Strongest examples
+      ${f.opens && html`<small>choose one for its whole text</small>`}</h3>
+    <table class="examples"><tbody>${f.examples.map(row)}</tbody></table>`}
+    ${tenths.length > 0 && html`<h3>Over the whole range
+      <small>drawn at random from each tenth of it</small></h3>
+    <table class="tenths">${tenths.map(group)}</table>`}`;
 }
 
 function page_html(features, f, blind = 0) {
   // Blind, as unit `blind` of a session: without what gives a unit's kind away, and activations as
   // per cent of the maximum.
-  const maximum = f.maximum || f.maximum_all,
-    factor = blind ? 100 / maximum : 1,
-    scale = maximum * factor,
-    width = ((f.maximum_all ?? maximum) * factor) / 10;
-  const row = (e) =>
-      example_html(
-        features.vocabulary,
-        e,
-        scale,
-        factor,
-        blind || !features.whole ? undefined : f.number,
-      ),
-    tenths = [];
-  for (const e of f.samples)
-    if (tenths.at(-1)?.[0].tenth === e.tenth) tenths.at(-1).push(e);
-    else tenths.push([e]);
-  const head = ([{ tenth }]) =>
-    html`<tr class="tenth">
-      <th colspan="2">
-        ${decimal(width * tenth)} to
-        ${decimal(width * (tenth + 1))}${
-          !blind &&
-          f.tenths &&
-          html` <small>${percent(f.tenths[tenth])} of its activations</small>`
-        }
-      </th>
-    </tr>`;
-  const kind = blind ? "Unit" : features.kind[0].toUpperCase() + features.kind.slice(1);
-  return html`<section data-feature="${blind ? "" : f.number}">
-    <h3>${kind} ${blind || f.number}</h3>
-    ${!blind && facts_html(f)} ${lists_html(features, f, blind)}
-    ${
-      f.examples.length > 0 &&
-      html`<h4>Strongest examples</h4>
-        <table class="examples">
-          <tbody>
-            ${f.examples.map(row)}
-          </tbody>
-        </table>`
-    }
-    ${
-      tenths.length > 0 &&
-      html`<h4>Over the whole range <small>drawn at random from each tenth of it</small></h4>
-        <table class="tenths">
-          <tbody>
-            ${tenths.map((t) => html`${head(t)}${t.map(row)}`)}
-          </tbody>
-        </table>`
-    }
-  </section>`;
+  const factor = blind ? 100 / (f.maximum || f.maximum_all) : 1;
+  const kind = blind ? "Unit" : f.kind[0].toUpperCase() + f.kind.slice(1);
+  const named = !blind && f.kind === features.kind && features.notes[f.number]?.name;
+  const title = named ? html`${named} <small>${f.kind} ${f.number}</small>` :
+    `${kind} ${blind || f.number}`;
+  const histogram = !blind && f.histogram && Math.max(...f.histogram) > 0 &&
+    histogram_html(f.histogram, f.tenths, f.maximum_all);
+  return html`<article data-feature="${blind ? "" : f.number}">
+    <div class="meaning-card"><h2>${title}</h2>
+      ${!blind && html`${meaning_html(features, f)} ${actions_html(features, f)}`}</div>
+    <div class="columns"><div>${histogram}${examples_html(features, f, blind, factor)}</div>
+    <aside>${!blind && facts_html(f)} ${lists_html(features, f, blind)}</aside></div></article>`;
 }
 
-function per_token_html(features, { ids, strongest }) {
-  const entry = ([number, value]) =>
-    html`<span class="pair"
-      >${link_html(number)}
-      <small>${decimal(value)}</small>
-      ${features.token(number) && token_html(features.token(number))}</span
-    > `;
-  return html`<table class="per-token">
-    <thead>
-      <tr>
-        <th>token</th>
-        <th>
-          strongest ${features.kind}s, their activations, and the token that each is strongest on
-          elsewhere
-        </th>
-      </tr>
-    </thead>
-    <tbody>
-      ${ids.map(
-        (id, i) =>
-          html`<tr>
-            <td>${token_html(features.vocabulary.name(id))}</td>
-            <td>${strongest[i].map(entry)}</td>
-          </tr>`,
-      )}
-    </tbody>
-  </table>`;
+function expanded_html(features, e, { problem, ...given }, largest) {
+  // The whole row of text around an example, where it is from, and the loss when the feature is
+  // ablated. `.why` is where an attribution is shown once a source answers "why".
+  const from = html`<p class="facts">${e.origin && html`<span>from <b>${e.origin}</b></span>`}
+    <span>row <b>${e.row}</b></span> <span>position <b>${e.position}</b></span></p>`;
+  if (problem) return html`${from}<p class="note">${problem}</p>`;
+  const { ids, effects } = given, most = Math.max(...effects.map(Math.abs), 0), focus = e.position;
+  const total = signed(effects.reduce((a, b) => a + b, 0)), nats = (v) => `${signed(v)} nats`;
+  const lost = { ids, values: effects }, how = { focus, colours: LOSS, written: nats };
+  const name = "activation on the whole text", { vocabulary, kind } = features;
+  return html`${from}${live_html(name, vocabulary, given, largest, { focus })}
+    ${effects.length > 0 && html`<h4>Change of the loss when the ${kind} is ablated
+      <small>red: the model needs it there; sum ${total}, largest ${decimal(most)} nats</small></h4>
+      ${text_html(vocabulary, lost, most, how)}`}
+    <div class="why" data-row="${e.row}" data-position="${e.position}"></div>`;
 }
 
-function clamped_html(features, { kl, next, sides, prompt }, largest, what) {
-  const side = (title, given) =>
-    html`<div>
-      <h4>${title}</h4>
-      ${text_html(features.vocabulary, given, largest, { prompt })}
-    </div>`;
-  const clamped = () => side(html`Clamped <small>${what}</small>`, sides[1]);
-  return html`${
-    sides.length > 0 && html`<div class="sides">${side("As it is", sides[0])}${clamped()}</div>`
-  }
-    <h4>
-      The next token after the text <small>KL(as it is ‖ clamped) ${decimal(kl)} nats</small>
-    </h4>
-    <table class="next">
-      <thead>
-        <tr>
-          <th>token</th>
-          <th>as it is</th>
-          <th>clamped</th>
-          <th>change</th>
-        </tr>
-      </thead>
-      <tbody>
-        ${next.map(
-          ([id, before, after]) =>
-            html`<tr>
-              <td>${token_html(features.vocabulary.name(id))}</td>
-              <td>${percent(before)}</td>
-              <td>${percent(after)}</td>
-              <td class="${after > before ? "up" : "down"}">
-                ${signed(100 * (after - before))} points
-              </td>
-            </tr>`,
-        )}
-      </tbody>
-    </table>`;
+function here_html(features, { ids, values, strongest, effects = [] }, i) {
+  // What is known of one token of a text: "features here".
+  const entry = ([n, v]) => html`<span class="pair">${link_html(n)} <small>${decimal(v)}</small>
+    ${features.label(n)}</span> `;
+  const lost = effects.length > 0 && html`, loss when ablated <b>${signed(effects[i])}</b> nats`;
+  return html`${token_html(features.vocabulary.name(ids[i]))} activation
+    <b>${decimal(values[i])}</b>${lost}; ${features.kind}s here:
+    ${strongest[i].length ? strongest[i].map(entry) : "none"}`;
 }
 
-function context_html(features, given, largest, row, position) {
-  const { ids, values, effects } = given,
-    most = Math.max(...effects.map(Math.abs)),
-    total = effects.reduce((a, b) => a + b, 0),
-    lost = { ids, values: effects };
-  const nats = (v) => `${signed(v)} nats`;
-  return html`<p class="facts">
-      <span>row <b>${row}</b></span> <span>position <b>${position}</b> of ${ids.length}</span>
-      <span>activation there <b>${decimal(values[position])}</b></span>
-    </p>
-    ${text_html(features.vocabulary, given, largest, { focus: position })}
-    ${
-      effects.length > 0 &&
-      html`<h4>
-          Change of the loss on each token when it is ablated here
-          <small
-            >red: the model needs it there; point at a token for nats; sum ${signed(total)}, largest
-            ${decimal(most)}</small
-          >
-        </h4>
-        ${text_html(features.vocabulary, lost, most, {
-          focus: position,
-          colours: LOSS,
-          written: nats,
-        })}`
-    }`;
+function markdown_of(features, f) {
+  // A page in short, for a message or notes. Code spans, so that no text is markup.
+  const code = (text) => {
+    const fence = "`".repeat(1 + Math.max(0, ...[...text.matchAll(/`+/g)].map((m) => m[0].length)));
+    return fence.length > 1 ? `${fence} ${text} ${fence}` : `\`${text}\``;
+  };
+  const name = (t) => code(features.vocabulary.name(t)), own = features.notes[f.number]?.name;
+  const names = (ids) => (ids ?? []).map(name).join(", "), n = f.examples.length;
+  const spelt = (ids) => text_of_bytes(ids.flatMap((t) => bytes_of(features.vocabulary.text(t))));
+  const text = (e) => code(plain(spelt(e.ids)));
+  const example = (e) => `${decimal(e.activation)} on ${name(e.token_id)}: ${text(e)}`;
+  const on = strongest_on(f.examples).map(([t, count]) => `${name(t)} (${count} of ${n})`);
+  const items = [
+    `fires on ${on.join(", ")}`,
+    `raises ${names(f.top_logits)}; lowers ${names(f.bottom_logits)}`,
+    f.rule && `rule ${code(plain(f.rule))}: AUROC ${decimal(f.auroc)}`,
+    `density ${percent(f.density)}, maximum ${decimal(f.maximum)}`,
+    ...f.examples.slice(0, 5).map(example),
+  ];
+  const title = `### ${features.kind} ${f.number}${own ? `: ${code(own)}` : ""}\n`;
+  return [title, ...items.filter(Boolean).map((item) => `- ${item}`), ""].join("\n");
 }

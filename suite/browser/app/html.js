@@ -21,7 +21,7 @@ function html(strings, ...values) {
 }
 
 function show(element, content) {
-  // The only place where HTML is parsed.
+  // The only place where HTML is parsed, beside the page's own frame.
   if (!(content instanceof Safe)) throw new Error("only what html`…` made is shown");
   element.innerHTML = content.text;
 }

@@ -1,13 +1,14 @@
 // The language model (GPT-2's shape, one layer, ReLU) and the autoencoder, in float32 from int8
 // weights. Matrices are [out, in].
 
-const PER_TOKEN = 5,
-  NEXT = 12; // features named for each token; tokens listed
+const PER_TOKEN = 5, STRIP = 12; // features named for each token, and shown on every one
+const NEXT = 12, DRAWS = 3; // tokens listed; random directions that a clamp is held against
 
 class Model {
   constructor(buffer) {
     let [header, at] = with_binary(buffer);
-    Object.assign(this, header, { tokenizer: new Tokenizer(header.tokenizer), weights: {} });
+    const tokenizer = new Tokenizer(header.tokenizer);
+    Object.assign(this, header, { tokenizer, weights: {}, cache: [] });
     for (const [name, [rows]] of Object.entries(this.layout)) {
       // vectors, and the scales of matrices
       this.weights[name] = new Float32Array(buffer.slice(at, at + 4 * rows));
@@ -15,73 +16,91 @@ class Model {
     }
     for (const [name, [rows, columns]] of Object.entries(this.layout)) {
       if (columns === undefined) continue;
-      const levels = new Int8Array(buffer, at, rows * columns),
-        scale = this.weights[name],
-        weight = new Float32Array(rows * columns);
+      const levels = new Int8Array(buffer, at, rows * columns), scale = this.weights[name];
+      const weight = new Float32Array(rows * columns);
       for (let r = 0, i = 0; r < rows; r++)
         for (let c = 0; c < columns; c++, i++) weight[i] = levels[i] * scale[r];
       this.weights[name] = weight;
       at += rows * columns;
     }
-    this.weights["lm_head.weight"] ??= this.weights["wte.weight"]; // tied
-    [this.vocabulary_size, this.d_model] =
-      this.layout["lm_head.weight"] ?? this.layout["wte.weight"];
+    const w = this.weights, embedding = this.layout["wte.weight"];
+    w["lm_head.weight"] ??= w["wte.weight"]; // tied
+    [this.vocabulary_size, this.d_model] = this.layout["lm_head.weight"] ?? embedding;
+    if (w.W_enc_T) this.turn_encoder();
+  }
+
+  turn_encoder() {
+    // The encoder as [d_in, d_sae], so that what is silent at the hook costs nothing, and what it
+    // adds for an activation of zero.
+    const w = this.weights, [d_sae, d_in] = this.layout.W_enc_T;
+    w.W_enc = new Float32Array(d_in * d_sae);
+    for (let f = 0; f < d_sae; f++)
+      for (let i = 0; i < d_in; i++) w.W_enc[i * d_sae + f] = w.W_enc_T[f * d_in + i];
+    this.at_zero = w.b_enc.map((bias, f) => {
+      for (let i = 0; i < d_in; i++) bias -= w.b_dec[i] * w.W_enc_T[f * d_in + i];
+      return bias;
+    });
+    delete w.W_enc_T;
   }
 
   // --- the questions of a source ---
 
   activations({ text, feature }) {
-    const all = this.tokenizer.encode(text),
-      ids = all.slice(0, this.n_positions),
-      rows = this.rows_at_hook(ids);
-    const strongest = rows.map((x) => {
-      const f = this.features(x);
-      return top_of(f, PER_TOKEN)
-        .filter((n) => f[n] > 0)
-        .map((n) => [n, f[n]]);
-    });
-    return { ids, cut: all.length - ids.length, values: this.on_rows(rows, feature), strongest };
+    const all = this.tokenizer.encode(text), ids = all.slice(0, this.n_positions);
+    const acts = this.acts(ids), most = new Float32Array(acts[0]?.length ?? 0);
+    for (const row of acts)
+      for (let n = 0; n < row.length; n++) if (row[n] > most[n]) most[n] = row[n];
+    const strip = top_of(most, STRIP).filter((n) => most[n] > 0);
+    return {
+      cut: all.length - ids.length,
+      strip: strip.map((n) => [n, acts.map((row) => row[n])]),
+      ...this.of_tokens(ids, acts, feature),
+    };
   }
 
-  clamp({ text, clamp, keep_error = true, new_tokens = 0, temperature = 0.8, seed = 0 }) {
-    const ids = this.tokenizer.encode(text),
-      change = this.clamped(clamp, keep_error);
+  of_tokens(ids, acts, feature) {
+    const named = (row) => top_of(row, PER_TOKEN).filter((n) => row[n] > 0).map((n) => [n, row[n]]);
+    return { ids, values: acts.map((row) => row[feature]), strongest: acts.map(named) };
+  }
+
+  clamp({ text, clamps, keep_error = true, new_tokens = 0, temperature = 0.8, seed = 0 }) {
+    const ids = this.tokenizer.encode(text), change = this.clamped(clamps, keep_error);
     if (!ids.length) throw new Error("the prompt is empty: give at least one token of text");
     if (ids.length + (new_tokens ? 1 : 0) > this.n_positions)
       throw new Error(
         `the prompt has ${ids.length} tokens and the model's context is ${this.n_positions}; ` +
           "shorten the prompt",
       );
-    const before = softmax(this.run(ids)[0]),
-      after = softmax(this.run(ids, change)[0]),
-      moved = before.map((p, i) => Math.abs(after[i] - p));
-    const likely = [...new Set([before, after, moved].flatMap((p) => top_of(p, NEXT)))]
-      .sort((a, b) => moved[b] - moved[a] || a - b)
-      .slice(0, NEXT);
-    const sides = new_tokens
-      ? [undefined, change].map((how) => {
-          const continued = this.generate(ids, new_tokens, temperature, seed, how);
-          return {
-            ids: continued,
-            values: this.on_rows(this.rows_at_hook(continued), clamp.feature),
-          };
-        })
-      : [];
+    const before = softmax(this.run(ids)[0]), after = softmax(this.run(ids, change)[0]);
+    const moved = before.map((p, i) => Math.abs(after[i] - p));
+    const likely = [...new Set([before, after, moved].flatMap((p) => top_of(p, NEXT)))];
+    likely.sort((a, b) => moved[b] - moved[a] || a - b);
+    const null_kl = Array.from({ length: DRAWS }, (_, draw) => {
+      const random = clamps.map((c, i) => this.random_direction(c.feature, 97 * draw + i));
+      const [logits] = this.run(ids, this.clamped(clamps, keep_error, random));
+      return divergence(before, softmax(logits));
+    });
+    const sides = (new_tokens ? [undefined, change] : []).map((how) => {
+      const continued = this.generate(ids, new_tokens, temperature, seed, how);
+      const rows = this.rows_at_hook(continued);
+      return { ids: continued, values: this.on_rows(rows, clamps[0].feature) };
+    });
     return {
       kl: divergence(before, after),
-      next: likely.map((t) => [t, before[t], after[t]]),
+      null: null_kl,
+      next: likely.slice(0, NEXT).map((t) => [t, before[t], after[t]]),
       sides,
       prompt: ids.length,
     };
   }
 
-  context({ feature, ablate }, ids) {
-    const values = this.on_rows(this.rows_at_hook(ids), feature);
-    if (!ablate) return { ids, values, effects: [] };
-    const [before, after] = [undefined, this.clamped({ feature, how: "ablate" })].map((change) =>
+  context({ ids, feature, ablate }) {
+    const found = this.of_tokens(ids, this.acts(ids), feature);
+    if (!ablate) return { effects: [], ...found };
+    const [before, after] = [undefined, this.clamped([{ feature, how: "ablate" }])].map((change) =>
       this.losses(ids, change),
     );
-    return { ids, values, effects: [0, ...after.map((loss, t) => loss - before[t])] };
+    return { effects: [0, ...after.map((loss, t) => loss - before[t])], ...found };
   }
 
   // --- the language model ---
@@ -89,9 +108,7 @@ class Model {
   run(ids, change = () => {}, last_only = true) {
     // Logits [position][token] of the last position, or of all. `change(x, d)` sees, and may write
     // into, what passes the hook.
-    const n = ids.length,
-      d = this.d_model,
-      w = this.weights;
+    const n = ids.length, d = this.d_model, w = this.weights;
     let x = new Float32Array(n * d);
     const norm = (name, values, rows) =>
       normalised(values, rows, d, w[`${name}.weight`], w[`${name}.bias`], this.epsilon);
@@ -104,8 +121,7 @@ class Model {
         x[t * d + i] = w["wte.weight"][ids[t] * d + i] + w["wpe.weight"][t * d + i];
     this.at("hook_resid_pre", x, d, change);
     add(linear("attn.c_proj", this.attention(linear("attn.c_attn", norm("ln_1", x, n)), n)));
-    const hidden = linear("mlp.c_fc", norm("ln_2", x, n)),
-      width = hidden.length / n;
+    const hidden = linear("mlp.c_fc", norm("ln_2", x, n)), width = hidden.length / n;
     this.at("mlp.hook_pre", hidden, width, change);
     for (let i = 0; i < hidden.length; i++) if (!(hidden[i] > 0)) hidden[i] = 0;
     this.at("mlp.hook_post", hidden, width, change);
@@ -114,8 +130,7 @@ class Model {
     add(written);
     this.at("hook_resid_post", x, d, change);
     if (last_only) x = x.slice((n - 1) * d);
-    const rows = x.length / d,
-      logits = affine(norm("ln_f", x, rows), rows, w["lm_head.weight"], null);
+    const rows = x.length / d, logits = affine(norm("ln_f", x, rows), rows, w["lm_head.weight"]);
     return Array.from({ length: rows }, (_, t) =>
       logits.subarray(t * this.vocabulary_size, (t + 1) * this.vocabulary_size),
     );
@@ -132,15 +147,11 @@ class Model {
   }
 
   attention(qkv, n) {
-    const d = this.d_model,
-      size = d / this.heads,
-      out = new Float32Array(n * d);
-    const weights = new Float64Array(n),
-      root = Math.sqrt(size);
+    const d = this.d_model, size = d / this.heads, root = Math.sqrt(size);
+    const out = new Float32Array(n * d), weights = new Float64Array(n);
     for (let h = 0; h < this.heads; h++) {
       for (let t = 0; t < n; t++) {
-        let largest = -Infinity,
-          total = 0;
+        let largest = -Infinity, total = 0;
         for (let s = 0; s <= t; s++) {
           let dot = 0;
           for (let i = 0; i < size; i++)
@@ -171,6 +182,18 @@ class Model {
     return rows;
   }
 
+  acts(ids) {
+    // All features on each token. What a text begins with is kept: the next one is mostly the same
+    // with a few tokens more.
+    const known = this.cache.findIndex(([id], t) => id !== ids[t]);
+    this.cache.length = Math.min(known < 0 ? this.cache.length : known, ids.length);
+    if (this.cache.length < ids.length)
+      this.rows_at_hook(ids).forEach((x, t) => {
+        if (t >= this.cache.length) this.cache.push([ids[t], this.features(x)]);
+      });
+    return this.cache.map(([, acts]) => acts);
+  }
+
   on_rows(rows, number) {
     return rows.map((x) => Math.max(0, this.feature(x, number)));
   }
@@ -178,46 +201,58 @@ class Model {
   features(x) {
     // Activations of all features of one activation vector.
     if (this.architecture === "neurons") return Float32Array.from(x);
-    const w = this.weights,
-      centred = x.map((value, i) => value - w.b_dec[i]),
-      z = affine(centred, 1, w.W_enc_T, w.b_enc);
+    const { W_enc, threshold } = this.weights, z = this.at_zero.slice(), d_sae = z.length;
+    for (let i = 0; i < x.length; i++) {
+      const value = x[i], from = i * d_sae;
+      if (value !== 0) for (let f = 0; f < d_sae; f++) z[f] += value * W_enc[from + f];
+    }
     if (this.architecture === "topk") {
       const kept = new Set(top_of(z, this.k));
       return z.map((value, f) => (kept.has(f) && value > 0 ? value : 0));
     }
-    return z.map((value, f) => (value > (w.threshold?.[f] ?? 0) && value > 0 ? value : 0));
+    for (let f = 0; f < d_sae; f++) if (!(z[f] > Math.max(0, threshold?.[f] ?? 0))) z[f] = 0;
+    return z;
   }
 
   feature(x, number) {
     // One feature's activation, without the others where it does not depend on them.
     if (this.architecture === "neurons") return x[number];
     if (this.architecture === "topk") return this.features(x)[number];
-    const w = this.weights,
-      d = x.length;
-    let z = w.b_enc[number];
-    for (let i = 0; i < d; i++) z += (x[i] - w.b_dec[i]) * w.W_enc_T[number * d + i];
-    return z > Math.max(0, w.threshold?.[number] ?? 0) ? Math.fround(z) : 0;
+    const { W_enc, threshold } = this.weights, d_sae = this.at_zero.length;
+    let z = this.at_zero[number];
+    for (let i = 0; i < x.length; i++) z += x[i] * W_enc[i * d_sae + number];
+    return z > Math.max(0, threshold?.[number] ?? 0) ? Math.fround(z) : 0;
   }
 
-  clamped({ feature, how = "pin", value = 0 }, keep_error = true) {
+  clamped(clamps, keep_error = true, directions = []) {
     // A change for `run`, as in features/clamping.py: at every position, the autoencoder's error
-    // kept or dropped.
-    const after = (f) => ({ pin: value, scale: value * f, ablate: 0 })[how];
+    // kept or dropped. `directions` are written in place of the features' own.
+    const after = ({ how, value }, f) => ({ pin: value, scale: value * f, ablate: 0 })[how];
     return (x, d) => {
       for (let t = 0; t < x.length / d; t++) {
-        const row = x.subarray(t * d, (t + 1) * d),
-          f = this.feature(row, feature);
+        const row = x.subarray(t * d, (t + 1) * d);
+        const f = clamps.map((c) => this.feature(row, c.feature));
         if (!keep_error) row.set(this.decoded(this.features(row)));
-        this.add(row, feature, after(f) - f);
+        clamps.forEach((c, i) => this.add(row, c.feature, after(c, f[i]) - f[i], directions[i]));
       }
     };
   }
 
-  add(row, feature, by) {
-    const { W_dec } = this.weights,
-      d = row.length;
-    if (this.architecture === "neurons") row[feature] += by;
+  add(row, feature, by, direction) {
+    const { W_dec } = this.weights, d = row.length;
+    if (direction) for (let i = 0; i < d; i++) row[i] += by * direction[i];
+    else if (this.architecture === "neurons") row[feature] += by;
     else for (let i = 0; i < d; i++) row[i] += by * W_dec[feature * d + i];
+  }
+
+  random_direction(feature, seed) {
+    // Of the norm of the feature's own: normal numbers by Box and Muller.
+    const own = new Float32Array(this.layout.W_dec?.[1] ?? this.layout["mlp.c_fc.weight"][0]);
+    this.add(own, feature, 1);
+    const random = mulberry32(seed), length = (v) => Math.hypot(...v);
+    const normal = () => Math.sqrt(-2 * Math.log(1 - random())) * Math.cos(2 * Math.PI * random());
+    const drawn = own.map(normal), scale = length(own) / length(drawn);
+    return drawn.map((x) => x * scale);
   }
 
   decoded(f) {
@@ -232,12 +267,10 @@ class Model {
   generate(ids, new_tokens, temperature, seed, change) {
     // Sampled continuation by Gumbel noise: the same seed gives every token the same noise at every
     // step, clamped or not.
-    const random = mulberry32(seed),
-      last = Math.min(this.n_positions, ids.length + new_tokens);
+    const random = mulberry32(seed), last = Math.min(this.n_positions, ids.length + new_tokens);
     ids = ids.slice();
     while (ids.length < last) {
-      let best = -Infinity,
-        next = 0;
+      let best = -Infinity, next = 0;
       this.run(ids, change)[0].forEach((logit, t) => {
         const drawn = logit - temperature * Math.log(-Math.log(random() + 1e-12));
         if (drawn > best) [best, next] = [drawn, t];
@@ -251,12 +284,9 @@ class Model {
 
 function affine(x, n, weight, bias) {
   // [n, in] × [out, in]ᵀ + bias → [n, out]
-  const d_in = x.length / n,
-    d_out = weight.length / d_in,
-    out = new Float32Array(n * d_out);
+  const d_in = x.length / n, d_out = weight.length / d_in, out = new Float32Array(n * d_out);
   for (let o = 0; o < d_out; o++) {
-    const row = o * d_in,
-      start = bias ? bias[o] : 0;
+    const row = o * d_in, start = bias ? bias[o] : 0;
     for (let t = 0; t < n; t++) {
       const from = t * d_in;
       let sum = 0;
@@ -270,8 +300,7 @@ function affine(x, n, weight, bias) {
 function normalised(x, n, d, weight, bias, epsilon) {
   const out = new Float32Array(n * d);
   for (let t = 0; t < n; t++) {
-    let mean = 0,
-      variance = 0;
+    let mean = 0, variance = 0;
     for (let i = 0; i < d; i++) mean += x[t * d + i];
     mean /= d;
     for (let i = 0; i < d; i++) variance += (x[t * d + i] - mean) ** 2;
@@ -284,8 +313,7 @@ function normalised(x, n, d, weight, bias, epsilon) {
 
 function softmax(logits) {
   const p = new Float64Array(logits.length);
-  let largest = -Infinity,
-    total = 0;
+  let largest = -Infinity, total = 0;
   for (const l of logits) largest = Math.max(largest, l);
   for (let i = 0; i < p.length; i++) total += p[i] = Math.exp(logits[i] - largest);
   for (let i = 0; i < p.length; i++) p[i] /= total;
@@ -298,17 +326,6 @@ function divergence(p, q) {
   for (let i = 0; i < p.length; i++)
     if (p[i] > 0) sum += p[i] * Math.log(p[i] / Math.max(q[i], 1e-300));
   return sum;
-}
-
-function mulberry32(seed) {
-  // A small random generator with a seed (Tommy Ettinger, public domain): numbers in [0, 1).
-  let state = seed >>> 0;
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let t = Math.imul(state ^ (state >>> 15), state | 1);
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
-  };
 }
 
 function top_of(values, k) {

@@ -9,23 +9,29 @@ const FIELDS = {
   maximum: "maximum",
   mean: "mean_active",
   marked: "marked_share",
+  information: "information",
   auroc: "auroc",
   accuracy: "balanced_accuracy",
   conditions: "n_conditions",
+  star: "star",
 };
-// where a text is looked for; without one: token, raises and rule
-const PLACES = ["token", "text", "before", "raises", "lowers", "rule"];
-const HELP =
-  'Parts, all of which must hold: a token or a piece of one (in "quotes" where it has blanks) is ' +
-  "looked for in the tokens that features are strongest on, in the logits that they raise and in " +
-  "their rules; text:, token:, before:, raises:, lowers: or rule: in front says where; " +
-  `text:"def main" looks at the examples. Numbers: ${Object.keys(FIELDS).join(", ")} ` +
-  "with <, <=, =, >= or >, as in density<0.1% auroc>0.9. #12 is feature 12.";
+// name in a query → the lists of tokens that it looks into: column, weight in the relevance, chip
+const TOKENS = {
+  token: [["strongest", 8, "strongest on"], ["top_tokens", 4, "high on"]],
+  raises: [["top_logits", 2, "raises"]],
+  lowers: [["bottom_logits", 2, "lowers"]],
+  before: [["before_tokens", 2, "after"]],
+};
+TOKENS[""] = [...TOKENS.token, ...TOKENS.raises];
+// name in a query → weight, and the text of a feature
+const TEXTS = {
+  name: [16, (features, i) => features.notes[i]?.name],
+  explanation: [3, (features, i) => features.explanations[i]],
+  rule: [1, (features, i) => features.columns.rule?.[i]],
+};
+const PLACES = ["text", ...Object.keys(TOKENS).filter(Boolean), ...Object.keys(TEXTS)];
 const PART = new RegExp(`(?:(${PLACES.join("|")}):)?(?:"([^"]+)"(?=\\s|$)|(\\S+))`, "g");
-const COMPARISON = new RegExp(
-  `^(${Object.keys(FIELDS).join("|")})(<=|>=|<|>|=)(\\d+\\.?\\d*|\\.\\d+)(%?)$`,
-  "i",
-);
+const COMPARISON = /^([a-z_]{3,})(<=|>=|<|>|=)(\d+\.?\d*|\.\d+)(%?)$/i;
 const HOLDS = {
   "<": (a, b) => a < b,
   ">": (a, b) => a > b,
@@ -35,30 +41,47 @@ const HOLDS = {
 };
 // what a reader copies from the page, back to the characters that it shows
 const SHOWN = { "\u23ce": "\n", "\u00b7": " ", "\u21e5": "\t" };
-const END_OF_EXAMPLE = "\uffff";
+// how well a token answers a word; in running text a word begins with its blank
+const EXACT = 1, ALONE = 0.9, BEGINS = 0.4, CONTAINS = 0.2;
 
 const folded = (text) => text.replace(/[\u23ce\u00b7\u21e5]/g, (c) => SHOWN[c]).toLowerCase();
 
+function distance(a, b) {
+  // Letters to change, add or leave out (Levenshtein).
+  let row = Array.from({ length: b.length + 1 }, (_, j) => j);
+  for (let i = 1; i <= a.length; i++) {
+    const next = [i];
+    for (let j = 1; j <= b.length; j++)
+      next.push(Math.min(next[j - 1] + 1, row[j] + 1, row[j - 1] + (a[i - 1] !== b[j - 1])));
+    row = next;
+  }
+  return row[b.length];
+}
+
+function unknown(word, known, what) {
+  const near = known.find((k) => distance(word, k) <= 2 && distance(word, k) < k.length / 2);
+  const meant = near ? `did you mean ${near}?` : `there are ${known.join(", ")}`;
+  return `no ${what} ${word}; ${meant}`;
+}
+
 function parse_query(query) {
-  // [{field, sign, value} or {place, wanted}]; all of them have to hold.
-  const parts = [];
+  // [{field, sign, value}, {place, wanted} or {problem}]; all of them have to hold.
+  const parts = [], starts_blank = query.startsWith(" ");
   for (const [, place, quoted, word] of query.matchAll(PART)) {
-    const compared = word && !place ? word.match(COMPARISON) : null;
-    if (compared)
-      parts.push({
-        field: compared[1].toLowerCase(),
-        sign: compared[2],
-        value: Number(compared[3]) / (compared[4] ? 100 : 1),
-      });
-    else if (word && !place && /^#\d+$/.test(word))
-      parts.push({ field: "number", sign: "=", value: Number(word.slice(1)) });
-    else
-      parts.push({
-        place: place ?? "",
-        wanted:
-          (word && !place && !parts.length && query.startsWith(" ") ? " " : "") +
-          folded(quoted ?? word),
-      });
+    const bare = place ? undefined : word, compared = bare?.match(COMPARISON);
+    const misspelt = bare?.match(/^([a-z]{3,}):./)?.[1];
+    if (compared) {
+      const [, name, sign, digits, per_cent] = compared, field = name.toLowerCase();
+      if (!FIELDS[field]) parts.push({ problem: unknown(field, Object.keys(FIELDS), "field") });
+      else parts.push({ field, sign, value: Number(digits) / (per_cent ? 100 : 1) });
+    } else if (misspelt && PLACES.some((p) => distance(p, misspelt) === 1)) {
+      parts.push({ problem: unknown(misspelt, PLACES, "place") });
+    } else if (/^#\d+$/.test(bare)) {
+      parts.push({ field: "number", sign: "=", value: Number(bare.slice(1)) });
+    } else {
+      const blank = bare && !parts.length && starts_blank ? " " : "";
+      parts.push({ place: place ?? "", wanted: blank + folded(quoted ?? word) });
+    }
   }
   return parts;
 }
@@ -68,56 +91,88 @@ function named_feature(query) {
   return digits ? Number(digits[1]) : -1;
 }
 
-async function matches(features, query, column, descending, waiting = () => {}) {
-  // Numbers of the features found, sorted; the dead and those without a value last. The feature
-  // that the query names is first.
-  const parts = parse_query(query),
-    named = named_feature(query),
-    found = [];
-  if (parts.some((part) => part.place === "text") && !features.texts) {
-    waiting();
-    await features.load_texts();
+function problem_of(features, parts) {
+  // What cannot be answered, as a sentence; empty where all can.
+  const { count, columns, kind } = features;
+  for (const { problem, field, sign, value } of parts) {
+    if (problem) return problem;
+    if (field && !columns[FIELDS[field]])
+      return `no ${field} here: these ${kind}s have no such number`;
+    if (field === "number" && sign === "=" && value >= count)
+      return `no ${kind} ${value}: there are ${decimal(count)}, numbered from 0`;
   }
-  const tests = parts.map((part) =>
-    "place" in part ? with_text(features, part) : compared(features, part),
-  );
-  for (let i = 0; i < features.count; i++)
-    if (i === named || tests.every((test) => test(i))) found.push(i);
-  const order = sorted(features, found, column, descending).filter((i) => i !== named);
-  return found.includes(named) ? [named, ...order] : order;
+  return "";
 }
 
-function compared(features, { field, sign, value }) {
-  const column = features.columns[FIELDS[field]];
-  return (i) => column !== undefined && column[i] !== null && HOLDS[sign](column[i], value);
-}
-
-function with_text(features, { place, wanted }) {
-  if (place === "text") return (i) => features.texts[i].includes(wanted);
-  const hit = features.folded.map((text) => text.includes(wanted)),
-    tests = [];
-  const in_list = (column) =>
-    tests.push((i) => (features.columns[column]?.[i] ?? []).some((t) => hit[t]));
-  if (place === "" || place === "token") {
-    tests.push((i) => features.strongest[i].some((t) => hit[t]));
-    in_list("top_tokens");
+async function matches(features, query, column = "relevance", descending = true) {
+  // {found, parts, problem}: numbers of the features found, sorted; the dead and those without a
+  // value last. The feature that the query names is first.
+  const parts = parse_query(query), named = named_feature(query), relevance = new Map();
+  const problem = problem_of(features, parts.filter((p) => p.field !== "number" || named < 0));
+  if (problem) return { found: [], parts, problem };
+  for (const part of parts) await prepare(features, part);
+  for (let i = 0; i < features.count; i++) {
+    const scores = parts.map((part) => relevance_of(features, part, i));
+    if (i === named || scores.every((score) => score > 0))
+      relevance.set(i, scores.reduce((sum, score) => sum + score, 0));
   }
-  if (place === "" || place === "raises") in_list("top_logits");
-  if (place === "lowers") in_list("bottom_logits");
-  if (place === "before") in_list("before_tokens");
-  if (place === "" || place === "rule")
-    tests.push((i) => (features.columns.rule?.[i] ?? "").toLowerCase().includes(wanted));
-  return (i) => tests.some((test) => test(i));
+  const by_word = parts.some((part) => "place" in part && part.place !== "text");
+  const value = (i) => (by_word ? relevance.get(i) : features.clarity(i));
+  const keys = column === "relevance" ? value : (i) => features.columns[column][i];
+  const order = sorted(features, [...relevance.keys()], keys, descending, column === "feature");
+  const found = relevance.has(named) ? [named, ...order.filter((i) => i !== named)] : order;
+  const missing = /^\s*#/.test(query) && named >= features.count;
+  return { found, parts, problem: missing ? problem_of(features, parts) : "" };
 }
 
-function sorted(features, found, column, descending) {
-  const keys = features.columns[column],
-    dead = features.columns.n_active,
-    sign = descending ? -1 : 1;
-  const last = (i) => keys[i] === null || (dead[i] === 0 && column !== "feature");
-  return found
-    .slice()
-    .sort(
-      (a, b) => last(a) - last(b) || (keys[a] === null ? 0 : sign * (keys[a] - keys[b])) || a - b,
-    );
+async function prepare(features, part) {
+  // How well each token answers a word; the features whose examples hold a text.
+  if (!("place" in part)) return;
+  const { place, wanted } = part;
+  if (place === "text") part.owners = new Set(await features.source.ask("texts", { wanted }));
+  part.quality = features.folded.map((text) => {
+    if (text === ` ${wanted}` || (text === wanted && wanted[0] === " ")) return EXACT;
+    if (text === wanted) return ALONE;
+    const at = text.indexOf(wanted);
+    return at < 0 ? 0 : text.trimStart().startsWith(wanted) ? BEGINS : CONTAINS;
+  });
+}
+
+function relevance_of(features, part, i) {
+  // Zero where the part does not hold.
+  if ("field" in part) {
+    const value = features.columns[FIELDS[part.field]][i];
+    return value !== null && HOLDS[part.sign](value, part.value) ? 1e-9 : 0;
+  }
+  const scores = hits(features, part, i).map(([score]) => score);
+  return Math.max(0, ...scores) + 0.05 * scores.reduce((sum, score) => sum + score, 0);
+}
+
+function hits(features, { place, wanted, quality, owners }, i) {
+  // Why a feature matches a word or a text: [[score, chip, token or nothing]].
+  if (place === "text") return owners.has(i) ? [[1, "in an example"]] : [];
+  const found = [], counts = features.columns.strongest_counts[i];
+  const total = counts.reduce((sum, n) => sum + n, 0);
+  for (const [column, weight, says] of TOKENS[place] ?? []) {
+    let best = 0, token = -1;
+    (features.columns[column]?.[i] ?? []).forEach((t, at) => {
+      const share = column === "strongest" ? 0.6 + (0.4 * counts[at]) / total : 1 / (1 + at / 4);
+      if (quality[t] * share > best) [best, token] = [quality[t] * share, t];
+    });
+    if (best) found.push([weight * best, says, token]);
+  }
+  for (const name of place === "" ? Object.keys(TEXTS) : [place]) {
+    const [weight, text] = TEXTS[name] ?? [0, () => ""];
+    if (text(features, i)?.toLowerCase().includes(wanted)) found.push([weight, `in its ${name}`]);
+  }
+  return found;
+}
+
+function sorted(features, found, value, descending, by_number) {
+  const dead = features.columns.n_active, sign = descending ? -1 : 1, keys = found.map(value);
+  const last = keys.map((key, at) => key === null || (dead[found[at]] === 0 && !by_number));
+  const by_key = (a, b) => (keys[a] === null ? 0 : sign * (keys[a] - keys[b]));
+  const order = (a, b) => last[a] - last[b] || by_key(a, b) || found[a] - found[b];
+  const places = found.map((_, at) => at).sort(order);
+  return places.map((at) => found[at]);
 }

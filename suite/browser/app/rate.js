@@ -2,22 +2,12 @@
 // the other.
 
 const SCALE = { 1: "no pattern", 2: "a hint", 3: "in part", 4: "exceptions", 5: "one meaning" };
-
-function shuffled(values, random) {
-  const result = [...values];
-  for (let i = result.length - 1; i > 0; i--) {
-    const other = Math.floor(random() * (i + 1));
-    [result[i], result[other]] = [result[other], result[i]];
-  }
-  return result;
-}
+const RATING = ["time", "rater", "seed", "kind", "unit", "rating"];
 
 function draw_blind(units, n, seed) {
   // `n` of each kind, shuffled together. More of them have the same ones among them.
   const drawn = Object.entries(units).flatMap(([kind, numbers], i) =>
-    shuffled(numbers, mulberry32(2 * seed + i))
-      .slice(0, n)
-      .map((unit) => ({ kind, unit })),
+    shuffled(numbers, mulberry32(2 * seed + i)).slice(0, n).map((unit) => ({ kind, unit })),
   );
   return shuffled(drawn, mulberry32(seed + 2 ** 31));
 }
@@ -27,73 +17,40 @@ class Rate {
     Object.assign(this, { app, items: [], at: 0 });
   }
 
-  frame() {
-    if (!this.app.features.rated)
-      return html`<p class="note">
-        Features and neurons are rated together, in the page of the features.
-      </p>`;
-    return html`<p class="note">
-        Features and neurons, mixed and without a sign of which is which. How clearly does what you
-        see mean one thing? Begun again with the same name and seed, it goes on where it
-        stopped.
-      </p>
-      <div class="row">
-        <label>Your name <input id="rater" maxlength="60" /></label
-        ><label>Of each kind <input id="each" type="number" value="20" min="1" max="500" /></label
-        ><label>Seed <input id="rate-seed" type="number" value="0" min="0" /></label
-        ><button id="begin" type="button">Begin</button>
-        ${
-          !this.app.source.in_kernel &&
-          html`<button id="download" type="button" title="as the run's ratings folder has them">
-            Download all ratings
-          </button>`
-        }
-      </div>
-      <p id="rate-note" class="note" role="status"></p>
-      <div id="scale" class="row" hidden>
-        ${Object.entries(SCALE).map(
-          ([r, text]) => html`<button type="button" data-rating="${r}">${r} ${text}</button>`,
-        )}<button
-          id="back"
-          type="button"
-        >
-          Back
-        </button>
-      </div>
-      <div id="unit"></div>`;
-  }
-
   $(id) {
     return this.app.$(id);
   }
 
   listen(on) {
-    if (!this.$("begin")) return;
+    const { rated } = this.app.features;
+    this.$("rate-absent").hidden = rated;
+    this.$("rate-body").hidden = !rated;
+    this.$("download").hidden = Boolean(this.app.source.in_kernel); // the run's folder has them
+    const button = ([r, text]) => html`<button data-rating="${r}">${r} ${text}</button> `;
+    const buttons = Object.entries(SCALE).map(button);
+    show(this.$("scale"), html`${buttons}<button id="back">Back</button>`);
     const said = (action) => this.app.try.said.call(this, "rate-note", action);
     on("begin", "click", () => said(() => this.begin()));
     on("back", "click", () => said(() => this.show(this.at - 1)));
-    on("scale", "click", (e) => {
-      const { rating } = e.target.dataset;
-      if (rating) said(() => this.save(Number(rating)));
+    on("scale", "click", ({ target: { dataset } }) => {
+      if (dataset.rating) said(() => this.save(Number(dataset.rating)));
     });
-    if (this.$("download")) on("download", "click", () => this.download());
+    on("download", "click", () => this.download());
   }
 
   async begin() {
     // To the first that this rater has not rated with this seed.
-    const rater = this.$("rater").value.trim(),
-      seed = Math.max(0, Math.round(Number(this.$("rate-seed").value)));
+    const number = (id) => Math.max(0, Math.round(this.$(id).value));
+    const rater = this.$("rater").value.trim(), seed = number("rate-seed");
     if (!rater) throw new Error("A name of 1 to 60 printable characters is needed.");
-    const units = json_of(await this.app.source.block("rating")),
-      known = await this.app.ask("ratings", {});
+    const units = json_of(await this.app.source.block("rating"));
+    const known = await this.app.ask("ratings", {}), key = ({ kind, unit }) => `${kind} ${unit}`;
+    const drawn = draw_blind(units, number("each"), seed);
+    const rated = new Set(known.filter((r) => r.rater === rater && r.seed === seed).map(key));
+    const done = drawn.filter((item) => rated.has(key(item)));
     this.session = { rater, seed };
-    const rated = new Set(
-        known.filter((r) => r.rater === rater && r.seed === seed).map((r) => `${r.kind} ${r.unit}`),
-      ),
-      done = (item) => rated.has(`${item.kind} ${item.unit}`);
-    const drawn = draw_blind(units, Math.round(Number(this.$("each").value)), seed);
-    this.items = [...drawn.filter(done), ...drawn.filter((item) => !done(item))];
-    return this.show(drawn.filter(done).length);
+    this.items = [...done, ...drawn.filter((item) => !rated.has(key(item)))];
+    return this.show(done.length);
   }
 
   async save(rating) {
@@ -102,79 +59,46 @@ class Rate {
   }
 
   async show(at) {
-    const { items } = this,
-      done = at >= items.length;
+    const { items } = this, done = at >= items.length, { features } = this.app;
     this.$("scale").hidden = done;
     this.$("back").disabled = at <= 0;
     this.at = at;
-    if (done) {
-      show(this.$("unit"), items.length ? this.summary(await this.app.ask("ratings", {})) : html``);
-      return items.length
-        ? `All ${items.length} are rated.`
-        : "Nothing fires often enough to be rated.";
-    }
-    const { kind, unit } = items[at],
-      page = await this.app.features.page(unit, kind);
-    show(this.$("unit"), page_html(this.app.features, page, at + 1));
+    if (!items.length) return "Nothing fires often enough to be rated.";
+    const content = done ? this.summary(await this.app.ask("ratings", {})) :
+      page_html(features, await features.page(items[at].unit, items[at].kind), at + 1);
+    show(this.$("unit"), content);
     this.$("rate").scrollTop = 0;
-    return `${at + 1} of ${items.length}`;
+    return done ? `All ${items.length} are rated.` : `${at + 1} of ${items.length}`;
   }
 
   summary(ratings) {
     // All raters' ratings, by kind. Several ratings of one unit are not independent: its mean
     // counts once.
     const average = (values) => values.reduce((sum, v) => sum + v, 0) / values.length;
-    const share = (own, r) => own.filter((o) => o.rating === r).length / own.length;
     const row = ([kind, original]) => {
-      const own = ratings.filter((r) => r.kind === kind),
-        of_unit = {};
+      const own = ratings.filter((r) => r.kind === kind), of_unit = {};
+      if (!own.length) return "";
       for (const r of own) (of_unit[r.unit] ??= []).push(r.rating);
-      const units = Object.values(of_unit).map(average),
-        mean = average(units),
-        variance = average(units.map((u) => (u - mean) ** 2)),
-        error = 1.96 * Math.sqrt(variance / Math.max(units.length - 1, 1));
-      return (
-        own.length > 0 &&
-        html`<tr>
-          <td>${kind}s</td>
-          <td>${own.length}</td>
-          <td><b>${mean.toFixed(2)}</b> ± ${error.toFixed(2)}</td>
-          <td>${original}</td>
-          ${Object.keys(SCALE).map((r) => {
-            const part = share(own, Number(r));
-            const colour = `rgba(240,125,20,${(0.6 * part).toFixed(2)})`;
-            return html`<td style="background:${colour}">${percent(part)}</td>`;
-          })}
-        </tr>`
-      );
+      const units = Object.values(of_unit).map(average), mean = average(units);
+      const variance = average(units.map((u) => (u - mean) ** 2));
+      const error = 1.96 * Math.sqrt(variance / Math.max(units.length - 1, 1));
+      const share = (r) => own.filter((o) => o.rating === Number(r)).length / own.length;
+      const cell = (r) => html`<td style="background:${tone(share(r))}">${percent(share(r))}</td>`;
+      return html`<tr><td>${kind}s</td><td>${own.length}</td>
+        <td><b>${mean.toFixed(2)}</b> ± ${error.toFixed(2)}</td><td>${original}</td>
+        ${Object.keys(SCALE).map(cell)}</tr>`;
     };
-    return html`<table class="ratings">
-      <thead>
-        <tr>
-          <th></th>
-          <th>ratings</th>
-          <th>mean, 95 % interval</th>
-          <th>the original's mean</th>
-          ${Object.entries(SCALE).map(([r, text]) => html`<th>${r} ${text}</th>`)}
-        </tr>
-      </thead>
-      <tbody>
-        ${Object.entries(this.app.features.original_ratings).map(row)}
-      </tbody>
-    </table>`;
+    const heads = ["", "ratings", "mean, 95 % interval", "the original's mean",
+      ...Object.entries(SCALE).map((pair) => pair.join(" "))];
+    return html`<table class="ratings"><thead><tr>${heads.map((head) => html`<th>${head}</th>`)}
+      </tr></thead><tbody>${Object.entries(this.app.features.original_ratings).map(row)}</tbody>
+      </table>`;
   }
 
   async download() {
-    const columns = ["time", "rater", "seed", "kind", "unit", "rating"],
-      quoted = (v) => (/[",\n]/.test(v) ? `"${String(v).replaceAll('"', '""')}"` : v);
-    const lines = [
-      columns,
-      ...(await this.app.ask("ratings", {})).map((r) => columns.map((c) => quoted(r[c]))),
-    ].map((line) => line.join(","));
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([lines.join("\n") + "\n"], { type: "text/csv" }));
-    link.download = "ratings.csv";
-    link.click();
-    URL.revokeObjectURL(link.href);
+    const quoted = (v) => (/[",\n]/.test(v) ? `"${String(v).replaceAll('"', '""')}"` : v);
+    const rows = (await this.app.ask("ratings", {})).map((r) => RATING.map((c) => quoted(r[c])));
+    const lines = [RATING, ...rows].map((row) => row.join(",") + "\n");
+    download("ratings.csv", "text/csv", lines.join(""));
   }
 }

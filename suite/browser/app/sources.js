@@ -3,85 +3,129 @@
 
 class FileSource {
   constructor(title) {
-    this.key = `ratings: ${title}`;
+    Object.assign(this, { title, waiting: new Map(), asked: 0, kept: {}, progress: () => {} });
     this.address = {
       get: () => location.hash.slice(1),
-      set: (text) => {
-        location.hash = text;
-      },
+      set: (text) => { location.hash = text; },
       replace: (text) => history.replaceState(null, "", `#${text}`),
       listen: (changed) => addEventListener("hashchange", changed),
+      link: () => location.href,
     };
   }
 
   async block(name) {
     if (document.readyState === "loading")
-      await new Promise((done) =>
-        document.addEventListener("DOMContentLoaded", done, { once: true }),
-      );
+      await new Promise((done) => addEventListener("DOMContentLoaded", done, { once: true }));
     const element = document.getElementById(name);
     if (!element) throw new Error(`this file has no ${name}`);
     const bytes = Uint8Array.from(atob(element.textContent), (c) => c.charCodeAt(0));
-    return new Response(
-      new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate")),
-    ).arrayBuffer();
+    const inflated = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+    return new Response(inflated).arrayBuffer();
   }
 
   async ask(question, given) {
-    if (question === "ratings") return this.ratings();
-    if (question === "rate") return this.rate(given);
-    this.model ??= new Model(await this.block("model"));
-    const ids = question === "context" ? await this.features.row(given.row) : undefined;
-    return this.model[question](given, ids);
+    if (["notes", "note", "ratings", "rate"].includes(question)) return this[question](given);
+    if (question === "texts") await (this.indexed ??= this.index());
+    else await (this.loaded ??= this.hand_over("load_model", "model"));
+    if (question === "context") given.ids = await this.features.row(given.row);
+    return this.work(question, given);
   }
 
-  ratings() {
-    try {
-      return JSON.parse(localStorage.getItem(this.key) ?? "[]");
-    } catch {
-      return this.kept ?? []; // a browser that stores nothing for files
+  work(question, given, transferred = []) {
+    // An answer of the Worker.
+    if (!this.worker) {
+      const url = URL.createObjectURL(new Blob([WORKER], { type: "text/javascript" }));
+      this.worker = new Worker(url);
+      this.worker.onmessage = ({ data: { id, answer, error } }) => {
+        const [done, failed] = this.waiting.get(id);
+        this.waiting.delete(id);
+        if (error) failed(new Error(error));
+        else done(answer);
+      };
+    }
+    return new Promise((...settled) => {
+      this.waiting.set(++this.asked, settled);
+      this.worker.postMessage({ id: this.asked, question, given }, transferred);
+    });
+  }
+
+  async hand_over(question, name) {
+    const buffer = await this.block(name);
+    return this.work(question, buffer, [buffer]);
+  }
+
+  async index() {
+    // Hands the texts of all examples to the Worker, once.
+    const { kind, count, chunk } = this.features, n = Math.ceil(count / chunk);
+    await this.hand_over("load_vocabulary", "vocabulary");
+    for (let at = 0; at < n; at++) {
+      this.progress(at / n);
+      await this.hand_over("load_texts", `${kind}-${at}`);
     }
   }
 
+  // --- what a reader wrote: in the browser's own storage, and in `kept` where that has none ---
+
+  stored(name, empty) {
+    try {
+      return JSON.parse(localStorage.getItem(`${name}: ${this.title}`)) ?? this.kept[name] ?? empty;
+    } catch {
+      return this.kept[name] ?? empty;
+    }
+  }
+
+  store(name, value) {
+    this.kept[name] = value;
+    try {
+      localStorage.setItem(`${name}: ${this.title}`, JSON.stringify(value));
+    } catch { /* kept as long as the page is open; a button saves it */ }
+  }
+
+  notes() {
+    return this.stored("notes", {});
+  }
+
+  note({ notes }) {
+    this.store("notes", notes);
+  }
+
+  ratings() {
+    return this.stored("ratings", []);
+  }
+
   rate(given) {
-    const rater = given.rater.trim();
+    const rater = given.rater.trim(), time = new Date().toISOString().slice(0, 19) + "+00:00";
     if (!/^[^=+\-@\p{C}][^\p{C}]{0,59}$/u.test(rater))
       throw new Error(
         "A name of 1 to 60 printable characters is needed, " +
           "which a spreadsheet does not take for a formula.",
       );
-    const same = (r) =>
-      r.rater === rater && ["seed", "kind", "unit"].every((key) => r[key] === given[key]);
-    const all = [
-      ...this.ratings().filter((r) => !same(r)),
-      { ...given, rater, time: new Date().toISOString().slice(0, 19) + "+00:00" },
-    ];
-    this.kept = all;
-    try {
-      localStorage.setItem(this.key, JSON.stringify(all));
-    } catch {
-      /* kept as long as the page is open; the button saves them */
-    }
+    const keys = ["seed", "kind", "unit"];
+    const same = (r) => r.rater === rater && keys.every((key) => r[key] === given[key]);
+    const others = this.ratings().filter((r) => !same(r));
+    this.store("ratings", [...others, { ...given, rater, time }]);
   }
 }
 
 class KernelSource {
   constructor(model) {
     Object.assign(this, { model, waiting: new Map(), asked: 0, in_kernel: true });
-    let now = "";
-    const listeners = [],
-      set = (text) => {
-        now = text;
-        listeners.forEach((changed) => changed());
-      };
-    this.address = {
-      get: () => now,
-      set,
-      replace: (text) => {
-        now = text;
-      },
-      listen: (changed) => listeners.push(changed),
+    const listeners = [], now = () => model.get("address");
+    let shown = now();
+    const replace = (text) => {
+      shown = text;
+      model.set("address", text);
+      model.save_changes();
     };
+    const set = (text) => {
+      replace(text);
+      listeners.forEach((changed) => changed());
+    };
+    const listen = (changed) => listeners.push(changed), link = () => `#${now()}`;
+    this.address = { get: now, set, replace, listen, link };
+    model.on("change:address", () => {
+      if (now() !== shown) set(now()); // Python set it
+    });
     model.on("msg:custom", (message, buffers) => {
       const answered = this.waiting.get(message.id);
       if (!answered) return; // another view of the same widget asked

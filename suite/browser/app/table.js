@@ -1,6 +1,7 @@
 // The feature table: the index is read at once, the pages of 64 features when somebody turns to one
 // of them.
 
+const OFTEN = 100; // activations from which a feature can be judged (the library's ALIVE)
 const json_of = (bytes) => JSON.parse(new TextDecoder().decode(bytes));
 
 function with_binary(buffer) {
@@ -11,41 +12,80 @@ function with_binary(buffer) {
 
 function integers(buffer, at, count) {
   // Token ids of two bytes each, or four.
-  return buffer.byteLength - at >= 4 * count && count
-    ? new Uint32Array(buffer, at, count)
-    : new Uint16Array(buffer, at, count);
+  const Wide = buffer.byteLength - at >= 4 * count && count ? Uint32Array : Uint16Array;
+  return new Wide(buffer, at, count);
+}
+
+function unpacked(buffer) {
+  // {features, examples}, each example with its ids and values.
+  const [head, start] = with_binary(buffer);
+  const total = head.examples.reduce((sum, e) => sum + e.length, 0);
+  const values = new Float32Array(buffer, start, total);
+  const ids = integers(buffer, start + 4 * total, total);
+  let at = 0;
+  for (const e of head.examples) {
+    const end = at + e.length;
+    e.ids = Array.from(ids.subarray(at, end));
+    e.values = Array.from(values.subarray(at, end));
+    at = end;
+  }
+  return head;
 }
 
 class Features {
   static async open(source) {
-    const [index, texts] = (
-      await Promise.all([source.block("index"), source.block("vocabulary")])
-    ).map(json_of);
-    return new Features(source, index, new Vocabulary(texts));
+    const blocks = Promise.all([source.block("index"), source.block("vocabulary")]);
+    const [index, texts] = (await blocks).map(json_of);
+    return new Features(source, index, new Vocabulary(texts), await source.ask("notes", {}));
   }
 
-  constructor(source, index, vocabulary) {
-    const column = (name) => index.features.map((f) => f[name]),
-      names = Object.keys(index.features[0] ?? {});
-    Object.assign(this, index, {
-      source,
-      vocabulary,
-      count: index.features.length,
-      chunks: new Map(),
-      texts: null,
-    });
-    this.columns = Object.fromEntries(names.map((name) => [name, column(name)]));
-    this.strongest = this.columns.strongest.map((ids) => ids ?? []);
+  constructor(source, index, vocabulary, notes) {
+    Object.assign(this, { explanations: {}, medians: {} }, index, { source, vocabulary, notes });
+    this.count = index.features.length;
+    this.chunks = new Map();
+    const names = Object.keys(index.features[0] ?? {});
+    this.columns = Object.fromEntries(names.map((c) => [c, index.features.map((f) => f[c])]));
+    for (const c of ["strongest", "strongest_counts"])
+      this.columns[c] = this.columns[c].map((of) => of ?? []);
+    this.columns.star = this.columns.feature.map((i) => Number(Boolean(notes[i]?.star)));
     this.folded = vocabulary.texts.map((t) => t.toLowerCase());
   }
 
+  get score() {
+    // The column that says how well a rule predicts a feature, where there is one.
+    return ["information", "auroc"].find((c) => this.columns[c]);
+  }
+
+  clarity(i) {
+    // How clear a feature looks: by its rule, else by how far its strongest examples agree. Those
+    // that fire too rarely to be judged come last.
+    const { [this.score]: rules, strongest_counts, n_active } = this.columns;
+    const of_rule = rules?.[i], counts = strongest_counts[i];
+    const agreement = (counts[0] ?? 0) / counts.reduce((a, b) => a + b, 1);
+    return (n_active[i] < OFTEN ? -2 : 0) + (of_rule ?? (this.score ? -1 : agreement));
+  }
+
   token(number) {
-    // Name of the strongest token; empty for a dead feature.
-    return this.strongest[number]?.length ? this.vocabulary.name(this.strongest[number][0]) : "";
+    // Name of the token that it is strongest on; empty for a dead feature.
+    const [first] = this.columns.strongest[number] ?? [];
+    return first === undefined ? "" : this.vocabulary.name(first);
+  }
+
+  label(number) {
+    // The reader's name for it, else that token.
+    const name = this.notes[number]?.name, token = this.token(number);
+    return name ? html`<b>${name}</b>` : token ? token_html(token) : html`<small>dead</small>`;
   }
 
   maximum(number) {
     return this.columns.maximum[number] || this.columns.maximum_all?.[number] || 1;
+  }
+
+  note(number, change) {
+    // Keep a name or a star.
+    this.notes[number] = { ...this.notes[number], ...change };
+    this.columns.star[number] = Number(Boolean(this.notes[number].star));
+    return this.source.ask("note", { notes: this.notes });
   }
 
   async page(number, kind = this.kind) {
@@ -54,12 +94,8 @@ class Features {
     const { features, examples } = await this.pages(kind, Math.floor(number / this.chunk));
     const own = examples.filter((e) => e.feature === number);
     const samples = own.filter((e) => e.tenth >= 0).sort((a, b) => b.tenth - a.tenth);
-    return {
-      ...features[number % this.chunk],
-      number,
-      examples: own.filter((e) => e.tenth < 0),
-      samples,
-    };
+    const row = features[number % this.chunk];
+    return { ...row, kind, number, examples: own.filter((e) => e.tenth < 0), samples };
   }
 
   pages(kind, at) {
@@ -75,40 +111,8 @@ class Features {
 
   async row(number) {
     // Token ids of a row of the held-out text.
-    const buffer = await this.source.block(`rows-${Math.floor(number / this.rows)}`),
-      [{ context, count }, start] = with_binary(buffer);
-    const all = integers(buffer, start, count),
-      first = (number % this.rows) * context;
-    return Array.from(all.subarray(first, first + context));
+    const buffer = await this.source.block(`rows-${Math.floor(number / this.rows)}`);
+    const [{ context, count }, start] = with_binary(buffer), first = (number % this.rows) * context;
+    return Array.from(integers(buffer, start, count).subarray(first, first + context));
   }
-
-  async load_texts() {
-    // The examples' texts, folded, one string per feature: only a search in texts needs them.
-    if (this.texts) return;
-    const bytes = this.folded.map(bytes_of),
-      found = Array.from({ length: this.count }, () => []);
-    for (let at = 0; at * this.chunk < this.count; at++) {
-      const { examples } = await this.pages(this.kind, at);
-      for (const e of examples)
-        found[e.feature].push(text_of_bytes(e.ids.flatMap((t) => bytes[t] ?? [])));
-    }
-    this.texts = found.map((texts) => texts.join(END_OF_EXAMPLE));
-  }
-}
-
-function unpacked(buffer) {
-  const [head, start] = with_binary(buffer),
-    total = head.examples.reduce((sum, e) => sum + e.length, 0);
-  const values = new Float32Array(buffer, start, total),
-    ids = integers(buffer, start + 4 * total, total);
-  let at = 0;
-  for (const e of head.examples) {
-    const end = at + e.length;
-    Object.assign(e, {
-      ids: Array.from(ids.subarray(at, end)),
-      values: Array.from(values.subarray(at, end)),
-    });
-    at = end;
-  }
-  return head;
 }
