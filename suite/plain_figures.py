@@ -154,6 +154,8 @@ class Picture:
                 self.piles[ax, at[i], up < 0] += up
         if marker.color is None or isinstance(marker.color, str):
             colour = rgba(marker.color or colour, trace.opacity)
+        elif isinstance(marker.color[0], str):
+            colour = [rgba(one, trace.opacity) for one in marker.color]
         else:
             shades = self.shades(ax, marker, marker.cmin, marker.cmax, marker.showscale)
             colour = shades.to_rgba(np.array(marker.color))

@@ -83,7 +83,7 @@ def test_clamping(run):
     clamping.ablation_losses(context.hook, context.dictionary, rows, [feature], 2, 1)
     for how in ("pin", "scale", "ablate"):
         clamp = {"feature": feature, "how": how, "value": 1.0}
-        Model(run).clamp("import numpy as", clamp, how == "pin", new_tokens=2)
+        Model(run).clamp("import numpy as", [clamp], how == "pin", new_tokens=2)
 
 
 def test_the_pages_questions(run):

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -430,7 +431,9 @@ def test_the_run_without_resampling_is_trained_only_where_it_differs(
     monkeypatch.setattr(Run, "summary", lambda *_: dict(summary))
     monkeypatch.setattr(stages, "fit", fit)
     monkeypatch.setattr(Run, "_make_inputs", lambda *_: None)
-    monkeypatch.setattr(stages, "hook", lambda run: None)
+    monkeypatch.setattr(
+        stages, "hook", lambda run: SimpleNamespace(bos=None, model=SimpleNamespace(config=None))
+    )
     folder = run.path("autoencoder", "bricken_2023-no_resampling")
     assert trained == ([False] if resampled else []) and folder.exists()
     record = json.loads((folder / "training.json").read_text())

@@ -46,12 +46,13 @@ def write_browser(run: Run, name: str = "") -> Path:
 
     What it needs is made first.
     """
-    table, hook = open_table(run, name), stages.hook(run)
+    table, dictionary = open_table(run, name), run.get("dictionary", name)
+    hook, tokenizer = stages.hook(run), run.get("tokens").tokenizer
     rated = dict if table.kind != "feature" else lambda: rated_tables(run, name)
     blocks = Blocks(table, about(run, name, table), heldout(run), rated, origins(run), LIMITS)
     own = name in ("", run.settings.sae.recipe)
     path = run.folder / ("browser.html" if own else f"browser_{name}.html")
-    return write_page(path, blocks, hook, run.get("dictionary", name), run.get("tokens").tokenizer)
+    return write_page(path, blocks, hook, dictionary, tokenizer)
 
 
 def write_page(
