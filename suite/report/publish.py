@@ -13,7 +13,7 @@ from suite import project
 from suite.runs import Run, write_atomically
 
 LARGEST = 3_000_000  # bytes, report, figures and results together
-LINK = re.compile(r"\]\(([^()\s]+)\)")
+LINK = re.compile(r"(?<!\\)\]\(([^()\s]+)\)")
 
 
 def links(text: str) -> list[str]:

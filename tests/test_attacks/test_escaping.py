@@ -206,22 +206,23 @@ def test_every_page_and_panel_of_the_file_is_inert(poisoned, look):
     assert "window.hit" in shown
     tab.evaluate("location.hash = '#feature=1&view=try'")
     tab.fill("#text", SCRIPT + PAYLOADS[2])
-    tab.locator("#tried .text").filter(has_text="window.hit=3").wait_for()
+    tab.locator("#tried .live").filter(has_text="window.hit=3").wait_for()
     tab.click("#generate")
-    tab.wait_for_selector(".sides")
+    tab.wait_for_selector("#clamped .sides")
     tab.evaluate("location.hash = '#feature=1&view=rate'")
     tab.fill("#rater", SCRIPT[:50])
     tab.click("#begin")
-    tab.wait_for_selector("#unit section")
+    tab.wait_for_function("() => sae.app.$('rate-note').textContent.startsWith('1 of')")
     odd = (
-        "script, img, iframe, svg:not(.histogram), base, meta, link, [onclick], [onload], [onerror]"
+        "script, img, iframe, svg:not(.spark, .histogram *), base, meta, link, [onclick], [onload],"
+        " [onerror]"
     )
     assert tab.locator("main").locator(odd).count() == 0
     assert tab.evaluate(LOOK)["hit"] is None
     hrefs = tab.evaluate(
         "[...sae.app.root.querySelectorAll('[href], [src]')].map(e => e.getAttribute('href'))"
     )
-    assert all(re.fullmatch(r"#[\w=&]*", href) for href in hrefs)
+    assert all(re.fullmatch(r"#[\w=&%+.,-]*", href) for href in hrefs)
 
 
 def test_the_widget_without_a_kernel_is_inert(poisoned, look):
