@@ -118,6 +118,9 @@ class Picture:
             self.shared = dict.fromkeys(roots, ax) | self.shared
             for name, spec in zip(names, specs, strict=True):
                 ax.set(**{f"{name[0]}scale": "log" if spec.type == "log" else "linear"})
+                order = spec.categoryarray or self.spec(spec.matches or name).categoryarray
+                if order:  # a panel may lack some: they have their places in it all the same
+                    getattr(ax, f"{name[0]}axis").update_units(list(order))
         return self.axes[names]
 
     def scatter(self, ax: Axes, trace, colour: str, label: str) -> None:
@@ -163,10 +166,15 @@ class Picture:
         self.errors(ax, trace, at, below + length, "#444444")
 
     def errors(self, ax: Axes, trace, x: np.ndarray, y: np.ndarray, colour) -> None:
-        """Vertical error bars, where a trace has them."""
-        if (up := trace.error_y.array) is not None:
-            down = up if trace.error_y.arrayminus is None else trace.error_y.arrayminus
-            ax.errorbar(x, y, np.array([down, up], float), fmt="none", ecolor=colour)
+        """Error bars, where a trace has them."""
+        bars = {}
+        for name in ("x", "y"):
+            spec = getattr(trace, f"error_{name}", None)
+            if spec is not None and spec.array is not None:
+                down = spec.array if spec.arrayminus is None else spec.arrayminus
+                bars[f"{name}err"] = np.array([down, spec.array], float)
+        if bars:
+            ax.errorbar(x, y, **bars, fmt="none", ecolor=colour)
 
     def histogram(self, ax: Axes, trace, colour: str, label: str) -> None:
         x, bins = np.array(trace.x, float), trace.xbins

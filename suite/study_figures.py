@@ -300,7 +300,7 @@ def resampling_figure(study: dict) -> go.Figure:
     recent = f"silent for {count(study['window'])} activations"
     ends = {"dead_share": "dead at the end", "recovered_mean": "loss recovered", "alive": "alive"}
     titles, widths = [recent, *ends.values()], [0.4, 0.2, 0.2, 0.2]
-    fig = make_subplots(1, 4, column_widths=widths, subplot_titles=titles)
+    fig = make_subplots(1, 4, column_widths=widths, subplot_titles=titles, horizontal_spacing=0.09)
     cells = pd.DataFrame(study["points"]).groupby(["start", "resampling"], sort=False)
     curves = pd.DataFrame(study["curves"]).groupby(["start", "resampling"], sort=False)
     colours = dict(zip(STARTS, (figures.PALETTE[0], "#222222"), strict=True))

@@ -114,4 +114,6 @@ def figure(found: Firing, title: str) -> go.Figure:
     )
     fig = go.Figure(bars.update(marker_color=colours, text=table["adds"].map(signed)))
     fig.update_yaxes(autorange="reversed")
+    low, high = min(0, table["adds"].min()), max(0, table["adds"].max())
+    fig.update_xaxes(range=[low - 0.12 * (high - low), high + 0.12 * (high - low)])  # numbers fit
     return fig.update_layout(title=title, xaxis_title="adds to the pre-activation")

@@ -2,6 +2,7 @@
 network.
 """
 
+import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
 import plotly.io as pio
@@ -129,3 +130,18 @@ def test_a_wide_figure_shrinks_with_the_notebook():
     assert html.startswith(
         '<div class="tex2jax_ignore mathjax_ignore" style="max-width:1100px">'
     ) and '"width":1100' not in html.replace(" ", "")
+
+
+def test_names_that_a_panel_lacks_keep_their_places_in_it():
+    """Matplotlib numbers names in the order of their appearance, in each panel by itself."""
+    data = pd.DataFrame({"of": ["a", "b", "c", "a", "c"], "panel": [1, 1, 1, 2, 2]})
+    data = data.assign(x=range(5), half=0.5)
+    order = {"of": ["a", "b", "c"]}
+    fig = px.scatter(data, "x", "of", facet_col="panel", category_orders=order, error_x="half")
+    first, second = drawn(fig)
+    shown = {label.get_text(): label.get_position()[1] for label in first.get_yticklabels()}
+    places = [place for _, place in second.collections[0].get_offsets()]
+    assert places == [shown["a"], shown["c"]] and shown["a"] > shown["b"] > shown["c"]
+    (bars,) = second.containers
+    ends = bars.lines[2][0].get_segments()
+    assert [segment[:, 0].tolist() for segment in ends] == [[2.5, 3.5], [3.5, 4.5]]

@@ -95,7 +95,7 @@ class AutoencoderTraining(checkpoints.TrainingState):
         return resampling.silent_too_long(self.silent, dead_window)
 
     def dead_features(self, settings: SAESettings) -> Int[Tensor, " n_dead"]:
-        """Their numbers, counted anew; on a GPU, whose host has to wait for them, at log points."""
+        """Their numbers; on a GPU, whose host has to wait for them, as of the last log point."""
         if (
             self.listed is None
             or not on_gpu(self.silent.device)
