@@ -1,5 +1,6 @@
 """Two processes against one with the double batch: the same training, on differently drawn text."""
 
+import atexit
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from sae_lib.checkpoints import CheckpointFolder
@@ -51,6 +53,8 @@ def one_of_two(folder: str) -> None:
     """What each process of the test runs."""
     from sae_lib.sae.engine import distributed
 
+    ended = Path(folder) / f"ended-{os.environ['RANK']}"  # functions run last in, first out
+    atexit.register(lambda: ended.write_text(str(not dist.is_initialized())))
     distributed.start()
     torch.set_num_threads(1)
     rank, size = distributed.rank_and_world_size()
@@ -132,6 +136,10 @@ def test_a_flag_of_one_process_is_up_in_all(two):
     assert [load_file(two / f"flags-{rank}.safetensors")["together"].tolist() for rank in "01"] == [
         [True, False]
     ] * 2
+
+
+def test_the_process_group_ends_before_the_interpreter(two):
+    assert [(two / f"ended-{rank}").read_text() for rank in "01"] == ["True", "True"]
 
 
 def test_both_stop_early_at_the_same_step(two):

@@ -2,6 +2,7 @@
 gradients are averaged.
 """
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,9 @@ def start() -> None:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, timeout=WAIT)
+        # gloo's threads may still hold a tensor when the interpreter ends, and then abort the
+        # process (pytorch/pytorch#179291): they end while it is whole.
+        atexit.register(dist.destroy_process_group)
 
 
 def rank_and_world_size() -> tuple[int, int]:
