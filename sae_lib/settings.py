@@ -180,10 +180,11 @@ class SAESettings(Section):
     @field_validator("hook_name")
     @classmethod
     def _after_the_activation_function(cls, name: str) -> str:
-        if name.endswith("mlp.hook_pre"):
+        mlp, inside, _ = name.partition("mlp.hook_pre")
+        if inside:
             raise ValueError(
                 "features before the activation function push no logit directly, which clamping"
-                f" and the feature table are about; use {name.removesuffix('pre')}post"
+                f" and the feature table are about; use {mlp}mlp.hook_post"
             )
         return name
 

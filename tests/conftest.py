@@ -19,6 +19,25 @@ SHARED = (
 
 SMALL_RUN = pytest.StashKey()
 
+# These drive other programs: Chromium, JupyterLab, kernels, torchrun, processes that are killed.
+# When the system ends one of those, a second attempt decides; the summary lists every first one.
+SECOND_ATTEMPT = {
+    "test_browser",
+    "test_concurrency",
+    "test_distributed",
+    "test_headless",
+    "test_kill",
+    "test_lab",
+    "test_setup",
+    "test_single_file",
+}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem in SECOND_ATTEMPT:
+            item.add_marker(pytest.mark.flaky(reruns=1))
+
 
 @pytest.fixture(scope="session")
 def text_folder(tmp_path_factory) -> Path:

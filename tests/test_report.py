@@ -648,6 +648,18 @@ def results() -> dict:
             "d_sae": 128,
             "hook_name": "blocks.3.mlp.hook_post",
             "positive_share": 0.4712,
+            "carried": [
+                {
+                    "hook": f"blocks.{i}.{hook}",
+                    "width": 64.0,
+                    "positive": 0.4712,
+                    "kurtosis": 3.14,
+                    "zero": 0.4371 + i,
+                    "mean": 0.5282,
+                    "strongest": 0.6543,
+                }
+                for i, hook in [*((i, "mlp.hook_post") for i in range(4)), (3, "hook_mlp_out")]
+            ],
             "evaluation": {
                 n: {c: e[c] for c in columns}
                 for n, e in (("bricken_2023", main), ("neurons", evaluated(1.0, [])))
@@ -684,6 +696,7 @@ FIGURES = (
     "clamping_sweep",
     "clamping_ranks",
     "last_mlp_activations",
+    "last_mlp_carried",
     "toy_introduction",
 )
 
@@ -802,6 +815,8 @@ QUOTED = [  # numbers in prose and in every table: a change of the result must c
     ("features", "judged"),
     ("features", "closely", 0, "density"),
     ("last_mlp", "positive_share"),
+    ("last_mlp", "carried", 3, "zero"),
+    ("last_mlp", "carried", 4, "strongest"),
     ("last_mlp", "language_model", "heldout"),
     ("last_mlp", "evaluation", "neurons", "fvu"),
     ("clamping", "features", 0, "kl"),
