@@ -29,6 +29,7 @@ from sae_lib.sae.early_stopping import ACTIVATIONS
 from sae_lib.sae.engine import distributed
 from sae_lib.sae.recipes import resolve, variant, variants
 from sae_lib.settings import SAESettings, Settings, load
+from sae_lib.text.corpus import documents
 from sae_lib.text.display import Vocabulary
 from sae_lib.text.tokenizer import bos_id, special_ids
 from sae_lib.text.tokens import open_tokens, write_tokens
@@ -117,7 +118,7 @@ def tokens_fingerprint(run: Run, name: str = "") -> Made:
 
 def make_tokens(run: Run, name: str, out: Path) -> None:
     s = run.settings
-    write_tokens(s.corpus, s.tokenizer, s.seed, out)
+    write_tokens(documents(s.corpus, s.seed), s.corpus, s.tokenizer, out)
     text_summary.write(s.corpus, open_tokens(out))
 
 
@@ -361,7 +362,7 @@ def make_features(run: Run, name: str, out: Path) -> None:
     rows = heldout_rows(run, s.evaluation.tokens)
     if name in ("random", "principal"):
         density = run.get("features")[0]["density"].to_numpy()
-        dictionary = feature_table.directions_like(name, density, hooked, rows, s.seed)
+        dictionary = baselines.directions_like(name, density, hooked, rows, s.seed)
         tensors = (dictionary.W_dec, dictionary.centre, dictionary.threshold)
         stored = [tensor.cpu().contiguous() for tensor in tensors]
         save_file(dict(zip(DIRECTIONS, stored, strict=True)), out / "directions.safetensors")
