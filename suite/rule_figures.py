@@ -4,10 +4,10 @@ name.
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from sae_lib.figures import PALETTE
 from sae_lib.interpretability.scores import MEASURES
+from suite.charts import chart
 from suite.markup import label
 
 KINDS = {  # in the order of the figure
@@ -41,42 +41,33 @@ def against_neurons(scores: pd.DataFrame) -> go.Figure:
         "the strong half, at equal densities": ("neuron_strong", "feature_strong"),
     }
     colours = {"neurons": PALETTE[1], "features": PALETTE[0]}
-    options = {"shared_yaxes": True, "horizontal_spacing": 0.04}
-    fig = make_subplots(1, len(panels), subplot_titles=list(panels), **options)
-    for column, kinds in enumerate(panels.values(), 1):
-        for kind, (name, colour) in zip(kinds, colours.items(), strict=True):
-            values, at = scores.loc[scores["kind"] == kind, "auroc"], {"row": 1, "col": column}
-            legend = {"name": name, "legendgroup": name, "showlegend": column == 1}
-            bins = {"start": 0.4, "end": 1.0001, "size": 0.025}
-            shown = {"histnorm": "percent", "opacity": 0.6, "marker_color": colour}
-            fig.add_histogram(x=values, xbins=bins, **shown, **legend, **at)
-            fig.add_vline(x=values.median(), line={"color": colour, "dash": "dash"}, **at)
-    title = "How well a short rule predicts when a unit fires (dashed: medians)"
-    fig.update_layout(barmode="overlay", title=title, legend={"x": 0.01, "y": 0.98})
-    fig.update_xaxes(title="AUROC on the other documents", range=[0.45, 1.0])
-    fig.update_yaxes(title="share of units (%)", col=1)
-    return fig
+    parts = [
+        scores[scores["kind"] == kind].assign(panel=panel, units=units)
+        for panel, kinds in panels.items()
+        for kind, units in zip(kinds, colours, strict=True)
+    ]
+    fig = chart("rules_against_neurons", pd.concat(parts), color_discrete_map=colours)
+    for column, panel in enumerate(panels, 1):
+        for part in (part for part in parts if (part["panel"] == panel).any()):
+            line = {"color": colours[part["units"].iloc[0]], "dash": "dash"}
+            fig.add_vline(part["auroc"].median(), line=line, row=1, col=column)
+    return fig.update_yaxes(title="share of units (%)", col=1)
 
 
 def by_kind(scores: pd.DataFrame) -> go.Figure:
     """AUROC and information explained of every kind: each unit's distribution, the middle half
     as a box, the median as its line.
     """
-    measures = ("auroc", "information")
-    titles, options = [MEASURES[m] for m in measures], {"shared_yaxes": True}
-    fig = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.04, **options)
-    shape = {"orientation": "h", "side": "positive", "width": 1.7, "points": False}
-    shape |= {"box_visible": True, "showlegend": False, "spanmode": "hard"}
-    for kind in reversed([kind for kind in KINDS if (scores["kind"] == kind).any()]):
-        colour = {"feature": 0, "neuron": 1}.get(kind.partition("_")[0], 5)
-        for column, measure in enumerate(measures, 1):
-            at = {"line_color": PALETTE[colour], "row": 1, "col": column}
-            values = scores.loc[scores["kind"] == kind, measure]
-            fig.add_violin(x=values, name=KINDS[kind], **shape, **at)
-    fig.update_layout(title="Rules scored on the other half of the documents")
+    measures = {measure: MEASURES[measure] for measure in ("auroc", "information")}
+    table = scores.rename(columns=measures).melt("kind", [*measures.values()], "measure")
+    shades = {"feature": PALETTE[0], "neuron": PALETTE[1]}
+    colours = {name: shades.get(kind.partition("_")[0], PALETTE[5]) for kind, name in KINDS.items()}
+    known = set(scores["kind"])
+    order = {"kind": [name for kind, name in KINDS.items() if kind in known]}
+    how = {"color_discrete_map": colours, "category_orders": order}
+    fig = chart("rules_by_kind", table.replace({"kind": KINDS}), **how)
     fig.update_xaxes(range=[0.4, 1.0], col=1)
-    fig.update_xaxes(range=[-0.15, 1.0], tickformat=".0%", col=2)
-    return fig
+    return fig.update_xaxes(range=[-0.15, 1.0], tickformat=".0%", col=2)
 
 
 def cluster_map(table: pd.DataFrame, unnamed: str) -> go.Figure:

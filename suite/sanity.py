@@ -123,12 +123,13 @@ class Sanity:
         settings = of_recipe(s.sae, "topk").model_copy(update=values)
         made_from = stages.fingerprint_of(self.run, settings) | {"contender": name}
         made_from |= s.model_dump(mode="json", include={"evaluation", "interpretability"})
-        where = f"sanity/{digest(made_from)[:12]}"
-        if (found := self.run.saved_results(where, made_from)) is None:
+
+        def measured() -> dict:
             sae = self._made(name, settings, model, seed)
-            found = {"contender": name} | self.measure(model, sae, seed)
-            self.run.save_results(where, found, made_from)
-        return found
+            return {"contender": name} | self.measure(model, sae, seed)
+
+        where = f"sanity/{digest(made_from)[:12]}"
+        return self.run.kept_results(where, made_from, measured)
 
     def _made(self, name: str, settings: SAESettings, model: str, seed: int) -> SparseAutoencoder:
         hook = self.hook(model, seed)

@@ -45,9 +45,7 @@ def study(run: Run, which: str) -> dict:
         "resampling": resampling_study,
     }
     run.path("language_model")
-    results = studies[which](run, stages.hook(run))
-    run.save_results(f"study_{which}", results | {"about": sweep.about(run)})
-    return run.load_results(f"study_{which}")
+    return sweep.save_study(run, which, studies[which](run, stages.hook(run)))
 
 
 def recipes_study(run: Run, hook: HookPoint) -> dict:
