@@ -32,8 +32,9 @@ from sae_lib.files import (
     verify,
     write_atomically,
 )
+from sae_lib.plain_yaml import parse_yaml
 from sae_lib.sae.engine import distributed
-from sae_lib.settings import Settings, parse_yaml
+from sae_lib.settings import Settings
 from suite import locks, project
 
 SETTINGS = "settings.yaml"

@@ -17,7 +17,7 @@ from pydantic import ImportString
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor
 
-from sae_lib import settings
+from sae_lib.plain_yaml import parse_yaml
 from sae_lib.toy import models as toy
 from sae_lib.toy.models import Size
 
@@ -303,5 +303,5 @@ def attacked(model: toy.ToyModel, features: toy.Features, target: Callable) -> d
 
 # --- the table
 
-TABLE = settings.parse_yaml(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+TABLE = parse_yaml(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
 EXPERIMENTS = {name: Experiment(**row) for name, row in TABLE.items()}
