@@ -4,7 +4,7 @@ never obeyed.
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from textwrap import indent
 
 import pandas as pd
@@ -148,30 +148,9 @@ def side_by_side_html(
 TABLES = ENVIRONMENT.get_template("clamping.html.j2").module
 
 
-def chosen_table(context: ClampContext, chosen: dict[int, str]) -> HTML:
-    """What is known of the chosen features before anything is clamped; `chosen` says how each
-    was.
-    """
-    return HTML(TABLES.chosen_table(context, chosen))
-
-
-def null_table(held: Iterable[dict]) -> HTML:
-    """Rows of `against_null`: KL in nats, and the probability that the raised tokens gain, each
-    with mean and range of both nulls.
-    """
-    return HTML(TABLES.null_table(held))
-
-
-def ablation_table(ablated: pd.DataFrame) -> HTML:
-    """Rows of `ablation_losses`, in nats per token."""
-    return HTML(TABLES.ablation_table(ablated.to_dict("records")))
-
-
-def error_table(held: dict[int, dict], dropped: dict[int, dict]) -> HTML:
-    """The same clamp with the autoencoder's error kept and dropped: KL in nats, probability
-    gained.
-    """
-    return HTML(TABLES.error_table(held, dropped))
+def table(name: str, *values: object) -> HTML:
+    """One of the tables of `clamping.html.j2`: "chosen", "null", "ablation" or "error"."""
+    return HTML(getattr(TABLES, f"{name}_table")(*values))
 
 
 # --- figures ---

@@ -4,6 +4,7 @@ what.
 
 import json
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -302,10 +303,8 @@ def heldout_rows(run: Run, n_tokens: int):
 def heldout_documents(run: Run) -> firing.Rows:
     """Of each token of the held-out rows the number of its document [row, position]."""
     tokens = run.get("tokens")
-    rows, lengths = (
-        tokens.rows("heldout", run.settings.lm.context),
-        tokens.table["heldout"]["tokens"],
-    )
+    rows = tokens.rows("heldout", run.settings.lm.context)
+    lengths = tokens.table["heldout"]["tokens"]
     return np.repeat(np.arange(len(lengths)), lengths)[: rows.size].reshape(rows.shape)
 
 
@@ -313,10 +312,8 @@ def heldout_parts(run: Run) -> tuple[firing.Rows, firing.Rows]:
     """(rows to choose settings on, rows to report them on): the first `CHOOSING` of the held-out
     documents, at least one, and the others. Rows with documents of both parts are in neither.
     """
-    rows, documents = (
-        run.get("tokens").rows("heldout", run.settings.lm.context),
-        heldout_documents(run),
-    )
+    rows = run.get("tokens").rows("heldout", run.settings.lm.context)
+    documents = heldout_documents(run)
     first = max(1, documents[int(CHOOSING * len(rows)), 0])
     return rows[documents[:, -1] < first], rows[documents[:, 0] >= first]
 
@@ -424,13 +421,9 @@ def summarise_scores(run: Run, name: str = "") -> dict:
     return counts | scores.summary(table, run.settings.seed)
 
 
-def untrained_settings(run: Run, name: str) -> SAESettings:
-    """Those of the autoencoder that it is the null for: as many activations, the same recipe."""
-    return variant(run.settings, name or run.settings.sae.recipe)
-
-
 def untrained_fingerprint(run: Run, name: str = "") -> Made:
-    return fingerprint_of(run, untrained_settings(run, name)) | {"language_model": "untrained"}
+    """That of the autoencoder that it is the null for: as many activations, the same recipe."""
+    return sae_fingerprint(run, name) | {"language_model": "untrained"}
 
 
 def untrained_hook(run: Run) -> HookPoint:
@@ -440,8 +433,7 @@ def untrained_hook(run: Run) -> HookPoint:
 
 
 def make_untrained(run: Run, name: str, out: Path, store: CheckpointFolder) -> None:
-    sae = untrained_settings(run, name)
-    train(run, untrained_hook(run), sae, store, out, "untrained")
+    train(run, untrained_hook(run), variant(run.settings, name), store, out, "untrained")
 
 
 def untrained_autoencoder(run: Run, name: str = "") -> tuple[HookPoint, SparseAutoencoder]:
@@ -518,6 +510,11 @@ def _autoencoder(run: Run, name: str) -> list[tuple[str, str]]:
     return [("autoencoder", "" if name in BASELINES else name)]
 
 
+def table_of(file: str) -> Callable[[Run, str, Path], pd.DataFrame]:
+    """Loads the one table of an artefact."""
+    return lambda run, _, folder: pd.read_parquet(folder / f"{file}.parquet")
+
+
 def _every_autoencoder(run: Run, name: str) -> list[tuple[str, str]]:
     return [("autoencoder", other) for other in variants(run.settings)]
 
@@ -580,7 +577,7 @@ STAGES = {
         inputs=_autoencoder,
         fingerprint=scores_fingerprint,
         make=make_scores,
-        load=lambda run, _, folder: pd.read_parquet(folder / "scores.parquet"),
+        load=table_of("scores"),
         measure=summarise_scores,
         results="interpretability",
     ),
@@ -597,7 +594,7 @@ STAGES = {
         inputs=lambda run, name: [("scores", name)],
         fingerprint=clusters_fingerprint,
         make=make_clusters,
-        load=lambda run, _, folder: pd.read_parquet(folder / "clusters.parquet"),
+        load=table_of("clusters"),
         measure=summarise_clusters,
         results="clusters",
     ),

@@ -164,15 +164,20 @@ def saelens_rows(study: dict) -> pd.DataFrame:
 
 def rows_of(studies: dict[str, dict | None]) -> dict[str, list[dict]]:
     """The rows of every study that is there, by its name."""
-    make = {
-        "recipes": recipes_rows,
-        "widths": widths_rows,
-        "saelens": saelens_rows,
-        "resampling": resampling_rows,
-    }
-    tables = {which: rows(studies[which]) for which, rows in make.items() if studies[which]}
-    known = {which: rows.astype(object).where(rows.notna(), None) for which, rows in tables.items()}
-    return {which: rows.to_dict("records") for which, rows in known.items()}
+    found = {}
+    for which, make in ROWS.items():
+        if study := studies[which]:
+            rows = make(study).astype(object)
+            found[which] = rows.where(rows.notna(), None).to_dict("records")
+    return found
+
+
+ROWS = {
+    "recipes": recipes_rows,
+    "widths": widths_rows,
+    "saelens": saelens_rows,
+    "resampling": resampling_rows,
+}
 
 
 # --- figures ---

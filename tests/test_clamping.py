@@ -481,7 +481,7 @@ def test_a_features_record_holds_what_the_report_quotes(small_run):
         for null in found["nulls"].values()
         for mean, least, most in null.values()
     )
-    html = clamping_views.null_table([found | {"chosen": "<script>"}]).data
+    html = clamping_views.table("null", [found | {"chosen": "<script>"}]).data
     assert "&lt;script&gt;" in html and "<script>" not in html
 
 
