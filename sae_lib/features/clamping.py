@@ -481,13 +481,14 @@ def rank_summary(ranks: pd.DataFrame, seed: int) -> dict:
     p = ranks["p"].to_numpy()
     found = scipy.stats.binomtest(int((p <= SIGNIFICANT).sum()), len(p))
     share, (low, high) = found.statistic, found.proportion_ci(method="wilson")
+    verdict = "fewer than by chance" if high < SIGNIFICANT else "not distinguishable from chance"
     return {
         "features": len(p),
         "draws": RANK_DRAWS,
         "expected": SIGNIFICANT,
         "share": share,
         "interval": [low, high],
-        "verdict": _against_chance(low, high, SIGNIFICANT),
+        "verdict": "more than by chance" if low > SIGNIFICANT else verdict,
         "median_p": np.median(p),
         "median_p_interval": list(interval((p,), np.median, seed=seed)),
         "gained_median": ranks["gained"].median(),
@@ -505,12 +506,6 @@ def ranks_sentence(ranked: dict) -> str:
         f" raises its own; by chance {percent(ranked['expected'])} would: {ranked['verdict']}."
         f" The median p is {number(ranked['median_p'])} ({p_low} to {p_high}; by chance 0.525)."
     )
-
-
-def _against_chance(low: float, high: float, chance: float) -> str:
-    if low > chance:
-        return "more than by chance"
-    return "fewer than by chance" if high < chance else "not distinguishable from chance"
 
 
 @torch.no_grad()
