@@ -155,9 +155,9 @@ def changed(settings: SAESettings, **values) -> SAESettings:
     return settings.model_copy(update=values)
 
 
-def save_study(run: Run, which: str, found: dict) -> dict:
-    """Save `results/study_<which>.json`, with what the study was made on; returns it as read."""
-    about = {
+def about(run: Run) -> dict:
+    """What a study was made on."""
+    return {
         "corpus": run.settings.corpus.source.rpartition("/")[2],
         "activations": run.settings.sae.activations,
         "l0": L0,
@@ -166,7 +166,11 @@ def save_study(run: Run, which: str, found: dict) -> dict:
         "lm_tokens": run.summary("language_model")["tokens"],
         "heldout_tokens": run.settings.evaluation.tokens,
     }
-    run.save_results(f"study_{which}", found | {"about": about})
+
+
+def save_study(run: Run, which: str, found: dict) -> dict:
+    """Save `results/study_<which>.json`, with what it was made on; returns it as read."""
+    run.save_results(f"study_{which}", found | {"about": about(run)})
     return run.load_results(f"study_{which}")
 
 
