@@ -1,5 +1,5 @@
 """What an autoencoder is held against: as many of the strongest neurons or principal components,
-directions as rarely active as its features, and n-grams in place of the language model.
+and n-grams in place of the language model.
 """
 
 import math
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 
 from sae_lib.features.firing import Dictionaries, Rows, spread_rows
-from sae_lib.model.activations import Source, harvest, harvest_text
+from sae_lib.model.activations import HookPoint, Source, harvest, harvest_text
 from sae_lib.sae.dictionaries import (
     Directions,
     keep_largest,
@@ -19,10 +19,10 @@ from sae_lib.sae.dictionaries import (
 
 FIT_VALUES = 1 << 25  # activations × d_in that principal components are fitted on, or 4 d_in
 SCALED_ON = 8192  # activations
-NGRAM_TOKENS = 1 << 24  # of training text that n-grams are counted in, at most
 # that thresholds of directions are taken from, or fewer where they would not fit …
 DIRECTION_TOKENS = 131_072
 DIRECTION_VALUES = 1 << 26  # … into so many activations of neurons
+NGRAM_TOKENS = 1 << 24  # of training text that n-grams are counted in, at most
 
 
 @torch.no_grad()
@@ -44,10 +44,30 @@ def at_equal_l0(hook: Source, rows: Rows, l0: float) -> Dictionaries:
     return {name: keep_largest(along, k, x) for name, along in directions.items()}
 
 
+def ngram_losses(train_rows: Rows, rows: Rows) -> dict[str, float]:
+    """Nats per token of `rows`, but for their first positions, by counts from `train_rows`:
+    "unigram" add-one; "bigram" interpolated with it by Witten and Bell (1991), where the unigrams
+    have weight T / (n + T) after a token seen n times with T different followers.
+    """
+    train = spread_rows(train_rows, NGRAM_TOKENS).astype(np.int64)
+    before, after = (part.ravel().astype(np.int64) for part in (rows[:, :-1], rows[:, 1:]))
+    vocab = 1 + max(train.max(), rows.max())
+    unigram = np.bincount(train.ravel(), minlength=vocab) + 1
+    unigram = unigram[after] / unigram.sum()
+    pairs, counts = np.unique(train[:, :-1] * vocab + train[:, 1:], return_counts=True)
+    wanted = before * vocab + after
+    at = np.searchsorted(pairs, wanted).clip(max=len(pairs) - 1)
+    seen = np.where(pairs[at] == wanted, counts[at], 0)
+    n = np.bincount(pairs // vocab, counts, vocab)[before]
+    followers = np.bincount(pairs // vocab, minlength=vocab).clip(min=1)[before]
+    bigram = (seen + followers * unigram) / (n + followers)
+    return {"unigram": -np.log(unigram).mean(), "bigram": -np.log(bigram).mean()}
+
+
 def directions_like(
     kind: str,
     density: Float[np.ndarray, " d_sae"],
-    hook: Source,
+    hook: HookPoint,
     rows: Rows,
     seed: int,
 ) -> Directions:
@@ -69,23 +89,3 @@ def directions_like(
         alive = density[density > 0]
         density = np.quantile(alive if len(alive) else density, np.linspace(1, 0, directions.d_sae))
     return directions.at_density(x, torch.tensor(density))
-
-
-def ngram_losses(train_rows: Rows, rows: Rows) -> dict[str, float]:
-    """Nats per token of `rows`, but for their first positions, by counts from `train_rows`:
-    "unigram" add-one; "bigram" interpolated with it by Witten and Bell (1991), where the unigrams
-    have weight T / (n + T) after a token seen n times with T different followers.
-    """
-    train = spread_rows(train_rows, NGRAM_TOKENS).astype(np.int64)
-    before, after = (part.ravel().astype(np.int64) for part in (rows[:, :-1], rows[:, 1:]))
-    vocab = 1 + max(train.max(), rows.max())
-    unigram = np.bincount(train.ravel(), minlength=vocab) + 1
-    unigram = unigram[after] / unigram.sum()
-    pairs, counts = np.unique(train[:, :-1] * vocab + train[:, 1:], return_counts=True)
-    wanted = before * vocab + after
-    at = np.searchsorted(pairs, wanted).clip(max=len(pairs) - 1)
-    seen = np.where(pairs[at] == wanted, counts[at], 0)
-    n = np.bincount(pairs // vocab, counts, vocab)[before]
-    followers = np.bincount(pairs // vocab, minlength=vocab).clip(min=1)[before]
-    bigram = (seen + followers * unigram) / (n + followers)
-    return {"unigram": -np.log(unigram).mean(), "bigram": -np.log(bigram).mean()}
