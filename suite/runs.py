@@ -32,9 +32,9 @@ from sae_lib.files import (
     verify,
     write_atomically,
 )
-from sae_lib.plain_yaml import parse_yaml
 from sae_lib.sae.engine import distributed
 from sae_lib.settings import Settings
+from sae_lib.user_input import parse_yaml
 from suite import locks, project
 
 SETTINGS = "settings.yaml"

@@ -17,9 +17,9 @@ from pydantic import ImportString
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor
 
-from sae_lib.plain_yaml import parse_yaml
 from sae_lib.toy import models as toy
 from sae_lib.toy.models import Size
+from sae_lib.user_input import parse_yaml
 
 PRESETS = ("smoke", "laptop", "full")
 DENSITIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
