@@ -48,6 +48,18 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         scratch.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def append_line(path: Path, line: str) -> None:
+    """Append a line and flush it to disk; what an interrupted write left behind stays a line of
+    its own.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab+") as f:
+        torn = f.tell() and (f.seek(-1, os.SEEK_END), f.read(1))[1] != b"\n"
+        f.write(("\n" * bool(torn) + line + "\n").encode())
+        f.flush()
+        os.fsync(f.fileno())
+
+
 # --- records ---
 
 

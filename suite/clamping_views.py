@@ -19,7 +19,6 @@ from sae_lib.formats import decimal
 from sae_lib.text.display import Vocabulary, isolated, plain
 from suite import markup, stages
 from suite.browser.page import ENVIRONMENT, TEMPLATE
-from suite.browser.table import joined
 from suite.charts import chart
 from suite.runs import Run, verify
 
@@ -122,7 +121,7 @@ def visible_text(vocabulary: Vocabulary, ids: Sequence[int]) -> str:
     """Tokens as one text, blanks and line ends as they are; everything else that has no shape as
     a sign.
     """
-    return re.sub("[^ \n]+", lambda word: plain(word[0]), joined(vocabulary, ids))
+    return re.sub("[^ \n]+", lambda word: plain(word[0]), vocabulary.joined(ids))
 
 
 def side_by_side_html(

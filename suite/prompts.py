@@ -11,8 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from sae_lib.device import seeded
-from sae_lib.errors import ModelError
+from sae_lib.features.clamping import continuation
 from sae_lib.model.activations import Acts, HookPoint
 from sae_lib.settings import PromptSettings
 from sae_lib.text.tokenizer import token_ids
@@ -76,33 +75,13 @@ def summary(folder: Path) -> dict:
     return result
 
 
-@torch.no_grad()
 def generate(
     hook: HookPoint, tokenizer, prompt: str, new_tokens: int, temperature: float, seed: int
 ) -> tuple[Int[Tensor, " n"], Acts, int]:
     """Sample a continuation: (token ids of prompt and continuation, the hook's activations of
     all of them, prompt length).
     """
-    ids = torch.tensor(
-        [token_ids(tokenizer, prompt) or [tokenizer.eos_token_id]], device=hook.device
-    )
-    limit = hook.model.config.max_position_embeddings
-    new_tokens = min(new_tokens, limit - ids.shape[1] - hook.n_before)
-    if new_tokens < 1:
-        raise ModelError(
-            f"the prompt has {ids.shape[1]} tokens and the model's context is {limit}: there is no"
-            " room for a new token; shorten the prompt"
-        )
-    with seeded(seed, hook.device):
-        given = ids if hook.bos is None else torch.nn.functional.pad(ids, (1, 0), value=hook.bos)
-        out = hook.model.generate(
-            given,
-            attention_mask=torch.ones_like(given),
-            max_new_tokens=new_tokens,
-            do_sample=True,
-            temperature=temperature,
-            top_k=0,
-            pad_token_id=tokenizer.eos_token_id,
-        )
-    out = out[:, hook.n_before :]
-    return out[0], hook.activations(out)[0], ids.shape[1]
+    ids = token_ids(tokenizer, prompt) or [tokenizer.eos_token_id]
+    how = (new_tokens, temperature, seed, tokenizer.eos_token_id)
+    text = continuation(hook, torch.tensor([ids], device=hook.device), *how)
+    return text, hook.activations(text[None].to(hook.device))[0], len(ids)
