@@ -155,22 +155,22 @@ def table(name: str, *values: object) -> HTML:
 # --- figures ---
 
 
-def label(context: ClampContext, feature: int, how: str, tokens: int = 3) -> str:
+def label(context: ClampContext, feature: int, how: str) -> str:
     """A panel's heading, as plotly's markup: the feature and what it raises."""
-    names = [markup.label(context.vocabulary.name(t)) for t in context.top_logits(feature)[:tokens]]
+    names = [markup.label(context.vocabulary.name(t)) for t in context.top_logits(feature)[:3]]
     raised = "  ".join(names)
     return f"feature {feature} ({how})<br><span style='font-size:12px'>raises  {raised}</span>"
 
 
 def next_tokens_figure(
-    vocabulary: Vocabulary, found: dict[str, NextTokens], title: str, rows: int = 6
+    vocabulary: Vocabulary, found: dict[str, NextTokens], title: str
 ) -> go.Figure:
     """The tokens whose probability a clamp changed most, before and after: a panel per clamp,
     under its `label`.
     """
     parts = []
     for name, n in found.items():
-        table = n.table.head(rows).melt("token_id", ["before", "after"], "clamped", "probability")
+        table = n.table.head(6).melt("token_id", ["before", "after"], "clamped", "probability")
         names = [markup.label(vocabulary.name(int(t))) for t in table["token_id"]]
         parts.append(table.assign(token=names, clamp=f"{name}<br>KL {decimal(n.kl)} nats"))
     colours = [PALETTE[5], PALETTE[0]]

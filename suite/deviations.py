@@ -152,24 +152,24 @@ def top_examples(run: Run) -> dict:
     return first_against_top(firing(stages.hook(run), {"": sae}, rows)[""])
 
 
-def first_against_top(fired: list[Firing], kept: int = KEPT, shown: int = SHOWN) -> dict:
-    """Which of the `shown` strongest firings of a feature are among those that are shown when only
-    its first `kept` are looked at: of features that fire more often.
+def first_against_top(fired: list[Firing]) -> dict:
+    """Which of the `SHOWN` strongest firings of a feature are among those that are shown when only
+    its first `KEPT` are looked at: of features that fire more often.
     """
     often, shared, strongest = 0, [], []
     for unit in fired:
-        if len(unit.token) <= kept:
+        if len(unit.token) <= KEPT:
             continue
         order = np.argsort(-unit.value, kind="stable")
         often += 1
-        shared.append((order[:shown] < kept).mean())
-        strongest.append(order[0] < kept)
+        shared.append((order[:SHOWN] < KEPT).mean())
+        strongest.append(order[0] < KEPT)
     return {
         "often": often / len(fired),
         "shared": float(np.median(shared)) if often else None,
         "strongest": float(np.mean(strongest)) if often else None,
-        "kept": kept,
-        "shown": shown,
+        "kept": KEPT,
+        "shown": SHOWN,
     }
 
 

@@ -38,7 +38,6 @@ def explain(
     run: Run,
     features: int | None = None,
     model: str = "",
-    name: str = "",
     say: Callable[[str], None] = print,
 ) -> dict | None:
     """Explain `features` random features (default `explain.features`) of one autoencoder, test
@@ -49,7 +48,7 @@ def explain(
     None. A limit that is reached ends it early, with what was scored so far; another call goes on
     from there, as every reply is kept. Raises `ChatError` where the endpoint refuses or is gone.
     """
-    s, name = run.settings.explain, name or run.settings.sae.recipe
+    s, name = run.settings.explain, run.settings.sae.recipe
     features = features or s.features
     try:
         client = chat.find(model, s, device_of(run.settings.device))
