@@ -3,7 +3,6 @@ what.
 """
 
 import json
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -201,18 +200,7 @@ def fingerprint_of(run: Run, sae: SAESettings) -> Made:
 
 
 def make_autoencoder(run: Run, name: str, out: Path, store: CheckpointFolder) -> None:
-    """Train one of `recipes.variants(settings)`; where resampling found nothing dead, the run
-    without it is the same and is copied.
-    """
-    if name == f"{run.settings.sae.recipe}-no_resampling":
-        main, summary = run.path("autoencoder"), run.summary("autoencoder")
-        if not any(e["resampled"] for e in summary["resampling"]):
-            if distributed.rank_and_world_size()[0] == 0:
-                for file in ("cfg.json", "sae_weights.safetensors"):
-                    shutil.copy2(main / file, out / file)
-                summary["recipe"]["resampling"] = None
-                write_summary(out, summary | {"resampling": [], "same_as": main.name})
-            return
+    """Train one of `recipes.variants(settings)`."""
     train(run, hook(run), variant(run.settings, name), store, out)
 
 
@@ -324,15 +312,9 @@ def evaluation_fingerprint(run: Run, name: str = "") -> Made:
 
 
 def measure_evaluation(run: Run, name: str = "") -> dict[str, dict]:
-    """Every autoencoder of the run and the raw neurons; copies of the same weights are measured
-    once.
-    """
-    names = list(variants(run.settings))
-    same = {name: run.summary("autoencoder", name).get("same_as") for name in names}
-    dictionaries: dict[str, Dictionary] = {
-        name: run.get("autoencoder", name) for name in names if not same[name]
-    }
-    dictionaries["neurons"] = run.get("dictionary", "neurons")
+    """Every autoencoder of the run and the raw neurons."""
+    names = (*variants(run.settings), "neurons")
+    dictionaries = {name: run.get("dictionary", name) for name in names}
     s, tokens = run.settings, run.get("tokens")
     rows, documents = tokens.rows("heldout", s.lm.context), heldout_documents(run)
     main, train_rows = s.sae.recipe, tokens.rows("train", s.lm.context)
@@ -342,7 +324,7 @@ def measure_evaluation(run: Run, name: str = "") -> dict[str, dict]:
     if beside:
         chosen = firing.spread_rows(rows, s.evaluation.loss_tokens)
         measured[main]["ngrams"] = baselines.ngram_losses(train_rows, chosen)
-    return {name: measured[same.get(name) or name] for name in (*names, "neurons")}
+    return measured
 
 
 def features_fingerprint(run: Run, name: str = "") -> Made:
