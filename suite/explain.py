@@ -35,10 +35,7 @@ UNSCORED = {  # settings that no score depends on
 
 
 def explain(
-    run: Run,
-    features: int | None = None,
-    model: str = "",
-    say: Callable[[str], None] = print,
+    run: Run, features: int | None = None, model: str = "", say: Callable[[str], None] = print
 ) -> dict | None:
     """Explain `features` random features (default `explain.features`) of one autoencoder, test
     that, and save the results.

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from sae_lib.features.clamping import continuation
 from sae_lib.model.activations import Acts, HookPoint
+from sae_lib.model.generation import continuation
 from sae_lib.settings import PromptSettings
 from sae_lib.text.tokenizer import token_ids
 
