@@ -242,7 +242,7 @@ def splitting(run: Run, hook: HookPoint, narrow: SAESettings, wide: SAESettings)
     )
     parts = np.bincount(parent[is_part], minlength=len(n_narrow))
 
-    def strongest(which: int, feature: int) -> str:
+    def strongest(which: int, feature: np.integer) -> str:
         token = fired[which][:, [feature]].argmax()
         return run.get("tokens").tokenizer.decode([int(rows.flat[token])])
 
@@ -259,6 +259,5 @@ def splitting(run: Run, hook: HookPoint, narrow: SAESettings, wide: SAESettings)
         "split_share": of_living >= 2,
         "kept_share": of_living == 1,
         "lost_share": of_living == 0,
-        "mean_parts": of_living,
     }
     return {name: values.mean() for name, values in means.items()} | {"examples": examples}

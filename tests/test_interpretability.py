@@ -260,7 +260,6 @@ def test_the_summary_follows_from_the_table():
             "rule": "r",
             "n_conditions": 2,
             "density": 0.01,
-            "context": True,
             **measured,
         }
     )

@@ -158,7 +158,6 @@ def clamped(number: int, token: str = "import") -> dict:
         "raised": [token] * 10,
         "probability_before": 0.00991,
         "probability_after": 0.02278,
-        "rose": True,
         "beyond_nulls": True,
         "movers": movers,
     }
@@ -273,7 +272,6 @@ def studied() -> dict:
         "split_share": 0.31,
         "kept_share": 0.37,
         "lost_share": 0.32,
-        "mean_parts": 1.2,
         "examples": [{"feature": 3, "token": "im|port", "parts": [" a", "b`"], "n_parts": 2}],
     }
     return {
@@ -390,8 +388,6 @@ def clamping_of(token: str = "import") -> dict:
             "verdict": "more than by chance",
             "median_p": 0.1,
             "median_p_interval": [0.05, 0.2],
-            "gained_median": 0.01,
-            "null_median": 0.005,
         },
         "ablation": [ablation],
         "error": {"alone": 0.07729, "dropped": {}},
@@ -608,8 +604,6 @@ def results() -> dict:
         "clusters": {
             "features": 201,
             "clusters": 12,
-            "size_median": 14.0,
-            "size_largest": 40,
             "named": 11,
             "shared_value": 0.4567,
             "shared_value_by_chance": 0.1665,

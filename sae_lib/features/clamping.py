@@ -394,7 +394,6 @@ def against_null(
     effect = context.positions.effect(context.dictionary, [Clamp(feature, "pin", value)])
     change, name = effect.after - effect.before, context.vocabulary.name
     before, after = effect.probability(tokens)
-    gained = change[tokens].sum().item()
     moved = change.abs().topk(min(movers, len(change))).indices.tolist()
     sides = {"before": effect.before, "after": effect.after}
     return {
@@ -405,8 +404,7 @@ def against_null(
         "raised": [name(i) for i in tokens],
         "probability_before": before,
         "probability_after": after,
-        "rose": gained > 0,
-        "beyond_nulls": all(gained > null["change"][2] for null in nulls.values()),
+        "beyond_nulls": all(after - before > null["change"][2] for null in nulls.values()),
         "movers": [{"token": name(i)} | {s: p[i].item() for s, p in sides.items()} for i in moved],
     }
 
@@ -467,8 +465,6 @@ def rank_summary(ranks: pd.DataFrame, seed: int) -> dict:
         "verdict": "more than by chance" if low > SIGNIFICANT else verdict,
         "median_p": np.median(p),
         "median_p_interval": list(interval((p,), np.median, seed=seed)),
-        "gained_median": ranks["gained"].median(),
-        "null_median": ranks["null"].median(),
     }
 
 

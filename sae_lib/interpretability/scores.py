@@ -32,7 +32,6 @@ def summary(scores: pd.DataFrame, seed: int) -> dict:
             "n": n,
             "density_median": table["density"].median(),
             "conditions_mean": table["n_conditions"].mean(),
-            "context_share": table["context"].mean(),
         }
         chosen = rng.integers(n, size=(DRAWS, n))
         for measure, (average, of) in product(MEASURES, AVERAGES.items()):

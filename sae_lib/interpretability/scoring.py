@@ -49,7 +49,7 @@ BATCH = 64  # units that a process scores at a time
 LARGEST_GROUP = 1 / 3  # of the held-out tokens: with a larger group two halves are too unequal
 COLUMNS = (
     "kind unit rule n_conditions auroc balanced_accuracy precision recall information"
-    " density context values"
+    " density values"
 )
 
 
@@ -308,7 +308,6 @@ def score_units(units: Units, halves: Halves, s: InterpretabilitySettings) -> pd
             "rule": halves.writer.text(rule),
             "n_conditions": len(rule.conditions),
             "density": sum(map(len, tokens)) / n_tokens,
-            "context": halves.writer.asks_for_context(rule),
             "values": halves.writer.values(rule),
         }
         records.append(record | vars(score))
