@@ -4,6 +4,7 @@ name.
 
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from sae_lib.figures import PALETTE
 from sae_lib.interpretability.scores import MEASURES
@@ -41,17 +42,21 @@ def against_neurons(scores: pd.DataFrame) -> go.Figure:
         "the strong half, at equal densities": ("neuron_strong", "feature_strong"),
     }
     colours = {"neurons": PALETTE[1], "features": PALETTE[0]}
-    parts = [
-        scores[scores["kind"] == kind].assign(panel=panel, units=units)
-        for panel, kinds in panels.items()
-        for kind, units in zip(kinds, colours, strict=True)
-    ]
-    fig = chart("rules_against_neurons", pd.concat(parts), color_discrete_map=colours)
-    for column, panel in enumerate(panels, 1):
-        for part in (part for part in parts if (part["panel"] == panel).any()):
-            line = {"color": colours[part["units"].iloc[0]], "dash": "dash"}
-            fig.add_vline(part["auroc"].median(), line=line, row=1, col=column)
-    return fig.update_yaxes(title="share of units (%)", col=1)
+    options = {"shared_yaxes": True, "horizontal_spacing": 0.04}
+    fig = make_subplots(1, len(panels), subplot_titles=list(panels), **options)
+    for column, kinds in enumerate(panels.values(), 1):
+        for kind, (name, colour) in zip(kinds, colours.items(), strict=True):
+            values, at = scores.loc[scores["kind"] == kind, "auroc"], {"row": 1, "col": column}
+            legend = {"name": name, "legendgroup": name, "showlegend": column == 1}
+            bins = {"start": 0.4, "end": 1.0001, "size": 0.025}
+            shown = {"histnorm": "percent", "opacity": 0.6, "marker_color": colour}
+            fig.add_histogram(x=values, xbins=bins, **shown, **legend, **at)
+            fig.add_vline(x=values.median(), line={"color": colour, "dash": "dash"}, **at)
+    title = "How well a short rule predicts when a unit fires (dashed: medians)"
+    fig.update_layout(barmode="overlay", title=title, legend={"x": 0.01, "y": 0.98})
+    fig.update_xaxes(title="AUROC on the other documents", range=[0.45, 1.0])
+    fig.update_yaxes(title="share of units (%)", col=1)
+    return fig
 
 
 def by_kind(scores: pd.DataFrame) -> go.Figure:

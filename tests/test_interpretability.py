@@ -312,11 +312,9 @@ def test_the_density_match_is_checked():
 def test_the_figures_show_each_kind(scored):
     table = pd.read_parquet(scored[1] / "scores.parquet")
     histograms = rule_figures.against_neurons(table)
-    drawn = [(t.xaxis, t.name) for t in histograms.data]
-    assert sorted(drawn) == [
-        (x, name) for x in ("x", "x2", "x3") for name in ("features", "neurons")
-    ]
-    assert all(len(t.x) > 0 for t in histograms.data)
+    assert [t.name for t in histograms.data] == ["neurons", "features"] * 3 and all(
+        len(t.x) > 0 for t in histograms.data
+    )
     assert {t.name for t in rule_figures.by_kind(table).data} == set(rule_figures.KINDS.values())
 
 
