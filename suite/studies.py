@@ -259,5 +259,6 @@ def splitting(run: Run, hook: HookPoint, narrow: SAESettings, wide: SAESettings)
         "split_share": of_living >= 2,
         "kept_share": of_living == 1,
         "lost_share": of_living == 0,
+        "mean_parts": of_living,
     }
     return {name: values.mean() for name, values in means.items()} | {"examples": examples}

@@ -272,6 +272,7 @@ def studied() -> dict:
         "split_share": 0.31,
         "kept_share": 0.37,
         "lost_share": 0.32,
+        "mean_parts": 1.2,
         "examples": [{"feature": 3, "token": "im|port", "parts": [" a", "b`"], "n_parts": 2}],
     }
     return {
