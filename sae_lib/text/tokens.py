@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from sae_lib.settings import CorpusSettings, TokenizerSettings
 from sae_lib.text.tokenizer import exact_encoder, load_tokenizer, separators, train_tokenizer
 
 SPLITS = ("train", "heldout")
-BATCH = 128  # documents that are encoded together, and a row group of documents.parquet
+BATCH_CHARACTERS = 1_000_000  # encoded together, and a row group of documents.parquet
 DOCUMENTS = pa.schema(
     {
         "split": "string",
@@ -154,7 +154,7 @@ def write_tokens(
         tempfile.TemporaryFile(dir=folder) as heldout,
     ):
         raw = {"train": train, "heldout": heldout}
-        for batch in iter(lambda: list(islice(stream, BATCH)), []):
+        for batch in _batches(stream):
             rows, wanted = [], [d for d in batch if length[d.split] < limits[d.split]]
             texts = [d.text for d in wanted]
             encoded = encoder.encode_batch_fast(texts, add_special_tokens=False)
@@ -198,3 +198,15 @@ def _head(stream: Iterator[Document], train_bytes: int) -> list[Document]:
         head.append(document)
         left -= len(document.text.encode()) if document.split == "train" else 0
     return head
+
+
+def _batches(stream: Iterator[Document]) -> Iterator[list[Document]]:
+    batch, size = [], 0
+    for document in stream:
+        batch.append(document)
+        size += len(document.text)
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
