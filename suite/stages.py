@@ -21,7 +21,8 @@ from sae_lib.features import circuits as features_circuits
 from sae_lib.formats import gib
 from sae_lib.interpretability import clusters, scores, scoring
 from sae_lib.model import language_model
-from sae_lib.model.activations import HookPoint, find_hook, leave_out, one_position_each
+from sae_lib.model.activations import HookPoint, find_hook, leave_out
+from sae_lib.model.original import one_position_each
 from sae_lib.sae import training
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.dictionaries import Dictionary, Directions, Neurons

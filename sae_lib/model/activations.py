@@ -148,24 +148,6 @@ class ActivationTable:
 Source = HookPoint | ActivationTable  # what activations come from
 
 
-def one_position_each(
-    hook: HookPoint, rows: np.ndarray, n: int, seed: int
-) -> tuple[ActivationTable, np.ndarray]:
-    """The activations of `n` tokens, one at a random position of each row, which are gone through
-    again with other positions until there are enough: (table, its rows, in the shape of `rows`).
-    """
-    rng, width = np.random.default_rng(seed), rows.shape[1]
-    table, filled = torch.empty(0), 0
-    while filled < n:
-        drawn = rows[rng.integers(len(rows), size=min(ROWS_AT_ONCE, n - filled))]
-        acts = hook.activations(upload(drawn.astype(np.int64), hook.device))
-        acts = acts[torch.arange(len(drawn)), rng.integers(width, size=len(drawn))]
-        table = acts.new_empty(n, acts.shape[1]) if filled == 0 else table
-        table[filled : filled + len(drawn)] = acts
-        filled += len(drawn)
-    return ActivationTable(table), np.arange(n // width * width).reshape(-1, width)
-
-
 class ActivationBuffer:
     """Shuffled batches of activations from **all** positions of randomly drawn rows of text.
 

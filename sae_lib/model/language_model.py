@@ -17,6 +17,7 @@ from sae_lib.device import keep_freed_memory, on_gpu, precision, upload
 from sae_lib.errors import CorpusError, ModelError
 from sae_lib.model.activations import HookPoint, permutation, spread
 from sae_lib.model.loss import next_token_loss
+from sae_lib.model.original import fold_attention_scale, use_wards_attention
 from sae_lib.progress import tqdm
 from sae_lib.settings import LanguageModelSettings
 from sae_lib.text import hub
@@ -122,32 +123,6 @@ def build(
         config = transformers.LlamaConfig(intermediate_size=settings.d_mlp, **common)
     model = transformers.AutoModelForCausalLM.from_config(config)
     return use_wards_attention(model) if settings.attention == "ward_2024" else model
-
-
-@torch.no_grad()
-def use_wards_attention(model: "transformers.PreTrainedModel") -> "transformers.PreTrainedModel":
-    """Attention as in the original: logits scaled by 1/√d_model instead of 1/√d_head, and heads
-    that write side by side into the residual stream, without an output projection.
-    """
-    for block in model.transformer.h:
-        block.attn.scaling = block.attn.embed_dim**-0.5
-        block.attn.c_proj.requires_grad_(False)
-        block.attn.c_proj.weight.copy_(torch.eye(block.attn.embed_dim))
-    return model
-
-
-@torch.no_grad()
-def fold_attention_scale(model: "transformers.PreTrainedModel") -> "transformers.PreTrainedModel":
-    """The same GPT-2 with the usual 1/√d_head, for its queries make up for the difference: only so
-    does it survive being saved.
-    """
-    for attention in (block.attn for block in getattr(model.base_model, "h", ())):
-        usual, queries = attention.head_dim**-0.5, slice(attention.embed_dim)
-        if attention.scaling != usual:
-            attention.c_attn.weight[:, queries] *= attention.scaling / usual
-            attention.c_attn.bias[queries] *= attention.scaling / usual
-            attention.scaling = usual
-    return model
 
 
 def untrained(
