@@ -147,8 +147,6 @@ def classical_study(run: Run, hook: HookPoint) -> dict:
         "points": [record for _, record in tried],
         "best": of_seeds(run, hook, best),
         "mmcs": agreement_of_seeds(run, hook, best),
-        "patience": recipe.patience,
-        "check_every": check_every,
         "d_in": d_in,
     }
 

@@ -318,8 +318,6 @@ def studied() -> dict:
             "points": [point("", 0, 0.9, score=0.21)],
             "best": [point("", s, 0.9) for s in (0, 1)],
             "mmcs": agreement,
-            "patience": 4,
-            "check_every": 50,
             "d_in": 64,
             "about": about,
         },
