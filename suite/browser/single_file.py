@@ -48,10 +48,11 @@ def write_browser(run: Run, name: str = "") -> Path:
     """
     rated = None if name in feature_table.BASELINES else name
     blocks = of_run(run, name, rated, rows=heldout(run), limits=LIMITS)
+    dictionary = run.get("dictionary", name)  # a damaged one is told before the model is loaded
     hook, tokenizer = stages.hook(run), run.get("tokens").tokenizer
     own = name in ("", run.settings.sae.recipe)
     path = run.folder / ("browser.html" if own else f"browser_{name}.html")
-    return write_page(path, blocks, hook, run.get("dictionary", name), tokenizer)
+    return write_page(path, blocks, hook, dictionary, tokenizer)
 
 
 def write_page(
