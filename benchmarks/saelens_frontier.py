@@ -27,7 +27,7 @@ from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.initialise import statistics
 from sae_lib.sae.recipes import BRICKEN_2023, of_recipe
 from sae_lib.settings import validate
-from suite import stages, studies, study_figures, sweep
+from suite import stages, study_figures, sweep
 from suite.runs import Run, read_yaml
 from suite.stages import STAGES
 
@@ -70,7 +70,7 @@ def main() -> None:
     for point in theirs(run, hook, s, given.points):
         keep(run, point)
         if given.ours:
-            chosen, _ = studies.at_l0(run, hook, s, point["l0_mean"])
+            chosen, _ = sweep.at_l0(run, hook, s, point["l0_mean"])
             for precision in ("float32", "bfloat16"):
                 for seed in given.ours:
                     record = sweep.measure(
@@ -137,14 +137,9 @@ def keep(run: Run, point: dict) -> None:
     """
     path = run.results_folder / "study_saelens.json"
     known = json.loads(path.read_text())["points"] if path.exists() else []
-    run.save_results(
-        "study_saelens",
-        {
-            "points": [p for p in known if any(p.get(k) != point.get(k) for k in SETTING)]
-            + [point | {"threads": torch.get_num_threads()}],
-            "about": studies.about(run),
-        },
-    )
+    others = [p for p in known if any(p.get(k) != point.get(k) for k in SETTING)]
+    points = [*others, point | {"threads": torch.get_num_threads()}]
+    sweep.save_study(run, "saelens", {"points": points})
     print({k: point[k] for k in SHOWN}, flush=True)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sae_lib.device import on_gpu
 from sae_lib.errors import ArtefactError, Interrupted, TrainingError
-from sae_lib.files import check_same, flat, whole_file, write_atomically
+from sae_lib.files import check_same, file_digest, flat, whole_file, write_atomically
 
 KEEP = 2
 SECONDS = 600  # after which there is another checkpoint, however many steps it took
@@ -164,7 +164,7 @@ def save_checkpoint(
         _prune(folder, 1)
     with whole_file(path) as scratch:
         save_file(tensors, scratch)  # one after the other, never all of them as bytes
-        sha256 = _sha256(scratch)
+        sha256 = file_digest(scratch)
     record = {"step": step, "sha256": sha256, "state": state, "made_from": made_from}
     write_atomically(path.with_suffix(".json"), json.dumps(record | {"self": _digest(record)}))
     _prune(folder, KEEP if KEEP * size <= budget else 1)
@@ -174,11 +174,6 @@ def _prune(folder: Path, keep: int) -> None:
     for old in steps(folder)[:-keep]:
         for kind in ("json", "safetensors"):
             (folder / f"step-{old:08d}.{kind}").unlink()
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _digest(record: dict[str, Any]) -> str:
@@ -199,7 +194,7 @@ def load_checkpoint(
         if record.pop("self") != _digest(record):
             raise ValueError
         check_same(folder, record["made_from"], json.loads(json.dumps(made_from)))
-        if _sha256(path.with_suffix(".safetensors")) != record["sha256"]:
+        if file_digest(path.with_suffix(".safetensors")) != record["sha256"]:
             raise ValueError
         return record["step"], load_file(path.with_suffix(".safetensors")), record["state"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):

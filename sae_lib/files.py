@@ -48,6 +48,18 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         scratch.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def append_line(path: Path, line: str) -> None:
+    """Append a line and flush it to disk; what an interrupted write left behind stays a line of
+    its own.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab+") as f:
+        torn = f.tell() and (f.seek(-1, os.SEEK_END), f.read(1))[1] != b"\n"
+        f.write(("\n" * bool(torn) + line + "\n").encode())
+        f.flush()
+        os.fsync(f.fileno())
+
+
 # --- records ---
 
 
@@ -82,6 +94,11 @@ def verify(folder: Path) -> None:
 
 @lru_cache(maxsize=256)
 def sha256(path: Path, size: int, mtime: int) -> str:
+    """`file_digest`, once as long as the file has this size and time."""
+    return file_digest(path)
+
+
+def file_digest(path: Path) -> str:
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 

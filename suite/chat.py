@@ -26,6 +26,7 @@ import torch
 
 from sae_lib.device import seeded
 from sae_lib.errors import ChatError, ModelError, shown
+from sae_lib.files import append_line
 from sae_lib.model.language_model import open_model
 from sae_lib.settings import ExplainSettings
 from sae_lib.text.tokenizer import load_tokenizer
@@ -346,9 +347,4 @@ class Cache:
 
     def put(self, key: str, model: str, reply: Reply) -> None:
         self.replies[key] = reply.text
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps({"key": key, "model": model} | reply._asdict()).encode()
-        with open(self.file, "ab+") as f:
-            if f.tell() and (f.seek(-1, os.SEEK_END), f.read(1))[1] != b"\n":
-                line = b"\n" + line
-            f.write(line + b"\n")
+        append_line(self.file, json.dumps({"key": key, "model": model} | reply._asdict()))

@@ -4,11 +4,10 @@ never obeyed.
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from textwrap import indent
 
 import pandas as pd
-import plotly.express as px
 import plotly.graph_objects as go
 from IPython.display import HTML
 
@@ -20,9 +19,8 @@ from sae_lib.formats import decimal
 from sae_lib.text.display import Vocabulary, isolated, plain
 from suite import markup, stages
 from suite.browser.page import ENVIRONMENT, TEMPLATE
-from suite.browser.table import joined
+from suite.charts import chart
 from suite.runs import Run, verify
-from suite.study_figures import name_panels
 
 TOKENS = 10  # that the command lists
 COLOURS = {"random directions": PALETTE[5], "other features": PALETTE[1], "feature": PALETTE[0]}
@@ -123,7 +121,7 @@ def visible_text(vocabulary: Vocabulary, ids: Sequence[int]) -> str:
     """Tokens as one text, blanks and line ends as they are; everything else that has no shape as
     a sign.
     """
-    return re.sub("[^ \n]+", lambda word: plain(word[0]), joined(vocabulary, ids))
+    return re.sub("[^ \n]+", lambda word: plain(word[0]), vocabulary.joined(ids))
 
 
 def side_by_side_html(
@@ -149,67 +147,35 @@ def side_by_side_html(
 TABLES = ENVIRONMENT.get_template("clamping.html.j2").module
 
 
-def chosen_table(context: ClampContext, chosen: dict[int, str]) -> HTML:
-    """What is known of the chosen features before anything is clamped; `chosen` says how each
-    was.
-    """
-    return HTML(TABLES.chosen_table(context, chosen))
-
-
-def null_table(held: Iterable[dict]) -> HTML:
-    """Rows of `against_null`: KL in nats, and the probability that the raised tokens gain, each
-    with mean and range of both nulls.
-    """
-    return HTML(TABLES.null_table(held))
-
-
-def ablation_table(ablated: pd.DataFrame) -> HTML:
-    """Rows of `ablation_losses`, in nats per token."""
-    return HTML(TABLES.ablation_table(ablated.to_dict("records")))
-
-
-def error_table(held: dict[int, dict], dropped: dict[int, dict]) -> HTML:
-    """The same clamp with the autoencoder's error kept and dropped: KL in nats, probability
-    gained.
-    """
-    return HTML(TABLES.error_table(held, dropped))
+def table(name: str, *values: object) -> HTML:
+    """One of the tables of `clamping.html.j2`: "chosen", "null", "ablation" or "error"."""
+    return HTML(getattr(TABLES, f"{name}_table")(*values))
 
 
 # --- figures ---
 
 
-def label(context: ClampContext, feature: int, how: str, tokens: int = 3) -> str:
+def label(context: ClampContext, feature: int, how: str) -> str:
     """A panel's heading, as plotly's markup: the feature and what it raises."""
-    names = [markup.label(context.vocabulary.name(t)) for t in context.top_logits(feature)[:tokens]]
+    names = [markup.label(context.vocabulary.name(t)) for t in context.top_logits(feature)[:3]]
     raised = "  ".join(names)
     return f"feature {feature} ({how})<br><span style='font-size:12px'>raises  {raised}</span>"
 
 
 def next_tokens_figure(
-    vocabulary: Vocabulary, found: dict[str, NextTokens], title: str, rows: int = 6
+    vocabulary: Vocabulary, found: dict[str, NextTokens], title: str
 ) -> go.Figure:
     """The tokens whose probability a clamp changed most, before and after: a panel per clamp,
     under its `label`.
     """
     parts = []
     for name, n in found.items():
-        table = n.table.head(rows).melt("token_id", ["before", "after"], "clamped", "probability")
+        table = n.table.head(6).melt("token_id", ["before", "after"], "clamped", "probability")
         names = [markup.label(vocabulary.name(int(t))) for t in table["token_id"]]
         parts.append(table.assign(token=names, clamp=f"{name}<br>KL {decimal(n.kl)} nats"))
-    fig = px.bar(
-        pd.concat(parts),
-        x="probability",
-        y="token",
-        color="clamped",
-        labels={"clamped": ""},
-        facet_col="clamp",
-        facet_col_spacing=0.1,
-        barmode="group",
-        color_discrete_sequence=[PALETTE[5], PALETTE[0]],
-    )
-    fig.update_yaxes(matches=None, showticklabels=True, autorange="reversed", title="")
-    fig.update_xaxes(matches=None, tickformat=".0%", nticks=3)
-    return _titled(fig, title)
+    colours = [PALETTE[5], PALETTE[0]]
+    fig = chart("next_tokens", pd.concat(parts), color_discrete_sequence=colours)
+    return fig.update_layout(title_text=title)
 
 
 def sweep_figure(
@@ -227,39 +193,15 @@ def sweep_figure(
             part = pd.DataFrame({"mean": mean, "above": most - mean, "below": mean - least})
             part = part.assign(direction=table["direction"], multiple=table["value"] / maximum)
             parts.append(part.assign(feature=name, measure=measure))
-    fig = px.line(
-        pd.concat(parts),
-        x="multiple",
-        y="mean",
-        color="direction",
-        facet_row="measure",
-        facet_col="feature",
-        facet_col_spacing=0.07,
-        error_y="above",
-        error_y_minus="below",
-        markers=True,
-        color_discrete_map=COLOURS,
-        labels={"mean": "", "multiple": "multiple of its maximum", "direction": ""},
-    )
-    fig.update_yaxes(matches=None, showticklabels=True)
-    return _titled(fig, title)
+    fig = chart("clamp_sweep", pd.concat(parts), color_discrete_map=COLOURS)
+    return fig.update_layout(title_text=title)
 
 
 def ranks_figure(ranks: pd.DataFrame) -> go.Figure:
     """How many of the features of `clamping.clamp_ranks` have which p, and how many by chance."""
-    counts = ranks["p"].round(4).value_counts(normalize=True).sort_index()
-    fig = px.bar(x=counts.index, y=100 * counts, color_discrete_sequence=[PALETTE[0]])
+    counts = 100 * ranks["p"].round(4).value_counts(normalize=True).sort_index()
+    table = counts.rename("share").reset_index()
+    fig = chart("clamp_ranks", table, color_discrete_sequence=[PALETTE[0]])
     step = 1 / (1 + clamping.RANK_DRAWS)
     fig.add_hline(100 * step, line_dash="dash", line_color=PALETTE[5], annotation_text="by chance")
-    fig.update_traces(width=0.8 * step)
-    fig.update_xaxes(
-        title="p: rank among random directions, each on its own tokens", range=[0, 1.05]
-    )
-    fig.update_yaxes(title="% of features")
-    return fig.update_layout(title="Features pinned to their maximum, against random directions")
-
-
-def _titled(fig: go.Figure, title: str) -> go.Figure:
-    legend = dict(orientation="h", x=0, y=0, yanchor="bottom", yref="container")
-    title, margin = dict(text=title, y=0.96), dict(t=125, b=95, r=60)
-    return name_panels(fig).update_layout(title=title, legend=legend, margin=margin)
+    return fig.update_traces(width=0.8 * step)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -42,9 +43,7 @@ def study(run: Run) -> dict:
     and each with one thing changed, with three seeds; what is measured is kept on the way.
     """
     with known_recipes():
-        found = Deviations(run).study()
-    run.save_results("study_deviations", found | {"about": sweep.about(run)})
-    return run.load_results("study_deviations")
+        return sweep.save_study(run, "deviations", Deviations(run).study())
 
 
 class Deviations:
@@ -94,7 +93,12 @@ class Deviations:
         for seed in sweep.SEEDS:
             seeded = sweep.changed(settings, seed=seed + shift)
             record = sweep.measure(run, hook, seeded)
-            more = self.more(run, hook, seeded, np.array(record["density"]))
+            made_from = stages.fingerprint_of(run, seeded) | stages.section(run, "interpretability")
+            where = f"deviations/{run.folder.name}/{sweep.point_name(seeded)}"
+            density = np.array(record["density"])
+            more = run.kept_results(
+                where, made_from, partial(self.more, run, hook, seeded, density)
+            )
             found.append({"contender": name} | sweep.plain_record(record) | more | {"seed": seed})
         return found
 
@@ -102,23 +106,16 @@ class Deviations:
         """Information of rules; which features look dead by the original's test, and how far
         features differ in norm.
         """
-        folder = sweep.folder_of(run, settings)
-        where = f"deviations/{run.folder.name}/{folder.name}"
-        made_from = stages.fingerprint_of(run, settings)
-        made_from |= stages.section(run, "interpretability")
-        if (found := run.saved_results(where, made_from)) is None:
-            sae = SparseAutoencoder.load(folder, hook.device)
-            silent = silent_on(sae, harvest(hook, self.sample_rows).float()).cpu().numpy()
-            norms = np.quantile(sae.W_dec.norm(dim=1).cpu().numpy(), (0.05, 0.5, 0.95))
-            found = {
-                "information": self.sanity.information(hook, sae, settings.seed)[2],
-                "called_dead": silent.mean(),
-                "wrongly": (density > 0)[silent].mean() if silent.any() else None,
-                "wrongly_expected": wrongly_called_dead(density, self.sample_rows.size),
-                "norms": (norms / norms[1])[[0, 2]].tolist(),
-            }
-            run.save_results(where, found, made_from)
-        return found
+        sae = SparseAutoencoder.load(sweep.folder_of(run, settings), hook.device)
+        silent = silent_on(sae, harvest(hook, self.sample_rows).float()).cpu().numpy()
+        norms = np.quantile(sae.W_dec.norm(dim=1).cpu().numpy(), (0.05, 0.5, 0.95))
+        return {
+            "information": self.sanity.information(hook, sae, settings.seed)[2],
+            "called_dead": silent.mean(),
+            "wrongly": (density > 0)[silent].mean() if silent.any() else None,
+            "wrongly_expected": wrongly_called_dead(density, self.sample_rows.size),
+            "norms": (norms / norms[1])[[0, 2]].tolist(),
+        }
 
     def carried(self, rates: dict[str, float]) -> list[dict]:
         """λ as it is, at other widths of the layer: what L0 it gives."""
@@ -155,24 +152,24 @@ def top_examples(run: Run) -> dict:
     return first_against_top(firing(stages.hook(run), {"": sae}, rows)[""])
 
 
-def first_against_top(fired: list[Firing], kept: int = KEPT, shown: int = SHOWN) -> dict:
-    """Which of the `shown` strongest firings of a feature are among those that are shown when only
-    its first `kept` are looked at: of features that fire more often.
+def first_against_top(fired: list[Firing]) -> dict:
+    """Which of the `SHOWN` strongest firings of a feature are among those that are shown when only
+    its first `KEPT` are looked at: of features that fire more often.
     """
     often, shared, strongest = 0, [], []
     for unit in fired:
-        if len(unit.token) <= kept:
+        if len(unit.token) <= KEPT:
             continue
         order = np.argsort(-unit.value, kind="stable")
         often += 1
-        shared.append((order[:shown] < kept).mean())
-        strongest.append(order[0] < kept)
+        shared.append((order[:SHOWN] < KEPT).mean())
+        strongest.append(order[0] < KEPT)
     return {
         "often": often / len(fired),
         "shared": float(np.median(shared)) if often else None,
         "strongest": float(np.mean(strongest)) if often else None,
-        "kept": kept,
-        "shown": shown,
+        "kept": KEPT,
+        "shown": SHOWN,
     }
 
 
@@ -191,6 +188,4 @@ def full_budget(run: Run) -> dict:
         for event in summary["resampling"]
     ]
     curve = [{"activations": p["step"] * batch} | p for p in summary["curve"][::every]]
-    found = {"record": record, "dead": dead, "curve": curve, "about": sweep.about(run)}
-    run.save_results("study_full_budget", found)
-    return run.load_results("study_full_budget")
+    return sweep.save_study(run, "full_budget", {"record": record, "dead": dead, "curve": curve})

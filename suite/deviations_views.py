@@ -1,13 +1,13 @@
 """What the study of the original's deviations found, as sentences, tables and figures."""
 
 import pandas as pd
-import plotly.express as px
 import plotly.graph_objects as go
 
 from sae_lib.figures import PALETTE, colour
 from sae_lib.formats import count, interval, percent, signed
+from suite.charts import chart
 from suite.original import FACTS
-from suite.study_figures import mean_and_half_width, name_panels
+from suite.study_figures import mean_and_half_width
 
 TITLES = {
     "norm": "decoder normalised along dimensions",
@@ -100,26 +100,14 @@ def figure(study: dict) -> go.Figure:
     """What each deviation changes, a panel per measure; bars are 95 % intervals over seeds."""
     found = effects(study)
     found["half"] = (found["high"].astype(float) - found["low"].astype(float)) / 2
-    found = found.replace({"deviation": TITLES, "base": WHERE})
-    fig = px.scatter(
-        found.replace({"measure": {m: title for m, (title, _) in MEASURES.items()}}),
-        x="effect",
-        y="deviation",
-        color="base",
-        error_x="half",
-        facet_col="measure",
-        facet_col_spacing=0.03,
-        category_orders={"deviation": list(TITLES.values())},
-        color_discrete_sequence=[colour("ward_2024"), colour("bricken_2023")],
-        labels={"effect": "", "deviation": "", "base": ""},
-        title="What each deviation of the original changes, at the same L0",
-    )
-    fig.update_xaxes(matches=None, tickangle=0, nticks=4).add_vline(
-        0, line_dash="dot", line_color=PALETTE[5]
-    )
-    return name_panels(fig).update_layout(
-        legend=dict(orientation="h", y=-0.15), scattermode="group"
-    )
+    titles = {measure: title for measure, (title, _) in MEASURES.items()}
+    colours = [colour("ward_2024"), colour("bricken_2023")]
+    order = {"deviation": list(TITLES.values())}
+    how = {"category_orders": order, "color_discrete_sequence": colours}
+    found = found.replace({"deviation": TITLES, "base": WHERE, "measure": titles})
+    fig = chart("deviations", found, **how)
+    fig.add_vline(0, line_dash="dot", line_color=PALETTE[5])
+    return fig
 
 
 def carried_rows(study: dict) -> list[dict[str, str]]:
@@ -159,19 +147,8 @@ def full_sentence(study: dict) -> str:
 
 def full_figure(study: dict) -> go.Figure:
     """Dead by the original's test at every resampling, and silent on the training stream."""
-    dead, reported = pd.DataFrame(study["dead"]), PALETTE[5]
-    fig = go.Figure()
-    fig.add_scatter(
-        x=dead["activations"],
-        y=dead["dead"],
-        mode="lines+markers",
-        name="dead by the original's test",
-        line_color=colour("ward_2024"),
-    )
+    fig = chart("full_budget", pd.DataFrame(study["dead"]))
     for value, text in (("dead_low", "least"), ("dead_high", "most"), ("dead_peak", "peak")):
-        fig.add_hline(
-            FACTS[value], line_dash="dot", line_color=reported, annotation_text=f"reported: {text}"
-        )
-    fig.update_layout(title="The original at its full budget: what its test calls dead")
-    fig.update_yaxes(tickformat=".0%", title="of features", rangemode="tozero")
-    return fig.update_xaxes(title="activations seen")
+        look = {"line_dash": "dot", "line_color": PALETTE[5]}
+        fig.add_hline(FACTS[value], **look, annotation_text=f"reported: {text}")
+    return fig.update_traces(line_color=colour("ward_2024"))

@@ -18,6 +18,7 @@ from suite import project
 
 INSTALL = "make install"
 GIB = 2**30
+CGROUP = Path("/sys/fs/cgroup")  # of a container
 NEWER_BUILD = (
     "a CUDA build of torch for this card that this driver can run, or a newer driver: "
     "runpod_setup.sh chooses one"
@@ -191,12 +192,12 @@ def gpu_memory(profile: str, have: int | None = None) -> Check:
     return Check("GPU memory", not advice, f"{have / 1e9:.0f} GB; planned: {plan}", advice)
 
 
-def disk(needs: Needs, folder: str | Path = ".") -> Check:
-    free = shutil.disk_usage(folder).free
+def disk(needs: Needs) -> Check:
+    free = shutil.disk_usage(".").free
     return _enough("free disk", free, needs.disk, "free some, or run elsewhere: --run DIR")
 
 
-def memory(needs: Needs, limit: Path = Path("/sys/fs/cgroup")) -> Check:
+def memory(needs: Needs) -> Check:
     """Free memory: the machine's, or what the container may still take where that is less."""
     try:
         import psutil
@@ -204,7 +205,7 @@ def memory(needs: Needs, limit: Path = Path("/sys/fs/cgroup")) -> Check:
         return Check("free memory", False, "psutil is missing", INSTALL)
     free = psutil.virtual_memory().available
     with suppress(OSError, ValueError):  # no container, or "max": no limit
-        most, used = (int((limit / f"memory.{name}").read_text()) for name in ("max", "current"))
+        most, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
         free = min(free, most - used)
     return _enough("free memory", free, needs.memory, "close programs, or --profile smoke")
 

@@ -2,7 +2,7 @@
 documents.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +14,6 @@ from sae_lib.formats import NONE
 from sae_lib.interpretability.explain import (
     TESTS,
     HeldoutText,
-    Unit,
     ask_about,
     make_units,
     summary,
@@ -36,11 +35,7 @@ UNSCORED = {  # settings that no score depends on
 
 
 def explain(
-    run: Run,
-    features: int | None = None,
-    model: str = "",
-    name: str = "",
-    say: Callable[[str], None] = print,
+    run: Run, features: int | None = None, model: str = "", say: Callable[[str], None] = print
 ) -> dict | None:
     """Explain `features` random features (default `explain.features`) of one autoencoder, test
     that, and save the results.
@@ -50,7 +45,7 @@ def explain(
     None. A limit that is reached ends it early, with what was scored so far; another call goes on
     from there, as every reply is kept. Raises `ChatError` where the endpoint refuses or is gone.
     """
-    s, name = run.settings.explain, name or run.settings.sae.recipe
+    s, name = run.settings.explain, run.settings.sae.recipe
     features = features or s.features
     try:
         client = chat.find(model, s, device_of(run.settings.device))
@@ -69,7 +64,12 @@ def explain(
     asking = chat.Chat(client, s, chat.Cache(table.parent / "replies.jsonl", replies_beside(run)))
     units = units_of(run, name, features)
     vocabulary = Vocabulary(run.get("tokens").tokenizer)
-    tested, stopped = collect(ask_about(asking.ask, units, vocabulary, s))
+    tested, stopped = [], None
+    try:
+        for unit in ask_about(asking.ask, units, vocabulary, s):
+            tested.append(unit)
+    except (chat.LimitReached, ChatError) as reason:  # those before it are kept
+        stopped = reason
     if isinstance(stopped, ChatError) and not tested:
         raise stopped
     rows = pd.DataFrame([unit.row() for unit in tested])
@@ -83,17 +83,6 @@ def explain(
             f"{stopped}; the scores so far are in {table}; run the same command to continue"
         )
     return run.saved_results(where, made_from)
-
-
-def collect(units: Iterator[Unit]) -> tuple[list[Unit], Exception | None]:
-    """All the units, or those before a limit or an error of the chat model, and that."""
-    collected = []
-    try:
-        for unit in units:
-            collected.append(unit)
-    except (chat.LimitReached, ChatError) as reason:
-        return collected, reason
-    return collected, None
 
 
 def sentence(results: dict, table: Path) -> str:

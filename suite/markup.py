@@ -1,7 +1,6 @@
-"""Text of others inside Markdown: shown as it is, never obeyed. And tables that stay tables."""
+"""Text of others inside Markdown: shown as it is, never obeyed."""
 
 import re
-from collections.abc import Sequence
 from html import escape
 
 from sae_lib.text.display import isolated
@@ -61,15 +60,3 @@ def block(text: str) -> str:
 def _fence(text: str, least: int) -> str:
     """Backticks that nothing in the text can close."""
     return "`" * max(least, *(len(run) + 1 for run in re.findall("`+", text)), 0)
-
-
-def table(header: Sequence[object], rows: Sequence[Sequence[object]], left: int = 1) -> str:
-    """A Markdown table; the first `left` columns are flush left, the others right. Cells are
-    Markdown already.
-    """
-    for row in rows:
-        if len(row) != len(header):
-            raise ValueError(f"row {row} has {len(row)} cells, the table {len(header)} columns")
-    rule = ["---" if i < left else "---:" for i in range(len(header))]
-    lines = (" | ".join(map(str, row)).replace("\n", " ") for row in (header, rule, *rows))
-    return "\n".join(f"| {line} |" for line in lines)

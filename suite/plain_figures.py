@@ -204,7 +204,10 @@ class Picture:
     def violin(self, ax: Axes, trace, colour: str, label: str) -> None:
         """A box for the middle half of the values, their median, and whiskers to the farthest."""
         ax.yaxis.update_units([trace.name])
-        x, line = np.array(trace.x, float), dict(color=rgba(trace.line.color or colour))
+        x, line = (
+            np.array(trace.x, float),
+            dict(color=rgba(trace.line.color or trace.marker.color or colour)),
+        )
         ax.boxplot(
             [x[np.isfinite(x)]],
             positions=ax.yaxis.convert_units([trace.name]),

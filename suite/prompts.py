@@ -7,9 +7,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from jaxtyping import Int
+from torch import Tensor
 
-from sae_lib.model.activations import HookPoint, generate
+from sae_lib.model.activations import Acts, HookPoint
+from sae_lib.model.generation import continuation
 from sae_lib.settings import PromptSettings
+from sae_lib.text.tokenizer import token_ids
 
 
 def write_prompt_corpus(
@@ -68,3 +73,15 @@ def summary(folder: Path) -> dict:
             "most_frequent": part["token"].value_counts().head(10).to_dict(),
         }
     return result
+
+
+def generate(
+    hook: HookPoint, tokenizer, prompt: str, new_tokens: int, temperature: float, seed: int
+) -> tuple[Int[Tensor, " n"], Acts, int]:
+    """Sample a continuation: (token ids of prompt and continuation, the hook's activations of
+    all of them, prompt length).
+    """
+    ids = token_ids(tokenizer, prompt) or [tokenizer.eos_token_id]
+    how = (new_tokens, temperature, seed, tokenizer.eos_token_id)
+    text = continuation(hook, torch.tensor([ids], device=hook.device), *how)
+    return text, hook.activations(text[None].to(hook.device))[0], len(ids)

@@ -8,6 +8,7 @@ from plotly.subplots import make_subplots
 
 from sae_lib.figures import PALETTE
 from sae_lib.interpretability.scores import MEASURES
+from suite.charts import chart
 from suite.markup import label
 
 KINDS = {  # in the order of the figure
@@ -62,21 +63,16 @@ def by_kind(scores: pd.DataFrame) -> go.Figure:
     """AUROC and information explained of every kind: each unit's distribution, the middle half
     as a box, the median as its line.
     """
-    measures = ("auroc", "information")
-    titles, options = [MEASURES[m] for m in measures], {"shared_yaxes": True}
-    fig = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.04, **options)
-    shape = {"orientation": "h", "side": "positive", "width": 1.7, "points": False}
-    shape |= {"box_visible": True, "showlegend": False, "spanmode": "hard"}
-    for kind in reversed([kind for kind in KINDS if (scores["kind"] == kind).any()]):
-        colour = {"feature": 0, "neuron": 1}.get(kind.partition("_")[0], 5)
-        for column, measure in enumerate(measures, 1):
-            at = {"line_color": PALETTE[colour], "row": 1, "col": column}
-            values = scores.loc[scores["kind"] == kind, measure]
-            fig.add_violin(x=values, name=KINDS[kind], **shape, **at)
-    fig.update_layout(title="Rules scored on the other half of the documents")
+    measures = {measure: MEASURES[measure] for measure in ("auroc", "information")}
+    table = scores.rename(columns=measures).melt("kind", [*measures.values()], "measure")
+    shades = {"feature": PALETTE[0], "neuron": PALETTE[1]}
+    colours = {name: shades.get(kind.partition("_")[0], PALETTE[5]) for kind, name in KINDS.items()}
+    known = set(scores["kind"])
+    order = {"kind": [name for kind, name in KINDS.items() if kind in known]}
+    how = {"color_discrete_map": colours, "category_orders": order}
+    fig = chart("rules_by_kind", table.replace({"kind": KINDS}), **how)
     fig.update_xaxes(range=[0.4, 1.0], col=1)
-    fig.update_xaxes(range=[-0.15, 1.0], tickformat=".0%", col=2)
-    return fig
+    return fig.update_xaxes(range=[-0.15, 1.0], tickformat=".0%", col=2)
 
 
 def cluster_map(table: pd.DataFrame, unnamed: str) -> go.Figure:

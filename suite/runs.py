@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ from sae_lib.files import (
     write_atomically,
 )
 from sae_lib.sae.engine import distributed
-from sae_lib.settings import Settings, parse_yaml
+from sae_lib.settings import Settings
+from sae_lib.user_input import parse_yaml
 from suite import locks, project
 
 SETTINGS = "settings.yaml"
@@ -107,10 +109,7 @@ class Run:
         where, made_from = self.results_name(row.results, name), row.fingerprint(self, name)
         if not row.folder:
             self._make_inputs(row, name)  # and verify them: the results are about these
-        with self.making(where, made_from) as missing:
-            if missing:
-                self.save_results(where, row.measure(self, name), made_from)
-        return self.saved_results(where, made_from)
+        return self.kept_results(where, made_from, partial(row.measure, self, name))
 
     def _make_inputs(self, row: Stage, name: str) -> None:
         """What the stage needs, in order: so the folder is claimed once the text was found good."""
@@ -259,6 +258,17 @@ class Run:
             path, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         )
         return path
+
+    def kept_results(
+        self, name: str, made_from: dict[str, Any], measure: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """The results of that name from these settings, measured and saved where they are not
+        there.
+        """
+        with self.making(name, made_from) as missing:
+            if missing:
+                self.save_results(name, measure(), made_from)
+        return self.saved_results(name, made_from)
 
     def saved_results(self, name: str, made_from: dict[str, Any]) -> dict[str, Any] | None:
         """The results of that name if they come from these settings, else None: they have to be

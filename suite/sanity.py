@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.sparse import csc_array
 from torch import Tensor
 
 from sae_lib.device import device_of
 from sae_lib.errors import SettingsError
 from sae_lib.features import clamping, evaluation
-from sae_lib.features.firing import Firing, firing, spread_rows
+from sae_lib.features.firing import by_feature, firing_tables, spread_rows
 from sae_lib.files import digest
 from sae_lib.interpretability import probing, scoring
 from sae_lib.model import language_model
@@ -122,12 +123,13 @@ class Sanity:
         settings = of_recipe(s.sae, "topk").model_copy(update=values)
         made_from = stages.fingerprint_of(self.run, settings) | {"contender": name}
         made_from |= s.model_dump(mode="json", include={"evaluation", "interpretability"})
-        where = f"sanity/{digest(made_from)[:12]}"
-        if (found := self.run.saved_results(where, made_from)) is None:
+
+        def measured() -> dict:
             sae = self._made(name, settings, model, seed)
-            found = {"contender": name} | self.measure(model, sae, seed)
-            self.run.save_results(where, found, made_from)
-        return found
+            return {"contender": name} | self.measure(model, sae, seed)
+
+        where = f"sanity/{digest(made_from)[:12]}"
+        return self.run.kept_results(where, made_from, measured)
 
     def _made(self, name: str, settings: SAESettings, model: str, seed: int) -> SparseAutoencoder:
         hook = self.hook(model, seed)
@@ -153,7 +155,7 @@ class Sanity:
         tokens = s.evaluation.model_copy(update={"tokens": s.interpretability.tokens})
         found = evaluation.evaluate(hook, {"": sae}, self.rows, tokens)[""]
         fired, often, information = self.information(hook, sae, seed)
-        maxima = {int(i): float(fired[0][i].value.max()) for i in often[:CLAMPED]}
+        maxima = {int(i): float(fired[0][:, [i]].max()) for i in often[:CLAMPED]}
         rows = spread_rows(self.rows, CLAMP_ROWS * s.lm.context)
         ranks = clamping.clamp_ranks(clamping.HeldoutPositions(hook, rows), sae, maxima, seed)
         damage = found["ce_mean"] - found["ce_clean"]
@@ -169,13 +171,13 @@ class Sanity:
 
     def information(
         self, hook: HookPoint, sae: SparseAutoencoder, seed: int
-    ) -> tuple[tuple[list[Firing], ...], np.ndarray, float]:
-        """(where features fire in both halves, those that fire often enough in an order drawn, the
-        median information that rules explain of the first `UNITS`).
+    ) -> tuple[list[csc_array], np.ndarray, float]:
+        """(where features fire in both halves [token, feature], those that fire often enough in an
+        order drawn, the median information that rules explain of the first `UNITS`).
         """
         s, halves = self.run.settings.interpretability, self.halves
-        fired = tuple(firing(hook, {"": sae}, rows)[""] for rows in halves.rows)
-        pairs = [tuple(half.token for half in unit) for unit in zip(*fired, strict=True)]
+        fired = [firing_tables(hook, {"": sae}, rows)[""] for rows in halves.rows]
+        pairs = scoring.tokens_of(zip(*map(by_feature, fired), strict=True))
         units = scoring.Units("unit", np.arange(sae.d_sae), pairs)
         rng = np.random.default_rng((seed, 6))
         often = rng.permutation(units.often_active(s.min_active))

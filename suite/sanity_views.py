@@ -1,14 +1,15 @@
 """What the study of sanity baselines found, as a sentence, rows and a figure."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
-import plotly.express as px
 import plotly.graph_objects as go
-import scipy
 
 from sae_lib.figures import PALETTE
 from sae_lib.formats import number, percent
-from suite.study_figures import name_panels
+from suite.charts import chart
+from suite.study_figures import mean_and_half_width
 
 # predeclared: an autoencoder is ahead only where its interval is above zero against every baseline
 MEASURES = {
@@ -26,17 +27,11 @@ def comparisons(study: dict) -> pd.DataFrame:
     `high`, NaN where there are fewer than two.
     """
     points, records = pd.DataFrame(study["points"]).set_index("seed"), []
-    for measure in MEASURES:
-        values = {
-            name: of[measure].astype(float) for name, of in points.groupby("contender", sort=False)
-        }
-        for name, theirs in values.items():
-            apart = (values[study["subject"]] - theirs).dropna()
-            low = high = np.nan
-            if len(apart) > 1:
-                sizes = {"loc": apart.mean(), "scale": max(apart.sem(), 1e-12)}
-                low, high = scipy.stats.t.interval(0.95, len(apart) - 1, **sizes)
-            records.append((measure, name, theirs.mean(), apart.mean(), low, high))
+    contenders = dict(list(points.groupby("contender", sort=False)))
+    for measure, (name, theirs) in itertools.product(MEASURES, contenders.items()):
+        values, ours = (of[measure].astype(float) for of in (theirs, contenders[study["subject"]]))
+        mean, half = mean_and_half_width((ours - values).dropna())
+        records.append((measure, name, values.mean(), mean, mean - half, mean + half))
     columns = ["measure", "contender", "mean", "difference", "low", "high"]
     return pd.DataFrame(records, columns=columns)
 
@@ -98,24 +93,13 @@ def figure(study: dict) -> go.Figure:
     """Every contender and seed, a panel per measure; dotted, what chance gives."""
     points = pd.DataFrame(study["points"])
     points["is"] = np.where(points["contender"] == study["subject"], "autoencoder", "baseline")
-    names = points["contender"].unique().tolist()
     titles = {measure: title.partition(" (")[0] for measure, title in MEASURES.items()}
-    melted = points.melt(["contender", "seed", "is"], list(MEASURES), "measure")
-    fig = px.scatter(
-        melted.dropna().replace({"measure": titles}),
-        x="value",
-        y="contender",
-        color="is",
-        facet_col="measure",
-        facet_col_spacing=0.03,
-        category_orders={"contender": names, "measure": list(titles.values())},
-        color_discrete_map={"autoencoder": PALETTE[0], "baseline": PALETTE[5]},
-        labels={"value": "", "contender": "", "is": ""},
-        title="The autoencoder and its sanity baselines, a point per seed",
-    )
+    melted = points.melt(["contender", "seed", "is"], list(MEASURES), "measure").dropna()
+    order = {"contender": points["contender"].unique(), "measure": list(titles.values())}
+    colours = {"autoencoder": PALETTE[0], "baseline": PALETTE[5]}
+    how = {"category_orders": order, "color_discrete_map": colours}
+    fig = chart("sanity", melted.replace({"measure": titles}), **how)
     for column, measure in enumerate(MEASURES, 1):
         if measure in CHANCE:
             fig.add_vline(CHANCE[measure], line_dash="dot", line_color=PALETTE[5], col=column)
-    fig.update_xaxes(matches=None)
-    fig.update_traces(marker_size=9)
-    return name_panels(fig).update_layout(legend=dict(orientation="h", y=-0.1))
+    return fig

@@ -3,7 +3,7 @@ what.
 """
 
 import json
-import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from sae_lib.features import circuits as features_circuits
 from sae_lib.formats import gib
 from sae_lib.interpretability import clusters, scores, scoring
 from sae_lib.model import language_model
-from sae_lib.model.activations import HookPoint, find_hook, leave_out, one_position_each
+from sae_lib.model.activations import HookPoint, find_hook, leave_out
+from sae_lib.model.original import one_position_each
 from sae_lib.sae import training
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.dictionaries import Dictionary, Directions, Neurons
@@ -29,6 +30,7 @@ from sae_lib.sae.early_stopping import ACTIVATIONS
 from sae_lib.sae.engine import distributed
 from sae_lib.sae.recipes import resolve, variant, variants
 from sae_lib.settings import SAESettings, Settings, load
+from sae_lib.text.corpus import documents
 from sae_lib.text.display import Vocabulary
 from sae_lib.text.tokenizer import bos_id, special_ids
 from sae_lib.text.tokens import open_tokens, write_tokens
@@ -117,7 +119,7 @@ def tokens_fingerprint(run: Run, name: str = "") -> Made:
 
 def make_tokens(run: Run, name: str, out: Path) -> None:
     s = run.settings
-    write_tokens(s.corpus, s.tokenizer, s.seed, out)
+    write_tokens(documents(s.corpus, s.seed), s.corpus, s.tokenizer, out)
     text_summary.write(s.corpus, open_tokens(out))
 
 
@@ -199,18 +201,7 @@ def fingerprint_of(run: Run, sae: SAESettings) -> Made:
 
 
 def make_autoencoder(run: Run, name: str, out: Path, store: CheckpointFolder) -> None:
-    """Train one of `recipes.variants(settings)`; where resampling found nothing dead, the run
-    without it is the same and is copied.
-    """
-    if name == f"{run.settings.sae.recipe}-no_resampling":
-        main, summary = run.path("autoencoder"), run.summary("autoencoder")
-        if not any(e["resampled"] for e in summary["resampling"]):
-            if distributed.rank_and_world_size()[0] == 0:
-                for file in ("cfg.json", "sae_weights.safetensors"):
-                    shutil.copy2(main / file, out / file)
-                summary["recipe"]["resampling"] = None
-                write_summary(out, summary | {"resampling": [], "same_as": main.name})
-            return
+    """Train one of `recipes.variants(settings)`."""
     train(run, hook(run), variant(run.settings, name), store, out)
 
 
@@ -301,10 +292,8 @@ def heldout_rows(run: Run, n_tokens: int):
 def heldout_documents(run: Run) -> firing.Rows:
     """Of each token of the held-out rows the number of its document [row, position]."""
     tokens = run.get("tokens")
-    rows, lengths = (
-        tokens.rows("heldout", run.settings.lm.context),
-        tokens.table["heldout"]["tokens"],
-    )
+    rows = tokens.rows("heldout", run.settings.lm.context)
+    lengths = tokens.table["heldout"]["tokens"]
     return np.repeat(np.arange(len(lengths)), lengths)[: rows.size].reshape(rows.shape)
 
 
@@ -312,10 +301,8 @@ def heldout_parts(run: Run) -> tuple[firing.Rows, firing.Rows]:
     """(rows to choose settings on, rows to report them on): the first `CHOOSING` of the held-out
     documents, at least one, and the others. Rows with documents of both parts are in neither.
     """
-    rows, documents = (
-        run.get("tokens").rows("heldout", run.settings.lm.context),
-        heldout_documents(run),
-    )
+    rows = run.get("tokens").rows("heldout", run.settings.lm.context)
+    documents = heldout_documents(run)
     first = max(1, documents[int(CHOOSING * len(rows)), 0])
     return rows[documents[:, -1] < first], rows[documents[:, 0] >= first]
 
@@ -326,15 +313,9 @@ def evaluation_fingerprint(run: Run, name: str = "") -> Made:
 
 
 def measure_evaluation(run: Run, name: str = "") -> dict[str, dict]:
-    """Every autoencoder of the run and the raw neurons; copies of the same weights are measured
-    once.
-    """
-    names = list(variants(run.settings))
-    same = {name: run.summary("autoencoder", name).get("same_as") for name in names}
-    dictionaries: dict[str, Dictionary] = {
-        name: run.get("autoencoder", name) for name in names if not same[name]
-    }
-    dictionaries["neurons"] = run.get("dictionary", "neurons")
+    """Every autoencoder of the run and the raw neurons."""
+    names = (*variants(run.settings), "neurons")
+    dictionaries = {name: run.get("dictionary", name) for name in names}
     s, tokens = run.settings, run.get("tokens")
     rows, documents = tokens.rows("heldout", s.lm.context), heldout_documents(run)
     main, train_rows = s.sae.recipe, tokens.rows("train", s.lm.context)
@@ -344,7 +325,7 @@ def measure_evaluation(run: Run, name: str = "") -> dict[str, dict]:
     if beside:
         chosen = firing.spread_rows(rows, s.evaluation.loss_tokens)
         measured[main]["ngrams"] = baselines.ngram_losses(train_rows, chosen)
-    return {name: measured[same.get(name) or name] for name in (*names, "neurons")}
+    return measured
 
 
 def features_fingerprint(run: Run, name: str = "") -> Made:
@@ -361,7 +342,7 @@ def make_features(run: Run, name: str, out: Path) -> None:
     rows = heldout_rows(run, s.evaluation.tokens)
     if name in ("random", "principal"):
         density = run.get("features")[0]["density"].to_numpy()
-        dictionary = feature_table.directions_like(name, density, hooked, rows, s.seed)
+        dictionary = baselines.directions_like(name, density, hooked, rows, s.seed)
         tensors = (dictionary.W_dec, dictionary.centre, dictionary.threshold)
         stored = [tensor.cpu().contiguous() for tensor in tensors]
         save_file(dict(zip(DIRECTIONS, stored, strict=True)), out / "directions.safetensors")
@@ -423,13 +404,9 @@ def summarise_scores(run: Run, name: str = "") -> dict:
     return counts | scores.summary(table, run.settings.seed)
 
 
-def untrained_settings(run: Run, name: str) -> SAESettings:
-    """Those of the autoencoder that it is the null for: as many activations, the same recipe."""
-    return variant(run.settings, name or run.settings.sae.recipe)
-
-
 def untrained_fingerprint(run: Run, name: str = "") -> Made:
-    return fingerprint_of(run, untrained_settings(run, name)) | {"language_model": "untrained"}
+    """That of the autoencoder that it is the null for: as many activations, the same recipe."""
+    return sae_fingerprint(run, name) | {"language_model": "untrained"}
 
 
 def untrained_hook(run: Run) -> HookPoint:
@@ -439,8 +416,7 @@ def untrained_hook(run: Run) -> HookPoint:
 
 
 def make_untrained(run: Run, name: str, out: Path, store: CheckpointFolder) -> None:
-    sae = untrained_settings(run, name)
-    train(run, untrained_hook(run), sae, store, out, "untrained")
+    train(run, untrained_hook(run), variant(run.settings, name), store, out, "untrained")
 
 
 def untrained_autoencoder(run: Run, name: str = "") -> tuple[HookPoint, SparseAutoencoder]:
@@ -517,6 +493,11 @@ def _autoencoder(run: Run, name: str) -> list[tuple[str, str]]:
     return [("autoencoder", "" if name in BASELINES else name)]
 
 
+def table_of(file: str) -> Callable[[Run, str, Path], pd.DataFrame]:
+    """Loads the one table of an artefact."""
+    return lambda run, _, folder: pd.read_parquet(folder / f"{file}.parquet")
+
+
 def _every_autoencoder(run: Run, name: str) -> list[tuple[str, str]]:
     return [("autoencoder", other) for other in variants(run.settings)]
 
@@ -579,7 +560,7 @@ STAGES = {
         inputs=_autoencoder,
         fingerprint=scores_fingerprint,
         make=make_scores,
-        load=lambda run, _, folder: pd.read_parquet(folder / "scores.parquet"),
+        load=table_of("scores"),
         measure=summarise_scores,
         results="interpretability",
     ),
@@ -596,7 +577,7 @@ STAGES = {
         inputs=lambda run, name: [("scores", name)],
         fingerprint=clusters_fingerprint,
         make=make_clusters,
-        load=lambda run, _, folder: pd.read_parquet(folder / "clusters.parquet"),
+        load=table_of("clusters"),
         measure=summarise_clusters,
         results="clusters",
     ),

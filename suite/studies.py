@@ -5,7 +5,6 @@ seeds, on one language model.
 import itertools
 
 import numpy as np
-import scipy.sparse
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -13,7 +12,7 @@ from torch.nn.functional import normalize
 
 from sae_lib.errors import SettingsError
 from sae_lib.features.agreement import matched_correlation, mmcs
-from sae_lib.features.firing import Firing, firing
+from sae_lib.features.firing import firing_tables
 from sae_lib.model.activations import HookPoint, harvest
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.recipes import RECIPES, of_recipe, resolve
@@ -46,9 +45,7 @@ def study(run: Run, which: str) -> dict:
         "resampling": resampling_study,
     }
     run.path("language_model")
-    results = studies[which](run, stages.hook(run))
-    run.save_results(f"study_{which}", results | {"about": sweep.about(run)})
-    return run.load_results(f"study_{which}")
+    return sweep.save_study(run, which, studies[which](run, stages.hook(run)))
 
 
 def recipes_study(run: Run, hook: HookPoint) -> dict:
@@ -150,8 +147,6 @@ def classical_study(run: Run, hook: HookPoint) -> dict:
         "points": [record for _, record in tried],
         "best": of_seeds(run, hook, best),
         "mmcs": agreement_of_seeds(run, hook, best),
-        "patience": recipe.patience,
-        "check_every": check_every,
         "d_in": d_in,
     }
 
@@ -227,9 +222,10 @@ def splitting(run: Run, hook: HookPoint, narrow: SAESettings, wide: SAESettings)
     """
     pair = [SparseAutoencoder.load(sweep.folder_of(run, s), hook.device) for s in (narrow, wide)]
     rows = stages.heldout_rows(run, SPLIT_TOKENS)
-    fired = list(firing(hook, dict(zip("ab", pair, strict=True)), rows).values())
-    together = (_fires(fired[0], rows.size).T @ _fires(fired[1], rows.size)).toarray()
-    n_narrow, n_wide = (np.array([len(f.token) for f in units]) for units in fired)
+    fired = list(firing_tables(hook, dict(zip("ab", pair, strict=True)), rows).values())
+    fires = [table.astype(bool).astype(np.float32) for table in fired]
+    together = (fires[0].T @ fires[1]).toarray()
+    n_narrow, n_wide = (np.diff(table.indptr) for table in fired)
     unit = [normalize(sae.W_dec, eps=1e-8) for sae in pair]
     cosine, parent = (found.cpu().numpy() for found in (unit[1] @ unit[0].T).max(1))
     by_density = n_narrow.argsort(kind="stable")
@@ -244,15 +240,15 @@ def splitting(run: Run, hook: HookPoint, narrow: SAESettings, wide: SAESettings)
     )
     parts = np.bincount(parent[is_part], minlength=len(n_narrow))
 
-    def strongest(unit: Firing) -> str:
-        token = unit.token[unit.value.argmax()] if len(unit.token) else 0
+    def strongest(which: int, feature: np.integer) -> str:
+        token = fired[which][:, [feature]].argmax()
         return run.get("tokens").tokenizer.decode([int(rows.flat[token])])
 
     examples = []
     for feature in (-parts).argsort(kind="stable")[:6]:
         children = np.flatnonzero(is_part & (parent == feature))
-        shown = [strongest(fired[1][child]) for child in children[:8]]
-        known = {"feature": int(feature), "token": strongest(fired[0][feature])}
+        shown = [strongest(1, child) for child in children[:8]]
+        known = {"feature": int(feature), "token": strongest(0, feature)}
         examples.append(known | {"parts": shown, "n_parts": int(parts[feature])})
     of_living = parts[alive]
     means = {
@@ -264,11 +260,3 @@ def splitting(run: Run, hook: HookPoint, narrow: SAESettings, wide: SAESettings)
         "mean_parts": of_living,
     }
     return {name: values.mean() for name, values in means.items()} | {"examples": examples}
-
-
-def _fires(units: list[Firing], n_tokens: int) -> scipy.sparse.csc_array:
-    """Whether each unit fires on each token, as zeros and ones [token, unit]."""
-    starts = np.cumsum([0, *(len(unit.token) for unit in units)])
-    tokens = np.concatenate([unit.token for unit in units])
-    ones = np.ones(len(tokens), np.float32)
-    return scipy.sparse.csc_array((ones, tokens, starts), (n_tokens, len(units)))

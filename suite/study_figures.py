@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import plotly.express as px
+import plotly
 import plotly.graph_objects as go
 import scipy
 from plotly.subplots import make_subplots
@@ -16,6 +16,7 @@ from sae_lib import figures
 from sae_lib.files import write_atomically
 from sae_lib.formats import count, interval, signed
 from suite import project
+from suite.charts import chart
 from suite.runs import Run
 
 STUDIES = ("recipes", "widths", "classical", "saelens", "resampling", "sanity", "deviations")
@@ -163,15 +164,20 @@ def saelens_rows(study: dict) -> pd.DataFrame:
 
 def rows_of(studies: dict[str, dict | None]) -> dict[str, list[dict]]:
     """The rows of every study that is there, by its name."""
-    make = {
-        "recipes": recipes_rows,
-        "widths": widths_rows,
-        "saelens": saelens_rows,
-        "resampling": resampling_rows,
-    }
-    tables = {which: rows(studies[which]) for which, rows in make.items() if studies[which]}
-    known = {which: rows.astype(object).where(rows.notna(), None) for which, rows in tables.items()}
-    return {which: rows.to_dict("records") for which, rows in known.items()}
+    found = {}
+    for which, make in ROWS.items():
+        if study := studies[which]:
+            rows = make(study).astype(object)
+            found[which] = rows.where(rows.notna(), None).to_dict("records")
+    return found
+
+
+ROWS = {
+    "recipes": recipes_rows,
+    "widths": widths_rows,
+    "saelens": saelens_rows,
+    "resampling": resampling_rows,
+}
 
 
 # --- figures ---
@@ -185,38 +191,16 @@ def frontier(points: pd.DataFrame, title: str = "") -> go.Figure:
     recovered = rows["recovered_mean"]
     rows["lost"] = (1 - recovered).clip(lower=1e-3)
     rows["above"], rows["below"] = recovered - rows["least"], rows["most"] - recovered
-    fig = px.line(
-        rows,
-        x="l0_mean",
-        y="lost",
-        color="contender",
-        color_discrete_map={name: figures.colour(name) for name in rows["contender"]},
-        category_orders={"contender": points["contender"].unique().tolist()},
-        error_y="above",
-        error_y_minus="below",
-        markers=True,
-        log_x=True,
-        log_y=True,
-        title=title,
-        labels={
-            "l0_mean": "features active per activation (L0), logarithmic",
-            "lost": "loss recovered (mean ablation)",
-            "contender": "",
-        },
-    )
-    ticks = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1]
-    shown = [f"{1 - tick:.0%}" for tick in ticks]
-    fig.update_yaxes(autorange="reversed", tickvals=ticks, ticktext=shown)
-    fig.update_xaxes(tickvals=[4, 8, 16, 32, 64])
-    fig.update_traces(marker_size=9, error_y_thickness=1.2)
-    used: Counter = Counter()
+    colours = {name: figures.colour(name) for name in rows["contender"]}
+    order = {"contender": points["contender"].unique().tolist()}
+    how = {"color_discrete_map": colours, "category_orders": order, "title": title}
+    fig, used = chart("frontier", rows, **how), Counter()
     for trace in fig.data:  # contenders of the same recipe
         dash, symbol = LOOKS[used[trace.line.color] % len(LOOKS)]
         trace.update(line_dash=dash, marker_symbol=symbol)
         used[trace.line.color] += 1
-    theirs = [trace for trace in fig.data if trace.name.startswith("SAELens")]
-    for trace in theirs:
-        trace.update(mode="markers", marker_symbol="x")
+        if trace.name.startswith("SAELens"):
+            trace.update(mode="markers", marker_symbol="x")
     return fig
 
 
@@ -233,64 +217,34 @@ def recipes_figure(study: dict, saelens: dict | None = None) -> go.Figure:
     return frontier(points, title)
 
 
-def name_panels(fig: go.Figure) -> go.Figure:
-    """Plotly's headings of panels are `column=value`: leave the value, which may hold "=" too."""
-    return fig.for_each_annotation(lambda note: note.update(text=note.text.partition("=")[2]))
-
-
 def widths_figure(study: dict) -> go.Figure:
     """What width buys at the same L0: loss recovered, FVU, dead share, and agreement of seeds."""
     rows = widths_rows(study)
     null = rows[["d_sae"]].assign(mmcs=rows["mmcs_null"], of="random directions")
     both = pd.concat([rows.assign(of="features"), null]).melt(["d_sae", "of"], list(PANELS))
-    fig = px.line(
-        both.dropna().replace({"variable": {key: name for key, (name, _) in PANELS.items()}}),
-        x="d_sae",
-        y="value",
-        color="of",
-        color_discrete_sequence=[figures.PALETTE[0], figures.PALETTE[5]],
-        facet_col="variable",
-        facet_col_spacing=0.07,
-        log_x=True,
-        markers=True,
-        title=f"The same recipe at the same L0 ({study['about']['l0']:.0f}) and different widths",
-        labels={"d_sae": "features", "value": "", "of": ""},
-    )
-    fig.update_xaxes(tickvals=rows["d_sae"].tolist(), tickangle=-45)
-    fig.update_yaxes(matches=None, showticklabels=True)
+    titles = {"variable": {key: name for key, (name, _) in PANELS.items()}}
+    title = f"The same recipe at the same L0 ({study['about']['l0']:.0f}) and different widths"
+    colours = [figures.PALETTE[0], figures.PALETTE[5]]
+    how = {"title": title, "color_discrete_sequence": colours}
+    fig = chart("widths", both.dropna().replace(titles), **how)
     for column, (_, form) in enumerate(PANELS.values(), 1):
         fig.update_yaxes(tickformat=form, col=column)
     fig.update_traces(line_dash="dot", selector={"name": "random directions"})
-    return name_panels(fig).update_layout(legend=dict(x=1, y=1.25, xanchor="right"))
+    return fig.update_xaxes(tickvals=rows["d_sae"].tolist())
 
 
 def classical_figure(study: dict) -> go.Figure:
     """FVU + L0 / d_in over λ, a line per learning rate, a panel per width; stars stopped early."""
     points = pd.DataFrame(study["points"]).sort_values(["d_sae", "lr", "lambda"])
     whole = study["about"]["activations"] // 1024 * 1024
-    fig = px.line(
-        points.assign(
-            rate=points["lr"].map("rate {:g}".format),
-            width=points["d_sae"].map("{:,} features".format),
-            symbol=np.where(points["activations"] < whole, "star", "circle"),
-        ),
-        x="lambda",
-        y="score",
-        color="rate",
-        color_discrete_sequence=px.colors.sequential.Plasma,  # rates are no recipes
-        facet_col="width",
-        facet_col_spacing=0.05,
-        custom_data=["symbol"],
-        hover_data=["l0_mean", "fvu", "activations"],
-        log_x=True,
-        markers=True,
-        title="Tied weights, L1, early stopping: which λ and rate (stars stopped early)",
-        labels={"lambda": "λ", "score": "FVU + L0 / d_in", "rate": ""},
-    )
-    fig.update_xaxes(tickvals=sorted(points["lambda"].unique()))
+    points["rate"] = points["lr"].map("rate {:g}".format)
+    points["width"] = points["d_sae"].map("{:,} features".format)
+    points["symbol"] = np.where(points["activations"] < whole, "star", "circle")
+    colours = plotly.colors.sequential.Plasma  # rates are no recipes
+    fig = chart("classical", points, color_discrete_sequence=colours)
     for trace in fig.data:
         trace.marker.update(size=10, symbol=trace.customdata[:, 0].tolist())
-    return name_panels(fig)
+    return fig.update_xaxes(tickvals=sorted(points["lambda"].unique()))
 
 
 def resampling_figure(study: dict) -> go.Figure:
@@ -310,27 +264,20 @@ def resampling_figure(study: dict) -> go.Figure:
         name = f"{STARTS[start]}, {'with' if on else 'without'} resampling"
         look = {"name": name, "marker_color": colours[start], "legendgroup": name}
         look |= {"line_dash": "solid" if on else "dot"}
-        bars = {
-            "array": silent["max"] - silent["mean"],
-            "arrayminus": silent["mean"] - silent["min"],
-        }
-        at = {"x": silent.index, "y": silent["mean"], "error_y": bars | {"thickness": 1}}
+        low, high = silent["mean"] - silent["min"], silent["max"] - silent["mean"]
+        bars = {"array": high, "arrayminus": low, "thickness": 1}
+        at = {"x": silent.index, "y": silent["mean"], "error_y": bars}
         fig.add_scatter(**at, **look, mode="lines", row=1, col=1)
         look |= {"showlegend": False, "marker_symbol": "circle" if on else "x", "marker_size": 10}
         for column, measure in enumerate(ends, 2):
             mean, half = mean_and_half_width(cells.get_group((start, on))[measure])
-            at = {
-                "x": [on + side],
-                "y": [mean],
-                "error_y": {"array": [half]},
-            }
+            at = {"x": [on + side], "y": [mean], "error_y": {"array": [half]}}
             fig.add_scatter(**at, **look, mode="markers", row=1, col=column)
+            ticks = {"tickvals": [0, 1], "ticktext": ["without", "with"], "range": [-0.5, 1.5]}
+            fig.update_xaxes(title="resampling", **ticks, col=column)
     for column, form in enumerate((".0%", ".2%", ".1%", ","), 1):
         fig.update_yaxes(tickformat=form, col=column)
     fig.update_xaxes(title="activations seen", col=1)
-    for column in (2, 3, 4):
-        ticks = {"tickvals": [0, 1], "ticktext": ["without", "with"], "range": [-0.5, 1.5]}
-        fig.update_xaxes(title="resampling", **ticks, col=column)
     legend = {"orientation": "h", "x": 0, "y": -0.3, "yanchor": "top"}
     return fig.update_layout(title="What resampling does, from two starts", legend=legend)
 

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,12 +113,14 @@ def measure(run: Run, hook: HookPoint, settings: SAESettings) -> dict:
     and the density of its features. `choosing` has the same measures on the documents on which
     settings are chosen, the others are of the rest of the held-out text.
     """
-    made_from, s = stages.fingerprint_of(run, settings), run.settings.evaluation
-    made_from |= {"evaluation": s.model_dump(), "choosing": stages.CHOOSING}
-    folder = folder_of(run, settings)
+    evaluated = {"evaluation": run.settings.evaluation.model_dump(), "choosing": stages.CHOOSING}
+    made_from, folder = stages.fingerprint_of(run, settings) | evaluated, folder_of(run, settings)
     where = f"sweep/{run.folder.name}/{folder.name}" if run.parent else f"sweep/{folder.name}"
-    if found := run.saved_results(where, made_from):
-        return found
+    return run.kept_results(where, made_from, partial(_measured, run, hook, settings, folder))
+
+
+def _measured(run: Run, hook: HookPoint, settings: SAESettings, folder: Path) -> dict:
+    s = run.settings.evaluation
     stages.make_other_autoencoder(run, hook, settings, folder)
     dictionary = {folder.name: SparseAutoencoder.load(folder, hook.device)}
     choosing, rows = stages.heldout_parts(run)
@@ -130,15 +133,13 @@ def measure(run: Run, hook: HookPoint, settings: SAESettings) -> dict:
     few = {name: max(1, int(n * stages.CHOOSING)) for name, n in s.model_dump().items()}
     few = evaluation.evaluate(hook, dictionary, choosing, s.model_copy(update=few))[folder.name]
     summary = stages.read_summary(folder)
-    seed = run.settings.seed if settings.seed is None else settings.seed
-    record = {"lambda": summary["recipe"]["l1"], "seed": seed}
-    record |= {key: summary["recipe"][key] for key in ("k", "lr")}
+    recipe, seed = summary["recipe"], settings.seed
+    record = {"lambda": recipe["l1"], "seed": run.settings.seed if seed is None else seed}
+    record |= {"k": recipe["k"], "lr": recipe["lr"]}
     record |= settings.model_dump(include={"recipe", "d_sae", "precision"})
     record |= {key: summary[key] for key in ("seconds", "activations", "activations_per_second")}
     record |= {key: measured[key] for key in (*study_figures.MEASURES, "density")}
-    record |= {"choosing": {key: few[key] for key in study_figures.MEASURES}}
-    run.save_results(where, record, made_from)
-    return run.saved_results(where, made_from)
+    return record | {"choosing": {key: few[key] for key in study_figures.MEASURES}}
 
 
 def folder_of(run: Run, settings: SAESettings) -> Path:
@@ -165,6 +166,12 @@ def about(run: Run) -> dict:
         "lm_tokens": run.summary("language_model")["tokens"],
         "heldout_tokens": run.settings.evaluation.tokens,
     }
+
+
+def save_study(run: Run, which: str, found: dict) -> dict:
+    """Save `results/study_<which>.json`, with what it was made on; returns it as read."""
+    run.save_results(f"study_{which}", found | {"about": about(run)})
+    return run.load_results(f"study_{which}")
 
 
 def at_its_best_rate(

@@ -18,16 +18,6 @@ PUBLISHED_FIGURES = {
 }
 
 
-def publish(folder: Path) -> Path:
-    """Keep a full check in the checkout: its gates, and the figures that the report shows."""
-    to = project.root() / "report" / "toy"
-    (to / "figures").mkdir(parents=True, exist_ok=True)
-    shutil.copy2(folder / "gates.json", to / "gates.json")
-    for name in PUBLISHED_FIGURES:
-        shutil.copy2(folder / "figures" / f"{name}.png", to / "figures" / f"{name}.png")
-    return to
-
-
 def published_summary() -> dict:
     """The gates of the published check; empty where there is none."""
     path = project.published("toy") / "gates.json"

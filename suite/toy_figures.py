@@ -5,7 +5,6 @@ seeds, and its table of the talk's claims.
 import math
 
 import pandas as pd
-import plotly.express as px
 import plotly.graph_objects as go
 from jaxtyping import Float
 from plotly.colors import sample_colorscale
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from sae_lib.formats import short
 from sae_lib.toy import metrics
+from suite.charts import chart
 
 IMPORTANCE = [[0, "#12355b"], [0.5, "#3b8ea5"], [1, "#e0b13c"]]  # most important: dark blue
 SHARED = [[0, "#3b6fb6"], [0.25, "#b9a3c9"], [1, "#d1603d"]]  # alone: blue, in superposition: red
@@ -89,29 +89,13 @@ def curves(
             points.append(pd.DataFrame(means | {"panel": panel, "series": name}))
     columns, ticks = min(columns, len(panels)), x.tolist()
     rows = math.ceil(len(panels) / columns)
-    fig = px.line(
-        pd.concat(points),
-        x="x",
-        y="mean",
-        error_y="error",
-        color="series",
-        facet_col="panel",
-        facet_col_wrap=columns,
-        facet_col_spacing=0.2 / columns,
-        facet_row_spacing=0.25 / rows,
-        log_x=min(ticks) > 0,
-        markers=True,
-        title=title,
-        labels={"x": x_title},
-        width=330 * columns + 120,
-        height=330 * rows + 130,
-    )
-    fig.for_each_annotation(lambda note: note.update(text=note.text.partition("=")[2]))
-    fig.update_traces(line_width=2.5, error_y=dict(thickness=1, width=3))
-    fig.update_xaxes(tickvals=ticks, ticktext=[short(v) for v in ticks], tickangle=-45)
-    fig.update_yaxes(matches=None, showticklabels=True, rangemode="tozero", title=None)
+    size = {"width": 330 * columns + 120, "height": 330 * rows + 130, "title": title}
+    gaps = {"facet_col_spacing": 0.2 / columns, "facet_row_spacing": 0.25 / rows}
+    how = {"facet_col_wrap": columns, "log_x": min(ticks) > 0, "labels": {"x": x_title}}
+    fig = chart("toy_curves", pd.concat(points), **size, **gaps, **how)
+    fig.update_xaxes(tickvals=ticks, ticktext=[short(v) for v in ticks])
     legend = dict(orientation="h", x=0, y=-0.25 / rows - 0.08, title=None)
-    return fig.update_layout(legend=legend, margin=dict(t=95, b=110))
+    return fig.update_layout(legend=legend)
 
 
 def talk_claims(

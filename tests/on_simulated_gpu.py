@@ -15,7 +15,7 @@ from sae_lib.sae.dictionaries import Directions
 from sae_lib.sae.engine import sparse_step
 from sae_lib.sae.objective import Objective
 from sae_lib.settings import SAESettings
-from suite import stages
+from suite import prompts, stages
 from suite.browser.kernel import Model
 from tests import simulated_gpu
 
@@ -94,7 +94,7 @@ def test_the_pages_questions(run):
 
 def test_an_untrained_model_and_a_sampled_text(run):
     hook = stages.untrained_hook(run)
-    ids, acts, _ = activations.generate(hook, run.get("tokens").tokenizer, "import", 3, 0.8, 0)
+    ids, acts, _ = prompts.generate(hook, run.get("tokens").tokenizer, "import", 3, 0.8, 0)
     assert len(ids) == len(acts)
 
 

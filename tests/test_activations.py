@@ -14,7 +14,7 @@ from sae_lib.model.activations import ActivationBuffer, HookPoint
 from sae_lib.settings import LanguageModelSettings
 from sae_lib.text.tokenizer import exact_encoder, token_ids
 from sae_lib.text.tokens import load_tokenizer
-from suite import stages
+from suite import prompts, stages
 from suite.browser.kernel import Model
 from tests.conftest import SHARED
 
@@ -150,7 +150,7 @@ def test_a_special_token_in_a_text_is_ordinary_text_everywhere(small_run, hook, 
     assert tokenizer.eos_token_id not in expected == token_ids(tokenizer, text)
     for i, token in enumerate(expected):
         assert activations.of_token(hook, tokenizer, text, i)[0] == tokenizer.decode([token])
-    ids, _, length = activations.generate(hook, tokenizer, text, 1, 1.0, 0)
+    ids, _, length = prompts.generate(hook, tokenizer, text, 1, 1.0, 0)
     assert ids[:length].tolist() == expected
     target = ClampTarget(hook, small_run.get("autoencoder"), tokenizer)
     assert target.encode(text)[0].tolist() == expected
@@ -161,13 +161,13 @@ def test_a_special_token_in_a_text_is_ordinary_text_everywhere(small_run, hook, 
 
 def test_generation_comes_with_its_activations(small_run, hook):
     tokenizer = small_run.get("tokens").tokenizer
-    ids, acts, prompt = activations.generate(hook, tokenizer, "def f(", 8, 0.8, seed=1)
+    ids, acts, prompt = prompts.generate(hook, tokenizer, "def f(", 8, 0.8, seed=1)
     assert tokenizer.decode(ids[:prompt]) == "def f(" and len(ids) == prompt + 8 == len(acts)
     torch.testing.assert_close(acts, hook.activations(ids[None])[0])
-    again, _, _ = activations.generate(hook, tokenizer, "def f(", 8, 0.8, seed=1)
+    again, _, _ = prompts.generate(hook, tokenizer, "def f(", 8, 0.8, seed=1)
     assert torch.equal(ids, again)
     with pytest.raises(ModelError, match="context"):
-        activations.generate(hook, tokenizer, "x = 1\n" * 200, 8, 0.8, seed=1)
+        prompts.generate(hook, tokenizer, "x = 1\n" * 200, 8, 0.8, seed=1)
 
 
 def test_the_prompt_corpus_is_aligned(small_run):

@@ -93,7 +93,7 @@ def test_random_groups_share_no_more_than_chance(planted):
         found["shared_value"] == 1
         and found["shared_value_by_chance_most"] < 0.8
         and found["clusters"] == 4
-        and found["size_largest"] == 15
+        and found["largest"][0]["size"] == 15
     )
     assert (
         clusters.summary(

@@ -10,7 +10,7 @@ import torch
 from sae_lib.errors import SettingsError
 from sae_lib.features.firing import Firing
 from sae_lib.model import language_model
-from sae_lib.model.activations import one_position_each
+from sae_lib.model.original import fold_attention_scale, one_position_each
 from sae_lib.sae.initialise import initialise
 from sae_lib.sae.recipes import RECIPES, of_recipe, resolve
 from sae_lib.settings import LanguageModelSettings
@@ -92,7 +92,7 @@ def test_the_originals_attention_survives_being_saved(tmp_path):
     by_hand = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
     mask = torch.zeros(5, 5).masked_fill(torch.ones(5, 5).triu(1) > 0, -torch.inf)
     torch.testing.assert_close(attention(x, attention_mask=mask[None, None])[0], by_hand)
-    language_model.fold_attention_scale(model).save_pretrained(tmp_path)
+    fold_attention_scale(model).save_pretrained(tmp_path)
     loaded = language_model.open_model(str(tmp_path))
     assert loaded.transformer.h[0].attn.scaling == 8**-0.5
     torch.testing.assert_close(loaded(input_ids=tokens).logits, before, rtol=1e-4, atol=1e-5)

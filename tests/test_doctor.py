@@ -208,18 +208,19 @@ def test_twice_the_width_needs_a_card_of_141_gb():
     assert not memory_plan.advice(s, 141e9) and memory_plan.advice(s, 80e9)
 
 
-def test_memory_is_what_the_container_may_still_take(tmp_path):
+def test_memory_is_what_the_container_may_still_take(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "CGROUP", tmp_path)
     (tmp_path / "memory.max").write_text(f"{3 * 2**30}\n")
     (tmp_path / "memory.current").write_text(f"{int(2.5 * 2**30)}\n")
-    check = doctor.memory(CPU, limit=tmp_path)
+    check = doctor.memory(CPU)
     assert not check.ok and check.found == "0.5 GiB, 1 needed"
     (tmp_path / "memory.max").write_text("max\n")
-    assert doctor.memory(Needs(0, 0), limit=tmp_path).found != check.found
+    assert doctor.memory(Needs(0, 0)).found != check.found
 
 
-def test_too_little_disk(tmp_path):
-    assert not doctor.disk(Needs(disk=10**9, memory=0), tmp_path).ok
-    assert doctor.disk(Needs(disk=0, memory=0), tmp_path).ok
+def test_too_little_disk():
+    assert not doctor.disk(Needs(disk=10**9, memory=0)).ok
+    assert doctor.disk(Needs(disk=0, memory=0)).ok
 
 
 def test_a_cpu_does_for_profiles_without_gpu(monkeypatch):

@@ -15,7 +15,7 @@ from sae_lib.features import statistics as feature_statistics
 from sae_lib.features.statistics import TopExamples, random_keys
 from sae_lib.model import activations
 from sae_lib.sae.autoencoder import SparseAutoencoder
-from sae_lib.sae.dictionaries import Neurons, random_directions
+from sae_lib.sae.dictionaries import Neurons, activations_of, random_directions
 from sae_lib.settings import FeatureSettings
 from suite import stages
 from tests.test_training import SyntheticHook
@@ -204,7 +204,8 @@ def whole_row(run, name, feature, row):
     """(token ids, activations) of the whole row that an example of the table `name` is in."""
     ids = stages.heldout_rows(run, run.settings.evaluation.tokens)[row].astype(np.int64)
     dictionary, tokens = run.get("dictionary", name), torch.from_numpy(ids)
-    return ids, features.row_activations(stages.hook(run), dictionary, tokens, feature).numpy()
+    x = stages.hook(run).activations(tokens[None])[0].float()
+    return ids, activations_of(dictionary, x, torch.tensor([feature]))[:, 0].numpy()
 
 
 def test_a_whole_row_holds_its_examples(small_run, table, dense):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sae_lib import checkpoints
 from sae_lib.errors import ArtefactError, CorpusError, ModelError, TrainingError
 from sae_lib.model import language_model
+from sae_lib.model import loss as model_loss
 from sae_lib.settings import LanguageModelSettings
 from sae_lib.text import hub
 from suite import stages
@@ -37,7 +38,7 @@ def test_chunked_loss_and_gradients_are_those_of_torch(n, d, vocab, chunk, seed)
     targets = torch.randint(vocab, (n,), generator=g)
     expected = F.cross_entropy(hidden @ weight.T, targets)
     wanted = torch.autograd.grad(3 * expected, (hidden, weight))
-    loss = language_model.LinearCrossEntropy.apply(hidden, weight, targets, chunk)
+    loss = model_loss.LinearCrossEntropy.apply(hidden, weight, targets, chunk)
     torch.testing.assert_close(loss, expected)
     for got, want in zip(torch.autograd.grad(3 * loss, (hidden, weight)), wanted, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)

@@ -24,6 +24,7 @@ from sae_lib.sae.initialise import statistics
 from sae_lib.sae.recipes import BRICKEN_2023
 from sae_lib.settings import CorpusSettings, SAESettings, TokenizerSettings
 from sae_lib.text import tokens as tokens_module
+from sae_lib.text.corpus import documents
 from sae_lib.text.tokenizer import bos_id, separators, special_ids, train_tokenizer
 
 BOS, SINK = 1, 2  # a special token, and an ordinary one that is 300 times as long
@@ -212,7 +213,8 @@ def test_documents_end_with_bos_where_the_model_expects_it(
     assert set(between) <= set(special_ids(llama_tokenizer))
     monkeypatch.setattr(tokens_module, "load_tokenizer", lambda source: llama_tokenizer)
     corpus = CorpusSettings(source=f"files:{text_folder}", train_tokens=4000, heldout_tokens=2000)
-    tokens_module.write_tokens(corpus, TokenizerSettings(source="x"), 0, tmp_path)
+    stream = documents(corpus, 0)
+    tokens_module.write_tokens(stream, corpus, TokenizerSettings(source="x"), tmp_path)
     made = tokens_module.open_tokens(tmp_path)
     table = made.table["train"]
     for _, document in table.iloc[:-1].iterrows():

@@ -9,7 +9,6 @@ import scipy.sparse
 import torch
 
 from sae_lib.errors import SettingsError
-from sae_lib.features.firing import Firing
 from sae_lib.interpretability import probing
 from sae_lib.interpretability.token_attributes import NONE, Attribute
 from sae_lib.sae.autoencoder import SparseAutoencoder
@@ -21,11 +20,6 @@ from suite.stages import STAGES
 N = 2000
 
 
-def fires(where: np.ndarray, value: float = 1.0) -> Firing:
-    token = np.flatnonzero(where).astype(np.int32)
-    return Firing(token, np.full(len(token), value, np.float32))
-
-
 def test_probes_of_constructed_features():
     rng = np.random.default_rng(0)
     a, b, noise = (rng.random((3, 2, N)) < 0.1) & (np.arange(N) % 3 > 0)
@@ -33,11 +27,12 @@ def test_probes_of_constructed_features():
     for half in (0, 1):
         # a feature is b in the learning half and everything but b in the other
         turned = b[0] if half == 0 else ~b[1]
-        units = [fires(a[half], 2.0), fires(turned), fires(~noise[half]), fires(np.zeros(N, bool))]
-        halves.append(units + [fires(rng.random(N) < 0.05) for _ in range(4)])
+        units = [2 * a[half], turned, ~noise[half], np.zeros(N)]
+        units += [rng.random(N) < 0.05 for _ in range(4)]
+        halves.append(scipy.sparse.csc_array(np.stack(units, axis=1).astype(np.float32)))
     rare = rng.random((2, N)) < 0.3
     found = probing.probe(
-        tuple(halves), {"a": tuple(a), "b": tuple(b), "not": tuple(noise), "r": tuple(rare)}, 0
+        halves, {"a": tuple(a), "b": tuple(b), "not": tuple(noise), "r": tuple(rare)}, 0
     )
     assert found["a"] == pytest.approx(1, abs=1e-3)
     assert found["not"] == pytest.approx(1, abs=1e-3)  # silence tells as much as firing

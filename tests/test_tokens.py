@@ -285,7 +285,7 @@ def test_nothing_is_left_half_written(tmp_path):
 
 def test_no_held_out_text_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        tokens_module,
+        stages,
         "documents",
         lambda *_: iter([tokens_module.Document("some text", "text", "x", "train")]),
     )

@@ -1,9 +1,6 @@
 """The training loop: schedules, norms, resampling at work, exact resumption."""
 
-import json
-import shutil
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,9 +26,7 @@ from sae_lib.sae.recipes import (
     variants,
 )
 from sae_lib.settings import SAESettings, load
-from suite import stages, sweep
-from suite.runs import Run
-from suite.stages import STAGES
+from suite import sweep
 
 D_IN, TRUE_FEATURES, VOCABULARY = 16, 32, 4096
 
@@ -410,34 +405,6 @@ def test_resampling_that_finds_nothing_dead_changes_nothing(tmp_path):
         torch.equal(a, b)
         for a, b in zip(with_.state_dict().values(), without.state_dict().values(), strict=True)
     )
-
-
-@pytest.mark.parametrize("resampled", [0, 3])
-def test_the_run_without_resampling_is_trained_only_where_it_differs(
-    small_run, tmp_path, monkeypatch, resampled
-):
-    sae = small_run.settings.sae.model_copy(update={"compare": ("ward_2024",)})
-    settings = small_run.settings.model_copy(update={"sae": sae})
-    run = Run(settings, tmp_path, STAGES, parent=small_run)
-    main = small_run.path("autoencoder")
-    shutil.copytree(main, tmp_path / "saes" / main.name)
-    summary, trained = small_run.summary("autoencoder"), []
-    summary["resampling"] = [{"step": 1, "dead": resampled, "resampled": resampled}]
-
-    def fit(run, hook, sae, store):
-        trained.append(sae.resampling)
-        return small_run.get("autoencoder"), {}
-
-    monkeypatch.setattr(Run, "summary", lambda *_: dict(summary))
-    monkeypatch.setattr(stages, "fit", fit)
-    monkeypatch.setattr(Run, "_make_inputs", lambda *_: None)
-    monkeypatch.setattr(
-        stages, "hook", lambda run: SimpleNamespace(bos=None, model=SimpleNamespace(config=None))
-    )
-    folder = run.path("autoencoder", "bricken_2023-no_resampling")
-    assert trained == ([False] if resampled else []) and folder.exists()
-    record = json.loads((folder / "training.json").read_text())
-    assert record.get("same_as") == (None if resampled else "bricken_2023")
 
 
 def test_impossible_numbers_of_active_features_are_refused():

@@ -7,7 +7,7 @@ error dropped, decode(f′).
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from sae_lib.features.statistics import interval
 from sae_lib.features.weights import logit_effects
 from sae_lib.formats import number, percent
 from sae_lib.model.activations import HookPoint
+from sae_lib.model.generation import continuation
 from sae_lib.progress import tqdm
 from sae_lib.sae.dictionaries import Dictionary, Selected, activations_of, random_directions
 from sae_lib.text.display import Vocabulary
@@ -166,19 +167,17 @@ class ClampTarget:
     dictionary: Dictionary
     tokenizer: Any
 
-    def encode(self, prompt: str, new_tokens: int = 0) -> Int[Tensor, "1 position"]:
+    def encode(self, prompt: str) -> Int[Tensor, "1 position"]:
         """A prompt's token ids; `SettingsError` where it is empty, `ModelError` where the context
-        has no room for it and one new token.
+        has no room for it.
         """
         ids = token_ids(self.tokenizer, prompt)
         if not ids:
             raise SettingsError("the prompt is empty: give at least one token of text")
         limit = self.hook.model.config.max_position_embeddings - self.hook.n_before
-        if len(ids) + min(new_tokens, 1) > limit:
-            no_room = ": there is no room for a new token" if new_tokens else ""
+        if len(ids) > limit:
             raise ModelError(
-                f"the prompt has {len(ids)} tokens and the model's context is {limit}{no_room};"
-                " shorten the prompt"
+                f"the prompt has {len(ids)} tokens and the model's context is {limit}; shorten it"
             )
         return torch.tensor([ids], device=self.hook.device)
 
@@ -187,19 +186,15 @@ class ClampTarget:
         self, prompt: str, clamps: Clamps, k: int = 10, keep_error: bool = True
     ) -> NextTokens:
         """What the clamps do to the token after `prompt`; errors as `clamped` and `encode`."""
-        ids = self.encode(prompt)
-        log_before = self._logits(ids).double().log_softmax(-1)
-        with clamped(self.hook, self.dictionary, clamps, keep_error):
-            log_after = self._logits(ids).double().log_softmax(-1)
-        kl = (log_before.exp() * (log_before - log_after)).sum().item()
-        before, after = (log.exp().float().cpu() for log in (log_before, log_after))
-        table = pd.DataFrame({"before": before.numpy(), "after": after.numpy()})
+        last = HeldoutPositions(self.hook, self.encode(prompt).cpu().numpy(), per_row=1)
+        effect = last.effect(self.dictionary, clamps, keep_error=keep_error)
+        table = pd.DataFrame({"before": effect.before.numpy(), "after": effect.after.numpy()})
         table["change"] = table["after"] - table["before"]
         largest = (table["before"], table["after"], table["change"].abs())
         shown = sorted(set().union(*(column.nlargest(k).index for column in largest)))
         by_change = {"key": abs, "ascending": False, "kind": "stable"}
         table = table.loc[shown].sort_values("change", **by_change)
-        return NextTokens(kl, before, after, table.rename_axis("token_id").reset_index())
+        return NextTokens(**vars(effect), table=table.rename_axis("token_id").reset_index())
 
     @torch.no_grad()
     def side_by_side(
@@ -214,12 +209,8 @@ class ClampTarget:
         """A continuation without and with the clamps, at the same random numbers: (token ids, token
         ids, prompt length); the prompt is part of both.
 
-        Each ends with the end-of-text token, after `new_tokens`, or where the model's context is
-        full. At temperature 0 the most probable token is taken.
-
-        Sampled with Gumbel noise, argmax(logits / T + g): with the same noise two distributions
-        give the same token as long as they are alike, and nearly as often as any common randomness
-        can make them (Maddison, Tarlow & Minka 2014, section 2, for the sampling).
+        With the same noise two distributions give the same token as long as they are alike, and
+        nearly as often as any common randomness can make them; errors as `continuation`.
         """
         if not 0 <= temperature <= 100:
             raise SettingsError(
@@ -227,26 +218,11 @@ class ClampTarget:
             )
         if new_tokens < 1:
             raise SettingsError(f"new tokens: found {new_tokens}; expected at least 1")
-        ids = self.encode(prompt, new_tokens)
-        length = ids.shape[1]
-        limit = self.hook.model.config.max_position_embeddings - self.hook.n_before
-        continued = []
-        for context in (nullcontext(), clamped(self.hook, self.dictionary, clamps, keep_error)):
-            generator, text = torch.Generator().manual_seed(seed), ids
-            with context:
-                for _ in range(min(new_tokens, limit - length)):
-                    logits = self._logits(text)
-                    noise = -torch.empty(len(logits)).exponential_(generator=generator).log()
-                    token = (logits.float() + temperature * noise.to(logits.device)).argmax()
-                    text = torch.cat([text, token.view(1, 1)], 1)
-                    if token.item() == self.tokenizer.eos_token_id:
-                        break
-            continued.append(text[0].cpu())
-        return continued[0], continued[1], length
-
-    def _logits(self, ids: Tensor) -> Float[Tensor, " vocab"]:
-        """Of the next token."""
-        return self.hook.logits(ids, slice(-1, None))[0, -1]
+        ids, end = self.encode(prompt), self.tokenizer.eos_token_id
+        how = (self.hook, ids, new_tokens, temperature, seed, end)
+        baseline = continuation(*how)
+        with clamped(self.hook, self.dictionary, clamps, keep_error):
+            return baseline, continuation(*how), ids.shape[1]
 
 
 @torch.no_grad()
@@ -418,7 +394,6 @@ def against_null(
     effect = context.positions.effect(context.dictionary, [Clamp(feature, "pin", value)])
     change, name = effect.after - effect.before, context.vocabulary.name
     before, after = effect.probability(tokens)
-    gained = change[tokens].sum().item()
     moved = change.abs().topk(min(movers, len(change))).indices.tolist()
     sides = {"before": effect.before, "after": effect.after}
     return {
@@ -429,8 +404,7 @@ def against_null(
         "raised": [name(i) for i in tokens],
         "probability_before": before,
         "probability_after": after,
-        "rose": gained > 0,
-        "beyond_nulls": all(gained > null["change"][2] for null in nulls.values()),
+        "beyond_nulls": all(after - before > null["change"][2] for null in nulls.values()),
         "movers": [{"token": name(i)} | {s: p[i].item() for s, p in sides.items()} for i in moved],
     }
 
@@ -481,17 +455,16 @@ def rank_summary(ranks: pd.DataFrame, seed: int) -> dict:
     p = ranks["p"].to_numpy()
     found = scipy.stats.binomtest(int((p <= SIGNIFICANT).sum()), len(p))
     share, (low, high) = found.statistic, found.proportion_ci(method="wilson")
+    verdict = "fewer than by chance" if high < SIGNIFICANT else "not distinguishable from chance"
     return {
         "features": len(p),
         "draws": RANK_DRAWS,
         "expected": SIGNIFICANT,
         "share": share,
         "interval": [low, high],
-        "verdict": _against_chance(low, high, SIGNIFICANT),
+        "verdict": "more than by chance" if low > SIGNIFICANT else verdict,
         "median_p": np.median(p),
         "median_p_interval": list(interval((p,), np.median, seed=seed)),
-        "gained_median": ranks["gained"].median(),
-        "null_median": ranks["null"].median(),
     }
 
 
@@ -505,12 +478,6 @@ def ranks_sentence(ranked: dict) -> str:
         f" raises its own; by chance {percent(ranked['expected'])} would: {ranked['verdict']}."
         f" The median p is {number(ranked['median_p'])} ({p_low} to {p_high}; by chance 0.525)."
     )
-
-
-def _against_chance(low: float, high: float, chance: float) -> str:
-    if low > chance:
-        return "more than by chance"
-    return "fewer than by chance" if high < chance else "not distinguishable from chance"
 
 
 @torch.no_grad()

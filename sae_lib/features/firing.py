@@ -88,9 +88,12 @@ def firing_tables(hook: Source, dictionaries: Dictionaries, rows: Rows) -> dict[
     return {name: vstack(tables).tocsc() for name, tables in parts.items()}
 
 
+def by_feature(table: csc_array) -> list[Firing]:
+    """Where each feature fires: the columns of one of `firing_tables`."""
+    return [Firing(table.indices[a:b], table.data[a:b]) for a, b in pairwise(table.indptr)]
+
+
 def firing(hook: Source, dictionaries: Dictionaries, rows: Rows) -> dict[str, list[Firing]]:
-    """By name, where each feature of a dictionary fires: the columns of `firing_tables`."""
-    return {
-        name: [Firing(table.indices[a:b], table.data[a:b]) for a, b in pairwise(table.indptr)]
-        for name, table in firing_tables(hook, dictionaries, rows).items()
-    }
+    """By name, where each feature of a dictionary fires."""
+    tables = firing_tables(hook, dictionaries, rows)
+    return {name: by_feature(table) for name, table in tables.items()}

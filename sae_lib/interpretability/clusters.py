@@ -147,8 +147,6 @@ def summary(table: pd.DataFrame, values: list[list[str]], seed: int) -> dict:
     return {
         "features": len(table),
         "clusters": len(sizes),
-        "size_median": sizes["size"].median(),
-        "size_largest": sizes["size"].max(),
         "named": int((sizes["name"] != UNNAMED).sum()),
         "shared_value": _shared_value(cluster, asks),
         "shared_value_by_chance": np.mean(by_chance),

@@ -269,8 +269,7 @@ def shown(vocabulary: Vocabulary, window: Window, marked: Marks = ()) -> str:
     """An excerpt on one line, every sign in it visible, the marked tokens in brackets."""
     parts, tokens = [], zip_longest(window.ids, marked, fillvalue=False)
     for mark, run in groupby(tokens, key=lambda pair: pair[1]):
-        data = "".join(vocabulary.text(token) for token, _ in run)
-        data = data.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+        data = vocabulary.joined(token for token, _ in run)
         text = plain(data).replace(LEFT, "[").replace(RIGHT, "]")
         parts.append(f"{LEFT}{text}{RIGHT}" if mark else text)
     return "".join(parts)

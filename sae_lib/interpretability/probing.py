@@ -5,6 +5,8 @@ token looks like, what surrounds it, which kind of document it is from. Features
 probe is fitted on the learning half; it is scored on the other.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import scipy.sparse
 from jaxtyping import Float, Int
@@ -12,7 +14,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import MaxAbsScaler
 
-from sae_lib.features.firing import Firing
 from sae_lib.interpretability.token_attributes import NAMES, NONE, Attribute
 
 Array = np.ndarray
@@ -57,16 +58,14 @@ def tasks(
     }
 
 
-def probe(fired: tuple[list[Firing], list[Firing]], tasks: Tasks, seed: int) -> dict[str, float]:
+def probe(f: Sequence[scipy.sparse.csc_array], tasks: Tasks, seed: int) -> dict[str, float]:
     """By task the AUROC on the scoring half of a logistic regression on the `K` features whose mean
     differs most (in standard deviations) between tokens with the label and those without.
 
-    `fired` says where every feature is active in the learning half and in the scoring half.
+    `f` are the features' activations [token, feature] in the learning half and in the scoring half.
     """
-    lengths = [len(half) for half in next(iter(tasks.values()))]
-    f = [_table(units, n) for units, n in zip(fired, lengths, strict=True)]
     rng, scores = np.random.default_rng(seed), {}
-    fitted = np.sort(rng.permutation(lengths[0])[:FITTED])
+    fitted = np.sort(rng.permutation(f[0].shape[0])[:FITTED])
     labels = np.stack([halves[0] for halves in tasks.values()], axis=1).astype(np.float32)
     differences = mean_differences(f[0], labels)
     for (task, halves), difference in zip(tasks.items(), differences.T, strict=True):
@@ -91,10 +90,3 @@ def mean_differences(
     variance = np.asarray(f.power(2).sum(0))[:, None] / n - (total / n) ** 2
     difference = with_label / n_with - (total - with_label) / (n - n_with)
     return np.abs(difference) / np.sqrt(np.maximum(variance, 1e-12))
-
-
-def _table(units: list[Firing], n_tokens: int) -> scipy.sparse.csc_array:
-    """The features' activations [token, feature]."""
-    starts = np.cumsum([0, *(len(unit.token) for unit in units)])
-    columns = (np.concatenate([getattr(u, part) for u in units]) for part in ("value", "token"))
-    return scipy.sparse.csc_array((*columns, starts), (n_tokens, len(units)))

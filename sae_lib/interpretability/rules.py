@@ -300,11 +300,6 @@ class RuleWriter:
                 phrases |= dict.fromkeys(self._phrase(a, [v]) for v in values)
         return list(phrases)
 
-    def asks_for_context(self, rule: Rule) -> bool:
-        """Whether the rule asks for more than what the token itself is."""
-        asked = {int(self.encoding.attribute[codes[0]]) for codes in rule.conditions}
-        return not asked <= {self.token, self.shape}
-
     def _values(self, rule: Rule, path: Path, told: list[Path] = ()) -> tuple[Values, Values]:
         """The values that a path leaves of the attributes that it names values of; and those that
         it rules out of others, where the paths `told` do not imply it.

@@ -1,7 +1,5 @@
 """What the rule scores say: medians and differences between kinds with bootstrap intervals."""
 
-from itertools import product
-
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
@@ -15,14 +13,13 @@ UNMATCHED = {"neuron", "principal", "untrained"}  # compared at whatever densiti
 # the most that quartiles of the densities of two kinds may differ by, as a factor, to count as
 # equal
 DENSITY_TOLERANCE = 1.25
-AVERAGES = {"median": np.median, "mean": np.mean}
 DRAWS = 2000  # of the bootstrap
 EXAMPLES = 8  # rules per kind in the results
 
 
 def summary(scores: pd.DataFrame, seed: int) -> dict:
-    """By kind: n, median and mean of each measure with 95 % intervals over units (bootstrap),
-    rules as examples; how far features are above each other kind; and whether densities match.
+    """By kind: n, median of each measure with its 95 % interval over units (bootstrap), rules as
+    examples; how far features are above each other kind; and whether densities match.
     """
     rng = np.random.default_rng((seed, 3))
     scored, draws, differences = {}, {}, {}
@@ -32,14 +29,13 @@ def summary(scores: pd.DataFrame, seed: int) -> dict:
             "n": n,
             "density_median": table["density"].median(),
             "conditions_mean": table["n_conditions"].mean(),
-            "context_share": table["context"].mean(),
         }
         chosen = rng.integers(n, size=(DRAWS, n))
-        for measure, (average, of) in product(MEASURES, AVERAGES.items()):
-            values, name = table[measure].to_numpy(), f"{measure}_{average}"
-            draws[kind, name] = of(values[chosen], axis=1)
+        for measure in MEASURES:
+            values, name = table[measure].to_numpy(), f"{measure}_median"
+            draws[kind, name] = np.median(values[chosen], axis=1)
             interval = _interval(draws[kind, name])
-            scored[kind] |= {name: of(values), f"{name}_interval": interval}
+            scored[kind] |= {name: np.median(values), f"{name}_interval": interval}
         shown = table.sample(min(EXAMPLES, n), random_state=seed % 2**32)
         scored[kind]["examples"] = shown[["unit", "rule", *MEASURES, "density"]].to_dict("records")
     for kind, name in draws:

@@ -49,7 +49,7 @@ BATCH = 64  # units that a process scores at a time
 LARGEST_GROUP = 1 / 3  # of the held-out tokens: with a larger group two halves are too unequal
 COLUMNS = (
     "kind unit rule n_conditions auroc balanced_accuracy precision recall information"
-    " density context values"
+    " density values"
 )
 
 
@@ -184,7 +184,7 @@ def every_kind(
     numbers = _draw(rng, sae.d_sae, s.features)
     fired = list(zip(*(firing(hook, {"": sae}, rows)[""] for rows in halves.rows), strict=True))
     fired = [fired[i] for i in numbers]
-    features = Units("feature", numbers, _tokens(fired))
+    features = Units("feature", numbers, tokens_of(fired))
     yield features
     often = features.often_active(s.min_active)
     if len(often) == 0:
@@ -206,7 +206,8 @@ def every_kind(
         yield from _everything_of(hook, units, halves)
 
 
-def _tokens(fired: Iterable[tuple[Firing, ...]]) -> list[tuple[Array, ...]]:
+def tokens_of(fired: Iterable[tuple[Firing, ...]]) -> list[tuple[Array, ...]]:
+    """Of units the tokens of either half that they fire on."""
     return [tuple(half.token for half in of_unit) for of_unit in fired]
 
 
@@ -281,7 +282,7 @@ def _everything_of(hook: HookPoint, units: dict[str, Numbered], halves: Halves) 
     fired = [firing(hook, dictionaries, rows) for rows in halves.rows]
     for kind, (_, numbers) in units.items():
         of_kind = zip(*(half.pop(kind) for half in fired), strict=True)
-        yield Units(kind, numbers, _tokens(of_kind))
+        yield Units(kind, numbers, tokens_of(of_kind))
 
 
 def sample(hook: HookPoint, rows: Array) -> Acts:
@@ -307,7 +308,6 @@ def score_units(units: Units, halves: Halves, s: InterpretabilitySettings) -> pd
             "rule": halves.writer.text(rule),
             "n_conditions": len(rule.conditions),
             "density": sum(map(len, tokens)) / n_tokens,
-            "context": halves.writer.asks_for_context(rule),
             "values": halves.writer.values(rule),
         }
         records.append(record | vars(score))

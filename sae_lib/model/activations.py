@@ -14,7 +14,7 @@ import yaml
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from sae_lib.device import made_ahead, on_gpu, seeded, upload
+from sae_lib.device import made_ahead, on_gpu, upload
 from sae_lib.errors import CorpusError, ModelError, SettingsError
 from sae_lib.model.left_out import LeftOut, of_kept
 from sae_lib.text.tokenizer import token_ids
@@ -148,24 +148,6 @@ class ActivationTable:
 Source = HookPoint | ActivationTable  # what activations come from
 
 
-def one_position_each(
-    hook: HookPoint, rows: np.ndarray, n: int, seed: int
-) -> tuple[ActivationTable, np.ndarray]:
-    """The activations of `n` tokens, one at a random position of each row, which are gone through
-    again with other positions until there are enough: (table, its rows, in the shape of `rows`).
-    """
-    rng, width = np.random.default_rng(seed), rows.shape[1]
-    table, filled = torch.empty(0), 0
-    while filled < n:
-        drawn = rows[rng.integers(len(rows), size=min(ROWS_AT_ONCE, n - filled))]
-        acts = hook.activations(upload(drawn.astype(np.int64), hook.device))
-        acts = acts[torch.arange(len(drawn)), rng.integers(width, size=len(drawn))]
-        table = acts.new_empty(n, acts.shape[1]) if filled == 0 else table
-        table[filled : filled + len(drawn)] = acts
-        filled += len(drawn)
-    return ActivationTable(table), np.arange(n // width * width).reshape(-1, width)
-
-
 class ActivationBuffer:
     """Shuffled batches of activations from **all** positions of randomly drawn rows of text.
 
@@ -295,35 +277,3 @@ def of_token(
             f"token {token!r} is not in this text; its {len(ids)} tokens are: {strings}"
         )
     return strings[index], hook.activations(torch.tensor([ids], device=hook.device))[0, index]
-
-
-@torch.no_grad()
-def generate(
-    hook: HookPoint, tokenizer, prompt: str, new_tokens: int, temperature: float, seed: int
-) -> tuple[Int[Tensor, " n"], Acts, int]:
-    """Sample a continuation: (token ids of prompt and continuation, the hook's activations of
-    all of them, prompt length).
-    """
-    ids = torch.tensor(
-        [token_ids(tokenizer, prompt) or [tokenizer.eos_token_id]], device=hook.device
-    )
-    limit = hook.model.config.max_position_embeddings
-    new_tokens = min(new_tokens, limit - ids.shape[1] - hook.n_before)
-    if new_tokens < 1:
-        raise ModelError(
-            f"the prompt has {ids.shape[1]} tokens and the model's context is {limit}: there is no"
-            " room for a new token; shorten the prompt"
-        )
-    with seeded(seed, hook.device):
-        given = ids if hook.bos is None else torch.nn.functional.pad(ids, (1, 0), value=hook.bos)
-        out = hook.model.generate(
-            given,
-            attention_mask=torch.ones_like(given),
-            max_new_tokens=new_tokens,
-            do_sample=True,
-            temperature=temperature,
-            top_k=0,
-            pad_token_id=tokenizer.eos_token_id,
-        )
-    out = out[:, hook.n_before :]
-    return out[0], hook.activations(out)[0], ids.shape[1]

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import transformers
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from sae_lib import checkpoints
-from sae_lib.device import autocast, keep_freed_memory, on_gpu, precision, product, upload
+from sae_lib.device import keep_freed_memory, on_gpu, precision, upload
 from sae_lib.errors import CorpusError, ModelError
 from sae_lib.model.activations import HookPoint, permutation, spread
+from sae_lib.model.loss import next_token_loss
+from sae_lib.model.original import fold_attention_scale, use_wards_attention
 from sae_lib.progress import tqdm
 from sae_lib.settings import LanguageModelSettings
 from sae_lib.text import hub
@@ -28,10 +29,7 @@ if TYPE_CHECKING:
     import transformer_lens
 
 MAX_LOSS_RATIO = 7  # times the loss of a guess among all tokens alike
-# a smaller probability of the token that came counts as this: 87 nats are an explosion
-MIN_PROBABILITY = 1e-38
 ATTENTION = "causal_sdpa"
-LOSS_CHUNK = 512  # tokens whose logits exist at once: small enough for a core's cache
 
 
 def load(
@@ -127,32 +125,6 @@ def build(
     return use_wards_attention(model) if settings.attention == "ward_2024" else model
 
 
-@torch.no_grad()
-def use_wards_attention(model: "transformers.PreTrainedModel") -> "transformers.PreTrainedModel":
-    """Attention as in the original: logits scaled by 1/√d_model instead of 1/√d_head, and heads
-    that write side by side into the residual stream, without an output projection.
-    """
-    for block in model.transformer.h:
-        block.attn.scaling = block.attn.embed_dim**-0.5
-        block.attn.c_proj.requires_grad_(False)
-        block.attn.c_proj.weight.copy_(torch.eye(block.attn.embed_dim))
-    return model
-
-
-@torch.no_grad()
-def fold_attention_scale(model: "transformers.PreTrainedModel") -> "transformers.PreTrainedModel":
-    """The same GPT-2 with the usual 1/√d_head, for its queries make up for the difference: only so
-    does it survive being saved.
-    """
-    for attention in (block.attn for block in getattr(model.base_model, "h", ())):
-        usual, queries = attention.head_dim**-0.5, slice(attention.embed_dim)
-        if attention.scaling != usual:
-            attention.c_attn.weight[:, queries] *= attention.scaling / usual
-            attention.c_attn.bias[queries] *= attention.scaling / usual
-            attention.scaling = usual
-    return model
-
-
 def untrained(
     s: LanguageModelSettings, tokenizer: Any, seed: int, device: torch.device
 ) -> "transformers.PreTrainedModel":
@@ -171,68 +143,6 @@ def untrained(
         )
     model = without_waits(model) if on_gpu(device) else model
     return model.to(device).eval().requires_grad_(False)
-
-
-class LinearCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of a linear head, and its gradients, a chunk of tokens at a time.
-
-    The logits of all tokens never exist together: at GPT-2's vocabulary they would be 200 kB a
-    token. Since the loss is a scalar, the gradients are made in the forward pass, where the chunk's
-    logits still lie in cache.
-    """
-
-    @staticmethod
-    def forward(
-        ctx,
-        hidden: Float[Tensor, "n d"],
-        weight: Float[Tensor, "vocab d"],
-        targets: Int[Tensor, " n"],
-        chunk: int,
-    ) -> Tensor:
-        n = len(hidden)
-        total = torch.zeros((), device=hidden.device)
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros(weight.T.shape, device=weight.device)
-        weight = weight.to(hidden.dtype)
-        for start in range(0, n, chunk):
-            h, t = hidden[start : start + chunk], targets[start : start + chunk, None]
-            grad = F.softmax(product(h, weight), dim=-1, dtype=torch.float32)
-            total -= grad.gather(1, t).clamp_min(MIN_PROBABILITY).log().sum()
-            if not ctx.needs_input_grad[0]:  # an evaluation: the loss alone
-                continue
-            grad.scatter_add_(1, t, torch.full_like(t, -1, dtype=grad.dtype))  # softmax − one-hot
-            grad = grad.to(h.dtype)
-            grad_hidden[start : start + chunk] = product(grad, weight.T)
-            grad_weight += product(h.T, grad.T)
-        ctx.save_for_backward(grad_hidden, grad_weight)
-        ctx.n = n
-        return total / n
-
-    @staticmethod
-    def backward(ctx, grad_output: Tensor):
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return (
-            grad_hidden * (grad_output / ctx.n).to(grad_hidden.dtype),
-            grad_weight.T * (grad_output / ctx.n),
-            None,
-            None,
-        )
-
-
-def next_token_loss(
-    model: "transformers.PreTrainedModel",
-    tokens: Int[Tensor, "row position"],
-    dtype: torch.dtype = torch.float32,
-) -> Float[Tensor, ""]:
-    """Mean cross-entropy in nats per predicted token; `dtype` is that of the trunk's and the
-    head's matrix products.
-    """
-    with autocast(tokens.device, dtype):
-        hidden = model.base_model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
-    hidden = hidden.reshape(-1, hidden.shape[-1]).to(dtype)
-    return LinearCrossEntropy.apply(
-        hidden, model.get_output_embeddings().weight, tokens[:, 1:].reshape(-1), LOSS_CHUNK
-    )
 
 
 class LanguageModelTraining(checkpoints.TrainingState):

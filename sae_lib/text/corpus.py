@@ -7,7 +7,6 @@ import json
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,20 +14,13 @@ import numpy as np
 from sae_lib.errors import CorpusError
 from sae_lib.settings import CorpusSettings
 from sae_lib.text import hub, installation, text_files
+from sae_lib.text.tokens import Document
 
 HELDOUT_SHARE = 0.1  # of the documents of files and hub
 # More than any text has on average: what a cap in tokens means before there are tokens.
 CHARACTERS_PER_TOKEN = 8
 # Of files, read per wanted token; a longer corpus is sampled from its beginning.
 CONSIDERED = 20
-
-
-@dataclass(frozen=True)
-class Document:
-    text: str
-    kind: str
-    origin: str  # such as "numpy 2.4.6: numpy/_core/x.py" or "a.jsonl: line 12"; never absolute
-    split: str  # train or heldout
 
 
 def documents(settings: CorpusSettings, seed: int) -> Iterator[Document]:

@@ -7,6 +7,7 @@ Text is data: nothing here is markup.
 import json
 import re
 import unicodedata
+from collections.abc import Iterable
 from functools import lru_cache, partial
 
 SIGNS = {"\n": "⏎", "\r": "⟨CR⟩", "\t": "⇥"}
@@ -36,6 +37,11 @@ class Vocabulary:
         `surrogateescape`.
         """
         return self.texts[token_id] if 0 <= token_id < len(self) else f"⟨#{token_id}⟩"
+
+    def joined(self, token_ids: Iterable[int]) -> str:
+        """Tokens as one text: bytes that spell a character together are that character."""
+        data = "".join(map(self.text, token_ids)).encode("utf-8", "surrogateescape")
+        return data.decode("utf-8", "surrogateescape")
 
     def name(self, token_id: int) -> str:
         """The token on its own as plain text, every blank visible: `·import`, `⟨e2⟩`, `⏎`."""

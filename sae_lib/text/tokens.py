@@ -5,7 +5,7 @@ characters.
 import hashlib
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 from sae_lib.errors import ArtefactError, CorpusError
 from sae_lib.progress import tqdm
 from sae_lib.settings import CorpusSettings, TokenizerSettings
-from sae_lib.text.corpus import Document, documents
 from sae_lib.text.tokenizer import exact_encoder, load_tokenizer, separators, train_tokenizer
 
 SPLITS = ("train", "heldout")
@@ -40,6 +39,14 @@ DOCUMENTS = pa.schema(
     }
 )
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Document:
+    text: str
+    kind: str
+    origin: str  # such as "numpy 2.4.6: numpy/_core/x.py" or "a.jsonl: line 12"; never absolute
+    split: str  # train or heldout
 
 
 @dataclass(frozen=True)
@@ -125,10 +132,9 @@ def open_tokens(folder: Path) -> Tokens:
 
 
 def write_tokens(
-    corpus: CorpusSettings, settings: TokenizerSettings, seed: int, folder: Path
+    stream: Iterator[Document], corpus: CorpusSettings, settings: TokenizerSettings, folder: Path
 ) -> None:
-    """Tokenise the corpus into `folder`; raises `CorpusError`, `ModelError`."""
-    stream = documents(corpus, seed)
+    """Tokenise the documents of a corpus into `folder`; raises `CorpusError`, `ModelError`."""
     if settings.source == "train":
         sample = _head(stream, settings.train_bytes)
         stream = chain(sample, stream)
@@ -194,7 +200,7 @@ def _head(stream: Iterator[Document], train_bytes: int) -> list[Document]:
     return head
 
 
-def _batches(stream: Iterable[Document]) -> Iterator[list[Document]]:
+def _batches(stream: Iterator[Document]) -> Iterator[list[Document]]:
     batch, size = [], 0
     for document in stream:
         batch.append(document)

@@ -17,9 +17,9 @@ from pydantic import ImportString
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor
 
-from sae_lib import settings
 from sae_lib.toy import models as toy
 from sae_lib.toy.models import Size
+from sae_lib.user_input import parse_yaml
 
 PRESETS = ("smoke", "laptop", "full")
 DENSITIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
@@ -303,5 +303,5 @@ def attacked(model: toy.ToyModel, features: toy.Features, target: Callable) -> d
 
 # --- the table
 
-TABLE = settings.parse_yaml(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+TABLE = parse_yaml(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
 EXPERIMENTS = {name: Experiment(**row) for name, row in TABLE.items()}

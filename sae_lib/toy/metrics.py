@@ -123,11 +123,11 @@ def alignment(W: Weights) -> Float[Tensor, "*instance"]:
     return (share * kept).sum(-1) / kept.sum(-1).clamp(min=1)
 
 
-def randomly_rotated(W: Weights, seed: int = 0) -> Weights:
+def randomly_rotated(W: Weights) -> Weights:
     """Each instance's weights under its own uniformly drawn rotation of the hidden space (QR of a
     Gaussian, sign fixed).
     """
-    generator, m = torch.Generator().manual_seed(seed), W.shape[-2]
+    generator, m = torch.Generator().manual_seed(0), W.shape[-2]
     shape = (*W.shape[:-2], m, m)
     Q, R = torch.linalg.qr(torch.randn(shape, generator=generator))
     return (Q * R.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]) @ W

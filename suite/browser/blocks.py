@@ -82,6 +82,17 @@ class Blocks:
         yield from self.extra
 
 
+def of_run(run: Run, name: str, rated: str | None, **more: Any) -> Blocks:
+    """The blocks of one of a run's tables; `rated` names the autoencoder of blind ratings, None
+    where there are none.
+    """
+    table = open_table(run, name)
+    names = {"feature": rated, "neuron": "neurons"}
+    if rated is not None:
+        more["rated"] = lambda: {kind: open_table(run, of) for kind, of in names.items()}
+    return Blocks(table, about(run, name, table), origins=origins(run), **more)
+
+
 def about(run: Run, name: str, table: FeatureTable) -> dict[str, Any]:
     """What the page says of itself, what its fields hold at first, and what a chat model said."""
     s = run.settings
@@ -110,10 +121,6 @@ def origins(run: Run) -> Callable[[pd.DataFrame], np.ndarray]:
     documents = spread_rows(stages.heldout_documents(run), run.settings.evaluation.tokens)
     names = run.get("tokens").table["heldout"]["origin"].to_numpy()
     return lambda examples: names[documents[examples["row"], examples["position"]]]
-
-
-def rated_tables(run: Run, name: str) -> dict[str, FeatureTable]:
-    return {"feature": open_table(run, name), "neuron": open_table(run, "neurons")}
 
 
 def heldout(run: Run) -> np.ndarray:

@@ -25,7 +25,7 @@ from sae_lib.sae.dictionaries import random_directions
 from sae_lib.text.tokenizer import token_ids
 from suite import stages
 from suite.browser import rating
-from suite.browser.blocks import Blocks, about, heldout, module, origins, rated_tables
+from suite.browser.blocks import heldout, module, of_run
 from suite.browser.page import TEMPLATE, static_html
 from suite.browser.table import FeatureTable, open_table
 from suite.runs import Run
@@ -174,12 +174,10 @@ class FeatureBrowser(anywidget.AnyWidget):
         self._esm = f"{module()}\nexport default {{ render }};\n"
         super().__init__()
         rated = "" if name in feature_table.BASELINES else name
-        self.model, self.table = Model(run, name), open_table(run, name)
+        self.model, self.blocks = Model(run, name), of_run(run, name, rated)
+        self.table = self.blocks.table
         self.ratings = rating.ratings_file(run, rated)
         self.notes = self.ratings.with_name(f"notes-{name or run.settings.sae.recipe}.json")
-        said = about(run, name, self.table)
-        tables = {"rated": lambda: rated_tables(run, rated), "origins": origins(run)}
-        self.blocks = Blocks(self.table, said, **tables)
         self.on_msg(self._answer)
 
     @property

@@ -4,13 +4,13 @@ The page (app/rate.js) draws them, shows them and sums them up; they are kept he
 """
 
 import csv
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
 
 from sae_lib.errors import SettingsError
+from sae_lib.files import append_line
 from suite.original import FACTS
 from suite.runs import Run
 
@@ -23,19 +23,11 @@ def ratings_file(run: Run, name: str = "") -> Path:
 
 
 def save_rating(path: Path, rater: str, seed: int, kind: str, unit: int, rating: int) -> None:
-    """Append one line and flush it to disk; what an interrupted write left behind stays a line of
-    its own.
-    """
+    """Append one rating."""
     when = datetime.now(UTC).isoformat(timespec="seconds")
     row = [when, rater_name(rater), seed, kind, unit, rating]
-    before = path.read_bytes() if path.exists() else b""
-    text = "" if before.endswith(b"\n") or not before else "\n"
-    text += pd.DataFrame([row], columns=COLUMNS).to_csv(index=False, header=not before)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab") as out:
-        out.write(text.encode())
-        out.flush()
-        os.fsync(out.fileno())
+    text = pd.DataFrame([row], columns=COLUMNS).to_csv(index=False, header=not path.exists())
+    append_line(path, text.rstrip("\n"))
 
 
 def load_ratings(path: Path) -> pd.DataFrame:

@@ -31,9 +31,9 @@ from sae_lib.settings import FeatureSettings
 from sae_lib.text.text_files import read_files
 from sae_lib.text.tokenizer import load_tokenizer, separator_id, token_ids
 from suite import stages
-from suite.browser.blocks import APP, Blocks, about, heldout, module, origins, rated_tables
+from suite.browser.blocks import APP, Blocks, heldout, module, of_run
 from suite.browser.page_model import model_block, why_not
-from suite.browser.table import FeatureTable, open_table
+from suite.browser.table import FeatureTable
 from suite.runs import Run, write_atomically
 
 CONTEXT = 128  # tokens of a row where a model has room for them
@@ -46,10 +46,10 @@ def write_browser(run: Run, name: str = "") -> Path:
 
     What it needs is made first.
     """
-    table, dictionary = open_table(run, name), run.get("dictionary", name)
+    rated = None if name in feature_table.BASELINES else name
+    blocks = of_run(run, name, rated, rows=heldout(run), limits=LIMITS)
+    dictionary = run.get("dictionary", name)  # a damaged one is told before the model is loaded
     hook, tokenizer = stages.hook(run), run.get("tokens").tokenizer
-    rated = dict if table.kind != "feature" else lambda: rated_tables(run, name)
-    blocks = Blocks(table, about(run, name, table), heldout(run), rated, origins(run), LIMITS)
     own = name in ("", run.settings.sae.recipe)
     path = run.folder / ("browser.html" if own else f"browser_{name}.html")
     return write_page(path, blocks, hook, dictionary, tokenizer)

@@ -2,7 +2,6 @@
 name.
 """
 
-from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -76,13 +75,7 @@ class FeatureTable:
         return float(f["maximum"] or f.get("maximum_all", 0.0))
 
     def spelled(self, ids: list[int]) -> str:
-        return plain(joined(self.vocabulary, ids))
-
-
-def joined(vocabulary: Vocabulary, ids: Iterable[int]) -> str:
-    """Tokens as one text: bytes that spell a character together are that character."""
-    data = "".join(map(vocabulary.text, ids)).encode("utf-8", "surrogateescape")
-    return data.decode("utf-8", "surrogateescape")
+        return plain(self.vocabulary.joined(ids))
 
 
 def open_table(run: Run, name: str = "") -> FeatureTable:
