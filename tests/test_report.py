@@ -20,7 +20,7 @@ from sae_lib import settings
 from sae_lib.errors import ArtefactError
 from suite import drawing, project, stages, study_figures, toy_check
 from suite.markup import block, code, plain, table
-from suite.report import content, pages, publish, publish_report, render, write_report
+from suite.report import check, content, pages, publish, publish_report, render, write_report
 from suite.report.machine import commit, cpu_model, machine
 from suite.runs import Run
 
@@ -1397,3 +1397,47 @@ def test_the_machine_is_recorded_as_plain_data():
 
 def test_no_commit_outside_of_git(tmp_path):
     assert commit(tmp_path) is None
+
+
+@pytest.fixture
+def published(run, tmp_path):
+    root = tmp_path / "repository"
+    publish_report(run, root)
+    return root
+
+
+def test_the_committed_report_follows_from_its_results(published):
+    lines = (published / "report.md").read_text().splitlines()
+    assert check.check(published) == len(lines)
+
+
+def test_a_tampered_number_is_found_and_its_source_named(published):
+    path = published / "report.md"
+    text = path.read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| FVU |"))
+    number = row.split("|")[3].strip()
+    path.write_text(text.replace(row, row.replace(number, "0.123")))
+    message = rf"says 0\.123 where report/results/evaluation\.json.* says {re.escape(number)}"
+    with pytest.raises(ArtefactError, match=message):
+        check.check(published)
+
+
+def test_a_tampered_result_is_found(published):
+    path = published / "report" / "results" / "evaluation.json"
+    path.write_text(path.read_text().replace("0.19437", "0.09437"))
+    with pytest.raises(ArtefactError, match="damaged or was edited"):
+        check.check(published)
+
+
+def test_a_sentence_that_no_result_says_is_found(published):
+    path = published / "report.md"
+    path.write_text(path.read_text() + "\nIt works.\n")
+    with pytest.raises(ArtefactError, match="is not what this version's template makes"):
+        check.check(published)
+
+
+@pytest.mark.parametrize("name", ["report.md", "report/settings.yaml"])
+def test_nothing_published_is_said_in_a_line(published, name):
+    (published / name).unlink()
+    with pytest.raises(ArtefactError, match=rf"{name} cannot be read.*--publish"):
+        check.check(published)
