@@ -144,7 +144,9 @@ def _cards(table: FeatureTable, ranked: pd.DataFrame, kinds: pd.DataFrame) -> li
             known = isinstance(ids, list)
             card[name] = [table.vocabulary.name(int(i)) for i in ids] if known else []
         card["rule"] = card["rule"] if isinstance(card["rule"], str) else ""
-        card["examples"] = close_reading.entry(table, int(number))["examples"][:2]
+        full = close_reading.in_full(table, int(number))
+        card["examples"] = full["examples"][:2]
+        card["low"] = full["tenths"][-close_reading.LOWER :: 2]
         listed.append(card)
     return listed
 

@@ -441,6 +441,43 @@ def circuits_of(token: str = "def") -> dict:
     }
 
 
+def gallery_of(token: str = "def") -> dict:
+    """What notebook 08 shows of features; `token` is the text of every token."""
+    kinds = ("token", "context", "continuation", "none found", "too rare")
+    share = {"share": 0.3217, "interval": [0.2917, 0.3517], "of_often": 0.4417}
+    found = {"n": 1024, "often": 743} | dict.fromkeys(kinds, share)
+    shown = entry(7, token)
+    tenth = {"from": 0.1, "to": 0.2, "share": 0.1517, "examples": shown["examples"][:1]}
+    card = {"feature": 7, "rank": 3.0, "followed": 0.4567, "base": 0.0123, "lift": 37.1}
+    card |= {"fires_on": [token] * 3, "raises": [token] * 10, "fires_on_share": 0.678}
+    card |= {"own": 0.6123, "previous": 0.0512, "others": 0.2512, "lower_share": 0.2345}
+    card |= {"kinds": ["token", "continuation"], "information": 0.3512, "rule": token}
+    card |= {"examples": shown["examples"][:2], "low": [tenth]}
+    rare = card | {"feature": 8, "rank": None, "kinds": ["too rare"]}
+    rare |= dict.fromkeys(("followed", "base", "lift", "own", "previous", "others"))
+    rare |= dict.fromkeys(("information", "lower_share", "fires_on_share"))
+    source = {"part": f"own token `{token}`", "adds": 3.1, "share": 0.8123}
+    neuron = closely(4, token) | {"value": 0.7912, "explained": 0.7412, "writers": 37}
+    neuron["carriers"] = [{"feature": 9, "adds": 0.4123}]
+    return {
+        "autoencoder": "f00d",
+        "tokens": 98304,
+        "definitions": {kind: f"what {kind} is" for kind in kinds},
+        "kinds": {
+            "features": copy.deepcopy(found),
+            "random directions": copy.deepcopy(found),
+        },
+        "cards": {"selected": [card], "drawn": [copy.deepcopy(card) | {"feature": 9}, rare]},
+        "token": {
+            "text": token,
+            "token": token,
+            "active": 17,
+            "features": [shown | {"value": 3.2123, "sources": [source]}],
+            "neuron": neuron,
+        },
+    }
+
+
 def results() -> dict:
     """Every results file of a small run, in the shape that the notebooks save."""
     part = {
@@ -617,6 +654,7 @@ def results() -> dict:
             "largest": [],
         },
         "circuits": circuits_of(),
+        "gallery": gallery_of(),
         "why": {
             "feature": 12,
             "text": "def",
@@ -830,7 +868,12 @@ QUOTED = [  # numbers in prose and in every table: a change of the result must c
     ("circuits", "replaced", "change", "actual_other"),
     ("circuits", "weights", "neuron", "follows", "explained"),
     ("circuits", "ablation", "shuffled", "median"),
-    ("circuits", "cards", "drawn", 0, "followed"),
+    ("gallery", "cards", "drawn", 0, "followed"),
+    ("gallery", "kinds", "features", "token", "share"),
+    ("gallery", "kinds", "random directions", "context", "of_often"),
+    ("gallery", "token", "features", 0, "sources", 0, "share"),
+    ("gallery", "token", "neuron", "writers"),
+    ("gallery", "cards", "selected", 0, "low", 0, "share"),
     ("why", "deep", "error"),
     ("explanations", "kinds", "feature", "unparsed"),
     ("study_recipes", "points", 0, "recovered_mean"),
@@ -946,7 +989,17 @@ def test_the_published_toy_check_is_shown_with_its_figures(
 
 @pytest.mark.parametrize(
     "name",
-    ["toy", "activations", "training", "features", "last_mlp", "clamping", "circuits", "run"],
+    [
+        "toy",
+        "activations",
+        "training",
+        "features",
+        "last_mlp",
+        "clamping",
+        "circuits",
+        "gallery",
+        "run",
+    ],
 )
 def test_a_missing_result_is_said_in_its_section(run, name):
     (run.results_folder / f"{name}.json").unlink()
@@ -959,10 +1012,11 @@ def test_a_missing_result_is_said_in_its_section(run, name):
         "last_mlp": "10 ",
         "clamping": "6 ",
         "circuits": "6 ",
+        "gallery": "4 ",
         "run": "2 ",
     }[name]
     assert ("has not run" if name != "run" else "was not recorded") in section(text, title)
-    if name != "run":
+    if name not in ("run", "gallery"):
         assert f"- {content.NOTEBOOK_OF[name]} did not run" in section(text, "11 ")
 
 
@@ -1441,3 +1495,23 @@ def test_nothing_published_is_said_in_a_line(published, name):
     (published / name).unlink()
     with pytest.raises(ArtefactError, match=rf"{name} cannot be read.*--publish"):
         check.check(published)
+
+
+def test_readings_are_shown_for_the_very_weights_alone(run, monkeypatch):
+    names = {"by": "a | reader", "features": {7: ["<b>starts", "It *begins*."]}, "unnamed": []}
+    monkeypatch.setattr(content, "NAMES", {"f00d": names})
+    text = render.markdown(run)
+    assert "&lt;b&gt;starts" in text and "It \\*begins\\*." in text and "a \\| reader" in text
+    assert "Of the 2 drawn, 0 could be named; of the 1 selected, 1." in text
+    monkeypatch.setattr(content, "NAMES", {"beef": names})
+    assert "starts" not in render.markdown(run)
+
+
+def test_a_card_of_each_kind_is_shown_and_two_drawn():
+    def card(feature: int, *kinds: str) -> dict:
+        return {"feature": feature, "kinds": list(kinds)}
+
+    selected = [card(1, "token", "continuation"), card(2, "token"), card(3, "context")]
+    drawn = [card(i, "none found") for i in (4, 5, 6)]
+    chosen = content.five_cards({"cards": {"selected": selected, "drawn": drawn}})
+    assert [c["feature"] for c in chosen] == [1, 3, 4, 5]
