@@ -1,5 +1,5 @@
-"""The report as the repository keeps it: `report.md`, with its figures and results beside it in
-`report/`.
+"""The report as the repository keeps it: `report.md` and `report.pdf`, with figures and results
+beside them in `report/`.
 """
 
 import json
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sae_lib.errors import ArtefactError
 from suite import project
+from suite.report import pages
 from suite.runs import SETTINGS, Run, write_atomically
 
 LARGEST = 3_000_000  # bytes, report, figures and results together
@@ -40,7 +41,9 @@ def publish(run: Run, root: Path) -> Path:
             )
     files = {"report.md": in_repository(text).encode()}
     files[f"report/{SETTINGS}"] = (run.folder / SETTINGS).read_bytes()
-    files |= {f"report/{name}": (run.folder / name).read_bytes() for name in figures}
+    if (paper := source.with_suffix(".pdf")).is_file():
+        files["report.pdf"] = paper.read_bytes()
+    files |= {f"report/{name}": pages.smaller((run.folder / name).read_bytes()) for name in figures}
     for path in sorted(run.results_folder.glob("*.json")):
         files[f"report/results/{path.name}"] = path.read_bytes()
     if (total := sum(map(len, files.values()))) > LARGEST:
