@@ -4,13 +4,14 @@ its numbers against the published weights.
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
 
 from sae_lib.errors import ArtefactError
 from sae_lib.files import RECORD, sha256
-from suite import stages, verify
+from suite import __main__, project, stages, verify
 from suite.runs import Run
 
 
@@ -104,3 +105,22 @@ def test_nothing_published_is_said_in_a_line(tmp_path):
 def test_weights_that_are_too_large_are_left_out(run, tmp_path, monkeypatch):
     monkeypatch.setattr(verify, "LARGEST", 1000)
     assert verify.publish_weights(run, tmp_path) is None and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("tampered", [False, True])
+def test_the_command_says_the_seed_and_its_status(run, checkout, monkeypatch, capsys, tampered):
+    if tampered:
+        results = Run(run.settings, checkout / "report", {})
+        values = results.load_results("evaluation")
+        for name in values[run.settings.sae.recipe], values["neurons"]:
+            name |= {
+                m: 2 * name[m] for m in verify.TOLERANCE if isinstance(name.get(m), float | int)
+            }
+        results.save_results("evaluation", values)
+    monkeypatch.setattr(project, "root", lambda: checkout)
+    monkeypatch.setattr(sys, "argv", ["suite", "verify", "--seed", "7"])
+    with pytest.raises(SystemExit) as ended:
+        __main__.main()
+    assert ended.value.code == int(tampered)
+    lines = capsys.readouterr().out.splitlines()
+    assert "--seed 7" in lines[0] and len(lines) == 11
