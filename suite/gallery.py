@@ -23,8 +23,9 @@ from suite.browser.table import FeatureTable, open_table
 from suite.runs import Run
 from suite.why import firing
 
-DRAWN = 1024  # features of the whole dictionary, whose kinds are counted
-FIRINGS, RARE = 16, 10  # looked at of each; below so many nothing is said of a feature
+DRAWN = 768  # features of the whole dictionary, whose kinds are counted
+NULL = 256  # random directions
+FIRINGS, RARE = 8, 10  # looked at of each; below so many nothing is said of a feature
 OWN, MANY, LIFT = 0.5, 20, 4.0
 KINDS = {
     "token": "its own token brings at least half of the push",
@@ -52,16 +53,17 @@ def summary(run: Run) -> dict[str, Any]:
     of = table_of_kinds(block, fired, rows, rng.permutation(sae.d_sae)[:DRAWN], seed)
     x = harvest(hook, spread_rows(rows, SAMPLE)).float()
     density = of.loc[~of["too rare"], "n"] / rows.size
-    null = random_directions(x, sae.d_in, seed)
-    null = thresholded(null.at_density(x, torch.tensor(rng.choice(density, sae.d_in))))
-    units = np.arange(sae.d_in)
+    null = random_directions(x, NULL, seed)
+    null = thresholded(null.at_density(x, torch.tensor(rng.choice(density, NULL))))
     by_chance = firing_tables(hook, {"": null}, rows)[""]
-    by_chance = table_of_kinds(Block(hook, null), by_chance, rows, units, seed)
+    by_chance = table_of_kinds(Block(hook, null), by_chance, rows, np.arange(NULL), seed)
     table, ranked = open_table(run), run.get("circuits")["cards"]
     chosen = {
         "selected": ranked["feature"][ranked["rank"].notna()][:CARDS].to_numpy(),
         "drawn": np.array(close_reading.draw(table, CARDS, seed)),
     }
+    both = np.unique(np.concatenate([*chosen.values()]))
+    shown = table_of_kinds(block, fired, rows, both, seed)
     weights = read_record(run.path("autoencoder"))["files"]["sae_weights.safetensors"][1]
     return {
         "autoencoder": weights,
@@ -69,8 +71,7 @@ def summary(run: Run) -> dict[str, Any]:
         "definitions": KINDS,
         "kinds": {"features": _shares(of), "random directions": _shares(by_chance)},
         "cards": {
-            name: _cards(table, ranked, table_of_kinds(block, fired, rows, features, seed))
-            for name, features in chosen.items()
+            name: _cards(table, ranked, shown.loc[features]) for name, features in chosen.items()
         },
         "token": on_token(run, table),
     }
