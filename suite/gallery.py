@@ -21,7 +21,7 @@ from suite import stages
 from suite.browser import close_reading
 from suite.browser.table import FeatureTable, open_table
 from suite.runs import Run
-from suite.why import firing
+from suite.why import SUMS, firing
 
 DRAWN = 768  # features of the whole dictionary, whose kinds are counted
 NULL = 256  # random directions
@@ -35,9 +35,10 @@ KINDS = {
     "none found": "none of these",
     "too rare": f"it fires fewer than {RARE} times on this text",
 }
-CARDS, SOURCES, NEURONS = 20, 3, 10
+CARDS, RANKED = 20, 600  # of each list; best features whose kinds are looked at for it
+SOURCES, NEURONS = 3, 10
 SAMPLE = 32_768  # activations that the thresholds of random directions are taken from
-HEAVY = 0.25  # of a feature's direction, which has length 1, on one neuron
+HEAVY = 0.1  # of a feature's direction, which has length 1, on one neuron
 TEXT, TOKEN = (
     "def load(path):\n    with open(path) as file:\n        return json.load(file)\n",
     "return",
@@ -58,12 +59,12 @@ def summary(run: Run) -> dict[str, Any]:
     by_chance = firing_tables(hook, {"": null}, rows)[""]
     by_chance = table_of_kinds(Block(hook, null), by_chance, rows, np.arange(NULL), seed)
     table, ranked = open_table(run), run.get("circuits")["cards"]
-    chosen = {
-        "selected": ranked["feature"][ranked["rank"].notna()][:CARDS].to_numpy(),
-        "drawn": np.array(close_reading.draw(table, CARDS, seed)),
-    }
-    both = np.unique(np.concatenate([*chosen.values()]))
-    shown = table_of_kinds(block, fired, rows, both, seed)
+    best = ranked["feature"][ranked["rank"].notna()][:RANKED].to_numpy()
+    drawn = np.array(close_reading.draw(table, CARDS, seed))
+    shown = table_of_kinds(block, fired, rows, np.unique([*best, *drawn]), seed)
+    by_rank = shown.loc[best]
+    chosen = {kind: best[by_rank[kind].to_numpy()][:CARDS] for kind in ("token", "context")}
+    chosen["drawn"] = drawn
     weights = read_record(run.path("autoencoder"))["files"]["sae_weights.safetensors"][1]
     return {
         "autoencoder": weights,
@@ -189,6 +190,7 @@ def on_token(run: Run, table: FeatureTable) -> dict[str, Any]:
 
 def _with_sources(run: Run, table: FeatureTable, i: int, at: int, value: float) -> dict[str, Any]:
     parts = firing(run, i, TEXT, at).parts.dropna(subset="share")
+    parts = parts[~parts["part"].isin(SUMS)]
     largest = parts.reindex(parts["adds"].abs().sort_values(ascending=False).index)[:SOURCES]
     sources = largest[["part", "adds", "share"]].to_dict("records")
     return close_reading.entry(table, i) | {"value": value, "sources": sources}

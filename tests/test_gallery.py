@@ -76,8 +76,10 @@ def test_the_gallery_of_a_run_is_plain_data_about_its_weights(small_run, summary
         for card in cards:
             assert card["kinds"] and set(card["kinds"]) <= set(gallery.KINDS)
             assert len(card["examples"]) <= 2 and len(card["low"]) <= 2
-    ranks = [card["rank"] for card in data["cards"]["selected"]]
-    assert ranks == sorted(ranks)
+    for kind in ("token", "context"):
+        ranks = [card["rank"] for card in data["cards"][kind]]
+        assert ranks == sorted(ranks)
+        assert all(kind in card["kinds"] for card in data["cards"][kind])
 
 
 def test_the_token_is_followed_to_its_sources(small_run, summary):

@@ -467,7 +467,11 @@ def gallery_of(token: str = "def") -> dict:
             "features": copy.deepcopy(found),
             "random directions": copy.deepcopy(found),
         },
-        "cards": {"selected": [card], "drawn": [copy.deepcopy(card) | {"feature": 9}, rare]},
+        "cards": {
+            "token": [card],
+            "context": [],
+            "drawn": [copy.deepcopy(card) | {"feature": 9}, rare],
+        },
         "token": {
             "text": token,
             "token": token,
@@ -873,7 +877,7 @@ QUOTED = [  # numbers in prose and in every table: a change of the result must c
     ("gallery", "kinds", "random directions", "context", "of_often"),
     ("gallery", "token", "features", 0, "sources", 0, "share"),
     ("gallery", "token", "neuron", "writers"),
-    ("gallery", "cards", "selected", 0, "low", 0, "share"),
+    ("gallery", "cards", "token", 0, "low", 0, "share"),
     ("why", "deep", "error"),
     ("explanations", "kinds", "feature", "unparsed"),
     ("study_recipes", "points", 0, "recovered_mean"),
@@ -1502,16 +1506,11 @@ def test_readings_are_shown_for_the_very_weights_alone(run, monkeypatch):
     monkeypatch.setattr(content, "NAMES", {"f00d": names})
     text = render.markdown(run)
     assert "&lt;b&gt;starts" in text and "It \\*begins\\*." in text and "a \\| reader" in text
-    assert "Of the 2 drawn, 0 could be named; of the 1 selected, 1." in text
+    assert "Of the 2 drawn, 0 got a name; of the 1 selected, 1." in text
     monkeypatch.setattr(content, "NAMES", {"beef": names})
     assert "starts" not in render.markdown(run)
 
 
-def test_a_card_of_each_kind_is_shown_and_two_drawn():
-    def card(feature: int, *kinds: str) -> dict:
-        return {"feature": feature, "kinds": list(kinds)}
-
-    selected = [card(1, "token", "continuation"), card(2, "token"), card(3, "context")]
-    drawn = [card(i, "none found") for i in (4, 5, 6)]
-    chosen = content.five_cards({"cards": {"selected": selected, "drawn": drawn}})
-    assert [c["feature"] for c in chosen] == [1, 3, 4, 5]
+def test_five_cards_are_shown():
+    cards = {"token": [1, 2, 3], "context": [4, 5, 6], "drawn": [7, 8, 9]}
+    assert content.five_cards({"cards": cards}) == [1, 4, 5, 7, 8]

@@ -106,12 +106,9 @@ def context(run: Run) -> dict[str, Any]:
 
 
 def five_cards(gallery: dict[str, Any]) -> list[dict[str, Any]]:
-    """The best card of each of three kinds among those selected, and the first two drawn."""
-    chosen: list[dict[str, Any]] = []
-    for kind in ("token", "context", "continuation"):
-        of = (c for c in gallery["cards"]["selected"] if kind in c["kinds"] and c not in chosen)
-        chosen += [card for card in [next(of, None)] if card]
-    return chosen + [c for c in gallery["cards"]["drawn"] if c not in chosen][:2]
+    """The best token detector, the two best features of context, and the first two drawn."""
+    cards = gallery["cards"]
+    return [*cards["token"][:1], *cards["context"][:2], *cards["drawn"][:2]]
 
 
 def overrides(settings: Settings) -> list[str]:
