@@ -60,12 +60,12 @@ def pdf(text: str, folder: Path) -> bytes:
 
 
 def smaller(png: bytes) -> bytes:
-    """The picture in at most 256 colours, a third of its size; as it is where it cannot be read."""
+    """The picture in at most 64 colours, a quarter of its size; as it is where it cannot be read."""
     try:
         picture, out = Image.open(io.BytesIO(png)).convert("RGB"), io.BytesIO()
     except (UnidentifiedImageError, OSError, ValueError):
         return png
-    picture.quantize(256, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+    picture.quantize(64, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
     return out.getvalue()
 
 

@@ -13,7 +13,7 @@ from suite import project
 from suite.report import pages
 from suite.runs import SETTINGS, Run, write_atomically
 
-LARGEST = 3_000_000  # bytes, report, figures and results together
+LARGEST = 4_000_000  # bytes, report, its PDF, figures and results together
 LINK = re.compile(r"(?<!\\)\]\(([^()\s]+)\)")
 
 
