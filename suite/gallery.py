@@ -35,7 +35,7 @@ KINDS = {
     "none found": "none of these",
     "too rare": f"it fires fewer than {RARE} times on this text",
 }
-CARDS, RANKED = 20, 600  # of each list; best features whose kinds are looked at for it
+CARDS, RANKED = 20, 500  # of each list; best features whose kinds are looked at for it
 SOURCES, NEURONS = 3, 10
 SAMPLE = 32_768  # activations that the thresholds of random directions are taken from
 HEAVY = 0.1  # of a feature's direction, which has length 1, on one neuron
@@ -171,6 +171,7 @@ def on_token(run: Run, table: FeatureTable) -> dict[str, Any]:
     chosen = max(entries, key=lambda e: len(e["top_tokens"]))
     j = chosen["feature"]
     adds = f * sae.W_dec[:, j]
+    of_length = sae.W_dec[:, j] / sae.W_dec.norm(dim=1).clamp_min(1e-12)
     return {
         "text": TEXT,
         "token": table.vocabulary.name(ids[at]),
@@ -183,7 +184,7 @@ def on_token(run: Run, table: FeatureTable) -> dict[str, Any]:
             "carriers": [
                 {"feature": i, "adds": adds[i].item()} for i in adds.topk(SOURCES).indices.tolist()
             ],
-            "writers": int((sae.W_dec[:, j].abs() >= HEAVY).sum()),
+            "writers": int((of_length.abs() >= HEAVY).sum()),
         },
     }
 
