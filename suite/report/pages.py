@@ -60,7 +60,7 @@ def pdf(text: str, folder: Path) -> bytes:
 
 
 def smaller(png: bytes) -> bytes:
-    """The picture in at most 64 colours, a quarter of its size; as it is where it cannot be read."""
+    """The picture in at most 64 colours, a quarter of its size; unreadable ones as they are."""
     try:
         picture, out = Image.open(io.BytesIO(png)).convert("RGB"), io.BytesIO()
     except (UnidentifiedImageError, OSError, ValueError):
