@@ -58,7 +58,8 @@ def summary(run: Run) -> dict[str, Any]:
     null = thresholded(null.at_density(x, torch.tensor(rng.choice(density, NULL))))
     by_chance = firing_tables(hook, {"": null}, rows)[""]
     by_chance = table_of_kinds(Block(hook, null), by_chance, rows, np.arange(NULL), seed)
-    table, ranked = open_table(run), run.get("circuits")["cards"]
+    ranked = run.get("circuits")["cards"]  # with the scores that the table then has
+    table = open_table(run)
     best = ranked["feature"][ranked["rank"].notna()][:RANKED].to_numpy()
     drawn = np.array(close_reading.draw(table, CARDS, seed))
     shown = table_of_kinds(block, fired, rows, np.unique([*best, *drawn]), seed)
@@ -89,7 +90,7 @@ def table_of_kinds(
     tokens = {u: ids[fired.indices[ends[u] : ends[u + 1]]] for u in units}
     counts = {u: (len(of), len(np.unique(of))) for u, of in tokens.items()}
     table = pd.DataFrame.from_dict(counts, orient="index", columns=["n", "n_tokens"])
-    enough = table.index[table["n"] >= RARE].to_numpy()
+    enough = table.index[table["n"] >= RARE].to_numpy(copy=True)
     if len(enough):
         found = cards(against_text(block, fired, rows, enough)).set_axis(enough)
         places = draw_places(fired, rows.shape[1], seed, FIRINGS, enough)
