@@ -18,6 +18,7 @@ from sae_lib import formats
 from sae_lib.device import device_of
 from sae_lib.errors import ArtefactError, SettingsError
 from sae_lib.features import evaluation
+from sae_lib.features.firing import spread_rows
 from sae_lib.files import read_record, verify
 from sae_lib.model import language_model
 from sae_lib.model.activations import HookPoint
@@ -31,8 +32,9 @@ from suite.runs import Run, writing
 WEIGHTS = Path("report", "weights")
 LARGEST = 15_000_000  # bytes
 DRAWN = 10  # numbers
-# By how much of itself a number may differ: weights are rounded to bfloat16 here, and another
-# processor adds in another order.
+TOKENS = 262_144  # held-out tokens that firing is counted on, spread evenly over the report's
+# By how much of itself a number may differ: weights are rounded to bfloat16 here, firing is counted
+# on a sample, and another processor adds in another order.
 TOLERANCE = {
     "ce_clean": 0.002,
     "ce_spliced": 0.002,
@@ -41,25 +43,20 @@ TOLERANCE = {
     "recovered_zero": 0.005,
     "recovered_mean": 0.005,
     "kl": 0.05,
-    "fvu": 0.02,
-    "mse": 0.02,
-    "l0_mean": 0.01,
+    "fvu": 0.03,
+    "mse": 0.03,
+    "l0_mean": 0.03,
     "l0_median": 0.07,
     "density_median": 0.05,
-    "alive": 0.01,
-    "density": 0.05,
 }
 OF_NEURONS = ("l0_mean", "l0_median", "density_median")  # the others are 0 or 1 by construction
 
 
 class Number(NamedTuple):
-    """A number of the report: of which dictionary, which measure, of which feature (−1: of all),
-    and its value there.
-    """
+    """A number of the report: of which dictionary, which measure, and its value there."""
 
     of: str
     measure: str
-    feature: int
     value: float
 
 
@@ -123,15 +120,13 @@ def reported(root: Path, s: Settings) -> list[Number]:
     """The numbers of the committed report that can be computed again, in a fixed order."""
     published = Run(s, root / "report", {}, reading=True)
     found, main = published.load_results("evaluation"), s.sae.recipe
-    measures = {main: [m for m in TOLERANCE if m != "density"], "neurons": OF_NEURONS}
-    numbers = [Number(of, m, -1, found[of][m]) for of, ms in measures.items() for m in ms]
-    gallery = (published.find_results("features") or {}).get("closely", [])
-    return numbers + [Number(main, "density", e["feature"], e["density"]) for e in gallery]
+    measures = {main: tuple(TOLERANCE), "neurons": OF_NEURONS}
+    return [Number(of, name, found[of][name]) for of, names in measures.items() for name in names]
 
 
 @torch.no_grad()
 def computed(folder: Path, s: Settings) -> dict[str, dict]:
-    """What `evaluation.evaluate` measures with the published weights."""
+    """What `evaluation` measures with the published weights, by dictionary."""
     device = device_of(s.device)
     model = language_model.load(str(folder / "language_model"), s.lm.context, device)
     hook = HookPoint(model, s.sae.hook_name)
@@ -139,7 +134,11 @@ def computed(folder: Path, s: Settings) -> dict[str, dict]:
     documents = json.loads((folder / "heldout.json").read_text())
     rows = heldout_ids(s, documents, load_tokenizer(folder / "tokenizer"))
     dictionaries = {s.sae.recipe: sae, "neurons": Neurons(sae.d_in, device)}
-    return evaluation.evaluate(hook, dictionaries, rows, s.evaluation)
+    tokens = min(TOKENS, s.evaluation.tokens)
+    fired, mean = evaluation.firing(hook, dictionaries, spread_rows(rows, tokens))
+    chosen = spread_rows(rows, s.evaluation.loss_tokens)
+    losses = evaluation.loss_recovered(hook, {s.sae.recipe: sae}, chosen, mean)
+    return {of: found | losses.get(of, {}) for of, found in fired.items()}
 
 
 def lines(root: Path, seed: int) -> Iterator[tuple[bool, str]]:
@@ -163,12 +162,11 @@ def lines(root: Path, seed: int) -> Iterator[tuple[bool, str]]:
     numbers = reported(root, s)
     drawn = random.Random(seed).sample(numbers, min(DRAWN, len(numbers)))
     found = computed(folder, s)
-    for of, measure, feature, value in drawn:
-        ours = found[of][measure] if feature < 0 else found[of][measure][feature]
+    for of, measure, value in drawn:
+        ours = found[of][measure]
         right = abs(ours - value) <= TOLERANCE[measure] * abs(value)
-        name = f"{measure} of {of}" if feature < 0 else f"{measure} of feature {feature}"
         yield (
             right,
-            f"{'[OK]  ' if right else '[FAIL]'} {name}: {formats.small(value)} in the report, "
-            f"{formats.small(ours)} here (within {formats.percent(TOLERANCE[measure])})",
+            f"{'[OK]  ' if right else '[FAIL]'} {measure} of {of}: {formats.small(value)} in the "
+            f"report, {formats.small(ours)} here (within {formats.percent(TOLERANCE[measure])})",
         )
