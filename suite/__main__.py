@@ -1,5 +1,5 @@
 """The command line: `python -m suite run | stage | sweep | study | sanity | clamp | why |
-explain | browser | export | report | doctor`.
+explain | browser | export | report | verify | doctor`.
 """
 
 import signal
@@ -330,14 +330,47 @@ def report(
     publish: Annotated[
         bool, typer.Option(help="also copy it to ./report.md and ./report/")
     ] = False,
+    check: Annotated[
+        bool,
+        typer.Option(help="instead: is ./report.md what its results in ./report/ say?"),
+    ] = False,
 ) -> None:
     """Write the report of a finished run from its results."""
+    from suite import project
+    from suite.report import check as checking
     from suite.report import publish_report, write_report
 
+    if check:
+        n = checking.check(project.root())
+        typer.echo(f"report.md: all {n:,} lines follow from report/results")
+        return
     opened = _open(profile, run_dir, set_, reading=True)
     typer.echo(f"report: {write_report(opened)}")
     if publish:
         typer.echo(f"published: {publish_report(opened)}")
+
+
+@app.command()
+def verify(
+    seed: Annotated[
+        int, typer.Option(min=0, help="which numbers are drawn; 0: others every time")
+    ] = 0,
+) -> None:
+    """Compute ten numbers of the committed report again, from its published weights and the
+    installed packages' text. Downloads nothing.
+    """
+    import time
+
+    from suite import project
+    from suite import verify as verifying
+
+    seed = seed or time.time_ns()
+    typer.echo(f"ten numbers, drawn with --seed {seed}")
+    right = []
+    for holds, line in verifying.lines(project.root(), seed):
+        typer.echo(line)
+        right.append(holds)
+    raise typer.Exit(0 if all(right) else 1)
 
 
 @app.command()

@@ -21,7 +21,7 @@ from sae_lib import settings
 from sae_lib.errors import ArtefactError
 from suite import drawing, project, stages, study_figures, toy_check
 from suite.markup import block, code, plain
-from suite.report import content, pages, publish, publish_report, render, write_report
+from suite.report import check, content, pages, publish, publish_report, render, write_report
 from suite.report.machine import commit, cpu_model, machine
 from suite.runs import Run
 
@@ -444,6 +444,47 @@ def circuits_of(token: str = "def") -> dict:
     }
 
 
+def gallery_of(token: str = "def") -> dict:
+    """What notebook 08 shows of features; `token` is the text of every token."""
+    kinds = ("token", "context", "continuation", "none found", "too rare")
+    share = {"share": 0.3217, "interval": [0.2917, 0.3517], "of_often": 0.4417}
+    found = {"n": 1024, "often": 743} | dict.fromkeys(kinds, share)
+    shown = entry(7, token)
+    tenth = {"from": 0.1, "to": 0.2, "share": 0.1517, "examples": shown["examples"][:1]}
+    card = {"feature": 7, "rank": 3.0, "followed": 0.4567, "base": 0.0123, "lift": 37.1}
+    card |= {"fires_on": [token] * 3, "raises": [token] * 10, "fires_on_share": 0.678}
+    card |= {"own": 0.6123, "previous": 0.0512, "others": 0.2512, "lower_share": 0.2345}
+    card |= {"kinds": ["token", "continuation"], "information": 0.3512, "rule": token}
+    card |= {"examples": shown["examples"][:2], "low": [tenth]}
+    rare = card | {"feature": 8, "rank": None, "kinds": ["too rare"]}
+    rare |= dict.fromkeys(("followed", "base", "lift", "own", "previous", "others"))
+    rare |= dict.fromkeys(("information", "lower_share", "fires_on_share"))
+    source = {"part": f"own token `{token}`", "adds": 3.1, "share": 0.8123}
+    neuron = closely(4, token) | {"value": 0.7912, "explained": 0.7412, "writers": 37}
+    neuron["carriers"] = [{"feature": 9, "adds": 0.4123}]
+    return {
+        "autoencoder": "f00d",
+        "tokens": 98304,
+        "definitions": {kind: f"what {kind} is" for kind in kinds},
+        "kinds": {
+            "features": copy.deepcopy(found),
+            "random directions": copy.deepcopy(found),
+        },
+        "cards": {
+            "token": [card],
+            "context": [],
+            "drawn": [copy.deepcopy(card) | {"feature": 9}, rare],
+        },
+        "token": {
+            "text": token,
+            "token": token,
+            "active": 17,
+            "features": [shown | {"value": 3.2123, "sources": [source]}],
+            "neuron": neuron,
+        },
+    }
+
+
 def results() -> dict:
     """Every results file of a small run, in the shape that the notebooks save."""
     part = {
@@ -618,6 +659,7 @@ def results() -> dict:
             "largest": [],
         },
         "circuits": circuits_of(),
+        "gallery": gallery_of(),
         "why": {
             "feature": 12,
             "text": "def",
@@ -847,7 +889,12 @@ QUOTED = [  # numbers in prose and in every table: a change of the result must c
     ("circuits", "replaced", "change", "actual_other"),
     ("circuits", "weights", "neuron", "follows", "explained"),
     ("circuits", "ablation", "shuffled", "median"),
-    ("circuits", "cards", "drawn", 0, "followed"),
+    ("gallery", "cards", "drawn", 0, "followed"),
+    ("gallery", "kinds", "features", "token", "share"),
+    ("gallery", "kinds", "random directions", "context", "of_often"),
+    ("gallery", "token", "features", 0, "sources", 0, "share"),
+    ("gallery", "token", "neuron", "writers"),
+    ("gallery", "cards", "token", 0, "low", 0, "share"),
     ("why", "deep", "error"),
     ("explanations", "kinds", "feature", "unparsed"),
     ("study_recipes", "points", 0, "recovered_mean"),
@@ -913,7 +960,7 @@ def test_numbers_in_the_template_are_no_results():
 def test_tables_are_well_formed_and_nothing_is_undefined(run):
     text = render.markdown(run)
     found = tables_of(text)
-    assert len(found) == 31
+    assert len(found) == 33
     for rows in found:
         assert len({len(row) for row in rows}) == 1, rows
         assert all(re.fullmatch("-+:?", cell) for cell in rows[1])
@@ -963,7 +1010,17 @@ def test_the_published_toy_check_is_shown_with_its_figures(
 
 @pytest.mark.parametrize(
     "name",
-    ["toy", "activations", "training", "features", "last_mlp", "clamping", "circuits", "run"],
+    [
+        "toy",
+        "activations",
+        "training",
+        "features",
+        "last_mlp",
+        "clamping",
+        "circuits",
+        "gallery",
+        "run",
+    ],
 )
 def test_a_missing_result_is_said_in_its_section(run, name):
     (run.results_folder / f"{name}.json").unlink()
@@ -976,10 +1033,11 @@ def test_a_missing_result_is_said_in_its_section(run, name):
         "last_mlp": "10 ",
         "clamping": "6 ",
         "circuits": "6 ",
+        "gallery": "4 ",
         "run": "2 ",
     }[name]
     assert ("has not run" if name != "run" else "was not recorded") in section(text, title)
-    if name != "run":
+    if name not in ("run", "gallery"):
         assert f"- {content.NOTEBOOK_OF[name]} did not run" in section(text, "11 ")
 
 
@@ -1135,7 +1193,7 @@ def check_page(text: str) -> Page:
 def test_the_page_is_self_contained(run):
     page = check_page(pages.html(render.markdown(run), run.folder))
     assert page.tags.count("img") == len(FIGURES)
-    assert page.tags.count("table") == 31
+    assert page.tags.count("table") == 33
     assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in [
         v for _, k, v in page.attributes if k == "content"
     ]
@@ -1296,7 +1354,7 @@ def test_the_original_is_quoted_from_its_file_with_sources(tmp_path, monkeypatch
     assert (
         "74.0 %" not in text
         and "12.3 %" in section(text, "3 ")
-        and "12.3 %" in section(text, "Summary")
+        and "12.3 %" in section(text, "Abstract")
     )
 
 
@@ -1414,3 +1472,64 @@ def test_the_machine_is_recorded_as_plain_data():
 
 def test_no_commit_outside_of_git(tmp_path):
     assert commit(tmp_path) is None
+
+
+@pytest.fixture
+def published(run, tmp_path):
+    root = tmp_path / "repository"
+    publish_report(run, root)
+    return root
+
+
+def test_the_committed_report_follows_from_its_results(published):
+    lines = (published / "report.md").read_text().splitlines()
+    assert check.check(published) == len(lines)
+
+
+def test_a_tampered_number_is_found_and_its_source_named(published):
+    path = published / "report.md"
+    text = path.read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| FVU |"))
+    number = row.split("|")[3].strip()
+    path.write_text(text.replace(row, row.replace(number, "0.123")))
+    message = rf"says 0\.123 where report/results/evaluation\.json.* says {re.escape(number)}"
+    with pytest.raises(ArtefactError, match=message):
+        check.check(published)
+
+
+def test_a_tampered_result_is_found(published):
+    path = published / "report" / "results" / "evaluation.json"
+    path.write_text(path.read_text().replace("0.19437", "0.09437"))
+    with pytest.raises(ArtefactError, match="damaged or was edited"):
+        check.check(published)
+
+
+def test_a_sentence_that_no_result_says_is_found(published):
+    path = published / "report.md"
+    path.write_text(path.read_text() + "\nIt works.\n")
+    with pytest.raises(ArtefactError, match="is not what this version's template makes"):
+        check.check(published)
+
+
+@pytest.mark.parametrize("name", ["report.md", "report/settings.yaml"])
+def test_nothing_published_is_said_in_a_line(published, name):
+    (published / name).unlink()
+    with pytest.raises(ArtefactError, match=rf"{name} cannot be read.*--publish"):
+        check.check(published)
+
+
+def test_readings_are_shown_for_the_very_weights_alone(run, monkeypatch):
+    names = {"by": "a | reader", "features": {7: ["<b>zyx", "It *begins*."]}, "unnamed": []}
+    monkeypatch.setattr(content, "NAMES", {"f00d": names})
+    text = render.markdown(run)
+    assert "&lt;b&gt;zyx" in text and "It \\*begins\\*." in text and "a \\| reader" in text
+    assert "Of the 2 drawn, 0 got a name; of the 1 selected, 1." in text
+    monkeypatch.setattr(content, "NAMES", {"beef": names})
+    assert "zyx" not in render.markdown(run)
+
+
+def test_five_cards_are_shown():
+    numbers = {"token": (1, 2, 3), "context": (4, 5, 6), "drawn": (7, 8, 9)}
+    cards = {name: [{"feature": n} for n in of] for name, of in numbers.items()}
+    chosen = content.five_cards({"cards": cards})
+    assert [card["feature"] for card in chosen] == [1, 4, 5, 7, 8]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typst
 
-from suite import deviations_views, locks, project, sanity_views, study_figures
+from suite import deviations_views, locks, project, sanity_views, study_figures, verify
 from suite.report import content, pages, publish, render
 from suite.runs import Run, write_atomically
 
@@ -52,11 +52,14 @@ def _write(run: Run) -> Path:
 
 def publish_report(run: Run, root: Path | None = None) -> Path:
     """Write the report and copy it to `report.md`, `report/figures` and `report/results` of the
-    checkout, or of `root`.
+    checkout, or of `root`; and the weights that `verify` needs to `report/weights`.
 
     `ArtefactError`, with nothing changed, where that would be over 3 MB, has a broken link, or
     holds a path of this machine.
     """
     root = root or project.root()
     write_report(run)
-    return publish.publish(run, root)
+    path = publish.publish(run, root)
+    if (run.folder / "language_model").is_dir():
+        verify.publish_weights(run, root)
+    return path

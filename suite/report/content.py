@@ -4,7 +4,10 @@ that take more than a filter.
 
 import json
 import shlex
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from sae_lib import settings as settings_module
 from sae_lib.errors import ArtefactError
@@ -27,6 +30,7 @@ NOTEBOOK_OF = {
     "deviations": "07_original_vs_method",
     "circuits": "08_circuits",
     "why": "08_circuits",
+    "gallery": "08_circuits",
     "study_recipes": "`python -m suite study`",
     "study_widths": "`python -m suite study`",
     "study_classical": "`python -m suite study`",
@@ -36,6 +40,9 @@ NOTEBOOK_OF = {
     "study_deviations": "`python -m suite study`",
     "study_full_budget": "`python -m suite study`",
 }
+# What a reader made of features, by the hash of the autoencoder's weights: numbers of features mean
+# nothing for any other.
+NAMES = yaml.safe_load(Path(__file__).with_name("names.yaml").read_text("utf-8"))
 RESULTS = ("run", *(name for name in NOTEBOOK_OF if not name.startswith("study_")))
 
 
@@ -86,6 +93,8 @@ def context(run: Run) -> dict[str, Any]:
         "circuit_units": circuits.UNITS,
         "density_tolerance": scores.DENSITY_TOLERANCE,
         "notebook_of": NOTEBOOK_OF,
+        "names": results["gallery"] and NAMES.get(results["gallery"]["autoencoder"]),
+        "five_cards": five_cards(results["gallery"]) if results["gallery"] else [],
         "weights_compared": results["circuits"]
         and circuits.compared(results["circuits"]["weights"]),
         "clamping_ranks": ranked and ranks_sentence(ranked),
@@ -94,6 +103,12 @@ def context(run: Run) -> dict[str, Any]:
         "sanity": sanity_views if studies["sanity"] else None,
         "deviations_views": deviations_views,
     }
+
+
+def five_cards(gallery: dict[str, Any]) -> list[dict[str, Any]]:
+    """The best token detector, the two best features of context, and the first two drawn."""
+    cards = gallery["cards"]
+    return [*cards["token"][:1], *cards["context"][:2], *cards["drawn"][:2]]
 
 
 def overrides(settings: Settings) -> list[str]:

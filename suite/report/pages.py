@@ -2,12 +2,15 @@
 typst.
 """
 
+import io
 import re
+import tempfile
 from html import escape
 from pathlib import Path
 
 import matplotlib
 import typst
+from PIL import Image, UnidentifiedImageError
 
 from suite.inert import inert_html
 
@@ -43,13 +46,27 @@ def html(text: str, folder: Path) -> str:
 
 
 def pdf(text: str, folder: Path) -> bytes:
-    """The report typeset. Its elements are handed over as data, and typst reads only below
-    `folder`.
+    """The report typeset. Its elements are handed over as data, and typst reads copies of the
+    folder's figures alone.
     """
     body, _ = inert_html(text, folder, inline=False)
     tree = re.sub(NOT_XML, "\N{REPLACEMENT CHARACTER}", f"<report>{body}</report>")
     inputs = {"report": tree, "title": title(text)}
-    return typst.compile(PAPER, root=folder, font_paths=[FONTS], sys_inputs=inputs)
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / "figures").mkdir()
+        for path in folder.glob("figures/*.png"):
+            (Path(scratch) / "figures" / path.name).write_bytes(smaller(path.read_bytes()))
+        return typst.compile(PAPER, root=scratch, font_paths=[FONTS], sys_inputs=inputs)
+
+
+def smaller(png: bytes) -> bytes:
+    """The picture in at most 64 colours, a quarter of its size; unreadable ones as they are."""
+    try:
+        picture, out = Image.open(io.BytesIO(png)).convert("RGB"), io.BytesIO()
+    except (UnidentifiedImageError, OSError, ValueError):
+        return png
+    picture.quantize(64, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+    return out.getvalue()
 
 
 def title(text: str) -> str:

@@ -1,5 +1,5 @@
-"""The report as the repository keeps it: `report.md`, with its figures and results beside it in
-`report/`.
+"""The report as the repository keeps it: `report.md` and `report.pdf`, with figures and results
+beside them in `report/`.
 """
 
 import json
@@ -10,10 +10,16 @@ from pathlib import Path
 
 from sae_lib.errors import ArtefactError
 from suite import project
-from suite.runs import Run, write_atomically
+from suite.report import pages
+from suite.runs import SETTINGS, Run, write_atomically
 
-LARGEST = 3_000_000  # bytes, report, figures and results together
+LARGEST = 4_000_000  # bytes, report, its PDF, figures and results together
 LINK = re.compile(r"(?<!\\)\]\(([^()\s]+)\)")
+
+
+def in_repository(text: str) -> str:
+    """The report's text with its figures where the repository keeps them."""
+    return re.sub(r"\]\(figures/", "](report/figures/", text)
 
 
 def links(text: str) -> list[str]:
@@ -33,9 +39,11 @@ def publish(run: Run, root: Path) -> Path:
                 f"{source} has a broken link, {link}: nothing was published; write the report "
                 "again, or run the notebook that makes that figure"
             )
-    published = re.sub(r"\]\(figures/", "](report/figures/", text)
-    files = {"report.md": published.encode()}
-    files |= {f"report/{name}": (run.folder / name).read_bytes() for name in figures}
+    files = {"report.md": in_repository(text).encode()}
+    files[f"report/{SETTINGS}"] = (run.folder / SETTINGS).read_bytes()
+    if (paper := source.with_suffix(".pdf")).is_file():
+        files["report.pdf"] = paper.read_bytes()
+    files |= {f"report/{name}": pages.smaller((run.folder / name).read_bytes()) for name in figures}
     for path in sorted(run.results_folder.glob("*.json")):
         files[f"report/results/{path.name}"] = path.read_bytes()
     if (total := sum(map(len, files.values()))) > LARGEST:
@@ -46,7 +54,7 @@ def publish(run: Run, root: Path) -> Path:
             f"publishing is {LARGEST / 1e6:.0f} MB (largest: {named}); nothing was published"
         )
     for name, data in files.items():
-        if name.endswith((".md", ".json")) and (found := own_path(data.decode(), run)):
+        if name.endswith((".md", ".json", ".yaml")) and (found := own_path(data.decode(), run)):
             raise ArtefactError(
                 f"{name} holds a path of this machine, {found}: nothing was published; give paths "
                 "relative to the repository and run again"
