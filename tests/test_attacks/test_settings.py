@@ -106,7 +106,10 @@ VALUES = [
     ("sae.hook_name=blocks.7.mlp.hook_post", "blocks.7.mlp.hook_post"),
     ("sae.hook_name=blocks.0.mlp.hook_pre", "sae.hook_name: features before the activation"),
     ("last_mlp.sae.hook_name=blocks.3.mlp.hook_pre", "last_mlp.sae.hook_name: features before"),
-    ("last_mlp.sae.hook_name=blocks.3.mlp.hook_pre_linear", "last_mlp.sae.hook_name: features before"),
+    (
+        "last_mlp.sae.hook_name=blocks.3.mlp.hook_pre_linear",
+        "last_mlp.sae.hook_name: features before",
+    ),
     ("sae.hook_name=" + "x" * 5000, "sae.hook_name: found"),
     ("explain.max_cost=1", "max_cost needs both"),
     ("explain.price_prompt=1", "price_prompt"),
