@@ -15,6 +15,7 @@ from sae_lib.features import feature_table as features
 from sae_lib.interpretability import clusters
 from sae_lib.sae import training
 from sae_lib.text import tokens
+from suite import stages
 from tests.test_attacks.attack import assert_refused, run_command
 from tests.test_attacks.conftest import arguments
 
@@ -144,7 +145,7 @@ def test_ctrl_c_outside_training_is_one_line_and_status_130(
 ):
     without(copied, stage)
     where = {
-        "corpus": (tokens, "documents"),
+        "corpus": (stages, "documents"),
         "evaluate": (evaluation, "firing"),
         "features": (features, "build"),
         "clusters": (clusters, "group"),
