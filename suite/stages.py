@@ -361,7 +361,7 @@ def make_features(run: Run, name: str, out: Path) -> None:
     rows = heldout_rows(run, s.evaluation.tokens)
     if name in ("random", "principal"):
         density = run.get("features")[0]["density"].to_numpy()
-        dictionary = feature_table.directions_like(name, density, hooked, rows, s.seed)
+        dictionary = baselines.directions_like(name, density, hooked, rows, s.seed)
         tensors = (dictionary.W_dec, dictionary.centre, dictionary.threshold)
         stored = [tensor.cpu().contiguous() for tensor in tensors]
         save_file(dict(zip(DIRECTIONS, stored, strict=True)), out / "directions.safetensors")

@@ -17,7 +17,7 @@ from sae_lib.features import evaluation
 from sae_lib.model.activations import ActivationTable
 from sae_lib.sae import training
 from sae_lib.sae.engine import sparse_step
-from sae_lib.sae.initialise import initialise
+from sae_lib.sae.initialise import SOFT_FROZEN, initialise
 from sae_lib.sae.recipes import (
     BRICKEN_2023,
     RECIPES,
@@ -121,7 +121,7 @@ def test_what_is_frozen_stays_random(tmp_path, frozen, kept, recipe):
     for name, found in cosine.items():
         assert found > 1 - 1e-5 if name == kept else found < 0.9
     if frozen == "soft_decoder":
-        assert cosine["W_dec"] == pytest.approx(training.SOFT_FROZEN, abs=1e-3)
+        assert cosine["W_dec"] == pytest.approx(SOFT_FROZEN, abs=1e-3)
 
 
 def test_rates():

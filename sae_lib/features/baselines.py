@@ -6,13 +6,18 @@ import math
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from sae_lib.features.firing import Dictionaries, Rows, spread_rows
-from sae_lib.model.activations import Source, harvest, harvest_text
-from sae_lib.sae.dictionaries import Directions, keep_largest, principal_directions
+from sae_lib.model.activations import HookPoint, Source, harvest, harvest_text
+from sae_lib.sae.dictionaries import Directions
+from sae_lib.sae.directions import keep_largest, principal_directions, random_directions
 
 FIT_VALUES = 1 << 25  # activations × d_in that principal components are fitted on, or 4 d_in
 SCALED_ON = 8192  # activations
+# that thresholds of directions are taken from, or fewer where they would not fit …
+DIRECTION_TOKENS = 131_072
+DIRECTION_VALUES = 1 << 26  # … into so many activations of neurons
 NGRAM_TOKENS = 1 << 24  # of training text that n-grams are counted in, at most
 
 
@@ -53,3 +58,30 @@ def ngram_losses(train_rows: Rows, rows: Rows) -> dict[str, float]:
     followers = np.bincount(pairs // vocab, minlength=vocab).clip(min=1)[before]
     bigram = (seen + followers * unigram) / (n + followers)
     return {"unigram": -np.log(unigram).mean(), "bigram": -np.log(bigram).mean()}
+
+
+def directions_like(
+    kind: str,
+    density: Float[np.ndarray, " d_sae"],
+    hook: HookPoint,
+    rows: Rows,
+    seed: int,
+) -> Directions:
+    """Directions to hold an autoencoder against, each as rarely active as one of its features, on a
+    sample of `rows`.
+
+    `kind` "random": as many as it has features; the i-th has the i-th feature's `density`.
+    "principal": the principal components in both senses; the largest has the density of the densest
+    feature and so on down, through evenly spaced quantiles of those alive. No direction is active
+    below the mean, so that half of all tokens or so is the most that a density can be.
+    """
+    d_in = harvest(hook, rows[:1]).shape[1]
+    n_tokens = min(DIRECTION_TOKENS, DIRECTION_VALUES // d_in)
+    x = harvest_text(hook, spread_rows(rows, n_tokens))
+    if kind == "random":
+        directions = random_directions(x, len(density), seed)
+    else:
+        directions = principal_directions(x)
+        alive = density[density > 0]
+        density = np.quantile(alive if len(alive) else density, np.linspace(1, 0, directions.d_sae))
+    return directions.at_density(x, torch.tensor(density))

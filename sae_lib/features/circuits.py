@@ -30,12 +30,8 @@ from sae_lib.features.weights import direct_logits
 from sae_lib.model.activations import HookPoint, harvest
 from sae_lib.progress import tqdm
 from sae_lib.sae.autoencoder import SparseAutoencoder
-from sae_lib.sae.dictionaries import (
-    activations_of,
-    coordinate_directions,
-    random_directions,
-    thresholded,
-)
+from sae_lib.sae.dictionaries import activations_of
+from sae_lib.sae.directions import coordinate_directions, random_directions, thresholded
 
 RAISED, NAMED = 10, 3  # tokens of a card: those whose logits rise most, those it fires on most
 TABLE = 1 << 26  # values of a table [vocab, unit]: with a large vocabulary fewer features are drawn
@@ -181,8 +177,7 @@ def ablation_agreement(
         ids, n = upload(rows[of["row"]].astype(np.int64), hook.device), torch.arange(len(of))
 
         def logits(ids=ids, at=(n, position)) -> Tensor:
-            hidden = hook.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-            return head(hidden[at]).float()
+            return head(hook.hidden(ids)[at]).float()
 
         def without(x: Tensor, feature=feature) -> Tensor:
             f = activations_of(sae, x.float().flatten(0, 1), [feature])

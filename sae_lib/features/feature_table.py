@@ -23,14 +23,8 @@ from sae_lib.features.statistics import (
     TopExamples,
 )
 from sae_lib.features.weights import aligned, logit_effects, nearest
-from sae_lib.model.activations import HookPoint, Source, harvest, harvest_text
-from sae_lib.sae.dictionaries import (
-    Dictionary,
-    Directions,
-    activations_of,
-    principal_directions,
-    random_directions,
-)
+from sae_lib.model.activations import Source, harvest
+from sae_lib.sae.dictionaries import Dictionary, activations_of
 from sae_lib.settings import FeatureSettings
 from sae_lib.text.tokenizer import separator_id
 
@@ -40,9 +34,6 @@ MAX_NORM_RATIO = (
 )
 # that the median norm and the neurons' means are taken from, spread over the text
 REFERENCE_TOKENS = 8192
-# that thresholds of directions are taken from, or fewer where they would not fit …
-DIRECTION_TOKENS = 131_072
-DIRECTION_VALUES = 1 << 26  # … into so many activations of neurons
 FILES = ("features.parquet", "examples.parquet")
 N_TOKENS, N_NEAREST, N_NEURONS = 10, 10, 5
 
@@ -55,33 +46,6 @@ def load_features(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 def write_features(folder: Path, features: pd.DataFrame, examples: pa.Table) -> None:
     features.to_parquet(folder / FILES[0], compression="zstd")
     pq.write_table(examples, folder / FILES[1], compression="zstd")
-
-
-def directions_like(
-    kind: str,
-    density: Float[np.ndarray, " d_sae"],
-    hook: HookPoint,
-    rows: Rows,
-    seed: int,
-) -> Directions:
-    """Directions to hold an autoencoder against, each as rarely active as one of its features, on a
-    sample of `rows`.
-
-    `kind` "random": as many as it has features; the i-th has the i-th feature's `density`.
-    "principal": the principal components in both senses; the largest has the density of the densest
-    feature and so on down, through evenly spaced quantiles of those alive. No direction is active
-    below the mean, so that half of all tokens or so is the most that a density can be.
-    """
-    d_in = harvest(hook, rows[:1]).shape[1]
-    n_tokens = min(DIRECTION_TOKENS, DIRECTION_VALUES // d_in)
-    x = harvest_text(hook, spread_rows(rows, n_tokens))
-    if kind == "random":
-        directions = random_directions(x, len(density), seed)
-    else:
-        directions = principal_directions(x)
-        alive = density[density > 0]
-        density = np.quantile(alive if len(alive) else density, np.linspace(1, 0, directions.d_sae))
-    return directions.at_density(x, torch.tensor(density))
 
 
 class MarkedText:
