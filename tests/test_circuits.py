@@ -248,13 +248,12 @@ def test_small_ablations_and_clamps_do_what_the_direct_effects_say():
     sae.W_dec *= 1e-3
     table = firing.firing_tables(hook, {"": sae}, ROWS)[""]
     places = attribution.draw_places(table, 12, 0, 4, range(20))
-    for some in (places, places.drop_duplicates("feature")):
+    for some, several in ((places, True), (places.drop_duplicates("feature"), False)):
         found = circuits.measured_agreement(hook, sae, ROWS, some, 0)
         assert found["feature"].tolist() == sorted(set(places["feature"]))
         assert found["ablated"].median() > 0.8 and abs(found["ablated_shuffled"].median()) < 0.3
-        several = found[places.groupby("feature").size().to_numpy() > 1] if len(some) > 20 else []
-        assert not len(several) or several["clamped"].median() > 0.8
-        assert found["clamped_shuffled"].isna().all() or found["clamped_shuffled"].median() < 0.3
+        if several:  # of one place, the largest value is the one that is there
+            assert found["clamped"].median() > 0.8 and abs(found["clamped_shuffled"].median()) < 0.3
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ Feature Circuits).
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -55,6 +56,11 @@ class Transcoder(SparseAutoencoder):
 
     def forward(self, x: Float[Tensor, "*n either"]) -> Float[Tensor, "*n d_in"]:
         return self.decode(self.encode(x)) + self.skipped(x)
+
+    def save(self, folder: Path, metadata: dict) -> None:
+        """As an autoencoder; the metadata also name the output's hook."""
+        output = metadata.get("hook_name", "").replace(INPUT, OUTPUT)
+        super().save(folder, metadata | {"hook_name_out": output})
 
     @torch.no_grad()
     def fold_scale(self, scale: Float[Tensor, " both"]) -> None:
