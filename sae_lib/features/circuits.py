@@ -204,8 +204,8 @@ def study(
     hook: HookPoint, sae: SparseAutoencoder, rows: Rows, seed: int
 ) -> dict[str, pd.DataFrame]:
     """All that notebook 08 asks of an autoencoder, as tables: `paths` of random firings, `kinds` of
-    features, `replaced` sources, `cards`, measured `effects`, and `weights`: of features, and of neurons and
-    random directions as dense as these. `ModelError` where no feature fires.
+    features, `replaced` sources, `cards`, measured `effects`, and `weights`: of features, and of
+    neurons and random directions as dense as these. `ModelError` where no feature fires.
     """
     block, rng, length = Block(hook, sae), np.random.default_rng((seed, 12)), rows.shape[1]
     table = firing_tables(hook, {"": sae}, rows)[""]
