@@ -149,36 +149,32 @@ def most_probable(block: Block, ids: Integer[Array, " position"]) -> tuple[int, 
 
 def graph_study(block: Block, rows: Rows, prompts: int, seed: int) -> pd.DataFrame:
     """A row per prompt, the beginning of a row of text up to a random position, for the two tokens
-    that are likeliest to follow: error of the sum, and the change of the difference without the
+    that are likeliest to follow: `error` of the sum, and the change of the difference without the
     `EDGES` token–feature edges whose paths are largest (`top`, `top_predicted` with all held), and
-    without as many drawn from all others that are not zero (`random`). `features`,
-    `tokens` and `unexplained` are shares of the edges' absolute sum.
+    without as many others (`random`). `features`, `tokens` and `unexplained` are shares of the
+    edges' absolute sum.
     """
     rng, records = np.random.default_rng((seed, 13)), []
     for row in tqdm(spread_rows(rows, prompts * rows.shape[1]), desc="attribution graphs"):
         ids = row[: rng.integers(rows.shape[1] // 2, rows.shape[1])].astype(np.int64)
         tokens = most_probable(block, ids)
         graph = logit_graph(block, ids, *tokens)
-        size = graph.paths.abs().flatten()
-        k, there = min(EDGES, int((size > 0).sum()) // 2), torch.zeros(len(size), dtype=torch.bool)
-        top = there.index_fill(0, size.topk(k).indices, True).view_as(graph.paths)
-        others = np.flatnonzero((size > 0) & ~top.flatten())
-        drawn = torch.from_numpy(rng.permutation(others)[:k])
-        random = there.index_fill(0, drawn, True).view_as(top)
-        through, direct = graph.through_features.abs().sum(), graph.direct.abs().sum()
-        other = sum(map(abs, graph.other.values()))
-        records.append(
-            {
-                "edges": k,
-                "total": graph.total,
-                "error": graph.error,
-                "top": change_without(block, ids, tokens, graph, top),
-                "top_predicted": -(graph.paths * top).sum().item(),
-                "random": change_without(block, ids, tokens, graph, random),
-                "features": (through / (through + direct + other)).item(),
-                "tokens": (direct / (through + direct + other)).item(),
-                "unexplained": abs(graph.other["the transcoder's error"])
-                / (through + direct + other).item(),
-            }
-        )
-    return pd.DataFrame(records)
+        order = graph.paths.abs().flatten().argsort(descending=True)
+        k = min(EDGES, len(order) // 2)
+        others = order[k:][graph.paths.flatten()[order[k:]] != 0]
+        chosen = {"top": order[:k], "random": torch.from_numpy(rng.permutation(others.numpy())[:k])}
+        record = {"error": graph.error}
+        for name, edges in chosen.items():
+            removed = torch.zeros(len(order), dtype=torch.bool).index_fill(0, edges, True)
+            removed = removed.view_as(graph.paths)
+            record[name] = change_without(block, ids, tokens, graph, removed)
+        record["top_predicted"] = -graph.paths.flatten()[chosen["top"]].sum().item()
+        sizes = {"features": graph.through_features, "tokens": graph.direct}
+        sizes |= {name: torch.tensor(value) for name, value in graph.other.items()}
+        sizes = {name: edges.abs().sum().item() for name, edges in sizes.items()}
+        record |= {"features": sizes["features"], "tokens": sizes["tokens"]}
+        record |= {"unexplained": sizes["the transcoder's error"]}
+        records.append(record | {"all": sum(sizes.values())})
+    table = pd.DataFrame(records)
+    shares = ["features", "tokens", "unexplained"]
+    return table.assign(**table[shares].div(table.pop("all"), axis=0))

@@ -81,6 +81,10 @@ class SparseAutoencoder(nn.Module):
         """What decoding is to give."""
         return x
 
+    def set_output_gradients(self, into_output: Tensor, encoded: Tensor) -> None:
+        """Gradients of what is added to the features, once that of `b_enc` is known."""
+        self.b_dec.grad = into_output.sum(0) - self.W_enc @ self.b_enc.grad
+
     def encode(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_sae"]:
         z = self.pre_activations(x)
         if self.architecture == "standard":

@@ -50,6 +50,12 @@ class Transcoder(SparseAutoencoder):
         """y of [x, y], less what the skip connection gives."""
         return x[..., self.d_in :] - self.skipped(x)
 
+    def set_output_gradients(self, into_output: Tensor, encoded: Tensor) -> None:
+        """Of the bias and the skip connection."""
+        self.b_dec.grad = into_output.sum(0)
+        if self.W_skip is not None:
+            self.W_skip.grad = into_output.T @ encoded
+
     def skipped(self, x: Float[Tensor, "*n either"]) -> Float[Tensor, "*n d_in"] | float:
         """What goes past the features."""
         return 0.0 if self.W_skip is None else self.encoded_part(x) @ self.W_skip.T

@@ -99,11 +99,7 @@ def _sparse(sae, x, pairs: ActivePairs, objective: Objective, dead) -> StepResul
         rows, encoded, first[:-1], mode="sum", per_sample_weights=into_f[order]
     )
     sae.b_enc.grad = per_feature(into_f)
-    sae.b_dec.grad = error.sum(0)
-    if sae.subtracts_b_dec:
-        sae.b_dec.grad -= sae.W_enc @ sae.b_enc.grad
-    if sae.W_skip is not None:
-        sae.W_skip.grad = error.T @ encoded
+    sae.set_output_gradients(error, encoded)
     if dead is not None:
         with torch.enable_grad():
             auxiliary = auxiliary_loss(sae, x, residual, dead)
