@@ -16,7 +16,7 @@ from sae_lib.formats import signed
 from sae_lib.sae.recipes import RECIPES, also_known, of_recipe, read_recipes
 from sae_lib.sae.transcoder import INPUT, MLPPair, Transcoder
 from sae_lib.settings import SAESettings
-from suite import markup, stages, sweep
+from suite import markup, stages, study_figures, sweep
 from suite.runs import Run
 
 OWN = read_recipes(Path(__file__).with_suffix(".yaml"), RECIPES)
@@ -24,22 +24,8 @@ TIMES = 2  # the run's own number of activations
 SMALL = 8  # notebook 08 trains on so much less than the run where there was no study
 PROMPTS = 200  # whose graphs are checked
 SHOWN = 8  # tokens and features of a figure
-MEASURES = (
-    "recovered_zero",
-    "recovered_mean",
-    "recovered_zero_interval",
-    "recovered_mean_interval",
-)
-MEASURES += (
-    "l0_mean",
-    "fvu",
-    "dead_share",
-    "alive",
-    "ce_clean",
-    "ce_spliced",
-    "ce_zero",
-    "ce_mean",
-)
+MEASURES = (*study_figures.MEASURES, "recovered_zero_interval", "recovered_mean_interval")
+MEASURES += ("ce_clean", "ce_spliced", "ce_zero", "ce_mean")
 
 
 def study(run: Run) -> dict:
