@@ -94,10 +94,10 @@ def errors(
     f: Float[Tensor, "n d_sae"],
     target: Float[Tensor, "n d_out"],
     prefixes: tuple[int, ...],
-) -> Float[Tensor, "prefix n d_out"]:
+) -> Float[Tensor, "*prefix n d_out"]:
     """What the reconstruction by the first so many features leaves; by all for no prefixes."""
     if not prefixes:
-        return (target - sae.decode(f))[None]
+        return target - sae.decode(f)
     sizes = [b - a for a, b in pairwise((0, *prefixes))]
     parts = zip(f.split(sizes, 1), sae.W_dec.split(sizes), strict=True)
     return target - sae.b_dec - torch.stack([part @ W for part, W in parts]).cumsum(0)
@@ -112,12 +112,11 @@ def loss(
     """The loss, and what it is made of; with the auxiliary loss of the features `dead`."""
     f, active = feature_activations(sae, x, objective)
     error = errors(sae, f, sae.target(x), objective.prefixes)
-    squared_errors = error.pow(2).sum(2).mean(1)
-    total, error, squared_error = (
-        objective.mse * squared_errors.mean(),
-        error[-1],
-        squared_errors[-1],
-    )
+    squared_error = error.pow(2).sum(-1).mean()
+    total = objective.mse * squared_error
+    if objective.prefixes:
+        error = error[-1]
+        squared_error = error.pow(2).sum(1).mean()
     if dead is not None:
         auxiliary = auxiliary_loss(sae, x, error.detach(), dead)
         total = total + objective.mse * objective.aux * auxiliary
