@@ -3,7 +3,14 @@
 import numpy as np
 import pandas as pd
 
-from sae_lib.features.absorption import CARRIED, MIN_GAIN, Half, absorption, find_pairs
+from sae_lib.features.absorption import (
+    CARRIED,
+    MIN_GAIN,
+    Half,
+    absorption,
+    find_pairs,
+    shuffled_labels,
+)
 from sae_lib.features.firing import firing_tables
 from sae_lib.formats import percent
 from sae_lib.model.activations import harvest
@@ -47,13 +54,18 @@ class Absorption:
         self.labels = tuple(np.stack(half, axis=1) for half in labels)
         self.pairs = find_pairs(self.ids, self.labels)
 
-    def table(self, sae: SparseAutoencoder, seed: int) -> pd.DataFrame:
-        """`absorption` of all pairs."""
+    def tables(self, sae: SparseAutoencoder, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """`absorption` of all pairs, and of those of shuffled labels."""
         hook, context = stages.hook(self.run), self.run.settings.lm.context
-        halves = zip(self.ids, self.halves.rows, self.labels, strict=True)
-        halves = [Half(i, firing_tables(hook, {"": sae}, rows)[""], has) for i, rows, has in halves]
+        fired = [firing_tables(hook, {"": sae}, rows)[""] for rows in self.halves.rows]
         x = harvest(hook, self.halves.rows[0][: DIRECTION_TOKENS // context]).float().cpu().numpy()
-        return absorption(sae.W_dec.cpu().numpy(), x, tuple(halves), self.pairs, seed)
+        shuffled = shuffled_labels(self.ids, self.labels, seed)
+        found = []
+        for labels in (self.labels, shuffled):
+            halves = tuple(map(Half, self.ids, fired, labels))
+            pairs = find_pairs(self.ids, labels)
+            found.append(absorption(sae.W_dec.cpu().numpy(), x, halves, pairs))
+        return tuple(found)
 
     def point(self, settings: SAESettings) -> dict:
         """Means over pairs of one autoencoder, and those pairs where most is absorbed."""
@@ -62,15 +74,16 @@ class Absorption:
         folder = sweep.folder_of(run, settings)
         made_from = stages.fingerprint_of(run, settings) | stages.section(run, "interpretability")
         if (found := run.saved_results(f"absorption/{folder.name}", made_from)) is None:
-            table = self.table(SparseAutoencoder.load(folder, hook.device), settings.seed)
-            means = table[["f1", "recall", "rate", "null"]].mean().to_dict()
+            sae = SparseAutoencoder.load(folder, hook.device)
+            table, null = self.tables(sae, settings.seed)
+            means = table[["f1", "recall", "rate"]].mean().to_dict()
+            means |= {"null": null["rate"].mean(), "null_pairs": len(null)}
             examples = table.nlargest(EXAMPLES, "rate").to_dict("records")
             name = run.get("tokens").tokenizer.decode
             for example in examples:
                 example["parent"] = self.tasks[example["parent"]]
                 example["child"] = name([example["child"]])
-            excess = (table["rate"] - table["null"]).mean()
-            found = means | {"excess": excess, "examples": examples}
+            found = means | {"excess": means["rate"] - means["null"], "examples": examples}
             run.save_results(f"absorption/{folder.name}", found, made_from)
         return {"contender": settings.recipe, "seed": settings.seed} | record | found
 

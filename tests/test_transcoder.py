@@ -51,7 +51,8 @@ def test_sparse_gradients_are_those_of_autograd(monkeypatch, architecture, skip)
     if architecture == "jumprelu":
         made.threshold.data.abs_()
     x = torch.randn(50, 12, generator=torch.Generator().manual_seed(4))
-    objective = Objective(1.0, 0.5, "none" if k else "l1", 0.6, aux=0.7 if k else 0.0)
+    penalty = {"standard": "l1", "batchtopk": "none", "jumprelu": "l0"}[architecture]
+    objective = Objective(1.0, 0.5, penalty, 0.6, aux=0.7 if k else 0.0)
     dead = torch.arange(0, 30, 3) if k else None
     loss(made, x, objective, dead)[0].backward()
     expected = {name: p.grad.clone() for name, p in made.named_parameters() if p.grad is not None}

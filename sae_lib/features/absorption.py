@@ -6,14 +6,14 @@ Labels are computed from the text, so they are exact. All is chosen on one half 
 measured on the other:
 
 - The parent's **features** are added one by one while the F1 with which any of them tells the
-  label grows by `MIN_GAIN`: a parent that is split over several features is not absorbed.
-- The parent's **direction** is the mean activation of the parent's other tokens less that of all
-  tokens without the label: the child has no part in it.
+  parent's other tokens from those without the label grows by `MIN_GAIN`: a parent that is split
+  over several features is not absorbed.
+- The parent's **direction** is the mean activation of its other tokens less that of all tokens
+  without the label. The child has no part in either.
 - A token of the child is **absorbed** where none of the parent's features fires and one other
   feature writes at least `CARRIED` of that difference along the direction.
 
-The null asks the same of as many of the parent's other tokens, drawn at random: what a shuffled
-label of the child would have.
+The null asks the same of `shuffled_labels`: sets of tokens drawn at random, as frequent.
 """
 
 from typing import NamedTuple
@@ -22,6 +22,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int, Integer
 from scipy.sparse import csc_array
+
+from sae_lib.progress import tqdm
 
 Array = np.ndarray
 MIN_GAIN = 0.03  # of F1, as in SAEBench
@@ -56,16 +58,34 @@ def find_pairs(
     return found
 
 
-def parent_features(table: csc_array, label: Bool[Array, " n"]) -> tuple[Int[Array, " k"], float]:
-    """(the features that tell the label together, their F1 on these tokens)."""
-    fires, known = (table > 0).astype(np.float32), np.zeros(len(label), dtype=bool)
-    chosen, best, n_active = [], 0.0, np.diff(table.indptr)
+def shuffled_labels(
+    ids: tuple[Integer[Array, " n"], ...], labels: tuple[Bool[Array, "n parent"], ...], seed: int
+) -> tuple[Bool[Array, "n parent"], ...]:
+    """In place of each parent a set of token types, drawn at random until it is as frequent."""
+    rng, n_types = np.random.default_rng((seed, 14)), 1 + max(map(np.max, ids))
+    counts, found = np.bincount(ids[0], minlength=n_types), []
+    for wanted in labels[0].sum(0):
+        order = rng.permutation(n_types)
+        has = np.zeros(n_types, dtype=bool)
+        has[order[: 1 + np.searchsorted(counts[order].cumsum(), wanted)]] = True
+        found.append([has[half] for half in ids])
+    return tuple(np.stack(half, axis=1) for half in zip(*found, strict=True))
+
+
+def parent_features(
+    table: csc_array, label: Bool[Array, " n"], judged: Bool[Array, " n"]
+) -> tuple[Int[Array, " k"], float]:
+    """(the features that tell the label together, their F1), on the tokens `judged`. `table` says
+    with 0 and 1 where features fire.
+    """
+    known, chosen, best = np.zeros(len(label), dtype=bool), [], 0.0
+    label = label & judged
     while len(chosen) < MOST:
-        new = ~known
-        hits, more = fires.T @ (new & label).astype(np.float32), fires.T @ new.astype(np.float32)
-        told = (known & label).sum() + hits
-        f1 = 2 * told / (known.sum() + more + label.sum())
-        feature = int(np.where(n_active > 0, f1, -1).argmax())
+        new = judged & ~known
+        counted = np.stack([new & label, new], axis=1).astype(np.float32)
+        hits, fired = (table.T @ counted).T
+        f1 = 2 * ((known & label).sum() + hits) / ((known & judged).sum() + fired + label.sum())
+        feature = int(f1.argmax())
         if f1[feature] < best + MIN_GAIN:
             break
         best = float(f1[feature])
@@ -79,34 +99,25 @@ def absorption(
     x: Float[Array, "m d_in"],
     halves: tuple[Half, Half],
     pairs: list[tuple[int, int]],
-    seed: int,
 ) -> pd.DataFrame:
     """A row per pair: parent, child, the child's tokens `n` in the second half, the parent's `f1`
-    and the `recall` of its features on its other tokens there, the share of the child's tokens that
-    is absorbed, `rate`, and the `null`. `x` are activations of the first m tokens of the first
-    half.
+    in the first and the `recall` of its features on its other tokens in the second, and the share
+    of the child's tokens that is absorbed, `rate`. `x` are activations of the first m tokens of the
+    first half.
     """
-    learn, score = halves
-    rng, records, rows = np.random.default_rng((seed, 14)), [], score.table.tocsr()
-    for parent in dict.fromkeys(parent for parent, _ in pairs):
-        features, f1 = parent_features(learn.table, learn.labels[:, parent])
+    (learn, score), records = halves, []
+    fires, rows, first = (learn.table > 0).astype(np.float32), score.table.tocsr(), len(x)
+    for parent, child in tqdm(pairs, desc="absorption"):
+        has, own = learn.labels[:, parent], learn.ids == child
+        features, f1 = parent_features(fires, has, ~(has & own))
+        difference = x[(has & ~own)[:first]].mean(0) - x[~has[:first]].mean(0)
+        writes = W_dec @ difference / (difference @ difference)  # per unit of activation
+        writes[features] = 0
+        has, own = score.labels[:, parent], score.ids == child
         silent = np.asarray(rows[:, features].sum(1)) <= 0
-        without = x[~learn.labels[: len(x), parent]].mean(0)
-        for child in (child for of, child in pairs if of == parent):
-            others = learn.labels[: len(x), parent] & (learn.ids[: len(x)] != child)
-            difference = x[others].mean(0) - without
-            writes = W_dec @ difference / (difference @ difference)  # per unit of activation
-            writes[features] = 0
-            has = score.labels[:, parent]
-            own, rest = (
-                np.flatnonzero(has & of) for of in (score.ids == child, score.ids != child)
-            )
-            drawn = rng.choice(rest, len(own), replace=len(rest) < len(own))
-            rates = []
-            for tokens in (own, drawn):
-                carried = (rows[tokens] * writes[None]).max(axis=1).toarray()
-                rates.append((silent[tokens] & (carried >= CARRIED)).mean())
-            found = {"parent": parent, "child": child, "n": len(own), "f1": f1}
-            found |= {"recall": 1 - silent[rest].mean(), "rate": rates[0], "null": rates[1]}
-            records.append(found)
+        tokens = np.flatnonzero(has & own)
+        carried = (rows[tokens] * writes[None]).max(axis=1).toarray().ravel()
+        found = {"parent": parent, "child": child, "n": len(tokens), "f1": f1}
+        found |= {"recall": 1 - silent[has & ~own].mean()}
+        records.append(found | {"rate": (silent[tokens] & (carried >= CARRIED)).mean()})
     return pd.DataFrame(records)

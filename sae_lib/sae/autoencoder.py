@@ -38,7 +38,6 @@ class SparseAutoencoder(nn.Module):
         name: {"architecture": name} for name in ("standard", "topk", "jumprelu")
     }
     subtracts_b_dec = True  # from what it encodes
-    W_skip = None  # of a skip transcoder, see transcoder.py
 
     def __init__(self, d_in: int, d_sae: int, architecture: str = "standard", k: int = 0):
         super().__init__()
@@ -49,6 +48,7 @@ class SparseAutoencoder(nn.Module):
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
         self.W_dec = nn.Parameter(torch.zeros(d_sae, d_in))
         self.b_dec = nn.Parameter(torch.zeros(d_in))
+        self.register_parameter("W_skip", None)  # of a skip transcoder, see transcoder.py
         # of batchtopk: what it will be used with, see `for_inference`
         if architecture in ("jumprelu", "batchtopk"):
             self.threshold = nn.Parameter(torch.zeros(d_sae))
