@@ -13,6 +13,8 @@ from sae_lib.features.absorption import (
 )
 from suite import absorption as study_module
 from suite import stages, sweep
+from suite.runs import Run
+from suite.stages import STAGES
 
 # token types 0 to 5 have the label, 6 to 11 have it not; dimension 12 is the label's own
 TYPES, LABELLED, GENERAL = 12, 6, 12
@@ -104,10 +106,13 @@ def test_pairs_are_frequent_children_that_are_not_the_whole_parent():
 
 
 def test_the_study_compares_recipes_over_seeds_and_goes_on(small_run, monkeypatch):
+    smaller = small_run.settings.interpretability.model_copy(update={"tokens": 4096})
+    settings = small_run.settings.model_copy(update={"interpretability": smaller})
+    run = Run(settings, small_run.folder.with_name("absorbing"), STAGES)
     monkeypatch.setattr(sweep, "SEEDS", (0, 1))
     monkeypatch.setattr(study_module, "RECIPES", ("topk", "matryoshka"))
     monkeypatch.setattr(study_module, "DIRECTION_TOKENS", 2048)
-    study = study_module.study(small_run)
+    study = study_module.study(run)
     assert [(p["contender"], p["seed"]) for p in study["points"]] == [
         (name, seed) for name in ("topk", "matryoshka") for seed in (0, 1)
     ]
@@ -116,8 +121,8 @@ def test_the_study_compares_recipes_over_seeds_and_goes_on(small_run, monkeypatc
             point["rate"] - point["null"], abs=1e-6
         )
         assert len(point["examples"]) > 2 and point["examples"][0]["parent"]
-    assert study["about"]["pairs"] > 20
+    assert study["about"]["pairs"] > 5
     table = study_module.rows(study)
     assert [row["Recipe"] for row in table] == ["topk", "matryoshka"]
     monkeypatch.setattr(stages, "train", lambda *_: pytest.fail("trained again"))
-    assert study_module.study(small_run)["points"] == study["points"]
+    assert study_module.study(run)["points"] == study["points"]

@@ -43,7 +43,7 @@ class Half(NamedTuple):
 
 
 def find_pairs(
-    ids: tuple[Integer[Array, " n"], ...], labels: tuple[Bool[Array, "n parent"], ...]
+    ids: tuple[Integer[Array, " _"], ...], labels: tuple[Bool[Array, "_ parent"], ...]
 ) -> list[tuple[int, int]]:
     """(parent, child's token id) of all parents with at least two children, from both halves."""
     found = []
@@ -59,8 +59,8 @@ def find_pairs(
 
 
 def shuffled_labels(
-    ids: tuple[Integer[Array, " n"], ...], labels: tuple[Bool[Array, "n parent"], ...], seed: int
-) -> tuple[Bool[Array, "n parent"], ...]:
+    ids: tuple[Integer[Array, " _"], ...], labels: tuple[Bool[Array, "_ parent"], ...], seed: int
+) -> tuple[Bool[Array, "_ parent"], ...]:
     """In place of each parent a set of token types, drawn at random until it is as frequent."""
     rng, n_types = np.random.default_rng((seed, 14)), 1 + max(map(np.max, ids))
     counts, found = np.bincount(ids[0], minlength=n_types), []

@@ -99,12 +99,13 @@ BRICKEN_2023, WARD_2024 = RECIPES["bricken_2023"], RECIPES["ward_2024"]
 @contextmanager
 def also_known(recipes: Mapping[str, Recipe]) -> Iterator[None]:
     """Inside, settings may name these recipes as well."""
+    before = dict(RECIPES)
     RECIPES.update(recipes)
     try:
         yield
     finally:
-        for name in recipes:
-            del RECIPES[name]
+        RECIPES.clear()
+        RECIPES.update(before)
 
 
 def rate(step: int, n_steps: int, warmup: float, decay: float) -> float:
