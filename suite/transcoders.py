@@ -128,7 +128,7 @@ def figure(graph: LogitGraph, names: list[str], tokens: tuple[str, str]) -> go.F
     largest, fig = max(abs(value) for *_, value in edges), go.Figure()
     for (x0, y0), (x1, y1), value in edges:
         if abs(value) > 0.02 * largest:
-            line = {"color": PALETTE[value < 0], "width": 0.5 + 7 * abs(value) / largest}
+            line = {"color": PALETTE[int(value < 0)], "width": 0.5 + 7 * abs(value) / largest}
             look = {"mode": "lines", "line": line, "opacity": 0.5, "hoverinfo": "skip"}
             fig.add_scatter(x=[x0, x1], y=[y0, y1], showlegend=False, **look)
     labels = {at["token", s]: names[s] for s in sources}
