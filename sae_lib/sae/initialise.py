@@ -51,7 +51,7 @@ def initialise(
     """
     generator = torch.Generator().manual_seed(seed)
     if recipe.transcoder:
-        mean, skip = mean.chunk(2)[1], recipe.transcoder == "skip"
+        (centre, mean), skip = mean.chunk(2), recipe.transcoder == "skip"
         sae = Transcoder(len(mean), d_sae, recipe.architecture, recipe.k, skip)
     else:
         sae = SparseAutoencoder(len(mean), d_sae, recipe.architecture, recipe.k)
@@ -72,6 +72,8 @@ def initialise(
         sae.threshold.fill_(recipe.threshold_init)
     if recipe.tied:
         sae.W_enc_T.copy_(sae.W_dec)
+    if recipe.transcoder:  # features start on what differs from the mean input
+        sae.b_enc -= sae.W_enc_T @ centre
     return sae
 
 
