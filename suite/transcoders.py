@@ -21,6 +21,7 @@ from suite.runs import Run
 
 OWN = read_recipes(Path(__file__).with_suffix(".yaml"), RECIPES)
 TIMES = 2  # the run's own number of activations
+WINDOWS = 100  # a feature is dead when it is silent for such a share of them
 SMALL = 8  # notebook 08 trains on so much less than the run where there was no study
 PROMPTS = 200  # whose graphs are checked
 SHOWN = 8  # tokens and features of a figure
@@ -34,7 +35,7 @@ def study(run: Run) -> dict:
     """
     run.path("language_model")
     points = [_point(run, name, seed) for seed in sweep.SEEDS for name in OWN]
-    about = {"d_sae": run.settings.sae.d_sae, "prompts": PROMPTS, "edges": EDGES}
+    about = {"d_sae": _width(run), "prompts": PROMPTS, "edges": EDGES}
     about |= {"k": {name: recipe.k for name, recipe in OWN.items()}}
     about |= {"activations": TIMES * run.settings.sae.activations}
     run.save_results("study_transcoder", {"points": points, "about": sweep.about(run) | about})
@@ -44,7 +45,12 @@ def study(run: Run) -> dict:
 def _settings(run: Run, name: str, seed: int, activations: int) -> SAESettings:
     layer = stages.hook(run).layer
     values = {"seed": seed, "activations": activations, "hook_name": f"blocks.{layer}.{INPUT}"}
+    values |= {"d_sae": _width(run), "dead_window": max(1, activations // WINDOWS)}
     return sweep.changed(of_recipe(run.settings.sae, name), compare=(), widths=(), **values)
+
+
+def _width(run: Run) -> int:
+    return max(1, run.settings.sae.d_sae // 2)
 
 
 def _folder(run: Run, settings: SAESettings) -> Path:
