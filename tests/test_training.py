@@ -288,6 +288,7 @@ GROUND_TRUTH = {
     "april_2024": {"l1": 1.0},
     "topk": {"k": 2},
     "batchtopk": {"k": 2},
+    "matryoshka": {"k": 2},
     "jumprelu": {"l1": 1.0},
     "tied": {"l1": 2.0},
 }
@@ -305,6 +306,7 @@ def test_every_recipe_finds_the_true_directions(tmp_path, recipe):
     assert sae.architecture == {
         "topk": "topk",
         "batchtopk": "jumprelu",
+        "matryoshka": "jumprelu",
         "jumprelu": "jumprelu",
     }.get(recipe, "standard")
     f = sae.encode(hook.table[:2000])
@@ -443,7 +445,7 @@ def test_the_run_without_resampling_is_trained_only_where_it_differs(
 def test_impossible_numbers_of_active_features_are_refused():
     assert resolve(SAESettings(recipe="topk", k=7)).k == 7
     with pytest.raises(
-        SettingsError, match="sae.k: recipe bricken_2023 does not.*: topk, batchtopk$"
+        SettingsError, match="sae.k: recipe bricken_2023 does not.*: topk, batchtopk, matryoshka$"
     ):
         resolve(SAESettings(k=7))
     with pytest.raises(SettingsError, match="sae.k: 16 .*sae.d_sae=8"):
@@ -496,7 +498,7 @@ def test_the_checkpoint_before_a_loss_exploded_is_named_and_whole(tmp_path, monk
 def test_dense_steps_in_bfloat16_train_every_recipe(tmp_path, monkeypatch, recipe):
     """As a GPU makes them: no step takes the sparse path."""
     monkeypatch.setattr(sparse_step, "DENSE_ABOVE", 0.0)
-    own = {"k": 8} if "topk" in recipe else {"l1": 0.5 if recipe != "ward_2024" else None}
+    own = {"k": 8} if RECIPES[recipe].k else {"l1": 0.5 if recipe != "ward_2024" else None}
     _, sae, summary = fit(
         tmp_path,
         recipe=recipe,
