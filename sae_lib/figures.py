@@ -17,6 +17,7 @@ COLOURS = dict(
     ward_2024="#7a4b2b",
     tied=PALETTE[6],
     batchtopk=PALETTE[7],
+    matryoshka="#7fb03a",
     SAELens="#222222",
 )
 AXIS = dict(

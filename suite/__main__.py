@@ -52,6 +52,8 @@ STAGES = {
     "circuits": "circuits",
     "report": "",
 }
+STUDIES = ("recipes", "widths", "classical", "resampling", "deviations", "full_budget")
+STUDIES += ("transcoder", "absorption")
 
 
 @app.command()
@@ -116,7 +118,7 @@ def sweep(profile: Profile = "laptop", set_: Set = None, run_dir: RunDir = "") -
 
 @app.command()
 def study(
-    which: Literal["recipes", "widths", "classical", "resampling", "deviations", "full_budget"],
+    which: Literal[*STUDIES],
     profile: Profile = "laptop",
     set_: Set = None,
     run_dir: RunDir = "",
@@ -124,12 +126,14 @@ def study(
 ) -> None:
     """Many autoencoders on one language model, over seeds: the recipes or the widths at the same
     L0, the classical recipe's settings, resampling from two starts, the original's deviations one
-    at a time; or the original once at its full budget.
+    at a time; the original once at its full budget; a transcoder in place of the MLP; or how far
+    recipes absorb features.
     """
     opened = _open(profile, run_dir, set_)
-    from suite import deviations, studies, study_figures
+    from suite import absorption, deviations, studies, study_figures, transcoders
 
     make = {"deviations": deviations.study, "full_budget": deviations.full_budget}
+    make |= {"transcoder": transcoders.study, "absorption": absorption.study}
     make[which](opened) if which in make else studies.study(opened, which)
     typer.echo(f"study: {opened.results_folder / f'study_{which}.json'}")
     if publish:

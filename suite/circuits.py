@@ -31,14 +31,13 @@ def summary(tables: dict[str, pd.DataFrame], vocabulary: Vocabulary, seed: int) 
     """What the tables of `sae_lib.features.circuits.study` say, its cards `ranked`."""
     cards = tables["cards"].dropna(subset="rank")
     drawn = cards.sample(min(CARDS, len(cards)), random_state=seed % 2**32).sort_values("rank")
-    ablation = tables["ablation"]
     return {
         "firings": _firings(tables["paths"]),
         "kinds": _kinds(tables["kinds"]),
         "replaced": _replaced(tables["replaced"]),
         "weights": _weights(tables["weights"], seed),
-        "ablation": {name: _middle(ablation[name], seed) for name in ("spearman", "shuffled")}
-        | {"n": len(ablation)},
+        "ablation": _measured(tables["effects"], "ablated", seed),
+        "clamping": _measured(tables["effects"], "clamped", seed),
         "explained_at": EXPLAINED,
         "ranked": len(cards),
         "cards": {
@@ -81,6 +80,12 @@ def _replaced(replaced: pd.DataFrame) -> dict[str, Any]:
         "change": change.median().to_dict(),
         "ends": (change <= -1).mean().to_dict(),
     }
+
+
+def _measured(effects: pd.DataFrame, how: str, seed: int) -> dict[str, Any]:
+    """How direct effects agree with measured ones, and those of another feature."""
+    agreed, shuffled = (_middle(effects[how + ending], seed) for ending in ("", "_shuffled"))
+    return {"n": len(effects), "spearman": agreed, "shuffled": shuffled}
 
 
 def _middle(values: pd.Series, seed: int) -> dict[str, Any]:

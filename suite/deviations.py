@@ -1,7 +1,5 @@
 """Notebook 07: the original against the method it reproduces, one deviation at a time."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +9,7 @@ from jaxtyping import Float
 from sae_lib.features.firing import Firing, firing, spread_rows
 from sae_lib.model.activations import HookPoint, harvest
 from sae_lib.sae.autoencoder import SparseAutoencoder
-from sae_lib.sae.recipes import RECIPES, of_recipe, read_recipes
+from sae_lib.sae.recipes import RECIPES, also_known, of_recipe, read_recipes
 from sae_lib.sae.resampling import silent_on
 from sae_lib.settings import SAESettings
 from suite import stages, sweep
@@ -27,22 +25,11 @@ CURVE = 200  # points of a curve that are kept
 KEPT, SHOWN = 511, 20  # firings of a feature that the original kept, and examples that are shown
 
 
-@contextmanager
-def known_recipes() -> Iterator[None]:
-    """Inside, settings may name the recipes of `deviations.yaml`."""
-    RECIPES.update(OWN)
-    try:
-        yield
-    finally:
-        for name in OWN:
-            del RECIPES[name]
-
-
 def study(run: Run) -> dict:
     """Make `results/study_deviations.json`: both bases at L0 16 and the rate that is best for them,
     and each with one thing changed, with three seeds; what is measured is kept on the way.
     """
-    with known_recipes():
+    with also_known(OWN):
         return sweep.save_study(run, "deviations", Deviations(run).study())
 
 

@@ -15,7 +15,7 @@ from sae_lib.features.circuits import against_text, cards
 from sae_lib.features.firing import Rows, firing_tables, spread_rows
 from sae_lib.files import read_record
 from sae_lib.model.activations import harvest
-from sae_lib.sae.dictionaries import random_directions, thresholded
+from sae_lib.sae.directions import random_directions, thresholded
 from sae_lib.text.tokenizer import token_ids
 from suite import stages
 from suite.browser import close_reading

@@ -23,10 +23,10 @@ from sae_lib.files import digest
 from sae_lib.interpretability import probing, scoring
 from sae_lib.model import language_model
 from sae_lib.model.activations import HookPoint, harvest
-from sae_lib.sae import dictionaries
+from sae_lib.sae import directions
 from sae_lib.sae.autoencoder import SparseAutoencoder
+from sae_lib.sae.initialise import SOFT_FROZEN
 from sae_lib.sae.recipes import of_recipe
-from sae_lib.sae.training import SOFT_FROZEN
 from sae_lib.settings import SAESettings
 from suite import stages
 from suite.runs import Run
@@ -135,12 +135,12 @@ class Sanity:
         hook = self.hook(model, seed)
         if name in DIRECTIONS:
             x = self.sample(hook)
-            directions = (
-                dictionaries.coordinate_directions(x.shape[1], x.device),
-                dictionaries.principal_directions(x),
-                dictionaries.random_directions(x, settings.d_sae, seed),
+            along = (
+                directions.coordinate_directions(x.shape[1], x.device),
+                directions.principal_directions(x),
+                directions.random_directions(x, settings.d_sae, seed),
             )[DIRECTIONS.index(name)]
-            return dictionaries.keep_largest(directions, settings.k, x)
+            return directions.keep_largest(along, settings.k, x)
         folder = self.run.folder / "sanity" / f"{name.replace(' ', '_')}-{settings.k}-{seed}"
         stages.make_other_autoencoder(self.run, hook, settings, folder, model)
         return SparseAutoencoder.load(folder, hook.device)

@@ -452,7 +452,8 @@ def summarise_clusters(run: Run, name: str = "") -> dict:
 
 
 def circuits_fingerprint(run: Run, name: str = "") -> Made:
-    return clusters_fingerprint(run, name) | section(run, "evaluation")
+    made_from = clusters_fingerprint(run, name) | section(run, "evaluation")
+    return made_from | {"measured": ["ablated", "clamped"]}
 
 
 def make_circuits(run: Run, name: str, out: Path) -> None:

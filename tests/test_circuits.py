@@ -243,15 +243,17 @@ def test_where_nothing_but_the_token_matters_the_weights_predict_the_activation(
     assert np.allclose(predicted[ROWS], direct, atol=1e-3)
 
 
-def test_small_ablations_do_what_the_direct_effects_say():
+def test_small_ablations_and_clamps_do_what_the_direct_effects_say():
     hook, sae = HookPoint(gpt2(1), "blocks.0.mlp.hook_post"), random_sae(32)
     sae.W_dec *= 1e-3
     table = firing.firing_tables(hook, {"": sae}, ROWS)[""]
     places = attribution.draw_places(table, 12, 0, 4, range(20))
-    for some in (places, places.drop_duplicates("feature")):
-        found = circuits.ablation_agreement(hook, sae, ROWS, some, 0)
+    for some, several in ((places, True), (places.drop_duplicates("feature"), False)):
+        found = circuits.measured_agreement(hook, sae, ROWS, some, 0)
         assert found["feature"].tolist() == sorted(set(places["feature"]))
-        assert found["spearman"].median() > 0.8 and abs(found["shuffled"].median()) < 0.3
+        assert found["ablated"].median() > 0.8 and abs(found["ablated_shuffled"].median()) < 0.3
+        if several:  # of one place, the largest value is the one that is there
+            assert found["clamped"].median() > 0.8 and abs(found["clamped_shuffled"].median()) < 0.3
 
 
 @pytest.fixture(scope="module")

@@ -10,16 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sae_lib.features.firing import firing
 from sae_lib.model.activations import ActivationTable
 from sae_lib.sae.autoencoder import SparseAutoencoder
-from sae_lib.sae.dictionaries import (
-    Directions,
-    Neurons,
-    Selected,
-    activations_of,
-    active,
-    coordinate_directions,
-    principal_directions,
-    random_directions,
-)
+from sae_lib.sae.dictionaries import Directions, Neurons, Selected, activations_of, active
+from sae_lib.sae.directions import coordinate_directions, principal_directions, random_directions
 
 
 @pytest.fixture

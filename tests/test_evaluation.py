@@ -11,7 +11,8 @@ import torch
 
 from sae_lib.features import baselines, evaluation
 from sae_lib.features.agreement import matched_correlation, mmcs
-from sae_lib.sae.dictionaries import Directions, Neurons, active, keep_largest, reconstruction
+from sae_lib.sae.dictionaries import Directions, Neurons, active, reconstruction
+from sae_lib.sae.directions import keep_largest
 from suite import stages
 from tests.test_sparse_step import random_sae
 from tests.test_training import ROWS, SyntheticHook

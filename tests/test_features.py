@@ -15,7 +15,8 @@ from sae_lib.features import statistics as feature_statistics
 from sae_lib.features.statistics import TopExamples, random_keys
 from sae_lib.model import activations
 from sae_lib.sae.autoencoder import SparseAutoencoder
-from sae_lib.sae.dictionaries import Neurons, activations_of, random_directions
+from sae_lib.sae.dictionaries import Neurons, activations_of
+from sae_lib.sae.directions import random_directions
 from sae_lib.settings import FeatureSettings
 from suite import stages
 from tests.test_training import SyntheticHook

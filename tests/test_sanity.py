@@ -12,7 +12,8 @@ from sae_lib.errors import SettingsError
 from sae_lib.interpretability import probing
 from sae_lib.interpretability.token_attributes import NONE, Attribute
 from sae_lib.sae.autoencoder import SparseAutoencoder
-from sae_lib.sae.dictionaries import Directions, keep_largest, principal_directions, thresholded
+from sae_lib.sae.dictionaries import Directions
+from sae_lib.sae.directions import keep_largest, principal_directions, thresholded
 from suite import __main__, sanity, sanity_views, stages
 from suite.runs import Run
 from suite.stages import STAGES

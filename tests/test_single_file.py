@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from sae_lib.errors import SettingsError
 from sae_lib.features import clamping
+from sae_lib.features.attribution import Block
 from sae_lib.features.clamping import Clamp, ClampTarget
 from sae_lib.formats import decimal
 from sae_lib.model import language_model
@@ -696,6 +697,55 @@ def test_the_page_computes_what_torch_computes(opened, small_run, inside):
         assert (clamped - logits).abs().max() > 1e-3
 
 
+def test_the_page_says_why_a_feature_fires_as_the_library_does(opened, small_run, inside):
+    model, sae = inside
+    ids = ids_of(small_run, small_run.settings.lm.context)
+    block = Block(HookPoint(model, small_run.settings.sae.hook_name), sae)
+    held = block.forward(np.array([ids]))
+    firing = sae.encode(held.x[0]).nonzero()
+    places = firing[torch.randperm(len(firing), generator=torch.Generator().manual_seed(0))[:8]]
+    for position, feature in [*places.tolist(), [0, 3], [len(ids) - 1, 3]]:
+        split = block.split(held, *torch.tensor([[0], [position], [feature]]))
+        given_ = {"ids": ids, "feature": feature, "position": position}
+        there = worker(opened).evaluate("g => engine.model.why(g)", given_)
+        parts = split.sources[0].sum(0).T[: position + 1]
+        scale = parts.abs().sum().item() + split.own.abs().sum().item()
+        near = {"atol": 1e-4 * scale, "rtol": 0}
+        np.testing.assert_allclose(there["total"], split.total.item(), **near)
+        np.testing.assert_allclose(there["own"], split.own[0].numpy(), **near)
+        np.testing.assert_allclose(there["sources"], parts.numpy(), **near)
+    seconds = worker(opened).evaluate(
+        "g => { const t = performance.now(); for (let i = 0; i < 5; i++) engine.model.why(g);"
+        " return (performance.now() - t) / 5000; }",
+        {"ids": ids, "feature": feature, "position": len(ids) - 1},
+    )
+    assert seconds < 0.5  # 0.05 in a laptop run's page where nothing else computes
+
+
+def test_why_here_is_shown_under_examples_and_own_text(tab, written, small_run):
+    number = int(open_table(small_run).alive(200)[0])
+    open_page(tab, written, f"#feature={number}")
+    tab.locator("#page .examples .value button").first.click()
+    tab.wait_for_selector(".expanded .why table")
+    rows = tab.locator(".expanded .why tbody tr").all_inner_texts()
+    assert rows[0].startswith("own token") and rows[-1].startswith("biases")
+    values = [
+        float(re.search(r"[+-][\d.\u2009]+", row.split("\t")[1])[0].replace("\u2009", ""))
+        for row in rows
+    ]
+    total = tab.locator(".expanded .why h4").inner_text().split(" is at ")[1].split(" ")[0]
+    assert sum(values) == pytest.approx(float(total), abs=0.02 * sum(map(abs, values)))
+    assert "head " in tab.locator(".expanded .why tbody").inner_text()
+    tab.locator(".expanded .live bdi").first.click()
+    tab.wait_for_function(
+        "() => sae.app.$('page').querySelectorAll('.expanded .why tbody tr').length === 4"
+    )  # the first token: itself, its position, one source and the biases
+    open_page(tab, written, f"#feature={number}&view=try&text=def main")
+    tab.wait_for_selector("#tried .strip")
+    tab.locator("#tried .live bdi").first.click()
+    tab.wait_for_selector("#tried .why table")
+
+
 def test_the_whole_row_of_an_example_is_shown(tab, written, small_run, inside):
     model, sae = inside
     table, hook = open_table(small_run), HookPoint(model, small_run.settings.sae.hook_name)
@@ -940,6 +990,10 @@ def test_both_sources_give_the_same_answers(opened, small_run):
     assert [len(side["ids"]) for side in there["sides"]] == [here["prompt"] + 4] * 2
     top = [{t: after for t, _, after in answer["next"]} for answer in (here, there)]
     assert all(top[0][t] == pytest.approx(top[1][t], abs=0.02) for t in top[0].keys() & top[1])
+    given_ = {"ids": here["sides"][0]["ids"], "feature": feature, "position": 2}
+    here, there = model.why(**given_), ask(opened, "why", given_)
+    assert here.keys() == there.keys() and len(here["sources"]) == len(there["sources"]) == 3
+    assert here["total"] == pytest.approx(there["total"], abs=0.05)
     given_ = {"row": 3, "feature": feature, "ablate": True}
     here, there = model.context(**given_), ask(opened, "context", given_)
     assert here["ids"] == there["ids"]

@@ -14,7 +14,7 @@ from sae_lib.features import evaluation
 from sae_lib.model.activations import ActivationTable
 from sae_lib.sae import training
 from sae_lib.sae.engine import sparse_step
-from sae_lib.sae.initialise import initialise
+from sae_lib.sae.initialise import SOFT_FROZEN, initialise
 from sae_lib.sae.recipes import (
     BRICKEN_2023,
     RECIPES,
@@ -116,7 +116,7 @@ def test_what_is_frozen_stays_random(tmp_path, frozen, kept, recipe):
     for name, found in cosine.items():
         assert found > 1 - 1e-5 if name == kept else found < 0.9
     if frozen == "soft_decoder":
-        assert cosine["W_dec"] == pytest.approx(training.SOFT_FROZEN, abs=1e-3)
+        assert cosine["W_dec"] == pytest.approx(SOFT_FROZEN, abs=1e-3)
 
 
 def test_rates():
@@ -283,6 +283,7 @@ GROUND_TRUTH = {
     "april_2024": {"l1": 1.0},
     "topk": {"k": 2},
     "batchtopk": {"k": 2},
+    "matryoshka": {"k": 2},
     "jumprelu": {"l1": 1.0},
     "tied": {"l1": 2.0},
 }
@@ -300,6 +301,7 @@ def test_every_recipe_finds_the_true_directions(tmp_path, recipe):
     assert sae.architecture == {
         "topk": "topk",
         "batchtopk": "jumprelu",
+        "matryoshka": "jumprelu",
         "jumprelu": "jumprelu",
     }.get(recipe, "standard")
     f = sae.encode(hook.table[:2000])
@@ -410,7 +412,7 @@ def test_resampling_that_finds_nothing_dead_changes_nothing(tmp_path):
 def test_impossible_numbers_of_active_features_are_refused():
     assert resolve(SAESettings(recipe="topk", k=7)).k == 7
     with pytest.raises(
-        SettingsError, match="sae.k: recipe bricken_2023 does not.*: topk, batchtopk$"
+        SettingsError, match="sae.k: recipe bricken_2023 does not.*: topk, batchtopk, matryoshka$"
     ):
         resolve(SAESettings(k=7))
     with pytest.raises(SettingsError, match="sae.k: 16 .*sae.d_sae=8"):
@@ -463,7 +465,7 @@ def test_the_checkpoint_before_a_loss_exploded_is_named_and_whole(tmp_path, monk
 def test_dense_steps_in_bfloat16_train_every_recipe(tmp_path, monkeypatch, recipe):
     """As a GPU makes them: no step takes the sparse path."""
     monkeypatch.setattr(sparse_step, "DENSE_ABOVE", 0.0)
-    own = {"k": 8} if "topk" in recipe else {"l1": 0.5 if recipe != "ward_2024" else None}
+    own = {"k": 8} if RECIPES[recipe].k else {"l1": 0.5 if recipe != "ward_2024" else None}
     _, sae, summary = fit(
         tmp_path,
         recipe=recipe,

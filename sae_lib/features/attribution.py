@@ -15,14 +15,15 @@ it is the first, which in deeper layers is what the layers below have left at a 
     v_k[s, head] = (N₁ r_k[s]) W_V[head]
     biases = b_enc − b_dec·w + (gate ⊙ w)·b_in + β₂·(W_in (gate ⊙ w)) + (b_O + (b_V + β₁ W_V) W_O)·e
 
-N r = weight ⊙ r / scale, of r minus its mean in a LayerNorm, and β is a norm's bias.
+N r = weight ⊙ r / scale, of r minus its mean in a LayerNorm, and β is a norm's bias. A transcoder
+reads the MLP's input itself: its e is N₂ᵀ w, and no gate is held.
 
 The biases mostly act as a threshold that the other parts, the *push*, have to overcome. So a
 part's **share** is what it adds divided by the push: z − biases. Shares add up to 1; a part that
 holds back has a negative one. Where the push is not above zero there are no shares (NaN).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -38,6 +39,7 @@ from sae_lib.device import upload
 from sae_lib.errors import ModelError
 from sae_lib.model.activations import HookPoint
 from sae_lib.sae.autoencoder import SparseAutoencoder
+from sae_lib.sae.transcoder import Transcoder
 
 # The modules of a block by what they do here: norm, attention, its values and output, norm, and
 # what the MLP's gates multiply.
@@ -80,14 +82,18 @@ def draw_places(
 
 @dataclass(frozen=True)
 class Held:
-    """What a forward pass holds fixed and carries, for some rows of text."""
+    """What a forward pass holds fixed and carries, for some rows of text. A source is a position,
+    or BOS where the model is given one before every row.
+    """
 
     streams: Float[Tensor, "2 row position d_model"]  # they add up to the block's input
-    values: Float[Tensor, "2 row position head d_head"]  # v above, of each stream
+    values: Float[Tensor, "2 row source head d_head"]  # v above, of each stream
     pattern: Float[Tensor, "row head query source"]
     scale: Float[Tensor, "row position 1"]  # 1 / what the norm before the MLP divides by
     gate: Float[Tensor, "row position d_mlp"]
-    x: Float[Tensor, "row position d_mlp"]  # the hook's activations
+    x: Float[Tensor, "row position d_in"]  # what the autoencoder encodes
+    mid: Float[Tensor, "row position d_model"]  # the residual stream before the MLP
+    last: Float[Tensor, "row position d_model"]  # and what the model's final norm is given
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ class Split:
     own: Float[Tensor, "n stream"]
     sources: Float[Tensor, "n stream head source"]
     biases: Float[Tensor, " n"]
-    neurons: Float[Tensor, "n d_mlp"]
+    neurons: Float[Tensor, "n d_in"]
 
     @property
     def push(self) -> Float[Tensor, " n"]:
@@ -115,8 +121,8 @@ class Split:
 
 
 class Block:
-    """The block whose MLP an autoencoder reads. `ModelError` where its hook is not an MLP's
-    hook_post.
+    """The block whose MLP an autoencoder reads, or whose MLP a transcoder stands for. `ModelError`
+    where its hook is not an MLP's hook_post.
     """
 
     def __init__(self, hook: HookPoint, sae: SparseAutoencoder):
@@ -134,6 +140,10 @@ class Block:
         exact = deepcopy(self.module).float().requires_grad_(False)
         modules = map(exact.get_submodule, self.names)
         self.norm1, _, self.to_values, self.output, self.norm2, self.inner = modules
+        self.is_transcoder = isinstance(sae, Transcoder)
+        final_norm = base.ln_f if family == "gpt2" else base.norm
+        self.watched = [*map(self.module.get_submodule, self.names), hook.module, final_norm]
+        self.final_norm = deepcopy(final_norm).float().requires_grad_(False)
         self.value_bias = self._values(torch.zeros_like(self.norm1.weight), 1.0)
         self.attention_bias = self.output(self.value_bias.flatten())  # of any pattern
 
@@ -141,25 +151,30 @@ class Block:
     def forward(self, rows: Rows) -> Held:
         """One pass, with the attention computed so that its pattern can be seen."""
         tokens = upload(rows.astype(np.int64), self.hook.device)
-        watched = [self.module.get_submodule(name) for name in self.names]
-        with _watched([*watched, self.hook.module]) as seen, _eager(self.hook.model):
-            self.hook.model.base_model(input_ids=tokens, use_cache=False)
-        (r, _), (_, (_, pattern)), _, _, (mid, _), (_, inner), (x, _) = seen.values()
-        r, x, inner, positions = r.float(), x.float(), inner.float(), torch.zeros_like(r).float()
+        with _watched(self.watched) as seen, _eager(self.hook.model):
+            self.hook.hidden(tokens)
+        (r, _), (_, (_, pattern)), _, _, (mid, normed), (_, inner), (x, _), (last, _) = (
+            seen.values()
+        )
+        r, x, inner, mid, last = (part.float() for part in (r, x, inner, mid, last))
+        positions = torch.zeros_like(r)
         if self.wpe is not None:
-            positions += self.wpe[: tokens.shape[1]]
-        scale = _scale(self.norm1, r)
+            positions += self.wpe[: r.shape[1]]
+        scale = norm_scale(self.norm1, r)
         streams = torch.stack([r - positions, positions])
         values = self._values(streams, scale) - self.value_bias
         gate = torch.where(inner == 0, 0.0, x / inner)
-        return Held(streams, values, pattern.float(), _scale(self.norm2, mid.float()), gate, x)
+        x = normed.float() if self.is_transcoder else x
+        first = self.hook.n_before
+        own = (part[:, first:] for part in (norm_scale(self.norm2, mid), gate, x, mid, last))
+        return Held(streams[:, :, first:], values, pattern[:, :, first:].float(), *own)
 
     def _values(self, r: Tensor, scale: Tensor | float) -> Float[Tensor, "*n head d_head"]:
         """Of every head; GPT-2's projection makes queries and keys before them, and with grouped
         queries several heads read the same.
         """
         d_head = self.module.get_submodule(self.names[1]).head_dim
-        values = self.to_values(_held(self.norm1, r, scale))[..., -self.n_heads * d_head :]
+        values = self.to_values(held_norm(self.norm1, r, scale))[..., -self.n_heads * d_head :]
         values = values.unflatten(-1, (-1, d_head))
         return values.repeat_interleave(self.n_heads // values.shape[-2], dim=-2)
 
@@ -172,44 +187,68 @@ class Block:
         feature: Int[Tensor, " n"],
     ) -> Split:
         """The parts of the pre-activation of a feature at each place, a row of `held` and a
-        position in it. The map behind the residual stream, and that behind the heads, are affine:
-        their values at 0 are biases, their gradients what a unit adds.
+        position in it.
         """
-        x, w, b_dec = held.x[row, position], self.sae.W_enc_T[feature], self.sae.b_dec
-        mid = torch.zeros_like(held.streams[0, row, position], requires_grad=True)
-        heads = torch.zeros(len(row), *held.values.shape[-2:], device=x.device, requires_grad=True)
+        x, w = held.x[row, position], self.sae.W_enc_T[feature]
+        b_enc, gate = self.sae.b_enc[feature], held.gate[row, position]
+
+        def pre_activation(mid: Tensor) -> Tensor:
+            read = held_norm(self.norm2, mid, held.scale[row, position])
+            read = read if self.is_transcoder else gate * self.inner(read)
+            return (self.sae.encoded_part(read) * w).sum(1) + b_enc
+
+        own, sources, biases = self.parts(held, row, position, pre_activation)
+        total = (self.sae.encoded_part(x) * w).sum(1) + b_enc
+        return Split(total, own, sources, biases, x * w)
+
+    @torch.no_grad()
+    def parts(
+        self,
+        held: Held,
+        row: Int[Tensor, " n"],
+        position: Int[Tensor, " n"],
+        affine: Callable[[Tensor], Tensor],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(own, sources, biases) as in a `Split`, of a number that is an `affine` function of the
+        residual stream before the MLP at each place. That map, and the one behind the heads, have
+        biases as their values at 0, and as gradients what a unit adds. What BOS brings counts
+        with the biases.
+        """
+        mid = torch.zeros_like(held.mid[row, position], requires_grad=True)
+        heads = mid.new_zeros(len(row), *held.values.shape[-2:]).requires_grad_()
         with torch.enable_grad():
-            normed = _held(
-                self.norm2, mid + self.output(heads.flatten(1)), held.scale[row, position]
-            )
-            z = ((held.gate[row, position] * self.inner(normed) - b_dec) * w).sum(1)
+            z = affine(mid + self.output(heads.flatten(1)))
             effect, through = torch.autograd.grad(z.sum(), (mid, heads))
         own = torch.einsum("knd,nd->nk", held.streams[:, row, position], effect)
-        sources = own.new_empty(*own.shape, *held.pattern.shape[1:3])
+        sources = own.new_empty(*own.shape, *held.pattern.shape[1::2])
         for of in row.unique():
             n = row == of
             carried = torch.einsum("kshd,nhd->nkhs", held.values[:, of], through[n])
             sources[n] = carried * held.pattern[of, :, position[n]].transpose(0, 1)[:, None]
-        b_enc = self.sae.b_enc[feature]
-        biases = z.detach() + b_enc + (self.value_bias * through).sum((1, 2))
-        total = ((x - b_dec) * w).sum(1) + b_enc
-        return Split(total, own, sources, biases, x * w)
+        biases = z.detach() + (self.value_bias * through).sum((1, 2))
+        bos, sources = sources.tensor_split([self.hook.n_before], dim=3)
+        return own, sources, biases + bos.sum((1, 2, 3))
 
 
-def _held(norm: nn.Module, r: Tensor, scale: Tensor | float) -> Tensor:
+def held_norm(norm: nn.Module, r: Tensor, scale: Tensor | float) -> Tensor:
     """A LayerNorm or RMSNorm that divides by what it is told."""
     bias = getattr(norm, "bias", None)
-    normed = _centred(norm, r) * scale * norm.weight
+    normed = centred(norm, r) * scale * norm.weight
     return normed if bias is None else normed + bias
 
 
-def _centred(norm: nn.Module, r: Tensor) -> Tensor:
+def norm_gradient(norm: nn.Module, wanted: Tensor, scale: Tensor) -> Tensor:
+    """What a unit of its input adds to the norm's output along `wanted`."""
+    return centred(norm, norm.weight * wanted) * scale
+
+
+def centred(norm: nn.Module, r: Tensor) -> Tensor:
     return r - r.mean(-1, keepdim=True) if isinstance(norm, nn.LayerNorm) else r
 
 
-def _scale(norm: nn.Module, r: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n 1"]:
+def norm_scale(norm: nn.Module, r: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n 1"]:
     eps = norm.eps if isinstance(norm, nn.LayerNorm) else norm.variance_epsilon
-    return (_centred(norm, r).pow(2).mean(-1, keepdim=True) + eps).rsqrt()
+    return (centred(norm, r).pow(2).mean(-1, keepdim=True) + eps).rsqrt()
 
 
 @contextmanager

@@ -10,12 +10,8 @@ from jaxtyping import Float
 
 from sae_lib.features.firing import Dictionaries, Rows, spread_rows
 from sae_lib.model.activations import HookPoint, Source, harvest, harvest_text
-from sae_lib.sae.dictionaries import (
-    Directions,
-    keep_largest,
-    principal_directions,
-    random_directions,
-)
+from sae_lib.sae.dictionaries import Directions
+from sae_lib.sae.directions import keep_largest, principal_directions, random_directions
 
 FIT_VALUES = 1 << 25  # activations × d_in that principal components are fitted on, or 4 d_in
 SCALED_ON = 8192  # activations

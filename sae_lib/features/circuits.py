@@ -30,12 +30,8 @@ from sae_lib.features.weights import direct_logits
 from sae_lib.model.activations import HookPoint, harvest
 from sae_lib.progress import tqdm
 from sae_lib.sae.autoencoder import SparseAutoencoder
-from sae_lib.sae.dictionaries import (
-    activations_of,
-    coordinate_directions,
-    random_directions,
-    thresholded,
-)
+from sae_lib.sae.dictionaries import activations_of
+from sae_lib.sae.directions import coordinate_directions, random_directions, thresholded
 
 RAISED, NAMED = 10, 3  # tokens of a card: those whose logits rise most, those it fires on most
 TABLE = 1 << 26  # values of a table [vocab, unit]: with a large vocabulary fewer features are drawn
@@ -168,42 +164,48 @@ def cards(compared: Compared, raised: int = RAISED) -> pd.DataFrame:
 
 
 @torch.no_grad()
-def ablation_agreement(
+def measured_agreement(
     hook: HookPoint, sae: SparseAutoencoder, rows: Rows, places: Places, seed: int
 ) -> pd.DataFrame:
     """A row per feature of `places`: Spearman's correlation, over the vocabulary, of what it adds
-    to the logits by itself with by how much they fall, the mean over its places, when the model
-    runs without f · W_dec there; and, `shuffled`, the same for what another feature adds.
+    to the logits by itself with what it is measured to do there, the mean over its places: by how
+    much they fall without f · W_dec (`ablated`), and by how much they rise when f is held at its
+    largest value there (`clamped`); and, `_shuffled`, the same for what another feature adds.
     """
-    head, measured = hook.model.get_output_embeddings(), []
-    for feature, of in tqdm(places.groupby("feature"), desc="ablation"):
+    head = hook.model.get_output_embeddings()
+    measured = {"ablated": [], "clamped": []}
+    for feature, of in tqdm(places.groupby("feature"), desc="ablation and clamping"):
         _, position, _ = place_numbers(of)
         ids, n = upload(rows[of["row"]].astype(np.int64), hook.device), torch.arange(len(of))
 
         def logits(ids=ids, at=(n, position)) -> Tensor:
-            hidden = hook.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-            return head(hidden[at]).float()
+            return head(hook.hidden(ids)[at]).float()
 
-        def without(x: Tensor, feature=feature) -> Tensor:
+        def held_at(value: float, x: Tensor, feature=feature) -> Tensor:
             f = activations_of(sae, x.float().flatten(0, 1), [feature])
-            return x - (f @ sae.W_dec[[feature]]).to(x.dtype).view_as(x)
+            return x + ((value - f) @ sae.W_dec[[feature]]).to(x.dtype).view_as(x)
 
-        with hook.replaced(without):
-            ablated = logits()
-        measured.append((logits() - ablated).mean(0).cpu().numpy())
-    features, measured = np.unique(places["feature"]), np.stack(measured, axis=1)
-    direct = predicted_next(hook, sae.W_dec[torch.from_numpy(features)])
-    shuffled = spearman(direct[:, others(len(features), seed)], measured)
-    agreed = {"spearman": spearman(direct, measured), "shuffled": shuffled}
-    return pd.DataFrame({"feature": features} | agreed)
+        there = activations_of(sae, hook.activations(ids)[n, position].float(), [feature])
+        for how, value in (("ablated", 0.0), ("clamped", there.max().item())):
+            with hook.replaced(partial(held_at, value)):
+                changed = logits()
+            sign = 1 if value else -1
+            measured[how].append(sign * (changed - logits()).mean(0).cpu().numpy())
+    features = np.unique(places["feature"])
+    direct, found = predicted_next(hook, sae.W_dec[torch.from_numpy(features)]), {}
+    for how, effects in measured.items():
+        effects = np.stack(effects, axis=1)
+        found[how] = spearman(direct, effects)
+        found[f"{how}_shuffled"] = spearman(direct[:, others(len(features), seed)], effects)
+    return pd.DataFrame({"feature": features} | found)
 
 
 def study(
     hook: HookPoint, sae: SparseAutoencoder, rows: Rows, seed: int
 ) -> dict[str, pd.DataFrame]:
     """All that notebook 08 asks of an autoencoder, as tables: `paths` of random firings, `kinds` of
-    features, `replaced` sources, `cards`, `ablation`, and `weights`: of features, and of neurons
-    and random directions as dense as these. `ModelError` where no feature fires.
+    features, `replaced` sources, `cards`, measured `effects`, and `weights`: of features, and of
+    neurons and random directions as dense as these. `ModelError` where no feature fires.
     """
     block, rng, length = Block(hook, sae), np.random.default_rng((seed, 12)), rows.shape[1]
     table = firing_tables(hook, {"": sae}, rows)[""]
@@ -237,5 +239,5 @@ def study(
         "replaced": replaced_sources(block, rows, draw(REPLACED), seed),
         "weights": pd.concat(weights, ignore_index=True),
         "cards": cards(against_text(block, table, rows, units)).assign(feature=units),
-        "ablation": ablation_agreement(hook, sae, rows, some, seed),
+        "effects": measured_agreement(hook, sae, rows, some, seed),
     }

@@ -27,7 +27,8 @@ from sae_lib.formats import number, percent
 from sae_lib.model.activations import HookPoint
 from sae_lib.model.generation import continuation
 from sae_lib.progress import tqdm
-from sae_lib.sae.dictionaries import Dictionary, Selected, activations_of, random_directions
+from sae_lib.sae.dictionaries import Dictionary, Selected, activations_of
+from sae_lib.sae.directions import random_directions
 from sae_lib.text.display import Vocabulary
 from sae_lib.text.tokenizer import token_ids
 

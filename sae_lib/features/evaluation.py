@@ -23,7 +23,7 @@ from sae_lib.features.firing import (
     spread_rows,
 )
 from sae_lib.features.statistics import interval
-from sae_lib.model.activations import HookPoint, Source
+from sae_lib.model.activations import ActsByRow, HookPoint, Source
 from sae_lib.progress import tqdm
 from sae_lib.sae.dictionaries import Dictionary, reconstruction
 from sae_lib.settings import EvaluationSettings
@@ -46,13 +46,15 @@ def firing(
     error, total, squares, n = dict.fromkeys(dictionaries, 0.0), 0.0, 0.0, 0
     for batch in batches(hook, dictionaries, rows, "firing"):
         counted = slice(None) if batch.kept is None else batch.kept
-        x = batch.x[counted]
+        x = batch.x
         for name, dictionary in dictionaries.items():
             pairs = batch.pairs[name]
             counts[name] += torch.bincount(pairs.column, minlength=dictionary.d_sae).cpu()
             l0[name].append(torch.bincount(pairs.row, minlength=len(batch.x))[counted].cpu())
-            difference = (batch.x - reconstruction(dictionary, batch.x, pairs))[counted]
-            error[name] += difference.pow(2).sum().item()
+            made = reconstruction(dictionary, batch.x, pairs)
+            x = batch.x[:, -made.shape[1] :]  # of a transcoder's pair the output
+            error[name] += (x - made)[counted].pow(2).sum().item()
+        x = x[counted]
         n += len(x)
         total = total + x.sum(0, dtype=torch.float64)
         squares += x.double().pow(2).sum().item()
@@ -94,7 +96,7 @@ def loss_recovered(
     changes = {
         "ce_clean": lambda x: None,
         "ce_zero": torch.zeros_like,
-        "ce_mean": lambda x: mean.to(x.dtype).expand_as(x),
+        "ce_mean": lambda x: mean.to(x.dtype).expand(*x.shape[:-1], -1),
     }
     changes |= {("ce", name): partial(_spliced, d) for name, d in dictionaries.items()}
     if documents is None:
@@ -165,10 +167,14 @@ def _on_text(hook: HookPoint, rows: Rows, change: Callable, x: Tensor) -> Tensor
     return torch.where(hook.left_out.kept(rows, x)[..., None], changed, x)
 
 
-def _spliced(dictionary: Dictionary, x: Float[Tensor, "row position d_in"]) -> Tensor:
+def _spliced(dictionary: Dictionary, x: ActsByRow) -> Float[Tensor, "row position d_out"]:
     at_once = max(1, VALUES_AT_ONCE // dictionary.d_sae)
     parts = x.float().flatten(0, 1).split(at_once)
-    return torch.cat([reconstruction(dictionary, part) for part in parts]).view_as(x).to(x.dtype)
+    return (
+        torch.cat([reconstruction(dictionary, part) for part in parts])
+        .unflatten(0, x.shape[:2])
+        .to(x.dtype)
+    )
 
 
 def _log_probabilities(hook: HookPoint, tokens: Tensor) -> Float[Tensor, "n vocab"]:

@@ -7,7 +7,8 @@ from scipy.stats import kurtosis
 from sae_lib.features.evaluation import loss_recovered
 from sae_lib.features.firing import Rows
 from sae_lib.model.activations import HookPoint, harvest_text
-from sae_lib.sae.dictionaries import Directions, keep_largest
+from sae_lib.sae.dictionaries import Directions
+from sae_lib.sae.directions import keep_largest
 
 KEPT = 16  # coordinates of a token
 

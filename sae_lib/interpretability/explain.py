@@ -31,7 +31,8 @@ from sae_lib.features.statistics import interval
 from sae_lib.model.activations import HookPoint
 from sae_lib.progress import tqdm
 from sae_lib.sae.autoencoder import SparseAutoencoder
-from sae_lib.sae.dictionaries import Selected, coordinate_directions
+from sae_lib.sae.dictionaries import Selected
+from sae_lib.sae.directions import coordinate_directions
 from sae_lib.settings import ExplainSettings, FeatureSettings
 from sae_lib.text.display import Vocabulary, plain
 from sae_lib.text.tokens import Tokens

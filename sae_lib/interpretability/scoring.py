@@ -26,10 +26,8 @@ from sae_lib.interpretability.token_attributes import raw_values
 from sae_lib.model.activations import HookPoint, harvest_text
 from sae_lib.progress import tqdm
 from sae_lib.sae.autoencoder import SparseAutoencoder
-from sae_lib.sae.dictionaries import (
-    Dictionary,
-    Directions,
-    Selected,
+from sae_lib.sae.dictionaries import Dictionary, Directions, Selected
+from sae_lib.sae.directions import (
     coordinate_directions,
     principal_directions,
     random_directions,

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -19,6 +20,7 @@ SHAPES = {
     "W_dec": ("d_sae", "d_in"),
     "b_dec": ("d_in",),
 }
+OPTIONAL = {"threshold": ("d_sae",), "W_skip": ("d_in", "d_in")}
 
 
 class SparseAutoencoder(nn.Module):
@@ -31,6 +33,12 @@ class SparseAutoencoder(nn.Module):
     > 0.
     """
 
+    # SAELens' names of architectures, and what they are here
+    SAVED_AS: ClassVar[dict[str, dict[str, Any]]] = {
+        name: {"architecture": name} for name in ("standard", "topk", "jumprelu")
+    }
+    subtracts_b_dec = True  # from what it encodes
+
     def __init__(self, d_in: int, d_sae: int, architecture: str = "standard", k: int = 0):
         super().__init__()
         self.architecture, self.k = architecture, k
@@ -40,6 +48,7 @@ class SparseAutoencoder(nn.Module):
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
         self.W_dec = nn.Parameter(torch.zeros(d_sae, d_in))
         self.b_dec = nn.Parameter(torch.zeros(d_in))
+        self.register_parameter("W_skip", None)  # of a skip transcoder, see transcoder.py
         # of batchtopk: what it will be used with, see `for_inference`
         if architecture in ("jumprelu", "batchtopk"):
             self.threshold = nn.Parameter(torch.zeros(d_sae))
@@ -62,7 +71,19 @@ class SparseAutoencoder(nn.Module):
     def pre_activations(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_sae"]:
         if on_gpu(x.device) and torch.is_grad_enabled():
             return CentredLinear.apply(x, self.b_dec, self.W_enc_T, self.b_enc)
-        return torch.nn.functional.linear(x - self.b_dec, self.W_enc_T, self.b_enc)
+        return torch.nn.functional.linear(self.encoded_part(x), self.W_enc_T, self.b_enc)
+
+    def encoded_part(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_in"]:
+        """What the encoder's weights are multiplied with."""
+        return x - self.b_dec
+
+    def target(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_in"]:
+        """What decoding is to give."""
+        return x
+
+    def set_output_gradients(self, into_output: Tensor, encoded: Tensor) -> None:
+        """Gradients of what is added to the features, once that of `b_enc` is known."""
+        self.b_dec.grad = into_output.sum(0) - self.W_enc @ self.b_enc.grad
 
     def encode(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_sae"]:
         z = self.pre_activations(x)
@@ -100,22 +121,26 @@ class SparseAutoencoder(nn.Module):
 
     def save(self, folder: Path, metadata: dict) -> None:
         """Write `cfg.json` and `sae_weights.safetensors` as SAELens 6 reads them."""
+        arguments = {"architecture": self.architecture}
+        arguments |= {} if self.W_skip is None else {"skip": True}
         config = {
-            "architecture": self.architecture,
+            "architecture": next(n for n, of in self.SAVED_AS.items() if of == arguments),
             "d_in": self.d_in,
             "d_sae": self.d_sae,
             "dtype": "float32",
             "device": "cpu",
-            "apply_b_dec_to_input": True,
+            "apply_b_dec_to_input": self.subtracts_b_dec,
             "normalize_activations": "none",
             "reshape_activations": "none",
             "metadata": {"sae_lens_version": "6.0.0"} | metadata,
         }
         if self.architecture == "topk":
             config["k"] = self.k
+        if not self.subtracts_b_dec:
+            config["d_out"] = self.d_in
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "cfg.json").write_text(json.dumps(config, indent=1))
-        weights = {name: getattr(self, name).detach() for name in _shapes(self.architecture)}
+        weights = {name: getattr(self, name).detach() for name in _shapes(**arguments)}
         weights = {name: w.float().cpu().contiguous() for name, w in weights.items()}
         save_file(weights, folder / "sae_weights.safetensors")
 
@@ -134,32 +159,33 @@ class SparseAutoencoder(nn.Module):
                 " sae_weights.safetensors in SAELens' layout"
             ) from None
         architecture, k = config.get("architecture"), config.get("k", 0)
-        known = architecture in ("standard", "topk", "jumprelu")
-        if not known or (architecture == "topk" and not k):
+        if architecture not in cls.SAVED_AS or (architecture == "topk" and not k):
             raise ArtefactError(
                 f"{folder}/cfg.json: architecture {architecture!r} with k {k} is not supported;"
-                " expected 'standard', 'jumprelu', or 'topk' with its k"
+                f" expected one of {', '.join(cls.SAVED_AS)}; 'topk' with its k"
             )
+        arguments = cls.SAVED_AS[architecture]
         for key in ("normalize_activations", "reshape_activations"):
             if (value := config.get(key, "none")) != "none":
                 raise ArtefactError(f"{folder}/cfg.json: {key} is {value!r}; expected 'none'")
         sizes = {axis: config.get(axis) for axis in ("d_in", "d_sae")}
-        shapes = _shapes(architecture).items()
+        shapes = _shapes(**arguments).items()
         expected = {name: tuple(map(sizes.get, axes)) for name, axes in shapes}
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if found != expected:
             raise ArtefactError(
                 f"{folder}/sae_weights.safetensors holds {found}; expected {expected}"
             )
-        sae = cls(**sizes, architecture=architecture, k=k)
+        sae = cls(**sizes, **arguments, k=k)
         with torch.no_grad():
             for name, tensor in tensors.items():
                 getattr(sae, name).copy_(tensor)
             # w·x + b is w·(x − b_dec) + (b + w·b_dec)
-            if not config.get("apply_b_dec_to_input", True):
+            if cls.subtracts_b_dec and not config.get("apply_b_dec_to_input", True):
                 sae.b_enc += sae.W_enc_T @ sae.b_dec
         return sae.to(device).requires_grad_(False)
 
 
-def _shapes(architecture: str) -> dict[str, tuple[str, ...]]:
-    return SHAPES | ({"threshold": ("d_sae",)} if architecture == "jumprelu" else {})
+def _shapes(architecture: str, skip: bool = False) -> dict[str, tuple[str, ...]]:
+    held = {"threshold": architecture == "jumprelu", "W_skip": skip}
+    return SHAPES | {name: shape for name, shape in OPTIONAL.items() if held[name]}

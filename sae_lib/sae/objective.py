@@ -3,6 +3,7 @@ gradient of the same, faster.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,8 @@ class Objective:
     "l1": Σ_f f (Bricken et al. 2023); "l1_norm": Σ_f f ‖W_dec_f‖ (Anthropic, April 2024); "l0": the
     number of active features, with a rectangle of width `bandwidth` for the derivative of the step
     (Rajamanoharan et al. 2024); "none". `aux` times `auxiliary_loss` is added where features are
-    dead.
+    dead. With `prefixes` the squared error is the mean over reconstructions by the first so many
+    features alone (Bussmann et al. 2025, Matryoshka).
     """
 
     mse: float
@@ -27,6 +29,7 @@ class Objective:
     penalty: str = "l1"
     bandwidth: float = 0.0
     aux: float = 0.0
+    prefixes: tuple[int, ...] = ()  # rising; the last one is all features
 
 
 class StepResult(NamedTuple):
@@ -72,7 +75,7 @@ def feature_activations(
 def auxiliary_loss(
     sae: SparseAutoencoder,
     x: Float[Tensor, "n d_in"],
-    residual: Float[Tensor, "n d_in"],
+    residual: Float[Tensor, "n d_out"],
     dead: Int[Tensor, " n_dead"],
 ) -> Float[Tensor, ""]:
     """AuxK (Gao et al. 2024, appendix A.2): the squared error with which dead features alone, the
@@ -80,10 +83,24 @@ def auxiliary_loss(
     counts as given. Σ over dimensions, mean over the batch.
     """
     W_enc_T, b_enc, W_dec = (p.index_select(0, dead) for p in (sae.W_enc_T, sae.b_enc, sae.W_dec))
-    z = torch.nn.functional.linear(x - sae.b_dec, W_enc_T, b_enc)
+    z = torch.nn.functional.linear(sae.encoded_part(x), W_enc_T, b_enc)
     largest = z.topk(min(max(1, sae.d_in // 2), len(dead)))
     f = torch.zeros_like(z).scatter(1, largest.indices, largest.values.relu())
     return (residual - f @ W_dec).pow(2).sum(1).mean()
+
+
+def errors(
+    sae: SparseAutoencoder,
+    f: Float[Tensor, "n d_sae"],
+    target: Float[Tensor, "n d_out"],
+    prefixes: tuple[int, ...],
+) -> Float[Tensor, "*prefix n d_out"]:
+    """What the reconstruction by the first so many features leaves; by all for no prefixes."""
+    if not prefixes:
+        return target - sae.decode(f)
+    sizes = [b - a for a, b in pairwise((0, *prefixes))]
+    parts = zip(f.split(sizes, 1), sae.W_dec.split(sizes), strict=True)
+    return target - sae.b_dec - torch.stack([part @ W for part, W in parts]).cumsum(0)
 
 
 def loss(
@@ -94,9 +111,12 @@ def loss(
 ) -> tuple[Tensor, StepResult]:
     """The loss, and what it is made of; with the auxiliary loss of the features `dead`."""
     f, active = feature_activations(sae, x, objective)
-    error = x - sae.decode(f)
-    squared_error = error.pow(2).sum(1).mean()
+    error = errors(sae, f, sae.target(x), objective.prefixes)
+    squared_error = error.pow(2).sum(-1).mean()
     total = objective.mse * squared_error
+    if objective.prefixes:
+        error = error[-1]
+        squared_error = error.pow(2).sum(1).mean()
     if dead is not None:
         auxiliary = auxiliary_loss(sae, x, error.detach(), dead)
         total = total + objective.mse * objective.aux * auxiliary

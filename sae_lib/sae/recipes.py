@@ -3,7 +3,8 @@ there is one training loop for all.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
@@ -55,6 +56,9 @@ class Recipe:
     tied: bool = False  # the encoder is the decoder's transpose throughout
     threshold_init: float = 0.0  # jumprelu
     bandwidth: float = 0.0  # jumprelu
+    # shares of the features that reconstruct alone as well, see objective.py; all do anyway
+    prefixes: tuple[float, ...] = ()
+    transcoder: Literal["", "plain", "skip"] = ""  # of an MLP, see transcoder.py
     decoder_init: float = 1.0  # small_tied: norm of the features …
     encoder_init: float = 0.1  # … and of the encoder's, which point the same way
     betas: tuple[float, float] = (0.9, 0.999)
@@ -69,10 +73,12 @@ class Recipe:
     # held-out checks without a better FVU + L0 / d_in after which training stops; 0: never
     patience: int = 0
 
-    def objective(self, d_in: int, share: float = 1.0) -> Objective:
+    def objective(self, d_in: int, share: float = 1.0, d_sae: int = 1) -> Objective:
         """The loss, with the penalty at `share` of its weight."""
         mse = 1.0 if self.mse == "sum" else 1 / d_in
-        return Objective(mse, self.l1 * share, self.penalty, self.bandwidth, self.aux)
+        nested = {*(max(1, round(part * d_sae)) for part in self.prefixes), d_sae}
+        prefixes = tuple(sorted(nested)) if self.prefixes else ()
+        return Objective(mse, self.l1 * share, self.penalty, self.bandwidth, self.aux, prefixes)
 
 
 def read_recipes(table: Path = TABLE, known: Mapping[str, Recipe] | None = None) -> dict:
@@ -88,6 +94,18 @@ def read_recipes(table: Path = TABLE, known: Mapping[str, Recipe] | None = None)
 
 RECIPES = read_recipes()
 BRICKEN_2023, WARD_2024 = RECIPES["bricken_2023"], RECIPES["ward_2024"]
+
+
+@contextmanager
+def also_known(recipes: Mapping[str, Recipe]) -> Iterator[None]:
+    """Inside, settings may name these recipes as well."""
+    before = dict(RECIPES)
+    RECIPES.update(recipes)
+    try:
+        yield
+    finally:
+        RECIPES.clear()
+        RECIPES.update(before)
 
 
 def rate(step: int, n_steps: int, warmup: float, decay: float) -> float:

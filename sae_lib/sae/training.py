@@ -2,7 +2,6 @@
 
 import math
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from sae_lib import checkpoints
 from sae_lib.device import on_gpu, precision
@@ -22,14 +20,13 @@ from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.early_stopping import EarlyStopping
 from sae_lib.sae.engine import distributed
 from sae_lib.sae.engine.sparse_step import gradients
-from sae_lib.sae.initialise import initialise, statistics
+from sae_lib.sae.initialise import initialise, statistics, stay_near
 from sae_lib.sae.objective import StepResult
 from sae_lib.sae.recipes import Recipe, at_width, is_resampling_step, rate, resolve
 from sae_lib.settings import SAESettings
 
 MAX_LOSS_RATIO = 1000  # times the loss of the first step
 THRESHOLD_STEPS = 100  # that batchtopk's threshold averages over, at most a tenth of training
-SOFT_FROZEN = 0.8  # least cosine of a soft-frozen feature's direction with where it started
 
 
 def training_fingerprint(sae: SAESettings) -> dict:
@@ -38,7 +35,8 @@ def training_fingerprint(sae: SAESettings) -> dict:
     # what came later, and changes nothing where it is not set
     no_effect |= {name for name in ("tuned_at", "outlier_norm") if getattr(sae, name) is None}
     values = asdict(resolve(sae))
-    for name in ("name", "source", "differences"):
+    later = [name for name in ("prefixes", "transcoder") if not values[name]]
+    for name in ("name", "source", "differences", *later):
         del values[name]
     return sae.model_dump(mode="json", exclude=no_effect) | values
 
@@ -50,7 +48,7 @@ class AutoencoderTraining(checkpoints.TrainingState):
     """
 
     recipe: Recipe
-    scale: float  # that activations are multiplied by
+    scale: float | Tensor  # that activations are multiplied by
     silent: Int[Tensor, " d_sae"]  # activations since the feature last fired
     stopping: EarlyStopping
     reference: float | None = None  # the loss of the first step
@@ -125,7 +123,7 @@ class AutoencoderTraining(checkpoints.TrainingState):
             "seconds": seconds,
             "activations": activations,
             "activations_per_second": activations / seconds,
-            "scale": self.scale,
+            "scale": self.scale.tolist() if isinstance(self.scale, Tensor) else self.scale,
             "final_silent": self.dead_share(dead_window),
             "recipe": asdict(self.recipe),
             "checks": self.stopping.checks,
@@ -189,7 +187,7 @@ def fit(
     for step, x in bar:
         lr = recipe.lr * rate(step, n_steps, recipe.lr_warmup, recipe.lr_decay)
         set_learning_rate(state.optimiser, lr)
-        objective = recipe.objective(sae.d_in, rate(step, n_steps, recipe.l1_warmup, 0))
+        objective = recipe.objective(sae.d_in, rate(step, n_steps, recipe.l1_warmup, 0), sae.d_sae)
         dead = state.dead_features(settings) if recipe.aux else None
         measured = gradients(sae, x * state.scale, objective, dtype, dead)
         if ranks > 1:
@@ -267,23 +265,6 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:
 def threshold_weight(step: int, n_steps: int) -> float:
     """What a batch's smallest chosen activation counts for in the threshold's moving average."""
     return min(1.0, max(1 / THRESHOLD_STEPS, 10 / n_steps)) if step else 1.0
-
-
-def stay_near(W_dec: Tensor) -> Callable[..., None]:
-    """What turns each feature (row of `W_dec`) back, after a step, to a cosine of `SOFT_FROZEN`
-    with its present direction where the step has turned it further.
-    """
-    start = normalize(W_dec.detach().clone())
-
-    @torch.no_grad()
-    def turn_back(*_: Any) -> None:
-        unit = normalize(W_dec)
-        cosine = torch.linalg.vecdot(unit, start)[:, None]
-        across = normalize(unit - cosine * start) * math.sqrt(1 - SOFT_FROZEN**2)
-        nearest = (SOFT_FROZEN * start + across) * W_dec.norm(dim=1, keepdim=True)
-        W_dec.copy_(torch.where(cosine < SOFT_FROZEN, nearest, W_dec))
-
-    return turn_back
 
 
 @torch.no_grad()

@@ -13,6 +13,8 @@ the element. A source has two asynchronous calls and an address:
                    beside that of random directions, and two continuations
         "context" {row, feature, ablate}: a whole row of text, the features on it, and the change of
                    the loss
+        "why" {ids, feature, position}: a feature's pre-activation there, what token and position
+                   add directly, and what each head brings from each token
         "texts" {wanted}: the features with this text in an example
         "notes" {}, "note" {notes}: the reader's names and stars
         "ratings" {}: every blind rating so far
@@ -24,9 +26,6 @@ to the kernel, where the model itself answers; so the output stays small, and an
 be asked. `FileSource` (`browser.html`) has the blocks in the page. A Worker (app/worker.js) answers
 from the int8 model among them (`page_model`) and searches the texts of all examples; names, stars
 and ratings are in localStorage.
-
-An attribution has its place in an opened example, `.why` (app/feature_page.js): a source that
-answers "why" {row, position, feature} can fill it.
 """
 
 from suite.browser.close_reading import gallery

@@ -17,11 +17,13 @@ from IPython.display import HTML
 from jaxtyping import Float, Int
 
 from sae_lib import progress
-from sae_lib.errors import UserError
+from sae_lib.errors import ModelError, UserError
 from sae_lib.features import clamping, feature_table
+from sae_lib.features.attribution import Block
 from sae_lib.features.clamping import Clamp, ClampTarget, HeldoutPositions
 from sae_lib.files import write_atomically
-from sae_lib.sae.dictionaries import random_directions
+from sae_lib.sae.autoencoder import SparseAutoencoder
+from sae_lib.sae.directions import random_directions
 from sae_lib.text.tokenizer import token_ids
 from suite import stages
 from suite.browser import rating
@@ -42,7 +44,7 @@ class Model:
     """Language model, dictionary and tokeniser of a run, loaded when first needed: most readers
     only turn pages.
 
-    `activations`, `clamp` and `context` are the page's questions.
+    `activations`, `clamp`, `context` and `why` are the page's questions.
     """
 
     def __init__(self, run: Run, name: str = ""):
@@ -136,6 +138,25 @@ class Model:
         acts = self.feature_acts(ids.tolist())
         return {"effects": effects} | _of_tokens(ids.tolist(), acts, feature)
 
+    @cached_property
+    def block(self) -> Block:
+        """The block that the features read. `ModelError` where they read no MLP's neurons."""
+        dictionary = self.target.dictionary
+        if not isinstance(dictionary, SparseAutoencoder):
+            raise ModelError(
+                "only features of an autoencoder can be split into what makes them fire"
+            )
+        return Block(self.target.hook, dictionary)
+
+    def why(self, ids: list[int], feature: int, position: int) -> dict[str, Any]:
+        """What makes a feature fire, or not, at a place: its pre-activation, what its token and
+        position add there, and what every head brings from every token.
+        """
+        held = self.block.forward(np.array([ids]))
+        split = self.block.split(held, *torch.tensor([[0], [position], [feature]]))
+        sources = split.sources[0].sum(0).T[: position + 1].tolist()
+        return {"total": split.total.item(), "own": split.own[0].tolist(), "sources": sources}
+
 
 def _of_tokens(
     ids: list[int], acts: Float[torch.Tensor, "position d_sae"], feature: int
@@ -213,7 +234,7 @@ class FeatureBrowser(anywidget.AnyWidget):
             return write_atomically(self.notes, json.dumps(arguments["notes"]))
         if question == "texts":
             return [n for n, text in enumerate(self.texts) if arguments["wanted"] in text]
-        if question not in ("activations", "clamp", "context"):
+        if question not in ("activations", "clamp", "context", "why"):
             raise ValueError(f"{question!r} is no question of the page")
         return getattr(self.model, question)(**arguments)
 

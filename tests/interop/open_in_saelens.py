@@ -17,7 +17,7 @@ def main(folder: Path) -> None:
             features = sae.encode(ours["x"])
             difference = max(
                 (features - ours["features"]).abs().max().item(),
-                (sae.decode(features) - ours["reconstruction"]).abs().max().item(),
+                (sae(ours["x"]) - ours["reconstruction"]).abs().max().item(),
             )
         assert difference < 1e-3 and ours["features"].gt(0).any(), (
             f"{path.name}: largest difference {difference:.2g}"

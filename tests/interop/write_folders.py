@@ -1,5 +1,5 @@
-"""Autoencoders of every architecture, their inputs and our reconstructions, for another tool to
-open: `python write_folders.py FOLDER`.
+"""Autoencoders and transcoders of every architecture, their inputs and our reconstructions, for
+another tool to open: `python write_folders.py FOLDER`.
 """
 
 import sys
@@ -9,22 +9,27 @@ import torch
 from safetensors.torch import save_file
 
 from sae_lib.sae.autoencoder import SparseAutoencoder
+from sae_lib.sae.transcoder import Transcoder
 
 
 def main(folder: Path) -> None:
     generator = torch.Generator().manual_seed(0)
-    for architecture in ("standard", "topk", "batchtopk", "jumprelu"):
-        sae = SparseAutoencoder(64, 256, architecture, k=8 if "topk" in architecture else 0)
+    made = {
+        kind: SparseAutoencoder(64, 256, kind, k=8 if "topk" in kind else 0)
+        for kind in ("standard", "topk", "batchtopk", "jumprelu")
+    }
+    made |= {name: Transcoder(64, 256, **of) for name, of in Transcoder.SAVED_AS.items()}
+    for name, sae in made.items():
         with torch.no_grad():
             for parameter in sae.parameters():
                 parameter.normal_(generator=generator)
-            if architecture in ("batchtopk", "jumprelu"):
+            if hasattr(sae, "threshold"):
                 sae.threshold[:] = (
-                    6.0 if architecture == "batchtopk" else torch.rand(256, generator=generator) * 8
+                    6.0 if name == "batchtopk" else torch.rand(256, generator=generator) * 8
                 )
         sae.for_inference()
         sae.save(
-            folder / architecture,
+            folder / name,
             {
                 "model_name": "none",
                 "hook_name": "blocks.0.mlp.hook_post",
@@ -36,7 +41,7 @@ def main(folder: Path) -> None:
         x = torch.randn(1000, 64, generator=generator)
         save_file(
             {"x": x, "features": sae.encode(x).detach(), "reconstruction": sae(x).detach()},
-            folder / architecture / "ours.safetensors",
+            folder / name / "ours.safetensors",
         )
 
 

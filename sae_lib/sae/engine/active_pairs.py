@@ -72,7 +72,7 @@ def _above(
     dtype: torch.dtype,
 ) -> ActivePairs:
     """The pairs whose pre-activation is above the feature's threshold."""
-    centred, bias = x - sae.b_dec, sae.b_enc - threshold
+    centred, bias = sae.encoded_part(x), sae.b_enc - threshold
     at = torch.as_tensor(threshold).expand(sae.d_sae)
     if dtype == torch.bfloat16:
         z = _bfloat16_product(sae, centred, bias)

@@ -38,7 +38,8 @@ def gradients(
     is exact. `dead` are the features that the auxiliary loss is for, where the objective has one.
     """
     dead = dead if objective.aux and dead is not None and len(dead) else None
-    if not on_gpu(x.device) and _density(sae, x[:: max(1, len(x) // 8)]) < 1.5 * DENSE_ABOVE:
+    sparse = not objective.prefixes and not on_gpu(x.device)
+    if sparse and _density(sae, x[:: max(1, len(x) // 8)]) < 1.5 * DENSE_ABOVE:
         pairs = active_pairs(sae, x, encoder_dtype, objective.bandwidth / 2)
         if len(pairs.row) < DENSE_ABOVE * len(x) * sae.d_sae:
             return _sparse(sae, x, pairs, objective, dead)
@@ -61,12 +62,12 @@ def _dense(sae, x, objective: Objective, encoder_dtype: torch.dtype, dead) -> St
 @torch.no_grad()
 def _sparse(sae, x, pairs: ActivePairs, objective: Objective, dead) -> StepResult:
     n, d_sae = len(x), sae.d_sae
-    centred = x - sae.b_dec
+    encoded = sae.encoded_part(x)
     row, column, z = pairs
     active = z > sae.threshold[column] if sae.architecture == "jumprelu" else None
     f = z if active is None else z * active
     by_row = ActivePairs(row, column, f).csr((n, d_sae))
-    error = torch.addmm(sae.b_dec, by_row, sae.W_dec).sub_(x)
+    error = torch.addmm(sae.b_dec, by_row, sae.W_dec).sub_(sae.target(x))
     squared_error, residual = error.pow(2).sum() / n, None if dead is None else -error
     error *= 2 * objective.mse / n  # now the gradient into the reconstruction
     into_f = torch.sparse.sampled_addmm(by_row, error, sae.W_dec.T, beta=0).values()
@@ -95,10 +96,10 @@ def _sparse(sae, x, pairs: ActivePairs, objective: Objective, dead) -> StepResul
         into_f += weight * norm[column]
         sae.W_dec.grad.addcmul_(sae.W_dec, (per_feature(f) * weight / norm)[:, None])
     sae.W_enc_T.grad = embedding_bag(
-        rows, centred, first[:-1], mode="sum", per_sample_weights=into_f[order]
+        rows, encoded, first[:-1], mode="sum", per_sample_weights=into_f[order]
     )
     sae.b_enc.grad = per_feature(into_f)
-    sae.b_dec.grad = error.sum(0) - sae.W_enc @ sae.b_enc.grad
+    sae.set_output_gradients(error, encoded)
     if dead is not None:
         with torch.enable_grad():
             auxiliary = auxiliary_loss(sae, x, residual, dead)

@@ -282,6 +282,18 @@ class App {
     const given = await Promise.resolve(asked).catch((error) => ({ problem: error.message }));
     show(cell, expanded_html(features, e, given, features.maximum(page.number)));
     this.enliven(cell, given);
+    if (given.ids) await this.explain(cell.querySelector(".live"), given.ids, e.position);
+  }
+
+  async explain(text, ids, position) {
+    // Why the shown feature is at what it is there, below the text.
+    const feature = this.number, box = text.nextElementSibling.nextElementSibling;
+    const asked = this.ask("why", { ids, feature, position });
+    const content = await asked.then(
+      (found) => why_html(this.features, ids, position, feature, found),
+      (error) => html`<p class="note">${error.message}</p>`,
+    );
+    if (this.number === feature) show(box, content);
   }
 
   enliven(box, given) {
@@ -296,6 +308,7 @@ class App {
     text.children[at].classList.add("at");
     chosen.at = at;
     show(text.nextElementSibling, here_html(this.features, chosen.given, at));
+    this.explain(text, chosen.given.ids, at);
   }
 
   // --- keeping ---

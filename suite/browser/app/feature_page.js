@@ -4,6 +4,7 @@
 const DARKEST = 0.62;
 const ACTIVE = ["240,125,20", ""], LOSS = ["208,60,60", "50,110,200"]; // above and below zero
 const TOKENS_LISTED = 12, NAMED = 4; // tokens of the strongest examples; of the sentence at the top
+const SOURCES = 8; // tokens named of those that make a feature fire
 const MARKED = "row starts, padding, outliers: not among the strongest";
 const NULLS = { // kind of unit that was scored in the same way → what the page calls it
   feature: "features", neuron_matched: "neurons of equal density",
@@ -38,7 +39,7 @@ function live_html(name, ...given) {
   // A text whose tokens can be chosen, by pointer or arrow keys, and what is known of the chosen.
   return html`<div class="text live" dir="ltr" tabindex="0" role="group"
     aria-label="${name}; arrow keys choose a token">${tokens_html(...given)}</div>
-    <div class="here" role="status"></div>`;
+    <div class="here" role="status"></div><div class="why"></div>`;
 }
 
 function example_html(vocabulary, e, scale, factor, at) {
@@ -204,7 +205,7 @@ function page_html(features, f, blind = 0) {
 
 function expanded_html(features, e, { problem, ...given }, largest) {
   // The whole row of text around an example, where it is from, and the loss when the feature is
-  // ablated. `.why` is where an attribution is shown once a source answers "why".
+  // ablated.
   const from = html`<p class="facts">${e.origin && html`<span>from <b>${e.origin}</b></span>`}
     <span>row <b>${e.row}</b></span> <span>position <b>${e.position}</b></span></p>`;
   if (problem) return html`${from}<p class="note">${problem}</p>`;
@@ -215,9 +216,37 @@ function expanded_html(features, e, { problem, ...given }, largest) {
   return html`${from}${live_html(name, vocabulary, given, largest, { focus })}
     ${effects.length > 0 && html`<h4>Change of the loss when the ${kind} is ablated
       <small>red: the model needs it there; sum ${total}, largest ${decimal(most)} nats</small></h4>
-      ${text_html(vocabulary, lost, most, how)}`}
-    <div class="why" data-row="${e.row}" data-position="${e.position}"></div>`;
+      ${text_html(vocabulary, lost, most, how)}`}`;
 }
+
+function why_html(features, ids, at, number, { total, own, sources }) {
+  // What makes a feature fire at a place, the largest parts first; shares are of what pushes.
+  const sum = (values) => values.reduce((a, b) => a + b, 0);
+  const name = (t) => features.vocabulary.name(t);
+  const order = sources.map((heads, s) => [s, sum(heads), heads]);
+  order.sort((a, b) => Math.abs(b[1]) - Math.abs(a[1]));
+  const push = sum(own) + sum(sources.flat()), rest = order.slice(SOURCES);
+  const through = (heads) =>
+    top_heads(heads).map((h) => `head ${h} ${signed(heads[h])}`).join(", ");
+  const where = (s) => (s === at ? "itself" : `${at - s} before`);
+  const share = (value) => push > 0 && percent(value / push);
+  const row = (title, value, more, note) => html`<tr><th scope="row">${title}</th>
+    <td>${signed(value)}</td><td>${more}</td><td><small>${note}</small></td></tr>`;
+  return html`<h4>Why ${features.kind} ${number} is at ${signed(total)} on
+      ${token_html(name(ids[at]))} <small>exact with the attention pattern, the norms’ scales and
+      the MLP’s gates of this place held; the biases act as a threshold</small></h4>
+    <table class="next"><thead><tr><th>part</th><th>adds</th><th>share</th><th>through</th></tr>
+    </thead><tbody>${row(html`own token ${token_html(name(ids[at]))}`, own[0], share(own[0]))}
+    ${row(`own position ${at}`, own[1], share(own[1]))}
+    ${order.slice(0, SOURCES).map(([s, value, heads]) => row(html`token ${s}
+      ${token_html(name(ids[s]))} ${where(s)}`, value, share(value), through(heads)))}
+    ${rest.length > 0 && row(`${rest.length} other tokens`, sum(rest.map(([, value]) => value)),
+      share(sum(rest.map(([, value]) => value))))}
+    ${row("biases", total - push)}</tbody></table>`;
+}
+
+const top_heads = (heads) => [...heads.keys()]
+  .sort((a, b) => Math.abs(heads[b]) - Math.abs(heads[a])).slice(0, 3);
 
 function here_html(features, { ids, values, strongest, effects = [] }, i) {
   // What is known of one token of a text: "features here".

@@ -103,22 +103,72 @@ class Model {
     return { effects: [0, ...after.map((loss, t) => loss - before[t])], ...found };
   }
 
+  why({ ids, feature, position: p }) {
+    // What its token, its position and every head's sources add to a feature's pre-activation: the
+    // split of features/attribution.py, with the pattern, the norms' scales and the gates held.
+    const d = this.d_model, w = this.weights, size = d / this.heads, x = this.embedded(ids);
+    if (!this.at_zero || this.hook !== "mlp.hook_post")
+      throw new Error("only features of an autoencoder can be split into their causes");
+    const normed = normalised(x, p + 1, d, w["ln_1.weight"], w["ln_1.bias"], this.epsilon);
+    const qkv = affine(normed, p + 1, w["attn.c_attn.weight"], w["attn.c_attn.bias"]);
+    const heard = this.attention(qkv, p + 1, p);
+    const mid = affine(heard, 1, w["attn.c_proj.weight"], w["attn.c_proj.bias"]);
+    for (let i = 0; i < d; i++) mid[i] += x[p * d + i];
+    const read = normalised(mid, 1, d, w["ln_2.weight"], w["ln_2.bias"], this.epsilon);
+    const inner = affine(read, 1, w["mlp.c_fc.weight"], w["mlp.c_fc.bias"]);
+    const encoder = inner.map((u, j) => (u > 0 ? w.W_enc[j * this.at_zero.length + feature] : 0));
+    const total = inner.reduce((sum, u, j) => sum + u * encoder[j], this.at_zero[feature]);
+    const back = (v, weight, first = 0) => { // v × weight[first …], of rows of length d
+      const out = new Float64Array(d);
+      v.forEach((value, j) => {
+        if (value) for (let i = 0; i < d; i++) out[i] += value * weight[(first + j) * d + i];
+      });
+      return out;
+    };
+    const before = (g, norm) => { // the gradient before a norm, but for its scale
+      const out = g.map((value, i) => value * w[`${norm}.weight`][i]);
+      const mean = out.reduce((a, b) => a + b) / d;
+      return out.map((value) => value - mean);
+    };
+    const [, scale] = moments(mid, 0, d, this.epsilon);
+    const effect = before(back(encoder, w["mlp.c_fc.weight"]), "ln_2").map((g) => g * scale);
+    const projection = w["attn.c_proj.weight"];
+    const along = Array.from({ length: this.heads }, (_, h) => {
+      const c = Float64Array.from({ length: size }, (_, k) =>
+        effect.reduce((sum, e, i) => sum + e * projection[i * d + h * size + k], 0));
+      return before(back(c, w["attn.c_attn.weight"], 2 * d + h * size), "ln_1");
+    });
+    const dot = (v, values, at) => v.reduce((sum, value, i) => sum + value * values[at * d + i], 0);
+    const patterns = along.map((_, h) => this.pattern(qkv, h, p).slice());
+    const sources = ids.slice(0, p + 1).map((_, s) => {
+      const [, own] = moments(x, s * d, d, this.epsilon);
+      return along.map((v, h) => patterns[h][s] * own * dot(v, x, s));
+    });
+    const own = [dot(effect, w["wte.weight"], ids[p]), dot(effect, w["wpe.weight"], p)];
+    return { total, own, sources };
+  }
+
   // --- the language model ---
+
+  embedded(ids) {
+    const d = this.d_model, x = new Float32Array(ids.length * d), w = this.weights;
+    for (let t = 0; t < ids.length; t++)
+      for (let i = 0; i < d; i++)
+        x[t * d + i] = w["wte.weight"][ids[t] * d + i] + w["wpe.weight"][t * d + i];
+    return x;
+  }
 
   run(ids, change = () => {}, last_only = true) {
     // Logits [position][token] of the last position, or of all. `change(x, d)` sees, and may write
     // into, what passes the hook.
     const n = ids.length, d = this.d_model, w = this.weights;
-    let x = new Float32Array(n * d);
+    let x = this.embedded(ids);
     const norm = (name, values, rows) =>
       normalised(values, rows, d, w[`${name}.weight`], w[`${name}.bias`], this.epsilon);
     const linear = (name, values) => affine(values, n, w[`${name}.weight`], w[`${name}.bias`]);
     const add = (written) => {
       for (let i = 0; i < x.length; i++) x[i] += written[i];
     };
-    for (let t = 0; t < n; t++)
-      for (let i = 0; i < d; i++)
-        x[t * d + i] = w["wte.weight"][ids[t] * d + i] + w["wpe.weight"][t * d + i];
     this.at("hook_resid_pre", x, d, change);
     add(linear("attn.c_proj", this.attention(linear("attn.c_attn", norm("ln_1", x, n)), n)));
     const hidden = linear("mlp.c_fc", norm("ln_2", x, n)), width = hidden.length / n;
@@ -146,28 +196,37 @@ class Model {
     if (name === this.hook) change(x, d);
   }
 
-  attention(qkv, n) {
-    const d = this.d_model, size = d / this.heads, root = Math.sqrt(size);
-    const out = new Float32Array(n * d), weights = new Float64Array(n);
+  attention(qkv, n, first = 0) {
+    // What the heads give to each position from `first` on.
+    const d = this.d_model, size = d / this.heads, out = new Float32Array((n - first) * d);
     for (let h = 0; h < this.heads; h++) {
-      for (let t = 0; t < n; t++) {
-        let largest = -Infinity, total = 0;
-        for (let s = 0; s <= t; s++) {
-          let dot = 0;
-          for (let i = 0; i < size; i++)
-            dot += qkv[t * 3 * d + h * size + i] * qkv[s * 3 * d + d + h * size + i];
-          weights[s] = dot / root;
-          largest = Math.max(largest, weights[s]);
-        }
-        for (let s = 0; s <= t; s++) total += weights[s] = Math.exp(weights[s] - largest);
+      for (let t = first; t < n; t++) {
+        const pattern = this.pattern(qkv, h, t), to = (t - first) * d + h * size;
         for (let i = 0; i < size; i++) {
           let sum = 0;
-          for (let s = 0; s <= t; s++) sum += weights[s] * qkv[s * 3 * d + 2 * d + h * size + i];
-          out[t * d + h * size + i] = sum / total;
+          for (let s = 0; s <= t; s++) sum += pattern[s] * qkv[s * 3 * d + 2 * d + h * size + i];
+          out[to + i] = sum;
         }
       }
     }
     return out;
+  }
+
+  pattern(qkv, h, t) {
+    // How a head shares its attention at position t; the array is used again.
+    const d = this.d_model, size = d / this.heads, root = Math.sqrt(size);
+    const weights = (this.shares ??= new Float64Array(this.n_positions));
+    let largest = -Infinity, total = 0;
+    for (let s = 0; s <= t; s++) {
+      let dot = 0;
+      for (let i = 0; i < size; i++)
+        dot += qkv[t * 3 * d + h * size + i] * qkv[s * 3 * d + d + h * size + i];
+      weights[s] = dot / root;
+      largest = Math.max(largest, weights[s]);
+    }
+    for (let s = 0; s <= t; s++) total += weights[s] = Math.exp(weights[s] - largest);
+    for (let s = 0; s <= t; s++) weights[s] /= total;
+    return weights;
   }
 
   // --- the autoencoder ---
@@ -300,15 +359,20 @@ function affine(x, n, weight, bias) {
 function normalised(x, n, d, weight, bias, epsilon) {
   const out = new Float32Array(n * d);
   for (let t = 0; t < n; t++) {
-    let mean = 0, variance = 0;
-    for (let i = 0; i < d; i++) mean += x[t * d + i];
-    mean /= d;
-    for (let i = 0; i < d; i++) variance += (x[t * d + i] - mean) ** 2;
-    const inverse = 1 / Math.sqrt(variance / d + epsilon);
+    const [mean, inverse] = moments(x, t * d, d, epsilon);
     for (let i = 0; i < d; i++)
       out[t * d + i] = (x[t * d + i] - mean) * inverse * weight[i] + bias[i];
   }
   return out;
+}
+
+function moments(x, from, d, epsilon) {
+  // [mean, what a norm multiplies by]
+  let mean = 0, variance = 0;
+  for (let i = 0; i < d; i++) mean += x[from + i];
+  mean /= d;
+  for (let i = 0; i < d; i++) variance += (x[from + i] - mean) ** 2;
+  return [mean, 1 / Math.sqrt(variance / d + epsilon)];
 }
 
 function softmax(logits) {

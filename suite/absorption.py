@@ -1,0 +1,106 @@
+"""The study of feature absorption: recipes at the same L0, over seeds, on exact labels."""
+
+import numpy as np
+import pandas as pd
+
+from sae_lib.features.absorption import (
+    CARRIED,
+    MIN_GAIN,
+    Half,
+    absorption,
+    find_pairs,
+    shuffled_labels,
+)
+from sae_lib.features.firing import firing_tables
+from sae_lib.formats import percent
+from sae_lib.model.activations import harvest
+from sae_lib.sae.autoencoder import SparseAutoencoder
+from sae_lib.sae.recipes import of_recipe
+from sae_lib.settings import SAESettings
+from suite import stages, sweep
+from suite.runs import Run
+from suite.sanity import Sanity
+from suite.study_figures import mean_and_half_width
+
+RECIPES = ("bricken_2023", "topk", "jumprelu", "matryoshka")
+DIRECTION_TOKENS = 65_536  # of the learning half, that parents' directions are taken from
+EXAMPLES = 6  # pairs of each recipe that are named
+
+
+def study(run: Run) -> dict:
+    """Make `results/study_absorption.json`: every recipe at the study's L0 with three seeds.
+    Trained autoencoders and measured points are kept, so that an interrupted study goes on.
+    """
+    run.path("language_model")
+    absorbed, hook, points = Absorption(run), stages.hook(run), []
+    for recipe in RECIPES:
+        given = sweep.changed(of_recipe(run.settings.sae, recipe), precision="float32")
+        settings, _ = sweep.at_l0(run, hook, given, sweep.L0)
+        points += [absorbed.point(sweep.changed(settings, seed=seed)) for seed in sweep.SEEDS]
+    about = {"pairs": len(absorbed.pairs), "parents": len({parent for parent, _ in absorbed.pairs})}
+    about |= {"carried": CARRIED, "min_gain": MIN_GAIN, "d_sae": run.settings.sae.d_sae}
+    run.save_results("study_absorption", {"points": points, "about": sweep.about(run) | about})
+    return run.load_results("study_absorption")
+
+
+class Absorption:
+    """The labels of both halves of the held-out text, and the pairs of parents and children."""
+
+    def __init__(self, run: Run):
+        self.run, sanity = run, Sanity(run)
+        self.halves, self.tasks = sanity.halves, list(sanity.tasks)
+        self.ids = tuple(rows.ravel().astype(np.int64) for rows in self.halves.rows)
+        labels = zip(*sanity.tasks.values(), strict=True)
+        self.labels = tuple(np.stack(half, axis=1) for half in labels)
+        self.pairs = find_pairs(self.ids, self.labels)
+
+    def tables(self, sae: SparseAutoencoder, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """`absorption` of all pairs, and of those of shuffled labels."""
+        hook, context = stages.hook(self.run), self.run.settings.lm.context
+        fired = [firing_tables(hook, {"": sae}, rows)[""] for rows in self.halves.rows]
+        x = harvest(hook, self.halves.rows[0][: DIRECTION_TOKENS // context]).float().cpu().numpy()
+        shuffled = shuffled_labels(self.ids, self.labels, seed)
+        found = []
+        for labels in (self.labels, shuffled):
+            halves = tuple(map(Half, self.ids, fired, labels))
+            pairs = find_pairs(self.ids, labels)
+            found.append(absorption(sae.W_dec.cpu().numpy(), x, halves, pairs))
+        return tuple(found)
+
+    def point(self, settings: SAESettings) -> dict:
+        """Means over pairs of one autoencoder, and those pairs where most is absorbed."""
+        run, hook = self.run, stages.hook(self.run)
+        record = sweep.plain_record(sweep.measure(run, hook, settings))
+        folder = sweep.folder_of(run, settings)
+        made_from = stages.fingerprint_of(run, settings) | stages.section(run, "interpretability")
+        if (found := run.saved_results(f"absorption/{folder.name}", made_from)) is None:
+            sae = SparseAutoencoder.load(folder, hook.device)
+            table, null = self.tables(sae, settings.seed)
+            means = table[["f1", "recall", "rate"]].mean().to_dict()
+            means |= {"null": null["rate"].mean(), "null_pairs": len(null)}
+            examples = table.nlargest(EXAMPLES, "rate").to_dict("records")
+            name = run.get("tokens").tokenizer.decode
+            for example in examples:
+                example["parent"] = self.tasks[example["parent"]]
+                example["child"] = name([example["child"]])
+            found = means | {"excess": means["rate"] - means["null"], "examples": examples}
+            run.save_results(f"absorption/{folder.name}", found, made_from)
+        return {"contender": settings.recipe, "seed": settings.seed} | record | found
+
+
+def rows(study: dict) -> list[dict[str, str]]:
+    """A row per recipe in words: means over seeds; of the excess over the null its 95 % interval
+    over seeds.
+    """
+    table = []
+    for name, of in pd.DataFrame(study["points"]).groupby("contender", sort=False):
+        mean, half = mean_and_half_width(of["excess"])
+        cells = {"Recipe": name, "L0": f"{of['l0_mean'].mean():.1f}"}
+        cells["Loss recovered (mean ablation)"] = percent(of["recovered_mean"].mean())
+        for title, column in (("F1 of the parent", "f1"), ("Absorbed", "rate"), ("Null", "null")):
+            cells[title] = percent(of[column].mean())
+        written = f"{100 * mean:+.1f}"
+        if not np.isnan(half):
+            written += f" ({100 * (mean - half):+.1f} to {100 * (mean + half):+.1f})"
+        table.append(cells | {"Above the null, points": written})
+    return table
