@@ -283,7 +283,6 @@ GROUND_TRUTH = {
     "april_2024": {"l1": 1.0},
     "topk": {"k": 2},
     "batchtopk": {"k": 2},
-    "matryoshka": {"k": 2},
     "jumprelu": {"l1": 1.0},
     "tied": {"l1": 2.0},
 }
@@ -301,7 +300,6 @@ def test_every_recipe_finds_the_true_directions(tmp_path, recipe):
     assert sae.architecture == {
         "topk": "topk",
         "batchtopk": "jumprelu",
-        "matryoshka": "jumprelu",
         "jumprelu": "jumprelu",
     }.get(recipe, "standard")
     f = sae.encode(hook.table[:2000])
