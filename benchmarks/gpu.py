@@ -32,6 +32,7 @@ from sae_lib.sae import training
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.engine.sparse_step import gradients
 from sae_lib.sae.objective import loss
+from sae_lib.sae.optimiser import parameter_groups
 from sae_lib.sae.recipes import at_width, resolve
 from sae_lib.settings import SAESettings, Settings, load
 from suite import memory_plan, stages
@@ -160,7 +161,7 @@ class Step:
             for weights in (self.sae.W_dec, self.sae.W_enc_T):
                 weights.normal_(std=d_in**-0.5)
             self.sae.b_enc.fill_(-2.0)  # some per cent of the features are active
-        groups = training.parameter_groups(self.sae, self.recipe)
+        groups = parameter_groups(self.sae, self.recipe)
         self.optimiser = torch.optim.Adam(groups, lr=1e-5, fused=True, **adam)
         self.objective = self.recipe.objective(d_in)
 

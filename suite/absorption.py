@@ -12,7 +12,6 @@ from sae_lib.features.absorption import (
     shuffled_labels,
 )
 from sae_lib.features.firing import firing_tables
-from sae_lib.formats import percent
 from sae_lib.model.activations import harvest
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.recipes import of_recipe
@@ -20,7 +19,6 @@ from sae_lib.settings import SAESettings
 from suite import stages, sweep
 from suite.runs import Run
 from suite.sanity import Sanity
-from suite.study_figures import mean_and_half_width
 
 RECIPES = ("bricken_2023", "topk", "jumprelu", "matryoshka")
 DIRECTION_TOKENS = 65_536  # of the learning half, that parents' directions are taken from
@@ -86,21 +84,3 @@ class Absorption:
             found = means | {"excess": means["rate"] - means["null"], "examples": examples}
             run.save_results(f"absorption/{folder.name}", found, made_from)
         return {"contender": settings.recipe, "seed": settings.seed} | record | found
-
-
-def rows(study: dict) -> list[dict[str, str]]:
-    """A row per recipe in words: means over seeds; of the excess over the null its 95 % interval
-    over seeds.
-    """
-    table = []
-    for name, of in pd.DataFrame(study["points"]).groupby("contender", sort=False):
-        mean, half = mean_and_half_width(of["excess"])
-        cells = {"Recipe": name, "L0": f"{of['l0_mean'].mean():.1f}"}
-        cells["Loss recovered (mean ablation)"] = percent(of["recovered_mean"].mean())
-        for title, column in (("F1 of the parent", "f1"), ("Absorbed", "rate"), ("Null", "null")):
-            cells[title] = percent(of[column].mean())
-        written = f"{100 * mean:+.1f}"
-        if not np.isnan(half):
-            written += f" ({100 * (mean - half):+.1f} to {100 * (mean + half):+.1f})"
-        table.append(cells | {"Above the null, points": written})
-    return table

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from sae_lib.features.firing import Firing, firing, spread_rows
 from sae_lib.model.activations import HookPoint, harvest
 from sae_lib.sae.autoencoder import SparseAutoencoder
-from sae_lib.sae.recipes import RECIPES, also_known, of_recipe, read_recipes
+from sae_lib.sae.recipes import RECIPES, of_recipe, read_recipes
 from sae_lib.sae.resampling import silent_on
 from sae_lib.settings import SAESettings
 from suite import stages, sweep
@@ -29,7 +29,7 @@ def study(run: Run) -> dict:
     """Make `results/study_deviations.json`: both bases at L0 16 and the rate that is best for them,
     and each with one thing changed, with three seeds; what is measured is kept on the way.
     """
-    with also_known(OWN):
+    with sweep.also_known(OWN):
         return sweep.save_study(run, "deviations", Deviations(run).study())
 
 

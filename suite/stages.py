@@ -4,6 +4,7 @@ what.
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -195,9 +196,21 @@ def sae_fingerprint(run: Run, name: str = "") -> Made:
     return fingerprint_of(run, variant(run.settings, name or run.settings.sae.recipe))
 
 
+def training_fingerprint(sae: SAESettings) -> dict:
+    """The settings that the trained weights depend on, with what they leave to the recipe."""
+    no_effect = {"compare", "widths", "checkpoint_every", "checkpoint_gb", "resample_at"}
+    # what came later, and changes nothing where it is not set
+    no_effect |= {name for name in ("tuned_at", "outlier_norm") if getattr(sae, name) is None}
+    values = asdict(resolve(sae))
+    later = [name for name in ("prefixes", "transcoder") if not values[name]]
+    for name in ("name", "source", "differences", *later):
+        del values[name]
+    return sae.model_dump(mode="json", exclude=no_effect) | values
+
+
 def fingerprint_of(run: Run, sae: SAESettings) -> Made:
     """What an autoencoder of these settings depends on."""
-    return model_fingerprint(run) | {"sae": training.training_fingerprint(sae)}
+    return model_fingerprint(run) | {"sae": training_fingerprint(sae)}
 
 
 def make_autoencoder(run: Run, name: str, out: Path, store: CheckpointFolder) -> None:

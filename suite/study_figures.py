@@ -14,7 +14,7 @@ from plotly.subplots import make_subplots
 
 from sae_lib import figures
 from sae_lib.files import write_atomically
-from sae_lib.formats import count, interval, signed
+from sae_lib.formats import count, interval, percent, signed
 from suite import project
 from suite.charts import chart
 from suite.runs import Run
@@ -110,6 +110,41 @@ def mean_and_half_width(values: pd.Series) -> tuple[float, float]:
     return values.mean(), t * values.std() / len(values) ** 0.5
 
 
+def absorption_rows(study: dict) -> pd.DataFrame:
+    """A row per recipe in words: means over seeds; of the excess over the null its 95 % interval
+    over seeds.
+    """
+    table = []
+    for name, of in pd.DataFrame(study["points"]).groupby("contender", sort=False):
+        mean, half = mean_and_half_width(of["excess"])
+        cells = {"Recipe": name, "L0": f"{of['l0_mean'].mean():.1f}"}
+        cells["Loss recovered (mean ablation)"] = percent(of["recovered_mean"].mean())
+        for title, column in (("F1 of the parent", "f1"), ("Absorbed", "rate"), ("Null", "null")):
+            cells[title] = percent(of[column].mean())
+        written = f"{100 * mean:+.1f}"
+        if not np.isnan(half):
+            written += f" ({100 * (mean - half):+.1f} to {100 * (mean + half):+.1f})"
+        table.append(cells | {"Above the null, points": written})
+    return pd.DataFrame(table)
+
+
+def transcoder_rows(study: dict) -> pd.DataFrame:
+    """A row per transcoder in words: means over seeds, and of its graphs how often ablating the
+    largest edges changes more than ablating random ones.
+    """
+    table = []
+    for name, of in pd.DataFrame(study["points"]).groupby("contender", sort=False):
+        cells = {"Transcoder": name, "L0": f"{of['l0_mean'].mean():.1f}"}
+        for title, column in (("zero", "recovered_zero"), ("mean", "recovered_mean")):
+            cells[f"Loss recovered, {title}"] = percent(of[column].mean())
+        cells["Alive"] = percent(of["alive"].mean() / study["about"]["d_sae"])
+        graphs = pd.DataFrame(of["graphs"].tolist())
+        cells["Largest edges matter more"] = percent(graphs["larger"].mean())
+        cells["Predicted against actual (Spearman)"] = f"{graphs['spearman'].mean():.2f}"
+        table.append(cells)
+    return pd.DataFrame(table)
+
+
 def resampling_differences(points: list[dict]) -> list[dict]:
     """With resampling minus without it, by start and deciding measure: the mean over seeds, each
     against itself, and its 95 % interval.
@@ -177,6 +212,8 @@ ROWS = {
     "widths": widths_rows,
     "saelens": saelens_rows,
     "resampling": resampling_rows,
+    "transcoder": transcoder_rows,
+    "absorption": absorption_rows,
 }
 
 

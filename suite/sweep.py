@@ -4,8 +4,8 @@ recovered that they draw.
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,8 @@ from sae_lib.errors import CorpusError, SettingsError, TrainingError, shown
 from sae_lib.features import evaluation
 from sae_lib.files import digest
 from sae_lib.model.activations import HookPoint
-from sae_lib.sae import training
 from sae_lib.sae.autoencoder import SparseAutoencoder
-from sae_lib.sae.recipes import RECIPES, resolve, uses
+from sae_lib.sae.recipes import RECIPES, Recipe, resolve, uses
 from sae_lib.settings import RECIPE_VALUES, SAESettings, load
 from suite import stages, study_figures
 from suite.runs import Run
@@ -33,6 +32,18 @@ FURTHER = 4  # steps beyond them at most, while the best one is at an edge
 WARD_RATES = (10.0, 30.0)  # times ward_2024's, which is far from done at its own
 Trained = list[tuple[SAESettings, dict]]  # autoencoders and their records
 SETTING = ["recipe", "d_sae", "lambda", "k", "lr", "precision", "activations"]
+
+
+@contextmanager
+def also_known(recipes: Mapping[str, Recipe]) -> Iterator[None]:
+    """Inside, settings may name these recipes as well."""
+    before = dict(RECIPES)
+    RECIPES.update(recipes)
+    try:
+        yield
+    finally:
+        RECIPES.clear()
+        RECIPES.update(before)
 
 
 def split(overrides: list[str]) -> tuple[list[str], dict[str, list[str]]]:
@@ -148,7 +159,7 @@ def folder_of(run: Run, settings: SAESettings) -> Path:
 
 
 def point_name(settings: SAESettings) -> str:
-    return f"{settings.recipe}-{digest(training.training_fingerprint(settings))[:8]}"
+    return f"{settings.recipe}-{digest(stages.training_fingerprint(settings))[:8]}"
 
 
 def changed(settings: SAESettings, **values) -> SAESettings:

@@ -13,7 +13,7 @@ from sae_lib.features.statistics import interval
 from sae_lib.figures import PALETTE
 from sae_lib.files import digest
 from sae_lib.formats import signed
-from sae_lib.sae.recipes import RECIPES, also_known, of_recipe, read_recipes
+from sae_lib.sae.recipes import RECIPES, of_recipe, read_recipes
 from sae_lib.sae.transcoder import INPUT, MLPPair, Transcoder
 from sae_lib.settings import SAESettings
 from suite import markup, stages, study_figures, sweep
@@ -60,7 +60,7 @@ def _folder(run: Run, settings: SAESettings) -> Path:
 def trained(run: Run, settings: SAESettings) -> Transcoder:
     """A transcoder of these settings, trained where that has not been done."""
     hook = stages.hook(run)
-    with also_known(OWN):
+    with sweep.also_known(OWN):
         stages.make_other_autoencoder(run, MLPPair(hook), settings, _folder(run, settings))
         return Transcoder.load(_folder(run, settings), hook.device)
 
@@ -68,7 +68,7 @@ def trained(run: Run, settings: SAESettings) -> Transcoder:
 def at_hand(run: Run) -> Transcoder:
     """The study's first transcoder where it has been trained, else a small one: seconds."""
     activations = run.settings.sae.activations
-    with also_known(OWN):
+    with sweep.also_known(OWN):
         settings = _settings(run, "transcoder", sweep.SEEDS[0], TIMES * activations)
         if not _folder(run, settings).exists():
             settings = sweep.changed(settings, activations=max(1024, activations // SMALL))
@@ -78,7 +78,7 @@ def at_hand(run: Run) -> Transcoder:
 def _point(run: Run, name: str, seed: int) -> dict:
     s, hook = run.settings, stages.hook(run)
     settings = _settings(run, name, seed, TIMES * s.sae.activations)
-    with also_known(OWN):
+    with sweep.also_known(OWN):
         made_from = stages.fingerprint_of(run, settings) | stages.section(run, "evaluation")
         where = f"transcoders/{digest(made_from | {'prompts': PROMPTS})[:12]}"
         if (found := run.saved_results(where, made_from)) is None:

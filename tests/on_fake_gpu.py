@@ -11,6 +11,7 @@ from sae_lib.model.language_model import without_waits
 from sae_lib.sae import training
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.engine.sparse_step import gradients
+from sae_lib.sae.optimiser import adam
 from sae_lib.sae.recipes import at_width, resolve
 from sae_lib.settings import SAESettings, load
 from suite import memory_plan
@@ -35,8 +36,7 @@ def step_peak(d_in: int, settings: SAESettings, n_dead: int) -> int:
         with torch.device(simulated_gpu.DEVICE):
             sae = SparseAutoencoder(d_in, settings.d_sae, recipe.architecture, recipe.k)
             x, dead = torch.empty(recipe.batch, d_in), torch.empty(n_dead, dtype=torch.int64)
-        groups = training.parameter_groups(sae, recipe)
-        optimiser = torch.optim.Adam(groups, lr=1e-3, fused=True)
+        optimiser = adam(sae, recipe)
         for _ in range(2):
             memory.peak = memory.live
             gradients(sae, x, recipe.objective(d_in), torch.bfloat16, dead if n_dead else None)

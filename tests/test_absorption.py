@@ -12,7 +12,7 @@ from sae_lib.features.absorption import (
     shuffled_labels,
 )
 from suite import absorption as study_module
-from suite import stages, sweep
+from suite import stages, study_figures, sweep
 from suite.runs import Run
 from suite.stages import STAGES
 
@@ -122,7 +122,7 @@ def test_the_study_compares_recipes_over_seeds_and_goes_on(small_run, monkeypatc
         )
         assert len(point["examples"]) > 2 and point["examples"][0]["parent"]
     assert study["about"]["pairs"] > 5
-    table = study_module.rows(study)
-    assert [row["Recipe"] for row in table] == ["topk", "matryoshka"]
+    table = study_figures.absorption_rows(study)
+    assert table["Recipe"].tolist() == ["topk", "matryoshka"]
     monkeypatch.setattr(stages, "train", lambda *_: pytest.fail("trained again"))
     assert study_module.study(run)["points"] == study["points"]

@@ -12,7 +12,7 @@ from sae_lib.features.firing import Firing
 from sae_lib.model import language_model
 from sae_lib.model.original import fold_attention_scale, one_position_each
 from sae_lib.sae.initialise import initialise
-from sae_lib.sae.recipes import RECIPES, also_known, of_recipe, resolve
+from sae_lib.sae.recipes import RECIPES, of_recipe, resolve
 from sae_lib.settings import LanguageModelSettings
 from suite import deviations, deviations_views, stages, sweep
 from suite.original import FACTS
@@ -44,7 +44,7 @@ def test_a_deviation_changes_one_value():
 
 def test_its_recipes_are_known_only_inside(small_run):
     settings = small_run.settings.sae.model_copy(update={"recipe": "method-norm"})
-    with also_known(deviations.OWN):
+    with sweep.also_known(deviations.OWN):
         assert resolve(settings).decoder_norm == "dimensions"
     with pytest.raises(SettingsError, match="method-norm"):
         resolve(settings)

@@ -26,6 +26,7 @@ from sae_lib.settings import CorpusSettings, SAESettings, TokenizerSettings
 from sae_lib.text import tokens as tokens_module
 from sae_lib.text.corpus import documents
 from sae_lib.text.tokenizer import bos_id, separators, special_ids, train_tokenizer
+from suite import stages
 
 BOS, SINK = 1, 2  # a special token, and an ordinary one that is 300 times as long
 TEXT = ["a cat sat on a mat. " * 30, "one more document, of other words. " * 20]
@@ -226,6 +227,6 @@ def test_documents_end_with_bos_where_the_model_expects_it(
 
 def test_the_settings_leave_nothing_out_unless_they_say_so():
     assert SAESettings().outlier_norm is None and planted_hook().left_out is None
-    given = training.training_fingerprint(SAESettings())
+    given = stages.training_fingerprint(SAESettings())
     assert "outlier_norm" not in given and "tuned_at" not in given
-    assert training.training_fingerprint(SAESettings(outlier_norm=10.0))["outlier_norm"] == 10
+    assert stages.training_fingerprint(SAESettings(outlier_norm=10.0))["outlier_norm"] == 10

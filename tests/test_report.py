@@ -338,6 +338,24 @@ def studied() -> dict:
             ],
             "about": about,
         },
+        "study_transcoder": {
+            "points": [
+                point(name, s, 0.9, graphs={"larger": 0.875, "spearman": 0.93})
+                for name in ("transcoder", "skip_transcoder")
+                for s in (0, 1)
+            ],
+            "about": about | {"d_sae": 128, "prompts": 37, "edges": 5},
+        },
+        "study_absorption": {
+            "points": [
+                point(
+                    name, s, 0.9, f1=0.61, rate=0.187 + s / 100, null=0.05, excess=0.137 + s / 100
+                )
+                for name in ("topk", "matryoshka")
+                for s in (0, 1)
+            ],
+            "about": about | {"pairs": 217},
+        },
     }
 
 
@@ -960,7 +978,7 @@ def test_numbers_in_the_template_are_no_results():
 def test_tables_are_well_formed_and_nothing_is_undefined(run):
     text = render.markdown(run)
     found = tables_of(text)
-    assert len(found) == 33
+    assert len(found) == 35
     for rows in found:
         assert len({len(row) for row in rows}) == 1, rows
         assert all(re.fullmatch("-+:?", cell) for cell in rows[1])
@@ -1193,7 +1211,7 @@ def check_page(text: str) -> Page:
 def test_the_page_is_self_contained(run):
     page = check_page(pages.html(render.markdown(run), run.folder))
     assert page.tags.count("img") == len(FIGURES)
-    assert page.tags.count("table") == 33
+    assert page.tags.count("table") == 35
     assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in [
         v for _, k, v in page.attributes if k == "content"
     ]

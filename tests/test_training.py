@@ -26,7 +26,7 @@ from sae_lib.sae.recipes import (
     variants,
 )
 from sae_lib.settings import SAESettings, load
-from suite import sweep
+from suite import stages, sweep
 
 D_IN, TRUE_FEATURES, VOCABULARY = 16, 32, 4096
 
@@ -535,14 +535,14 @@ def test_an_autoencoder_that_the_run_does_not_have_is_refused_with_those_it_has(
 
 def test_what_weights_are_made_from_includes_what_the_recipe_says(monkeypatch):
     sae = SAESettings(recipe="bricken_2023")
-    made_from, name = training.training_fingerprint(sae), sweep.point_name(sae)
-    assert made_from == training.training_fingerprint(
+    made_from, name = stages.training_fingerprint(sae), sweep.point_name(sae)
+    assert made_from == stages.training_fingerprint(
         sae.model_copy(
             update={"lr": RECIPES["bricken_2023"].lr, "checkpoint_gb": 1.0, "widths": (64,)}
         )
     )
     monkeypatch.setitem(RECIPES, "bricken_2023", replace(RECIPES["bricken_2023"], lr=1e-5))
-    assert training.training_fingerprint(sae) != made_from and sweep.point_name(sae) != name
+    assert stages.training_fingerprint(sae) != made_from and sweep.point_name(sae) != name
 
 
 @pytest.mark.parametrize("recipe", ["bricken_2023", "ward_2024", "april_2024"])

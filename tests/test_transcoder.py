@@ -12,7 +12,7 @@ from sae_lib.sae import training
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.engine import active_pairs, sparse_step
 from sae_lib.sae.objective import Objective, errors, loss
-from sae_lib.sae.recipes import RECIPES, also_known
+from sae_lib.sae.recipes import RECIPES
 from sae_lib.sae.transcoder import MLPPair, Transcoder
 from sae_lib.settings import SAESettings
 from suite import __main__, stages, sweep, transcoders
@@ -102,7 +102,7 @@ def fit(skip: bool, **changes) -> tuple[MLPPair, Transcoder, dict]:
     chosen = {"recipe": "skip_transcoder" if skip else "transcoder", "d_sae": 64, "k": 6}
     chosen |= {"activations": 60_000, "batch": 100, "buffer_rows": 50, "dead_window": 5000}
     rows = np.random.default_rng(1).integers(40, size=(400, 12))
-    with also_known(transcoders.OWN):
+    with sweep.also_known(transcoders.OWN):
         settings = SAESettings(**chosen | changes, compare=())
         return pair, *training.fit(pair, rows, settings, 0)
 

@@ -3,8 +3,7 @@ there is one training loop for all.
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
@@ -96,18 +95,6 @@ RECIPES = read_recipes()
 BRICKEN_2023, WARD_2024 = RECIPES["bricken_2023"], RECIPES["ward_2024"]
 
 
-@contextmanager
-def also_known(recipes: Mapping[str, Recipe]) -> Iterator[None]:
-    """Inside, settings may name these recipes as well."""
-    before = dict(RECIPES)
-    RECIPES.update(recipes)
-    try:
-        yield
-    finally:
-        RECIPES.clear()
-        RECIPES.update(before)
-
-
 def rate(step: int, n_steps: int, warmup: float, decay: float) -> float:
     """Share of the peak value: linear up over the first `warmup`, linear down to zero over the
     last `decay` of training.
@@ -180,7 +167,7 @@ def at_width(recipe: Recipe, tuned_at: int | None, d_in: int) -> Recipe:
 
     Activations have the norm √d_in, and features as large. An L1 penalty grows with them, a count
     (L0) not at all, and the squared error with their square: λ ∝ √d_in, or d_in. For the rates see
-    `training.parameter_groups`.
+    `optimiser.parameter_groups`.
     """
     if tuned_at is None:
         return recipe

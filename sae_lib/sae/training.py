@@ -22,23 +22,12 @@ from sae_lib.sae.engine import distributed
 from sae_lib.sae.engine.sparse_step import gradients
 from sae_lib.sae.initialise import initialise, statistics, stay_near
 from sae_lib.sae.objective import StepResult
+from sae_lib.sae.optimiser import adam, set_learning_rate, trained
 from sae_lib.sae.recipes import Recipe, at_width, is_resampling_step, rate, resolve
 from sae_lib.settings import SAESettings
 
 MAX_LOSS_RATIO = 1000  # times the loss of the first step
 THRESHOLD_STEPS = 100  # that batchtopk's threshold averages over, at most a tenth of training
-
-
-def training_fingerprint(sae: SAESettings) -> dict:
-    """The settings that the trained weights depend on, with what they leave to the recipe."""
-    no_effect = {"compare", "widths", "checkpoint_every", "checkpoint_gb", "resample_at"}
-    # what came later, and changes nothing where it is not set
-    no_effect |= {name for name in ("tuned_at", "outlier_norm") if getattr(sae, name) is None}
-    values = asdict(resolve(sae))
-    later = [name for name in ("prefixes", "transcoder") if not values[name]]
-    for name in ("name", "source", "differences", *later):
-        del values[name]
-    return sae.model_dump(mode="json", exclude=no_effect) | values
 
 
 @dataclass(kw_only=True)
@@ -141,12 +130,7 @@ def prepare(
     recipe = at_width(recipe, settings.tuned_at, len(mean))
     sae = initialise(recipe, mean * scale, settings.d_sae, seed).to(mean.device)
     distributed.broadcast_from_rank0(list(sae.parameters()))
-    optimiser = torch.optim.Adam(
-        parameter_groups(sae, recipe),
-        lr=recipe.lr,
-        betas=recipe.betas,
-        fused=mean.device.type != "mps",
-    )
+    optimiser = adam(sae, recipe)
     if recipe.frozen == "soft_decoder":
         optimiser.register_step_post_hook(stay_near(sae.W_dec))
     stopping = EarlyStopping(mean[None], 0)
@@ -229,37 +213,6 @@ def finished(state: AutoencoderTraining) -> SparseAutoencoder:
     sae.fold_scale(state.scale)
     sae.for_inference()
     return sae.requires_grad_(False)
-
-
-def trained(sae: SparseAutoencoder, recipe: Recipe) -> list[Tensor]:
-    """What the optimiser moves: with tied weights the encoder follows the decoder, batchtopk's
-    threshold follows its batches, and what is frozen stays.
-    """
-    left_out = {{"decoder": "W_dec", "encoder": "W_enc_T"}.get(recipe.frozen)}
-    left_out |= {"W_enc_T"} if recipe.tied else set()
-    left_out |= {"threshold"} if sae.architecture == "batchtopk" else set()
-    return [parameter for name, parameter in sae.named_parameters() if name not in left_out]
-
-
-def parameter_groups(sae: SparseAutoencoder, recipe: Recipe) -> list[dict]:
-    """Adam's groups: `rate` is what they take of the learning rate. A step of it moves each weight
-    by as much: a unit feature turns by rate · √d_in. Encoder bias and threshold are as large as
-    features' activations, √d_in.
-    """
-    if recipe.size == 1:
-        return [{"params": trained(sae, recipe), "rate": 1.0}]
-    powers = {parameter: -1 if parameter.dim() == 2 else 1 for parameter in trained(sae, recipe)}
-    powers |= {sae.b_dec: 0}
-    return [
-        {"params": [p for p in powers if powers[p] == power], "rate": recipe.size**power}
-        for power in (-1, 0, 1)
-    ]
-
-
-def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:
-    """Each of `parameter_groups` takes its share."""
-    for group in optimiser.param_groups:
-        group["lr"] = lr * group["rate"]
 
 
 def threshold_weight(step: int, n_steps: int) -> float:

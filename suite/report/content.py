@@ -39,6 +39,8 @@ NOTEBOOK_OF = {
     "study_sanity": "`python -m suite sanity`",
     "study_deviations": "`python -m suite study`",
     "study_full_budget": "`python -m suite study`",
+    "study_transcoder": "`python -m suite study`",
+    "study_absorption": "`python -m suite study`",
 }
 # What a reader made of features, by the hash of the autoencoder's weights: numbers of features mean
 # nothing for any other.
