@@ -8,6 +8,7 @@ import yaml
 from typer.main import get_command
 
 from suite.__main__ import app
+from suite.report import check
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -58,3 +59,7 @@ def test_the_citation_names_the_version_of_the_package():
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert f'version = "{cited["version"]}"' in (ROOT / "pyproject.toml").read_text()
     assert cited["license"] == "MIT" and "MIT License" in (ROOT / "LICENSE").read_text()
+
+
+def test_every_line_of_the_committed_report_follows_from_its_results():
+    assert check.check(ROOT) > 500
