@@ -21,15 +21,25 @@ MEASURES = {
 CHANCE = {"probing": 0.5, "clamping": 0.5}
 
 
+def measured(study: dict) -> pd.DataFrame:
+    """The points; a contender has a measure only where it could be taken in every seed."""
+    points = pd.DataFrame(study["points"])
+    for measure in MEASURES:
+        values = points[measure].astype(float)
+        taken = values.notna().groupby(points["contender"]).transform("all")
+        points[measure] = values.where(taken)
+    return points
+
+
 def comparisons(study: dict) -> pd.DataFrame:
     """A row per measure and contender: `mean` over seeds, and by how much the study's subject is
     above it, seed by seed: `difference`, with a 95 % interval over seeds (Student's t), `low` and
     `high`, NaN where there are fewer than two.
     """
-    points, records = pd.DataFrame(study["points"]).set_index("seed"), []
+    points, records = measured(study).set_index("seed"), []
     contenders = dict(list(points.groupby("contender", sort=False)))
     for measure, (name, theirs) in itertools.product(MEASURES, contenders.items()):
-        values, ours = (of[measure].astype(float) for of in (theirs, contenders[study["subject"]]))
+        values, ours = (of[measure] for of in (theirs, contenders[study["subject"]]))
         mean, half = mean_and_half_width((ours - values).dropna())
         records.append((measure, name, values.mean(), mean, mean - half, mean + half))
     columns = ["measure", "contender", "mean", "difference", "low", "high"]
@@ -91,7 +101,7 @@ def rows(study: dict) -> list[dict[str, str]]:
 
 def figure(study: dict) -> go.Figure:
     """Every contender and seed, a panel per measure; dotted, what chance gives."""
-    points = pd.DataFrame(study["points"])
+    points = measured(study)
     points["is"] = np.where(points["contender"] == study["subject"], "autoencoder", "baseline")
     titles = {measure: title.partition(" (")[0] for measure, title in MEASURES.items()}
     melted = points.melt(["contender", "seed", "is"], list(MEASURES), "measure").dropna()

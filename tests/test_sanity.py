@@ -131,6 +131,19 @@ def test_intervals_and_verdicts_of_known_points():
     assert "sparse probing (AUROC): equal 0.917, a difference of -0.007" in text
 
 
+def test_a_baseline_that_lacks_a_measure_in_one_seed_is_not_compared_on_it():
+    study = points()
+    for point in study["points"]:
+        if point["contender"] == "equal":
+            point["recovered"] = 0.5
+        elif point["contender"] == "weak" and point["seed"] == 0:
+            point["recovered"] = None
+    row = sanity_views.comparisons(study).query("measure == 'recovered' and contender == 'weak'")
+    assert row[["mean", "difference", "low"]].isna().all(axis=None)
+    assert sanity_views.strongest(study)["recovered"]["contender"] == "equal"
+    assert "nan" not in sanity_views.sentence(study)
+
+
 def test_one_seed_has_no_interval_and_no_lead():
     study = points()
     study["points"] = [p for p in study["points"] if p["seed"] == 0]
