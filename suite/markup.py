@@ -21,7 +21,7 @@ def plain(value: object) -> str:
 
 def prose(text: str) -> str:
     """`plain`, but names in backticks stay code: for our own sentences that the results quote."""
-    parts = re.split(r"( ?`[\w.]+`[ ,]?)", text)
+    parts = re.split(r"( ?`[\w.]+`,? ?)", text)
     return "".join(part if i % 2 else plain(part) for i, part in enumerate(parts))
 
 

@@ -20,7 +20,7 @@ from sae_lib import formats as f
 from sae_lib import settings
 from sae_lib.errors import ArtefactError
 from suite import drawing, project, stages, study_figures, toy_check
-from suite.markup import block, code, plain
+from suite.markup import block, code, plain, prose
 from suite.report import check, content, pages, publish, publish_report, render, write_report
 from suite.report.machine import commit, cpu_model, machine
 from suite.runs import Run
@@ -1551,3 +1551,8 @@ def test_five_cards_are_shown():
     cards = {name: [{"feature": n} for n in of] for name, of in numbers.items()}
     chosen = content.five_cards({"cards": cards})
     assert [card["feature"] for card in chosen] == [1, 4, 5, 7, 8]
+
+
+def test_names_in_our_own_sentences_stay_code_and_keep_the_blanks_around_them():
+    text = "those of `topk`, with *more*; `sae.init` decides (`b_dec`)"
+    assert prose(text) == "those of `topk`, with \\*more\\*; `sae.init` decides (`b_dec`)"
