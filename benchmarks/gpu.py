@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -199,17 +200,14 @@ def one_step(kind: str, sizes: Sizes, batch: int, device: torch.device) -> dict[
     """Rate of one kind of step at the original's size, and the full scale's seconds by it."""
     capturable = {"capturable": True} if kind == "CUDA graph" else {}
     step = Step(sizes.d_in, step_settings(sizes, batch), device, **capturable)
-    run = {
-        "plain float32": lambda: step.with_loss(loss, torch.float32),
-        "ours": step.ours,
-        "loss compiled": None,
-        "CUDA graph": None,
-    }[kind]
     if kind == "CUDA graph":
         run = step.captured()
     elif kind == "loss compiled":
-        compiled = torch.compile(loss)
-        run = lambda: step.with_loss(compiled, BF16)  # noqa: E731 (a closure over what was compiled)
+        run = partial(step.with_loss, torch.compile(loss), BF16)
+    elif kind == "plain float32":
+        run = partial(step.with_loss, loss, torch.float32)
+    else:
+        run = step.ours
     rate = batch * calls_per_second(run, device, sizes.seconds)
     return {"activations per second": rate, "seconds for the full scale": FULL / rate}
 

@@ -144,5 +144,5 @@ def figure(graph: LogitGraph, names: list[str], tokens: tuple[str, str]) -> go.F
         fig.add_annotation(x=x, y=y, text=markup.label(label, 40), showarrow=False, bgcolor="white")
     fig.update_xaxes(visible=False, range=[-0.4, 2.6])
     fig.update_yaxes(visible=False, range=[-max(len(sources), len(features)) + 0.4, 0.6])
-    title = "From tokens through the transcoder's features to a difference of logits"
+    title = "From tokens through features to a difference of logits: blue adds, red takes away"
     return fig.update_layout(title=title)
