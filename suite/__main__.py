@@ -4,6 +4,7 @@ explain | browser | export | report | verify | doctor`.
 
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -126,14 +127,15 @@ def study(
 ) -> None:
     """Many autoencoders on one language model, over seeds: the recipes or the widths at the same
     L0, the classical recipe's settings, resampling from two starts, the original's deviations one
-    at a time; the original once at its full budget; a transcoder in place of the MLP; or how far
-    recipes absorb features.
+    at a time; the original once at its full budget; a transcoder in place of the MLP; how far
+    recipes absorb features; or a larger run to stand beside the report's.
     """
     opened = _open(profile, run_dir, set_)
-    from suite import absorption, deviations, studies, study_figures, transcoders
+    from suite import absorption, deviations, gallery, larger, studies, study_figures, transcoders
 
     make = {"deviations": deviations.study, "full_budget": deviations.full_budget}
     make |= {"transcoder": transcoders.study, "absorption": absorption.study}
+    make |= {"larger": partial(larger.study, summary=gallery.summary)}
     make[which](opened) if which in make else studies.study(opened, which)
     typer.echo(f"study: {opened.results_folder / f'study_{which}.json'}")
     if publish:

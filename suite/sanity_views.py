@@ -58,8 +58,10 @@ def strongest(study: dict) -> dict[str, dict]:
     return found
 
 
-def sentence(study: dict) -> str:
-    """On how many of the measures the subject is ahead, and what is strongest on the others."""
+def sentence(study: dict, others: bool = True) -> str:
+    """On how many of the measures the subject is ahead; with `others` also what is strongest on
+    those where it is not.
+    """
     found, n = strongest(study), study["about"]["seeds"]
     ahead = [MEASURES[m] for m, best in found.items() if best["ahead"]]
     named = f" ({', '.join(ahead)})" if ahead else ""
@@ -73,7 +75,7 @@ def sentence(study: dict) -> str:
         f"The autoencoder ({study['subject']}) is ahead of every baseline, with a 95 % interval"
         f" over {n} seed{'s' if n != 1 else ''} above zero, on {len(ahead)} of"
         f" {len(MEASURES)} measures{named}."
-        + (f" The strongest baseline on the others: {'; '.join(rest)}." if rest else "")
+        + (f" The strongest baseline on the others: {'; '.join(rest)}." if rest and others else "")
     )
 
 

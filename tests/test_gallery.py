@@ -8,7 +8,8 @@ import pytest
 
 from sae_lib.features import firing
 from sae_lib.files import plain, read_record
-from suite import gallery, stages
+from suite import gallery, larger, stages
+from suite.report.content import five_cards
 from tests.test_circuits import planted
 
 
@@ -80,6 +81,21 @@ def test_the_gallery_of_a_run_is_plain_data_about_its_weights(small_run, summary
         ranks = [card["rank"] for card in data["cards"][kind]]
         assert ranks == sorted(ranks)
         assert all(kind in card["kinds"] for card in data["cards"][kind])
+
+
+def test_a_larger_run_keeps_its_measures_and_no_text_but_that_of_its_cards(small_run, summary):
+    found = larger.study(small_run, lambda run: summary)
+    evaluation, recipe = small_run.results("evaluation"), small_run.settings.sae.recipe
+    assert found["evaluation"]["recovered_mean"] == evaluation[recipe]["recovered_mean"]
+    assert found["neurons"]["density_median"] == evaluation["neurons"]["density_median"]
+    assert "density" not in found["evaluation"]
+    assert found["about"]["lm_tokens"] == small_run.summary("language_model")["tokens"]
+    shown = {card["feature"] for card in five_cards(summary)}
+    for of, cards in found["cards"].items():
+        assert [card["feature"] for card in cards] == [c["feature"] for c in summary["cards"][of]]
+        assert all(("examples" in card) == (card["feature"] in shown) for card in cards)
+    for name in ("gallery", "study_larger"):  # the run is other tests' too
+        (small_run.results_folder / f"{name}.json").unlink()
 
 
 def test_the_token_is_followed_to_its_sources(small_run, summary):

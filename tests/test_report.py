@@ -809,7 +809,7 @@ def tables_of(text: str) -> list[list[list[str]]]:
 def test_each_cell_of_the_main_table_is_its_json_value_formatted(tmp_path):
     values = results()
     text = rendered(tmp_path, values)
-    grid = next(t for t in tables_of(text) if "ours, as published" in " ".join(t[0]))
+    short, grid = (t for t in tables_of(text) if "ours, as published" in " ".join(t[0]))
     columns = {"ward_2024": 2, "bricken_2023": 3, "neurons": 4}
     rows = {re.sub("[ᵃᵇᶜᵈᵉᶠᵍʰ]$", "", row[0]): row for row in grid[2:]}
     expected = {
@@ -839,6 +839,9 @@ def test_each_cell_of_the_main_table_is_its_json_value_formatted(tmp_path):
             ), (label, name)
     assert rows["Training activations"][2:] == ["60,000", "60,000", "–"]
     assert rows["Features (neurons)"][1:] == ["4,096", "256", "256", "64"]
+    assert len(short) < len(grid) and all(
+        row == rows[row[0]] or row[1:] == rows[row[0]][1:] for row in short[2:]
+    )
 
 
 def leaves(value, path=()):
@@ -966,7 +969,8 @@ def test_a_changed_result_changes_the_report(run):
 
 def test_numbers_in_the_template_are_no_results():
     """Digits in the template's prose: names, definitions and section numbers only."""
-    source = Path(render.__file__).with_name("template.md.j2").read_text()
+    folder = Path(render.__file__).parent
+    source = "\n".join((folder / f"{n}.md.j2").read_text() for n in ("template", "appendices"))
     prose = re.sub(r"(?s)\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}|`[^`]*`", "", source)
     names = r"[Ss]ection [\d.]+|Stheno-8B|L[01]\b|TransformerLens \d|bfloat16"
     prose = re.sub(rf"(?m)^#+ [\d.]+|^\d+\. |{names}", "", prose)
@@ -978,7 +982,7 @@ def test_numbers_in_the_template_are_no_results():
 def test_tables_are_well_formed_and_nothing_is_undefined(run):
     text = render.markdown(run)
     found = tables_of(text)
-    assert len(found) == 35
+    assert len(found) == 37
     for rows in found:
         assert len({len(row) for row in rows}) == 1, rows
         assert all(re.fullmatch("-+:?", cell) for cell in rows[1])
@@ -1211,7 +1215,7 @@ def check_page(text: str) -> Page:
 def test_the_page_is_self_contained(run):
     page = check_page(pages.html(render.markdown(run), run.folder))
     assert page.tags.count("img") == len(FIGURES)
-    assert page.tags.count("table") == 35
+    assert page.tags.count("table") == 37
     assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in [
         v for _, k, v in page.attributes if k == "content"
     ]
@@ -1544,6 +1548,35 @@ def test_readings_are_shown_for_the_very_weights_alone(run, monkeypatch):
     assert "Of the 2 drawn, 0 got a name; of the 1 selected, 1." in text
     monkeypatch.setattr(content, "NAMES", {"beef": names})
     assert "zyx" not in render.markdown(run)
+
+
+def test_a_larger_run_is_a_column_and_has_the_gallery(tmp_path):
+    values = results()
+    of, features = values["evaluation"]["bricken_2023"], copy.deepcopy(values["gallery"])
+    features |= {"autoencoder": "beef", "kinds": copy.deepcopy(features["kinds"])}
+    features["kinds"]["features"]["token"]["of_often"] = 0.2468
+    for cards in features["cards"].values():
+        for card in cards:
+            card["feature"] += 4000
+    about = {"recipe": "bricken_2023", "d_sae": 4097, "text": "`of | mine.jsonl`", "threads": 1}
+    about |= {"vocabulary": 8192, "lm_tokens": 4.1e7, "parameters": 1.7e6, "heldout": 3.9876}
+    about |= {"overrides": ["sae.l1=1.6"], "cpu": "a processor", "lm_seconds": 1234.0}
+    training = {"activations": 20_480_000, "seconds": 2345.0, "activations_per_second": 8733.0}
+    values["study_larger"] = features | {
+        "about": about,
+        "evaluation": of | {"recovered_mean": 0.98765},
+        "neurons": values["evaluation"]["neurons"],
+        "training": training,
+    }
+    text = rendered(tmp_path, values)
+    short, grid = (t for t in tables_of(text) if "ours, as published" in " ".join(t[0]))
+    for rows in (short, grid):
+        assert rows[0][4] == "larger run (`bricken_2023`)" and rows[2][4] == "4,097"
+        mean = next(row for row in rows if row[0].startswith("Loss recovered, mean"))
+        assert mean[4] == "98.8 %"
+    assert "20.5 million activations" in section(text, "2 ") and "`sae.l1=1.6`" in text
+    assert "24.7 %" in section(text, "4 ") and "| 4007 |" in section(text, "4 ")
+    assert "| 7 |" not in section(text, "4 ") and "| 7 |" in section(text, "Appendix E")
 
 
 def test_five_cards_are_shown():

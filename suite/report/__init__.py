@@ -9,6 +9,7 @@ import typst
 
 from suite import deviations_views, locks, project, sanity_views, study_figures, verify
 from suite.report import content, pages, publish, render
+from suite.report.first_figure import named_densities
 from suite.runs import Run, write_atomically
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ def write_report(run: Run) -> Path:
 
 
 def _write(run: Run) -> Path:
-    content.load(run)  # so that what is missing or damaged is said before anything is drawn
+    results = content.load(run)  # what is missing or damaged is said before anything is drawn
     path = run.folder / "report.md"
     studies = study_figures.load_studies(run)
     figures = study_figures.study_figures(studies)
@@ -37,8 +38,12 @@ def _write(run: Run) -> Path:
         "full_budget": deviations_views.full_figure,
     }
     figures |= {f"study_{of}": draw(studies[of]) for of, draw in more.items() if studies[of]}
+    if results["gallery"]:
+        main = run.settings.sae.recipe
+        figures["density_named"] = named_densities(results["evaluation"], main, results["gallery"])
     for name, fig in figures.items():
-        run.figure(fig, name)
+        if fig is not None:
+            run.figure(fig, name)
     text = render.markdown(run)
     write_atomically(path, text)
     write_atomically(path.with_suffix(".html"), pages.html(text, run.folder))

@@ -39,6 +39,7 @@ NOTEBOOK_OF = {
     "study_sanity": "`python -m suite sanity`",
     "study_deviations": "`python -m suite study`",
     "study_full_budget": "`python -m suite study`",
+    "study_larger": "`python -m suite study`",
     "study_transcoder": "`python -m suite study`",
     "study_absorption": "`python -m suite study`",
 }
@@ -95,8 +96,8 @@ def context(run: Run) -> dict[str, Any]:
         "circuit_units": circuits.UNITS,
         "density_tolerance": scores.DENSITY_TOLERANCE,
         "notebook_of": NOTEBOOK_OF,
-        "names": results["gallery"] and NAMES.get(results["gallery"]["autoencoder"]),
-        "five_cards": five_cards(results["gallery"]) if results["gallery"] else [],
+        "names_of": NAMES,
+        "five_cards": five_cards,
         "weights_compared": results["circuits"]
         and circuits.compared(results["circuits"]["weights"]),
         "clamping_ranks": ranked and ranks_sentence(ranked),
