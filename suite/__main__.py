@@ -54,7 +54,7 @@ STAGES = {
     "report": "",
 }
 STUDIES = ("recipes", "widths", "classical", "resampling", "deviations", "full_budget")
-STUDIES += ("transcoder", "absorption")
+STUDIES += ("transcoder", "absorption", "larger")
 
 
 @app.command()
@@ -326,6 +326,27 @@ def export(
 
     check_own(out, "export OUT", "ae.pt")
     typer.echo(f"exported: {to_dictionary_learning(SparseAutoencoder.load(sae), out)}")
+
+
+@app.command()
+def blind(
+    folder: Annotated[Path, typer.Argument(help="where the sheets and the answers lie")],
+    by: Annotated[str, typer.Option(help="who the readers are, for the report")] = "two readers",
+    seed: Annotated[int, typer.Option(min=0, help="which units are drawn")] = 0,
+    profile: Profile = "laptop",
+    set_: Set = None,
+    run_dir: RunDir = "",
+    publish: Publish = False,
+) -> None:
+    """A blind test of names: writes a sheet of features and neurons to be named by one reader, then
+    sheets of names to be matched by others, then the score. Each call takes the next step.
+    """
+    opened = _open(profile, run_dir, set_, reading=True)
+    from suite import blind_test, study_figures
+
+    typer.echo(blind_test.proceed(opened, folder, by, seed))
+    if publish:
+        typer.echo(f"published: {study_figures.publish(opened)}")
 
 
 @app.command()

@@ -20,7 +20,7 @@ from suite.charts import chart
 from suite.runs import Run
 
 STUDIES = ("recipes", "widths", "classical", "saelens", "resampling", "sanity", "deviations")
-STUDIES += ("full_budget", "transcoder", "absorption", "larger")
+STUDIES += ("full_budget", "transcoder", "absorption", "larger", "blind")
 STARTS = {
     "small_tied": "small tied start",
     "independent": "independent start",

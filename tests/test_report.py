@@ -1579,6 +1579,21 @@ def test_a_larger_run_is_a_column_and_has_the_gallery(tmp_path):
     assert "| 7 |" not in section(text, "4 ") and "| 7 |" in section(text, "Appendix E")
 
 
+@pytest.mark.parametrize(("neurons", "level"), [(18, True), (7, False)])
+def test_the_blind_test_is_told_as_it_came_out(tmp_path, neurons, level):
+    def kind(right: int) -> dict:
+        of = {"right": right, "expected": 0.5, "p": 0.0}
+        return {"drawn": 20, "named": 20, "range": of, "strong": of, "weak": of | {"right": 11}}
+
+    values = results()
+    kinds = {"features": kind(19), "neurons": kind(neurons)}
+    values["study_blind"] = {"by": "two | readers", "seed": 0, "units": 20, "kinds": kinds}
+    text = section(rendered(tmp_path, values), "4 ")
+    assert f"19 of 20 features and {neurons} of 20 neurons were matched" in text
+    assert "two \\| readers" in text and "11 of 20 features" in text
+    assert ("about as well" in text) == level
+
+
 def test_five_cards_are_shown():
     numbers = {"token": (1, 2, 3), "context": (4, 5, 6), "drawn": (7, 8, 9)}
     cards = {name: [{"feature": n} for n in of] for name, of in numbers.items()}

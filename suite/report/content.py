@@ -40,6 +40,7 @@ NOTEBOOK_OF = {
     "study_deviations": "`python -m suite study`",
     "study_full_budget": "`python -m suite study`",
     "study_larger": "`python -m suite study`",
+    "study_blind": "`python -m suite blind`",
     "study_transcoder": "`python -m suite study`",
     "study_absorption": "`python -m suite study`",
 }
