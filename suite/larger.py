@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sae_lib.formats import millions
-from suite.report.content import five_cards, overrides
+from suite.report.content import cards_of, overrides
 from suite.report.machine import machine
 from suite.runs import Run
 
@@ -26,7 +26,7 @@ def study(run: Run, summary: Callable[[Run], dict[str, Any]]) -> dict[str, Any]:
         features = summary(run)
         run.save_results("gallery", features)
     model, trained = run.summary("language_model"), run.summary("autoencoder")
-    shown = {card["feature"] for card in five_cards(features)}
+    shown = {card["feature"] for card in cards_of(features)}
     cards = {
         of: [
             card if card["feature"] in shown else {key: card[key] for key in LISTED}

@@ -9,7 +9,7 @@ import pytest
 from sae_lib.features import firing
 from sae_lib.files import plain, read_record
 from suite import gallery, larger, stages
-from suite.report.content import five_cards
+from suite.report.content import cards_of
 from tests.test_circuits import planted
 
 
@@ -90,7 +90,7 @@ def test_a_larger_run_keeps_its_measures_and_no_text_but_that_of_its_cards(small
     assert found["neurons"]["density_median"] == evaluation["neurons"]["density_median"]
     assert "density" not in found["evaluation"]
     assert found["about"]["lm_tokens"] == small_run.summary("language_model")["tokens"]
-    shown = {card["feature"] for card in five_cards(summary)}
+    shown = {card["feature"] for card in cards_of(summary)}
     for of, cards in found["cards"].items():
         assert [card["feature"] for card in cards] == [c["feature"] for c in summary["cards"][of]]
         assert all(("examples" in card) == (card["feature"] in shown) for card in cards)

@@ -1594,11 +1594,11 @@ def test_the_blind_test_is_told_as_it_came_out(tmp_path, neurons, level):
     assert ("about as well" in text) == level
 
 
-def test_five_cards_are_shown():
+def test_four_cards_are_shown():
     numbers = {"token": (1, 2, 3), "context": (4, 5, 6), "drawn": (7, 8, 9)}
     cards = {name: [{"feature": n} for n in of] for name, of in numbers.items()}
-    chosen = content.five_cards({"cards": cards})
-    assert [card["feature"] for card in chosen] == [1, 4, 5, 7, 8]
+    chosen = content.cards_of({"cards": cards})
+    assert [card["feature"] for card in chosen] == [1, 4, 5, 7]
 
 
 def test_names_in_our_own_sentences_stay_code_and_keep_the_blanks_around_them():

@@ -98,7 +98,7 @@ def context(run: Run) -> dict[str, Any]:
         "density_tolerance": scores.DENSITY_TOLERANCE,
         "notebook_of": NOTEBOOK_OF,
         "names_of": NAMES,
-        "five_cards": five_cards,
+        "cards_of": cards_of,
         "weights_compared": results["circuits"]
         and circuits.compared(results["circuits"]["weights"]),
         "clamping_ranks": ranked and ranks_sentence(ranked),
@@ -109,10 +109,10 @@ def context(run: Run) -> dict[str, Any]:
     }
 
 
-def five_cards(gallery: dict[str, Any]) -> list[dict[str, Any]]:
-    """The best token detector, the two best features of context, and the first two drawn."""
+def cards_of(gallery: dict[str, Any]) -> list[dict[str, Any]]:
+    """The best token detector, the two best features of context, and the first one drawn."""
     cards = gallery["cards"]
-    return [*cards["token"][:1], *cards["context"][:2], *cards["drawn"][:2]]
+    return [*cards["token"][:1], *cards["context"][:2], *cards["drawn"][:1]]
 
 
 def overrides(settings: Settings) -> list[str]:

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from sae_lib.formats import exact, percent
 from suite.charts import chart
-from suite.report.content import NAMES, five_cards
+from suite.report.content import NAMES, cards_of
 
 SHOWN = 3
 HEIGHTS = (0.99, 0.89, 0.79)  # of the names, as shares of the figure's height
@@ -21,7 +21,7 @@ def named_densities(
 ) -> go.Figure | None:
     """The densities of those alive; None where no features of these weights have names."""
     names = NAMES.get(gallery["autoencoder"], {"features": {}})["features"]
-    cards = [card for card in five_cards(gallery) if card["feature"] in names][:SHOWN]
+    cards = [card for card in cards_of(gallery) if card["feature"] in names][:SHOWN]
     if not cards:
         return None
     found = {"neurons": evaluation["neurons"], "features": evaluation[main]}
