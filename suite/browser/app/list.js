@@ -48,6 +48,7 @@ class List {
     for (const id of ["previous", "next", "random"]) app.$(id).disabled = found.length === 0;
     app.$("rows").scrollTop = 0;
     this.draw_heads();
+    app.map.draw();
     this.reveal();
     this.draw();
     return true;
@@ -58,6 +59,7 @@ class List {
   }
 
   draw() {
+    this.app.map.mark();
     const { height, found } = this, box = this.app.$("rows"), spacer = this.app.$("spacer");
     spacer.style.height = `${found.length * height}px`;
     const first = Math.max(0, Math.floor(box.scrollTop / height) - 4);
