@@ -10,7 +10,7 @@ class Axis {
     const values = features.columns[column], known = values.filter((v) => v !== null && v > 0);
     const [scale, back] = logarithmic ? [Math.log10, (v) => 10 ** v] : [(v) => v, (v) => v];
     known.sort((a, b) => a - b); // the rarest two hundredths share the edge
-    const rare = known[Math.floor(known.length / 50)] ?? 0, most = known.at(-1) ?? 1;
+    const rare = known[Math.floor(known.length / 50)] ?? 0.1, most = known.at(-1) ?? 1;
     const [low, high] = logarithmic || column === "maximum" ? [rare, most] : [0, 1];
     const first = scale(low), size = scale(high) - first || 1;
     Object.assign(this, { column, values, low, high, shares: /density|information/.test(column) });
