@@ -285,8 +285,7 @@ function markdown_of(features, f) {
   };
   const name = (t) => code(features.vocabulary.name(t)), own = features.notes[f.number]?.name;
   const names = (ids) => (ids ?? []).map(name).join(", "), n = f.examples.length;
-  const spelt = (ids) => text_of_bytes(ids.flatMap((t) => bytes_of(features.vocabulary.text(t))));
-  const text = (e) => code(plain(spelt(e.ids)));
+  const text = (e) => code(plain(features.vocabulary.joined(e.ids)));
   const example = (e) => `${decimal(e.activation)} on ${name(e.token_id)}: ${text(e)}`;
   const on = strongest_on(f.examples).map(([t, count]) => `${name(t)} (${count} of ${n})`);
   const items = [

@@ -49,9 +49,9 @@ class Try {
       typed();
     });
     on("example", "click", () => {
-      const [example] = this.app.page?.examples ?? [], { vocabulary } = this.app.features;
-      const bytes = example ? example.ids.flatMap((t) => bytes_of(vocabulary.text(t))) : [];
-      this.$("text").value = text_of_bytes(bytes).replace(/[\udc80-\udcff]/gu, "");
+      const [{ ids } = { ids: [] }] = this.app.page?.examples ?? [];
+      const text = this.app.features.vocabulary.joined(ids);
+      this.$("text").value = text.replace(/[\udc80-\udcff]/gu, "");
       this.$("text").dispatchEvent(new Event("input"));
     });
     on("clamps", "input", (e) => this.changed(e.target));
