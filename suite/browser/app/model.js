@@ -272,10 +272,14 @@ class Model {
   features(x) {
     // Activations of all features of one activation vector.
     if (this.architecture === "neurons") return Float32Array.from(x);
-    const { W_enc, threshold } = this.weights, z = this.at_zero.slice(), d_sae = z.length;
-    for (let i = 0; i < x.length; i++) {
-      const value = x[i], from = i * d_sae;
-      if (value !== 0) for (let f = 0; f < d_sae; f++) z[f] += value * W_enc[from + f];
+    const { W_enc: w, threshold } = this.weights, z = this.at_zero.slice(), d_sae = z.length;
+    const on = [...x.entries()].filter(([, value]) => value !== 0);
+    while (on.length % 4) on.push([0, 0]);
+    for (let at = 0; at < on.length; at += 4) { // four at a time: a sum is read once for them
+      const [[i, a], [j, b], [k, c], [l, d]] = on.slice(at, at + 4);
+      let [p, q, r, s] = [i, j, k, l].map((input) => input * d_sae);
+      for (let f = 0; f < d_sae; f++, p++, q++, r++, s++)
+        z[f] += a * w[p] + b * w[q] + c * w[r] + d * w[s];
     }
     if (this.architecture === "topk") {
       const kept = new Set(top_of(z, this.k));
@@ -354,15 +358,24 @@ class Model {
 }
 
 function affine(x, n, weight, bias) {
-  // [n, in] × [out, in]ᵀ + bias → [n, out]
+  // [n, in] × [out, in]ᵀ + bias → [n, out]; of four rows at a time, each weight is read once.
   const d_in = x.length / n, d_out = weight.length / d_in, out = new Float32Array(n * d_out);
-  for (let o = 0; o < d_out; o++) {
-    const row = o * d_in, start = bias ? bias[o] : 0;
-    for (let t = 0; t < n; t++) {
-      const from = t * d_in;
-      let sum = 0;
-      for (let i = 0; i < d_in; i++) sum += x[from + i] * weight[row + i];
-      out[t * d_out + o] = sum + start;
+  for (let t = 0, four; t < n; t += four ? 4 : 1) {
+    four = n - t >= 4;
+    for (let o = 0, to = t * d_out; o < d_out; o++, to++) {
+      const row = o * d_in, first = t * d_in, start = bias ? bias[o] : 0;
+      let a = start, b = start, c = start, d = start;
+      if (!four) for (let i = 0; i < d_in; i++) a += weight[row + i] * x[first + i];
+      else
+        for (let i = 0, at = first; i < d_in; i++, at++) {
+          const w = weight[row + i];
+          a += w * x[at];
+          b += w * x[at + d_in];
+          c += w * x[at + 2 * d_in];
+          d += w * x[at + 3 * d_in];
+        }
+      out[to] = a;
+      if (four) [out[to + d_out], out[to + 2 * d_out], out[to + 3 * d_out]] = [b, c, d];
     }
   }
   return out;
