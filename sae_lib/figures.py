@@ -51,6 +51,11 @@ def colour(name: str) -> str:
 
 
 NO_MATHEMATICS = "tex2jax_ignore mathjax_ignore"  # MathJax leaves elements of these classes alone
+# In JupyterLab's dark theme a white figure turns dark; its hues stay.
+DARK = (
+    '<style>[data-jp-theme-light="false"] .on-white '
+    "{ filter: invert(0.93) hue-rotate(180deg) }</style>"
+)
 
 
 class OfflineRenderer(NotebookRenderer):
@@ -66,7 +71,8 @@ class OfflineRenderer(NotebookRenderer):
         bundle = super().to_mimebundle(fig_dict | {"layout": layout | {"autosize": True}})
         html = re.sub(r'<script src="https?://[^"]*"[^>]*></script>', "", bundle["text/html"])
         most = f' style="max-width:{width}px"' if width else ""
-        return bundle | {"text/html": f'<div class="{NO_MATHEMATICS}"{most}>{html}</div>'}
+        html = f'<div class="{NO_MATHEMATICS} on-white"{most}>{html}</div>{DARK}'
+        return bundle | {"text/html": html}
 
 
 pio.renderers["offline"] = OfflineRenderer()

@@ -626,7 +626,7 @@ def test_of_several_static_pages_one_at_a_time_is_open(tab, table):
 def test_a_histogram_is_drawn_where_there_is_one(full_tab, plain_tab):
     assert "<svg" not in drawn(plain_tab[0], 0)
     heights = re.findall(r'<rect[^>]*height="([\d.]+)"', drawn(full_tab, 0))
-    assert heights == ["40.0", "29.3", "0.0", "12.6"]  # log(1 + count)
+    assert heights == ["50.0", "36.6", "0.0", "15.8"]  # log(1 + count)
 
 
 @pytest.mark.parametrize(

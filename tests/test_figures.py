@@ -2,6 +2,8 @@
 network.
 """
 
+import re
+
 import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
@@ -128,8 +130,17 @@ def test_a_wide_figure_shrinks_with_the_notebook():
         px.line(x=[1, 2], y=[1, 2], width=1100).to_dict()
     )["text/html"]
     assert html.startswith(
-        '<div class="tex2jax_ignore mathjax_ignore" style="max-width:1100px">'
+        '<div class="tex2jax_ignore mathjax_ignore on-white" style="max-width:1100px">'
     ) and '"width":1100' not in html.replace(" ", "")
+
+
+def test_a_figure_is_dark_where_jupyterlab_is(tab):
+    bundle = pio.renderers[pio.renderers.default].to_mimebundle(px.line(x=[1], y=[1]).to_dict())
+    html = re.sub("<script.*?</script>", "", bundle["text/html"], flags=re.DOTALL)
+    for light, filtered in (("true", False), ("false", True)):
+        tab.set_content(f'<body data-jp-theme-light="{light}">{html}</body>')
+        script = "getComputedStyle(document.querySelector('.on-white')).filter"
+        assert (tab.evaluate(script) != "none") == filtered
 
 
 def test_names_that_a_panel_lacks_keep_their_places_in_it():

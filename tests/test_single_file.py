@@ -4,6 +4,7 @@ inside agrees with torch.
 
 import json
 import re
+from xml.etree import ElementTree
 
 import markdown as python_markdown
 import numpy as np
@@ -20,6 +21,7 @@ from sae_lib.errors import SettingsError
 from sae_lib.features import clamping
 from sae_lib.features.attribution import Block
 from sae_lib.features.clamping import Clamp, ClampTarget
+from sae_lib.features.weights import direct_logits
 from sae_lib.formats import decimal
 from sae_lib.model import language_model
 from sae_lib.model.activations import HookPoint
@@ -122,6 +124,12 @@ def test_the_values_are_the_tables_own(opened, small_run):
                 np.testing.assert_allclose(e["values"], values, rtol=1e-6)
         for column in ("density", "maximum", "mean_active", "histogram", "near_cosines"):
             np.testing.assert_allclose(there[column], f[column], rtol=1e-5)
+        hook, sae, _ = _parts(small_run)
+        effects = direct_logits(hook, sae.W_dec[[number]])
+        bars = opened.evaluate("n => sae.app.features.logits(n)", number)
+        assert sum(bars["counts"]) == effects.numel() and len(bars["counts"]) == 40
+        ends = [effects.min().item(), effects.max().item()]
+        np.testing.assert_allclose([bars["low"], bars["high"]], ends, rtol=1e-4)
 
 
 def test_filters_give_the_same_text(opened):
@@ -475,6 +483,55 @@ def test_bars_of_the_histogram_choose_examples(tab, written, small_run):
     assert tab.locator("#page .examples").is_visible() and shown.count() > 1
 
 
+def test_the_map_is_a_second_index_and_writes_the_query(tab, written, small_run):
+    table = open_table(small_run)
+    open_page(tab, written)
+    box = tab.locator("#map").bounding_box()
+
+    def at(x, y):  # shares of the map
+        return box["x"] + x * box["width"], box["y"] + y * box["height"]
+
+    tab.fill("#query", "density<1% self")
+    tab.wait_for_function("() => sae.app.list.found.length < 256")
+    tab.mouse.move(*at(0.5, 0.2))
+    tab.mouse.down()
+    tab.mouse.move(*at(0.8, 0.7), steps=3)
+    tab.mouse.up()
+    tab.wait_for_function("() => sae.app.$('query').value.startsWith('self density>=')")
+    field, low, high, score, least, most = re.fullmatch(
+        r"self (density)>=([\d.]+)% density<=([\d.]+)% (\w+)>=([\d.]+)%? \4<=([\d.]+)%?",
+        tab.locator("#query").input_value(),
+    ).groups()
+    tab.wait_for_function("() => sae.app.list.parts.length === 5")
+    f = table.features.query(
+        "@low <= 100 * density <= @high", local_dict={"low": float(low), "high": float(high)}
+    )
+    assert set(listed(tab)) <= set(f["feature"]) and float(least) < float(most)
+    tab.fill("#query", "")
+    tab.wait_for_function("() => sae.app.list.found.length === 256")
+    number = listed(tab)[0]
+    x, y = tab.evaluate("n => sae.app.map.place(n)", number)
+    tab.mouse.click(*at(x / 400, y / 132))
+    tab.wait_for_selector("#page [data-feature]")
+    near = tab.evaluate("n => sae.app.map.place(n)", number_shown(tab))
+    np.testing.assert_allclose(near, (x, y), atol=2)
+
+
+def test_histograms_are_side_by_side_and_saved_as_svg(tab, written, small_run):
+    number = int(open_table(small_run).alive(200)[0])
+    open_page(tab, written, f"#feature={number}")
+    tab.wait_for_selector(".logits svg")
+    left, right = (f.bounding_box() for f in tab.locator(".histograms figure").all())
+    assert left["y"] == right["y"] and left["x"] + left["width"] < right["x"]
+    for button in tab.locator(".histograms button[data-act=svg]").all():
+        with tab.expect_download() as download:
+            button.click()
+        drawing = ElementTree.parse(download.value.path()).getroot()
+        bars = drawing.findall("{http://www.w3.org/2000/svg}rect")
+        assert drawing.tag.endswith("svg") and len(bars) == 40
+        assert "rgb(240, 125, 20)" in bars[0].get("style")
+
+
 def test_names_and_stars_are_kept_searched_and_exported(tab, written):
     open_page(tab, written, "#feature=3")
     tab.fill(".actions input", "<b>my</b> words")
@@ -789,6 +846,35 @@ def test_int8_changes_little(small_run, inside):
             for m, s in ((float_model, float_sae), (model, sae))
         )
     assert kl < 0.01 and torch.corrcoef(torch.stack([f, g]))[0, 1] > 0.99
+
+
+def test_what_was_read_is_not_read_again_and_is_sent_ahead(opened, small_run):
+    ids = ids_of(small_run, small_run.settings.lm.context)
+    whole, kept, again, parts, answer = worker(opened).evaluate(
+        """ids => {
+        const m = engine.model, kept = {}, now = performance.now;
+        const rows = (acts) => acts.map((row) => [...row]);
+        const whole = [...m.run(ids)[0]];
+        let last;
+        for (const n of [5, 6, ids.length]) last = m.run(ids.slice(0, n), undefined, true, kept)[0];
+        m.acts([...ids.slice(0, 9), 1, 2, 3]); // typed into the middle
+        const typed = rows(m.acts(ids)), parts = [];
+        m.cache = [];
+        const fresh = rows(m.acts(ids)), text = 'import os\\nimport re', feature = 3;
+        let clock = 0;
+        performance.now = () => (clock += 1000);
+        m.cache = [];
+        const answer = m.activations({ text, feature }, (part) => parts.push(part));
+        performance.now = now;
+        return [whole, [...last], [typed, fresh], parts, answer]; }""",
+        ids,
+    )
+    np.testing.assert_allclose(kept, whole, atol=1e-4)
+    np.testing.assert_allclose(*again, atol=1e-4)
+    assert len(parts) == len(answer["ids"]) - 1
+    for n, part in enumerate(parts, 1):  # so much is known; the rest is silent
+        assert part["ids"] == answer["ids"] and part["values"][:n] == answer["values"][:n]
+        assert part["strongest"][:n] == answer["strongest"][:n] and not any(part["strongest"][n:])
 
 
 def test_generation_is_seeded_and_shares_its_noise(opened):

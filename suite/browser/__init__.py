@@ -5,10 +5,12 @@ the element. A source has two asynchronous calls and an address:
 
     block(name)    the bytes that Python packed under this name (`blocks.Blocks`): "index",
                    "vocabulary", "feature-3" or "neuron-3" (pages of 64 units), "rating" (the
-                   numbers of the units to rate), "rows-3" (rows of held-out text)
+                   numbers of the units to rate), "rows-3" (rows of held-out text), "logits-3"
+                   (histograms of 64 features' effects on the logits)
     ask(question, arguments)    plain data, or an error of one line for the reader (`kernel.Model`)
         "activations" {text, feature}: the token ids of a text, the feature on each token, each
-                   token's strongest features, and the text's strongest on every token
+                   token's strongest features, and the text's strongest on every token; the Worker
+                   sends what is known of it ahead, to `ask`'s third argument
         "clamp" {text, clamps, keep_error, new_tokens, temperature, seed}: the next tokens, KL
                    beside that of random directions, and two continuations
         "context" {row, feature, ablate}: a whole row of text, the features on it, and the change of

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
+from torch import Tensor
 
 from sae_lib.features.evaluation import ALIVE
 from sae_lib.features.firing import spread_rows
@@ -26,9 +28,10 @@ from suite.runs import Run
 
 APP = Path(__file__).parent / "app"
 CHUNK, ROWS = 64, 512  # features whose pages are in one block; rows of text in one
+BARS = 40  # of the histogram of effects on logits
 LISTS = ("top_tokens", "before_tokens", "top_logits", "bottom_logits")  # that the search looks into
 BEFORE, AFTER = 7, 4  # tokens around the strongest one in the list
-SCRIPTS = "html text table query sources feature_page list try rate start app".split()
+SCRIPTS = "html text table query sources feature_page list map try rate start app".split()
 WORKER = "text tokenizer table model worker".split()  # run beside the page of `browser.html`
 
 
@@ -38,7 +41,8 @@ class Blocks:
 
     `about` is what the page says of itself. `rated` gives the tables that blind ratings draw
     from, by kind. `origins` names the documents of examples. `limits` are the strongest examples of
-    a feature and those of each tenth that go into its page; None means all of them.
+    a feature and those of each tenth that go into its page; None means all of them. `logits` gives
+    what some features' directions add to every token's logit.
     """
 
     table: FeatureTable
@@ -47,7 +51,13 @@ class Blocks:
     rated: Callable[[], dict[str, FeatureTable]] = dict
     origins: Callable[[pd.DataFrame], np.ndarray] | None = None
     limits: tuple[int, int] | None = None
+    logits: Callable[[slice], Float[Tensor, "n vocab"]] | None = None
     extra: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether the features have a direct effect on the logits, and a model to ask for it."""
+        return self.logits is not None and bool(self.table.features["top_logits"].map(len).any())
 
     def __call__(self, name: str) -> bytes:
         if name in self.extra:
@@ -56,6 +66,7 @@ class Blocks:
             sizes = {"kind": self.table.kind, "chunk": CHUNK, "rows": ROWS}
             rated = {"rated": self.rated is not dict}
             rated |= {"original_ratings": rating.ORIGINAL, "medians": self.table.medians}
+            rated |= {"has_logits": self.has_logits}
             return as_json(self.about | sizes | rated | {"features": listed(self.table)}).encode()
         if name == "vocabulary":
             return json.dumps(self.table.vocabulary.texts).encode()
@@ -66,6 +77,8 @@ class Blocks:
         if kind == "rows":
             part = self.rows[int(at) * ROWS :][:ROWS]
             return with_binary({"context": part.shape[1], "count": part.size}, part.ravel())
+        if kind == "logits":
+            return as_json({"rows": histograms(self.logits(slice_of(int(at))))}).encode()
         table = self.table if kind == self.table.kind else self.rated()[kind]
         return pages(table, int(at), self.limits, self.origins)
 
@@ -76,6 +89,7 @@ class Blocks:
             kind: -(-len(table) // CHUNK)
             for kind, table in ({self.table.kind: self.table} | self.rated()).items()
         }
+        parts["logits"] = parts[self.table.kind] if self.has_logits else 0
         parts["rows"] = 0 if self.rows is None else -(-len(self.rows) // ROWS)
         for kind, n in parts.items():
             yield from (f"{kind}-{at}" for at in range(n))
@@ -161,6 +175,17 @@ def snippet(e) -> list:
     return [e.focus - first, e.token_ids[where].tolist(), "".join(map(str, levels))]
 
 
+def slice_of(at: int) -> slice:
+    return slice(at * CHUNK, (at + 1) * CHUNK)
+
+
+def histograms(values: Float[Tensor, "n vocab"]) -> pd.DataFrame:
+    """Of each row its range and how many values lie in each part of it."""
+    counted = [np.histogram(row, BARS) for row in values.cpu().numpy()]
+    ends = [{"low": edges[0], "high": edges[-1], "counts": n.tolist()} for n, edges in counted]
+    return pd.DataFrame(ends)
+
+
 def pages(
     table: FeatureTable,
     at: int,
@@ -170,7 +195,8 @@ def pages(
     """`CHUNK` features with their examples; of these the activations and the token ids as binary
     numbers.
     """
-    first, last = at * CHUNK, min((at + 1) * CHUNK, len(table))
+    part = table.features.iloc[slice_of(at)]
+    first, last = part.index[0], part.index[-1] + 1
     examples = table.examples.iloc[table.starts[first] : table.starts[last]]
     if limits:
         nth = examples.groupby(["feature", "tenth"]).cumcount()
@@ -181,7 +207,7 @@ def pages(
     shown = examples.drop(columns=texts.columns).assign(length=texts["token_ids"].map(len))
     if origins:
         shown["origin"] = origins(examples)
-    head = {"features": table.features.iloc[first:last], "examples": shown}
+    head = {"features": part, "examples": shown}
     return with_binary(head, activations.astype(np.float32), ids.astype(id_type))
 
 

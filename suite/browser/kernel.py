@@ -21,6 +21,7 @@ from sae_lib.errors import ModelError, UserError
 from sae_lib.features import clamping, feature_table
 from sae_lib.features.attribution import Block
 from sae_lib.features.clamping import Clamp, ClampTarget, HeldoutPositions
+from sae_lib.features.weights import direct_logits
 from sae_lib.files import write_atomically
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.directions import random_directions
@@ -59,6 +60,10 @@ class Model:
     @cached_property
     def rows(self) -> np.ndarray:
         return heldout(self.run)
+
+    def logits(self, part: slice) -> Float[torch.Tensor, "n vocab"]:
+        """What the directions of some features add to every token's logit."""
+        return direct_logits(self.target.hook, self.target.dictionary.W_dec[part])
 
     def encoded(self, text: str) -> tuple[list[int], int]:
         """(token ids, how many were cut off because the model's context is full)."""
@@ -196,7 +201,7 @@ class FeatureBrowser(anywidget.AnyWidget):
         super().__init__()
         rated = "" if name in feature_table.BASELINES else name
         self.model, self.blocks = Model(run, name), of_run(run, name, rated)
-        self.table = self.blocks.table
+        self.table, self.blocks.logits = self.blocks.table, self.model.logits
         self.ratings = rating.ratings_file(run, rated)
         self.notes = self.ratings.with_name(f"notes-{name or run.settings.sae.recipe}.json")
         self.on_msg(self._answer)

@@ -21,6 +21,7 @@ import torch
 
 from sae_lib.errors import CorpusError, SettingsError
 from sae_lib.features import feature_table
+from sae_lib.features.weights import direct_logits
 from sae_lib.formats import decimal
 from sae_lib.model import language_model
 from sae_lib.model.activations import HookPoint, harvest
@@ -61,6 +62,7 @@ def write_page(
     """Write the page with the model and the rows of text inside, or without where the page cannot
     run that model.
     """
+    blocks.logits = lambda part: direct_logits(hook, dictionary.W_dec[part])
     blocks.about |= {"no_model": (reason := why_not(hook.model, tokenizer))}
     if reason:
         blocks.rows = None

@@ -2,8 +2,8 @@
 // and rate.js. The address says all that is shown.
 
 const VIEWS = ["start", "list", "feature", "compare", "try", "rate"];
+const WIDE = 820; // px: from there on, list and page are side by side
 const STATE = ["feature", "view", "q", "sort", "text", "clamps", "pins", "row", "position"];
-const NARROW = 820; // px: below, one view at a time
 
 async function mount(element, source) {
   // Draws the page into a shadow root of the element; resolves when it is shown.
@@ -62,6 +62,15 @@ function render({ model, el }) {
   return () => watch.disconnect();
 }
 
+function rested(milliseconds, action) {
+  // Called when that long nobody called.
+  let wait;
+  return () => {
+    clearTimeout(wait);
+    wait = setTimeout(action, milliseconds);
+  };
+}
+
 function one_at_a_time(action) {
   // While it runs, only the last of further calls is kept.
   let running = false, again = false;
@@ -86,6 +95,7 @@ class App {
     source.features = features;
     this.state = this.read(source.address.get());
     this.list = new List(this);
+    this.map = new FeatureMap(this);
     this.compare = new Compare(this);
     this.try = new Try(this);
     this.rate = new Rate(this);
@@ -95,8 +105,8 @@ class App {
     return this.root.getElementById(id);
   }
 
-  ask(question, given) {
-    return this.source.ask(question, given);
+  ask(question, given, ahead) {
+    return this.source.ask(question, given, ahead);
   }
 
   async start() {
@@ -107,6 +117,8 @@ class App {
     for (const [id, text] of Object.entries(texts)) this.$(id).textContent = text;
     for (const kind of this.root.querySelectorAll(".kind")) kind.textContent = features.kind;
     this.$("promise").hidden = !features.whole;
+    this.$("map-y").textContent = features.score ? "rule’s score" : "maximum";
+    this.$("map-box").open = this.host.clientWidth >= WIDE;
     this.draw_start();
     this.listen();
     await this.follow_address();
@@ -117,13 +129,9 @@ class App {
   }
 
   listen() {
-    let wait;
     const on = (id, event, act) => this.$(id).addEventListener(event, act);
     this.source.address.listen(() => this.follow_address());
-    on("query", "input", () => {
-      clearTimeout(wait);
-      wait = setTimeout(() => this.search(true), 120);
-    });
+    on("query", "input", rested(80, () => this.search(true)));
     on("query", "keydown", (e) => {
       const [feature] = this.list.found;
       if (e.key === "Enter" && feature !== undefined) this.go({ feature, view: "" });
@@ -151,7 +159,7 @@ class App {
     });
     const keys = this.source.in_kernel ? this.root : document; // keys of a notebook are its own
     keys.addEventListener("keydown", (e) => this.keys(e));
-    for (const panel of [this.compare, this.try, this.rate]) panel.listen(on);
+    for (const panel of [this.map, this.compare, this.try, this.rate]) panel.listen(on);
   }
 
   // --- address ---
@@ -229,13 +237,22 @@ class App {
     const page = number >= 0 ? await this.features.page(number) : null;
     if (number !== this.number) return; // another was asked for meanwhile
     this.page = page && Object.assign(page, { opens: true });
-    if (page) show(this.$("page"), page_html(this.features, page));
+    if (page) this.draw_page();
     else this.$("page").textContent = "Nothing matches.";
     const { kind, title } = this.features, named = number >= 0 ? `${kind} ${number} - ` : "";
     if (!this.source.in_kernel) document.title = named + title;
     this.$("feature").scrollTop = 0;
     this.list.reveal();
     this.list.draw();
+  }
+
+  async draw_page() {
+    const { page, features } = this;
+    show(this.$("page"), page_html(features, page));
+    if (!features.has_logits) return;
+    const effects = await features.logits(page.number);
+    const figure = page === this.page && this.$("page").querySelector(".logits");
+    if (figure) show(figure, logits_html(page, effects));
   }
 
   step(by) {
@@ -315,7 +332,7 @@ class App {
 
   async keep(change) {
     await this.features.note(this.number, change);
-    show(this.$("page"), page_html(this.features, this.page));
+    this.draw_page();
     this.list.draw();
     this.draw_start();
   }
@@ -333,7 +350,7 @@ class App {
     download("features.json", "application/json", text);
   }
 
-  act({ act, kind, number, tenth }, button) {
+  act({ act, kind, number, tenth, title }, button) {
     const { features, page } = this, pins = kind && this.compare.toggle(kind, Number(number));
     const actions = {
       star: () => this.keep({ star: !features.notes[page.number]?.star }),
@@ -342,6 +359,7 @@ class App {
       markdown: () => this.copy(markdown_of(features, page), "Markdown"),
       export: () => this.save(),
       tenth: () => this.choose_tenth(button, tenth),
+      svg: () => save_svg(button.closest("figure").querySelector("svg"), title),
     };
     actions[act]?.();
   }
@@ -394,6 +412,17 @@ class App {
     e.preventDefault();
     act();
   }
+}
+
+function save_svg(svg, name) {
+  // With the colours that the page's style gives it.
+  const copy = svg.cloneNode(true), all = (element) => [element, ...element.querySelectorAll("*")];
+  all(svg).forEach((element, i) => {
+    const { fill, stroke, strokeWidth, strokeLinecap, font } = getComputedStyle(element);
+    Object.assign(all(copy)[i].style, { fill, stroke, strokeWidth, strokeLinecap, font });
+  });
+  copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");
+  download(`${name}.svg`, "image/svg+xml", new XMLSerializer().serializeToString(copy));
 }
 
 function download(name, type, text) {

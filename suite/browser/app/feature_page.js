@@ -61,25 +61,45 @@ function strongest_on(examples) {
   return [...counts].sort((a, b) => b[1] - a[1] || a[0] - b[0]).slice(0, TOKENS_LISTED);
 }
 
-function histogram_html(counts, tenths, maximum) {
-  // Heights on a logarithmic scale: the few strong activations are what one looks for. A button
-  // over each tenth chooses its examples.
-  const tallest = Math.log1p(Math.max(...counts)), edge = (t) => decimal((maximum * t) / 10);
+const svg_button = (title) => html`<button type="button" class="quiet" data-act="svg"
+  data-title="${title}">save SVG</button>`;
+
+function bars_svg(counts, ends, said) {
+  // Heights on a logarithmic scale: the few at the ends are what one looks for. `ends` are what is
+  // written below the first and the last bar.
+  const tallest = Math.log1p(Math.max(...counts)) || 1, width = 280 / counts.length;
   const bar = (count, i) => {
-    const height = (40 * Math.log1p(count)) / tallest, y = (40 - height).toFixed(1);
-    return html`<rect x="${10 * i}" y="${y}" width="9" height="${height.toFixed(1)}"/>`;
+    const height = (50 * Math.log1p(count)) / tallest;
+    return html`<rect x="${(i * width).toFixed(1)}" y="${(50 - height).toFixed(1)}"
+      width="${(0.9 * width).toFixed(1)}" height="${height.toFixed(1)}"/>`;
   };
+  return html`<svg viewBox="0 0 280 66" role="img" aria-label="${said}">${counts.map(bar)}
+    <text y="63">${ends[0]}</text><text x="280" y="63" text-anchor="end">${ends[1]}</text></svg>`;
+}
+
+function histograms_html(features, f) {
+  // Activations, with a button over each tenth that chooses its examples; effects on the logits are
+  // put beside them when they are known.
+  if (!f.histogram || !f.n_active) return html``;
+  const maximum = f.maximum_all, edge = (t) => decimal((maximum * t) / 10);
   const button = (share, t) => {
     const said = `from ${edge(t)} to ${edge(t + 1)}: ${percent(share)} of its activations`;
     return html`<button type="button" data-act="tenth" data-tenth="${t}" aria-pressed="false"
       aria-label="examples ${said}" title="${said}"></button>`;
   };
-  return html`<figure><figcaption>Activations by strength
-      <small>(log count; choose a range to see its examples)</small></figcaption>
-    <div class="histogram"><svg viewBox="0 0 ${10 * counts.length} 40" preserveAspectRatio="none"
-      role="img" aria-label="histogram of activations">${counts.map(bar)}</svg>
-      <div>${(tenths ?? []).map(button)}</div></div>
-    <div class="axis"><small>0</small><small>${decimal(maximum)}</small></div></figure>`;
+  return html`<div class="histograms"><figure><figcaption>Activations by strength
+      <small>(log count; choose a range)</small>
+      ${svg_button(`${f.kind} ${f.number}: activations`)}</figcaption>
+    <div class="histogram">${bars_svg(f.histogram, [0, decimal(maximum)], "Activations")}
+      <div>${(f.tenths ?? []).map(button)}</div></div></figure>
+    <figure class="logits"></figure></div>`;
+}
+
+function logits_html(f, { counts, low, high }) {
+  const ends = [`${signed(low)} lowered`, `raised ${signed(high)}`];
+  return html`<figcaption>Effect on each token’s logit <small>(log count of tokens)</small>
+      ${svg_button(`${f.kind} ${f.number}: logits`)}</figcaption>
+    <div class="histogram">${bars_svg(counts, ends, "Effects on logits")}</div>`;
 }
 
 function rule_html(features, f) {
@@ -90,8 +110,8 @@ function rule_html(features, f) {
   const measured = { information: "uncertainty explained", auroc: "AUROC" }[score];
   const explained = (f.information ?? null) !== null &&
     html`uncertainty explained <b>${percent(f.information)}</b>, `;
-  return html`<p class="rule">Rule ${token_html(plain(f.rule))} <small>learnt on one half of the
-    documents; on the other half: ${explained}balanced accuracy
+  return html`<details class="rule"><summary>Rule ${token_html(plain(f.rule))}</summary></details>
+    <p><small>On the half of the documents that it was not learnt on: ${explained}balanced accuracy
     <b>${decimal(f.balanced_accuracy)}</b>, AUROC <b>${decimal(f.auroc)}</b>.
     ${others && `Medians (${measured}): ${others}.`}</small></p>`;
 }
@@ -117,18 +137,18 @@ function actions_html(features, f) {
   const act = (name, text) => html`<button type="button" data-act="${name}" data-kind="${f.kind}"
     data-number="${f.number}">${text}</button>`;
   if (!f.opens) return html`<p class="row actions">${act("pin", "Unpin")}</p>`;
-  return html`<p class="row actions">${act("star", note.star ? "★ starred" : "☆ star")}
+  return html`<p class="row actions">${features.whole && html`<a class="button" id="try-it"
+      href="#feature=${f.number}&view=try" data-view="try">Make the model write it</a>`}
+    ${act("star", note.star ? "★ starred" : "☆ star")}
     <label>name <input data-act="name" maxlength="80" value="${note.name}"
       placeholder="your own words"></label>
     ${act("pin", "Pin to compare")} ${act("link", "Copy link")}
-    ${act("markdown", "Copy as Markdown")}
-    ${features.whole && html`<a class="button" href="#feature=${f.number}&view=try"
-      data-view="try" id="try-it">Make the model write it</a>`}</p>`;
+    ${act("markdown", "Copy as Markdown")}</p>`;
 }
 
 function facts_html(f) {
   const fact = (name, value, more) =>
-    html`<dt>${name}</dt><dd><b>${value}</b> <small>${more}</small></dd>`;
+    html`<dt>${name}</dt><dd><b>${value}</b></dd>${more && html`<dd><small>${more}</small></dd>`}`;
   const [active, all] = [f.n_active, Math.round(f.n_active / f.density)].map(decimal);
   return html`<dl class="facts">${f.n_active > 0 && html`
     ${fact("density", percent(f.density), `${active} of ${all} tokens`)}
@@ -194,12 +214,11 @@ function page_html(features, f, blind = 0) {
   const named = !blind && f.kind === features.kind && features.notes[f.number]?.name;
   const title = named ? html`${named} <small>${f.kind} ${f.number}</small>` :
     `${kind} ${blind || f.number}`;
-  const histogram = !blind && f.histogram && Math.max(...f.histogram) > 0 &&
-    histogram_html(f.histogram, f.tenths, f.maximum_all);
   return html`<article data-feature="${blind ? "" : f.number}">
     <div class="meaning-card"><h2>${title}</h2>
       ${!blind && html`${meaning_html(features, f)} ${actions_html(features, f)}`}</div>
-    <div class="columns"><div>${histogram}${examples_html(features, f, blind, factor)}</div>
+    <div class="columns"><div>${!blind && histograms_html(features, f)}
+    ${examples_html(features, f, blind, factor)}</div>
     <aside>${!blind && facts_html(f)} ${lists_html(features, f, blind)}</aside></div></article>`;
 }
 
@@ -266,8 +285,7 @@ function markdown_of(features, f) {
   };
   const name = (t) => code(features.vocabulary.name(t)), own = features.notes[f.number]?.name;
   const names = (ids) => (ids ?? []).map(name).join(", "), n = f.examples.length;
-  const spelt = (ids) => text_of_bytes(ids.flatMap((t) => bytes_of(features.vocabulary.text(t))));
-  const text = (e) => code(plain(spelt(e.ids)));
+  const text = (e) => code(plain(features.vocabulary.joined(e.ids)));
   const example = (e) => `${decimal(e.activation)} on ${name(e.token_id)}: ${text(e)}`;
   const on = strongest_on(f.examples).map(([t, count]) => `${name(t)} (${count} of ${n})`);
   const items = [

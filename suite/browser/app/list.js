@@ -48,6 +48,7 @@ class List {
     for (const id of ["previous", "next", "random"]) app.$(id).disabled = found.length === 0;
     app.$("rows").scrollTop = 0;
     this.draw_heads();
+    app.map.draw();
     this.reveal();
     this.draw();
     return true;
@@ -58,30 +59,26 @@ class List {
   }
 
   draw() {
+    this.app.map.mark();
     const { height, found } = this, box = this.app.$("rows"), spacer = this.app.$("spacer");
     spacer.style.height = `${found.length * height}px`;
     const first = Math.max(0, Math.floor(box.scrollTop / height) - 4);
     const last = Math.ceil((box.scrollTop + box.clientHeight) / height) + 4;
     const rows = found.slice(first, last).map((number, i) => this.row(number, first + i, height));
-    spacer.replaceChildren(...rows);
+    show(spacer, html`${rows}`);
     box.setAttribute("aria-activedescendant", `row-${this.app.number}`);
   }
 
   row(number, at, height) {
-    const element = document.createElement("div"), { features } = this.app, { columns } = features;
-    const { score } = features, value = columns[score]?.[number] ?? null;
-    const label = html`${columns.star[number] > 0 && "★ "}${features.label(number)}`;
-    show(element, html`<bdi>${number}</bdi><span class="label">${label}${this.chips(number)}</span>
+    const { app, found } = this, { features } = app, { columns, score } = features;
+    const value = columns[score]?.[number] ?? null, star = columns.star[number] > 0 && "★ ";
+    return html`<div class="feature-row" id="row-${number}" data-number="${number}" role="option"
+      style="top:${at * height}px" aria-selected="${String(number === app.number)}"
+      aria-posinset="${at + 1}" aria-setsize="${found.length}"><bdi>${number}</bdi>
+      <span class="label">${star}${features.label(number)}${this.chips(number)}</span>
       ${sparkline_html(columns.histogram?.[number])}<bdi>${percent(columns.density[number])}</bdi>
       <bdi>${value !== null && score_text(score, value)}</bdi>
-      <div class="text">${snippet_html(features, number)}</div>`);
-    Object.assign(element, { className: "feature-row", id: `row-${number}` });
-    Object.assign(element.dataset, { number });
-    element.style.top = `${at * height}px`;
-    const said = { role: "option", "aria-selected": number === this.app.number,
-      "aria-posinset": at + 1, "aria-setsize": this.found.length };
-    for (const [key, of] of Object.entries(said)) element.setAttribute(key, String(of));
-    return element;
+      <div class="text">${snippet_html(features, number)}</div></div>`;
   }
 
   chips(number) {

@@ -3,12 +3,13 @@
 
 const PER_TOKEN = 5, STRIP = 12; // features named for each token, and shown on every one
 const NEXT = 12, DRAWS = 3; // tokens listed; random directions that a clamp is held against
+const SOON = 60; // ms after which the answer for the first tokens is sent ahead of the rest
 
 class Model {
   constructor(buffer) {
     let [header, at] = with_binary(buffer);
     const tokenizer = new Tokenizer(header.tokenizer);
-    Object.assign(this, header, { tokenizer, weights: {}, cache: [] });
+    Object.assign(this, header, { tokenizer, weights: {}, cache: [], kept: {} });
     for (const [name, [rows]] of Object.entries(this.layout)) {
       // vectors, and the scales of matrices
       this.weights[name] = new Float32Array(buffer.slice(at, at + 4 * rows));
@@ -45,22 +46,23 @@ class Model {
 
   // --- the questions of a source ---
 
-  activations({ text, feature }) {
+  activations({ text, feature }, ahead = () => {}) {
+    // `ahead` gets the answer as far as it is known: tokens not yet read are silent.
     const all = this.tokenizer.encode(text), ids = all.slice(0, this.n_positions);
-    const acts = this.acts(ids), most = new Float32Array(acts[0]?.length ?? 0);
-    for (const row of acts)
-      for (let n = 0; n < row.length; n++) if (row[n] > most[n]) most[n] = row[n];
-    const strip = top_of(most, STRIP).filter((n) => most[n] > 0);
-    return {
-      cut: all.length - ids.length,
-      strip: strip.map((n) => [n, acts.map((row) => row[n])]),
-      ...this.of_tokens(ids, acts, feature),
+    const answer = (acts) => {
+      const most = new Float32Array(acts[0]?.length ?? 0), of = (n) => acts.map((row) => row[n]);
+      for (const row of acts)
+        for (let n = 0; n < row.length; n++) if (row[n] > most[n]) most[n] = row[n];
+      const strip = top_of(most, STRIP).filter((n) => most[n] > 0).map((n) => [n, of(n)]);
+      return { cut: all.length - ids.length, strip, ...this.of_tokens(ids, acts, feature) };
     };
+    return answer(this.acts(ids, (acts) => ahead(answer(acts))));
   }
 
   of_tokens(ids, acts, feature) {
     const named = (row) => top_of(row, PER_TOKEN).filter((n) => row[n] > 0).map((n) => [n, row[n]]);
-    return { ids, values: acts.map((row) => row[feature]), strongest: acts.map(named) };
+    const strongest = ids.map((_, t) => named(acts[t] ?? []));
+    return { ids, values: ids.map((_, t) => acts[t]?.[feature] ?? 0), strongest };
   }
 
   clamp({ text, clamps, keep_error = true, new_tokens = 0, temperature = 0.8, seed = 0 }) {
@@ -71,7 +73,8 @@ class Model {
         `the prompt has ${ids.length} tokens and the model's context is ${this.n_positions}; ` +
           "shorten the prompt",
       );
-    const before = softmax(this.run(ids)[0]), after = softmax(this.run(ids, change)[0]);
+    const kept = [{}, {}], changes = [undefined, change];
+    const [before, after] = changes.map((how, i) => softmax(this.run(ids, how, true, kept[i])[0]));
     const moved = before.map((p, i) => Math.abs(after[i] - p));
     const likely = [...new Set([before, after, moved].flatMap((p) => top_of(p, NEXT)))];
     likely.sort((a, b) => moved[b] - moved[a] || a - b);
@@ -80,8 +83,9 @@ class Model {
       const [logits] = this.run(ids, this.clamped(clamps, keep_error, random));
       return divergence(before, softmax(logits));
     });
-    const sides = (new_tokens ? [undefined, change] : []).map((how) => {
-      const continued = this.generate(ids, new_tokens, temperature, seed, how);
+    const sides = (new_tokens ? changes : []).map((how, i) => {
+      kept[i].n = ids.length - 1; // what the last token says is needed again
+      const continued = this.generate(ids, new_tokens, temperature, seed, how, kept[i]);
       const rows = this.rows_at_hook(continued);
       return { ids: continued, values: this.on_rows(rows, clamps[0].feature) };
     });
@@ -150,19 +154,20 @@ class Model {
 
   // --- the language model ---
 
-  embedded(ids) {
-    const d = this.d_model, x = new Float32Array(ids.length * d), w = this.weights;
-    for (let t = 0; t < ids.length; t++)
-      for (let i = 0; i < d; i++)
-        x[t * d + i] = w["wte.weight"][ids[t] * d + i] + w["wpe.weight"][t * d + i];
+  embedded(ids, first = 0) {
+    const d = this.d_model, x = new Float32Array((ids.length - first) * d), w = this.weights;
+    for (let t = first, at = 0; t < ids.length; t++)
+      for (let i = 0; i < d; i++, at++)
+        x[at] = w["wte.weight"][ids[t] * d + i] + w["wpe.weight"][t * d + i];
     return x;
   }
 
-  run(ids, change = () => {}, last_only = true) {
+  run(ids, change = () => {}, last_only = true, kept = {}) {
     // Logits [position][token] of the last position, or of all. `change(x, d)` sees, and may write
-    // into, what passes the hook.
-    const n = ids.length, d = this.d_model, w = this.weights;
-    let x = this.embedded(ids);
+    // into, what passes the hook. `kept` has queries, keys and values of the first `kept.n`
+    // tokens, which are not run again.
+    const d = this.d_model, w = this.weights, { n: first = 0 } = kept, n = ids.length - first;
+    let x = this.embedded(ids, first);
     const norm = (name, values, rows) =>
       normalised(values, rows, d, w[`${name}.weight`], w[`${name}.bias`], this.epsilon);
     const linear = (name, values) => affine(values, n, w[`${name}.weight`], w[`${name}.bias`]);
@@ -170,7 +175,10 @@ class Model {
       for (let i = 0; i < x.length; i++) x[i] += written[i];
     };
     this.at("hook_resid_pre", x, d, change);
-    add(linear("attn.c_proj", this.attention(linear("attn.c_attn", norm("ln_1", x, n)), n)));
+    kept.qkv ??= new Float32Array(this.n_positions * 3 * d);
+    kept.qkv.set(linear("attn.c_attn", norm("ln_1", x, n)), first * 3 * d);
+    kept.n = ids.length;
+    add(linear("attn.c_proj", this.attention(kept.qkv, ids.length, first)));
     const hidden = linear("mlp.c_fc", norm("ln_2", x, n)), width = hidden.length / n;
     this.at("mlp.hook_pre", hidden, width, change);
     for (let i = 0; i < hidden.length; i++) if (!(hidden[i] > 0)) hidden[i] = 0;
@@ -231,26 +239,30 @@ class Model {
 
   // --- the autoencoder ---
 
-  rows_at_hook(ids) {
-    // What passes the hook: an activation vector per position.
-    let rows = [];
-    if (ids.length)
-      this.run(ids, (x, d) => {
-        rows = ids.map((_, t) => x.slice(t * d, (t + 1) * d));
-      });
+  rows_at_hook(ids, kept = {}) {
+    // What passes the hook: an activation vector per position that is not kept.
+    const rows = [], n = ids.length - (kept.n ?? 0);
+    const copy = (x, d) => {
+      for (let t = 0; t < n; t++) rows.push(x.slice(t * d, (t + 1) * d));
+    };
+    if (n) this.run(ids, copy, true, kept);
     return rows;
   }
 
-  acts(ids) {
+  acts(ids, ahead = () => {}) {
     // All features on each token. What a text begins with is kept: the next one is mostly the same
-    // with a few tokens more.
-    const known = this.cache.findIndex(([id], t) => id !== ids[t]);
-    this.cache.length = Math.min(known < 0 ? this.cache.length : known, ids.length);
-    if (this.cache.length < ids.length)
-      this.rows_at_hook(ids).forEach((x, t) => {
-        if (t >= this.cache.length) this.cache.push([ids[t], this.features(x)]);
-      });
-    return this.cache.map(([, acts]) => acts);
+    // with a few tokens more. `ahead` gets those of the first tokens while the others are awaited.
+    const { cache, kept } = this, known = cache.findIndex(([id], t) => id !== ids[t]);
+    let sent = performance.now();
+    cache.length = Math.min(known < 0 ? cache.length : known, ids.length);
+    kept.n = cache.length;
+    for (const x of this.rows_at_hook(ids, kept)) {
+      cache.push([ids[cache.length], this.features(x)]);
+      if (performance.now() < sent + SOON || cache.length === ids.length) continue;
+      ahead(cache.map(([, acts]) => acts));
+      sent = performance.now();
+    }
+    return cache.map(([, acts]) => acts);
   }
 
   on_rows(rows, number) {
@@ -260,10 +272,14 @@ class Model {
   features(x) {
     // Activations of all features of one activation vector.
     if (this.architecture === "neurons") return Float32Array.from(x);
-    const { W_enc, threshold } = this.weights, z = this.at_zero.slice(), d_sae = z.length;
-    for (let i = 0; i < x.length; i++) {
-      const value = x[i], from = i * d_sae;
-      if (value !== 0) for (let f = 0; f < d_sae; f++) z[f] += value * W_enc[from + f];
+    const { W_enc: w, threshold } = this.weights, z = this.at_zero.slice(), d_sae = z.length;
+    const on = [...x.entries()].filter(([, value]) => value !== 0);
+    while (on.length % 4) on.push([0, 0]);
+    for (let at = 0; at < on.length; at += 4) { // four at a time: a sum is read once for them
+      const [[i, a], [j, b], [k, c], [l, d]] = on.slice(at, at + 4);
+      let [p, q, r, s] = [i, j, k, l].map((input) => input * d_sae);
+      for (let f = 0; f < d_sae; f++, p++, q++, r++, s++)
+        z[f] += a * w[p] + b * w[q] + c * w[r] + d * w[s];
     }
     if (this.architecture === "topk") {
       const kept = new Set(top_of(z, this.k));
@@ -323,14 +339,14 @@ class Model {
     return x;
   }
 
-  generate(ids, new_tokens, temperature, seed, change) {
+  generate(ids, new_tokens, temperature, seed, change, kept = {}) {
     // Sampled continuation by Gumbel noise: the same seed gives every token the same noise at every
     // step, clamped or not.
     const random = mulberry32(seed), last = Math.min(this.n_positions, ids.length + new_tokens);
     ids = ids.slice();
     while (ids.length < last) {
       let best = -Infinity, next = 0;
-      this.run(ids, change)[0].forEach((logit, t) => {
+      this.run(ids, change, true, kept)[0].forEach((logit, t) => {
         const drawn = logit - temperature * Math.log(-Math.log(random() + 1e-12));
         if (drawn > best) [best, next] = [drawn, t];
       });
@@ -342,15 +358,24 @@ class Model {
 }
 
 function affine(x, n, weight, bias) {
-  // [n, in] × [out, in]ᵀ + bias → [n, out]
+  // [n, in] × [out, in]ᵀ + bias → [n, out]; of four rows at a time, each weight is read once.
   const d_in = x.length / n, d_out = weight.length / d_in, out = new Float32Array(n * d_out);
-  for (let o = 0; o < d_out; o++) {
-    const row = o * d_in, start = bias ? bias[o] : 0;
-    for (let t = 0; t < n; t++) {
-      const from = t * d_in;
-      let sum = 0;
-      for (let i = 0; i < d_in; i++) sum += x[from + i] * weight[row + i];
-      out[t * d_out + o] = sum + start;
+  for (let t = 0, four; t < n; t += four ? 4 : 1) {
+    four = n - t >= 4;
+    for (let o = 0, to = t * d_out; o < d_out; o++, to++) {
+      const row = o * d_in, first = t * d_in, start = bias ? bias[o] : 0;
+      let a = start, b = start, c = start, d = start;
+      if (!four) for (let i = 0; i < d_in; i++) a += weight[row + i] * x[first + i];
+      else
+        for (let i = 0, at = first; i < d_in; i++, at++) {
+          const w = weight[row + i];
+          a += w * x[at];
+          b += w * x[at + d_in];
+          c += w * x[at + 2 * d_in];
+          d += w * x[at + 3 * d_in];
+        }
+      out[to] = a;
+      if (four) [out[to + d_out], out[to + 2 * d_out], out[to + 3 * d_out]] = [b, c, d];
     }
   }
   return out;

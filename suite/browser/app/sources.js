@@ -23,28 +23,29 @@ class FileSource {
     return new Response(inflated).arrayBuffer();
   }
 
-  async ask(question, given) {
+  async ask(question, given, ahead) {
     if (["notes", "note", "ratings", "rate"].includes(question)) return this[question](given);
     if (question === "texts") await (this.indexed ??= this.index());
     else await (this.loaded ??= this.hand_over("load_model", "model"));
     if (question === "context") given.ids = await this.features.row(given.row);
-    return this.work(question, given);
+    return this.work(question, given, [], ahead);
   }
 
-  work(question, given, transferred = []) {
-    // An answer of the Worker.
+  work(question, given, transferred, ahead) {
+    // An answer of the Worker; `ahead` gets what is known of it before.
     if (!this.worker) {
       const url = URL.createObjectURL(new Blob([WORKER], { type: "text/javascript" }));
       this.worker = new Worker(url);
-      this.worker.onmessage = ({ data: { id, answer, error } }) => {
-        const [done, failed] = this.waiting.get(id);
+      this.worker.onmessage = ({ data: { id, answer, error, part } }) => {
+        const [done, failed, ahead] = this.waiting.get(id);
+        if (part) return ahead?.(part);
         this.waiting.delete(id);
         if (error) failed(new Error(error));
         else done(answer);
       };
     }
     return new Promise((...settled) => {
-      this.waiting.set(++this.asked, settled);
+      this.waiting.set(++this.asked, [...settled, ahead]);
       this.worker.postMessage({ id: this.asked, question, given }, transferred);
     });
   }

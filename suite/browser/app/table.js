@@ -98,6 +98,12 @@ class Features {
     return { ...row, kind, number, examples: own.filter((e) => e.tenth < 0), samples };
   }
 
+  async logits(number) {
+    // {low, high, counts}: how many tokens' logits a feature moves by how much.
+    const block = await this.source.block(`logits-${Math.floor(number / this.chunk)}`);
+    return json_of(block).rows[number % this.chunk];
+  }
+
   pages(kind, at) {
     const name = `${kind}-${at}`;
     if (!this.chunks.has(name)) {

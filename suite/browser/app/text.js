@@ -92,6 +92,9 @@ class Vocabulary {
   name(id) {
     return plain(this.text(id), true);
   }
+  joined(ids) {
+    return text_of_bytes(ids.flatMap((t) => bytes_of(this.text(t))));
+  }
   known(id) {
     return id >= 0 && id < this.texts.length;
   }

@@ -38,8 +38,7 @@ class Tokenizer {
   }
 
   encode(text) {
-    const parts = this.special ? text.split(this.special) : [text],
-      ids = [];
+    const parts = this.special ? text.split(this.special) : [text], ids = [];
     parts.forEach((part, i) => {
       if (i % 2 === 1) ids.push(this.added.get(part));
       else for (const [word] of part.matchAll(SPLIT)) ids.push(...this.word(word));
@@ -58,11 +57,9 @@ class Tokenizer {
 
   merge(ids) {
     for (;;) {
-      let best = null,
-        pair = -1;
+      let best = null, pair = -1;
       for (let i = 0; i + 1 < ids.length; i++) {
-        const key = ids[i] * 2 ** 20 + ids[i + 1],
-          found = this.ranks.get(key);
+        const key = ids[i] * 2 ** 20 + ids[i + 1], found = this.ranks.get(key);
         if (found && (best === null || found[0] < best[0])) [best, pair] = [found, key];
       }
       if (best === null) return ids;

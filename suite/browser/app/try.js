@@ -40,20 +40,19 @@ class Try {
     this.$("try-body").hidden = missing;
     Object.assign(this.$("text"), { value: text });
     this.$("temperature").value = temperature;
-    let wait;
+    const typed = rested(250, () => {
+      this.app.note({ text: this.$("text").value });
+      this.clamp();
+    });
     on("text", "input", () => {
-      clearTimeout(wait);
-      wait = setTimeout(() => {
-        this.app.note({ text: this.$("text").value });
-        this.look();
-      }, 120);
+      this.look();
+      typed();
     });
     on("example", "click", () => {
-      const [example] = this.app.page?.examples ?? [], { vocabulary } = this.app.features;
-      const bytes = example ? example.ids.flatMap((t) => bytes_of(vocabulary.text(t))) : [];
-      this.$("text").value = text_of_bytes(bytes).replace(/[\udc80-\udcff]/gu, "");
-      this.app.note({ text: this.$("text").value });
-      this.look();
+      const [{ ids } = { ids: [] }] = this.app.page?.examples ?? [];
+      const text = this.app.features.vocabulary.joined(ids);
+      this.$("text").value = text.replace(/[\udc80-\udcff]/gu, "");
+      this.$("text").dispatchEvent(new Event("input"));
     });
     on("clamps", "input", (e) => this.changed(e.target));
     on("clamps", "click", (e) => {
@@ -114,6 +113,7 @@ class Try {
     if (state.text) this.$("text").value = state.text;
     this.draw_clamps();
     await this.look();
+    this.clamp();
   }
 
   async said(id, action) {
@@ -129,10 +129,13 @@ class Try {
   }
 
   async read() {
-    const { features, number } = this.app, text = this.$("text").value;
-    const given = await this.app.ask("activations", { text, feature: number });
-    if (number !== this.app.number) return;
-    const { ids, cut, values } = given, largest = features.maximum(number);
+    const { number } = this.app, text = this.$("text").value;
+    const draw = (given) => number === this.app.number && this.draw_read(given, number);
+    draw(await this.app.ask("activations", { text, feature: number }, draw));
+  }
+
+  draw_read(given, number) {
+    const { features } = this.app, { ids, cut, values } = given, largest = features.maximum(number);
     this.ids = ids;
     this.$("tokens").textContent =
       `${ids.length + cut} tokens${cut ? `; the model reads the first ${ids.length}` : ""}`;
@@ -143,7 +146,6 @@ class Try {
       ${live_html("your text", features.vocabulary, given, largest)}
       ${strip_html(features, given, number)}`);
     this.app.enliven(this.$("tried"), given);
-    this.clamp();
   }
 
   async draw_clamped() {

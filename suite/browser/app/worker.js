@@ -1,5 +1,6 @@
 // What runs in a Worker beside `browser.html`: the model in the file, and the search in the texts
-// of all examples. A message {id, question, given} is answered by {id, answer} or {id, error}.
+// of all examples. A message {id, question, given} is answered by {id, answer} or {id, error}, and
+// maybe by some {id, part} before that.
 
 const END_OF_EXAMPLE = ENCODER.encode("\uffff");
 
@@ -45,7 +46,8 @@ const engine = new Engine();
 onmessage = ({ data: { id, question, given } }) => {
   try {
     const owner = question in engine ? engine : engine.model;
-    postMessage({ id, answer: owner[question](given) });
+    const ahead = (part) => postMessage({ id, part });
+    postMessage({ id, answer: owner[question](given, ahead) });
   } catch (error) {
     postMessage({ id, error: error.message });
   }
