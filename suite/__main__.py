@@ -53,7 +53,7 @@ STAGES = {
     "report": "",
 }
 STUDIES = ("recipes", "widths", "classical", "resampling", "deviations", "full_budget")
-STUDIES += ("transcoder", "absorption")
+STUDIES += ("transcoder", "absorption", "universality")
 
 
 @app.command()
@@ -130,10 +130,11 @@ def study(
     recipes absorb features.
     """
     opened = _open(profile, run_dir, set_)
-    from suite import absorption, deviations, studies, study_figures, transcoders
+    from suite import absorption, deviations, studies, study_figures, transcoders, universality
 
     make = {"deviations": deviations.study, "full_budget": deviations.full_budget}
     make |= {"transcoder": transcoders.study, "absorption": absorption.study}
+    make |= {"universality": universality.study}
     make[which](opened) if which in make else studies.study(opened, which)
     typer.echo(f"study: {opened.results_folder / f'study_{which}.json'}")
     if publish:

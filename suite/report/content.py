@@ -41,6 +41,7 @@ NOTEBOOK_OF = {
     "study_full_budget": "`python -m suite study`",
     "study_transcoder": "`python -m suite study`",
     "study_absorption": "`python -m suite study`",
+    "study_universality": "`python -m suite study`",
 }
 # What a reader made of features, by the hash of the autoencoder's weights: numbers of features mean
 # nothing for any other.
