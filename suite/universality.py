@@ -22,6 +22,7 @@ from sae_lib.errors import SettingsError
 from sae_lib.features.agreement import Best, best_correlations
 from sae_lib.features.clamping import ablation_losses
 from sae_lib.features.firing import ALIVE, firing_tables, spread_rows
+from sae_lib.features.weights import carriers
 from sae_lib.files import digest
 from sae_lib.model import language_model
 from sae_lib.model.activations import HookPoint
@@ -51,6 +52,7 @@ def study(run: Run) -> dict:
     about = {"seeds": len(MODELS), "autoencoders": len(AUTOENCODERS), "tokens": shared.ids.size}
     about |= {"l0": sanity.L0, "units": sanity.UNITS, "universal": study_figures.UNIVERSAL}
     found = {"points": [shared.point(m) for m in MODELS], "about": sweep.about(run) | about}
+    found["carriers"] = pd.DataFrame([shared.carriers(m) for m in MODELS]).mean().to_dict()
     found["sentences"] = study_figures.universality_sentences(found)
     run.save_results("study_universality", found)
     return run.load_results("study_universality")
@@ -131,6 +133,11 @@ class Universality(sanity.Sanity):
             yield "neurons", self.table("neurons", seed), self.table("neurons", other)
             yield "fresh", self.table("fresh", seed), fresh
             yield "trained_and_fresh", own[0], fresh
+
+    def carriers(self, seed: int) -> dict[str, float]:
+        """How a trained model's features are spread over its neurons."""
+        alive = torch.from_numpy(np.diff(self.table("", seed).indptr) > 0)
+        return carriers(self.autoencoder("", seed, 0).W_dec.cpu()[alive], seed)
 
     def quality(self, seed: int) -> pd.DataFrame:
         """Of some features of a trained model: the information that rules explain of when they

@@ -3,10 +3,12 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.sparse import csc_array
 
 from sae_lib.errors import SettingsError
 from sae_lib.features.agreement import best_correlations
+from sae_lib.features.weights import carriers
 from suite import sanity, stages, study_figures, universality
 from suite.runs import Run
 from suite.stages import STAGES
@@ -42,6 +44,16 @@ def test_two_features_of_one_token_agree_only_by_the_token():
     pair = [csc_array((ids == 3)[:, None] * (1 + rng.random((4000, 1)))) for _ in range(2)]
     raw, left = best_correlations(*pair, ids)
     assert raw[0] > 0.9 and abs(left[0]) < 0.2
+
+
+def test_features_over_neurons_with_a_known_answer():
+    W_dec = torch.tensor([[3.0, 1, 1, 0, 0, 0], [3, 0, 0, 1, 1, 0], [0, 0, 0, 0, 0, -2]])
+    found = carriers(W_dec, 0)
+    assert found["neurons"] == pytest.approx(121 / 83)
+    assert found["shared"] == pytest.approx(1 / 6) and found["same"] == found["others"] == 0
+    alike = carriers(torch.tensor([[3.0, 1, 0], [3, 1, 0], [0, 0, 1]]), 0)
+    assert alike["same"] == pytest.approx(1) and alike["others"] == pytest.approx(1 / 3)
+    assert carriers(torch.randn(50, 300), 1)["neurons"] == pytest.approx(100, abs=10)
 
 
 def test_links_hold_the_density():
@@ -90,6 +102,7 @@ def test_the_study_compares_models_and_goes_on(small_run, monkeypatch):
     monkeypatch.setattr(sanity, "UNITS", 12)
     study = universality.study(run)
     assert [point["seed"] for point in study["points"]] == [0, 1]
+    assert 1 <= study["carriers"]["neurons"] <= settings.lm.d_mlp
     for point in study["points"]:
         of = pd.DataFrame(point["compared"]).T
         assert set(of.index) == set(study_figures.COMPARED)
