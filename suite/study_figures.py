@@ -199,6 +199,7 @@ def transcoder_rows(study: dict) -> pd.DataFrame:
         cells = {"Transcoder": name, "L0": f"{of['l0_mean'].mean():.1f}"}
         for title, column in (("zero", "recovered_zero"), ("mean", "recovered_mean")):
             cells[f"Loss recovered, {title}"] = percent(of[column].mean())
+        cells["Fire at all"] = percent(1 - of["dead_share"].mean())
         cells["Alive"] = percent(of["alive"].mean() / study["about"]["d_sae"])
         graphs = pd.DataFrame(of["graphs"].tolist())
         cells["Largest edges matter more"] = percent(graphs["larger"].mean())
