@@ -54,7 +54,7 @@ STAGES = {
     "report": "",
 }
 STUDIES = ("recipes", "widths", "classical", "resampling", "deviations", "full_budget")
-STUDIES += ("transcoder", "absorption", "larger")
+STUDIES += ("transcoder", "absorption", "universality", "larger")
 
 
 @app.command()
@@ -128,13 +128,24 @@ def study(
     """Many autoencoders on one language model, over seeds: the recipes or the widths at the same
     L0, the classical recipe's settings, resampling from two starts, the original's deviations one
     at a time; the original once at its full budget; a transcoder in place of the MLP; how far
-    recipes absorb features; or a larger run to stand beside the report's.
+    recipes absorb features; whether models of other seeds learn the same features; or a larger run
+    to stand beside the report's.
     """
     opened = _open(profile, run_dir, set_)
-    from suite import absorption, deviations, gallery, larger, studies, study_figures, transcoders
+    from suite import (
+        absorption,
+        deviations,
+        gallery,
+        larger,
+        studies,
+        study_figures,
+        transcoders,
+        universality,
+    )
 
     make = {"deviations": deviations.study, "full_budget": deviations.full_budget}
     make |= {"transcoder": transcoders.study, "absorption": absorption.study}
+    make |= {"universality": universality.study}
     make |= {"larger": partial(larger.study, summary=gallery.summary)}
     make[which](opened) if which in make else studies.study(opened, which)
     typer.echo(f"study: {opened.results_folder / f'study_{which}.json'}")

@@ -95,9 +95,10 @@ class Deviations:
         """
         sae = SparseAutoencoder.load(sweep.folder_of(run, settings), hook.device)
         silent = silent_on(sae, harvest(hook, self.sample_rows).float()).cpu().numpy()
+        scores = self.sanity.scores(hook, sae, settings.seed)[2]
         norms = np.quantile(sae.W_dec.norm(dim=1).cpu().numpy(), (0.05, 0.5, 0.95))
         return {
-            "information": self.sanity.information(hook, sae, settings.seed)[2],
+            "information": scores["information"].median(),
             "called_dead": silent.mean(),
             "wrongly": (density > 0)[silent].mean() if silent.any() else None,
             "wrongly_expected": wrongly_called_dead(density, self.sample_rows.size),

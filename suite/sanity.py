@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float
 from scipy.sparse import csc_array
@@ -154,7 +155,7 @@ class Sanity:
         s, hook = self.run.settings, self.hook(model, seed)
         tokens = s.evaluation.model_copy(update={"tokens": s.interpretability.tokens})
         found = evaluation.evaluate(hook, {"": sae}, self.rows, tokens)[""]
-        fired, often, information = self.information(hook, sae, seed)
+        fired, often, scores = self.scores(hook, sae, seed)
         maxima = {int(i): float(fired[0][:, [i]].max()) for i in often[:CLAMPED]}
         rows = spread_rows(self.rows, CLAMP_ROWS * s.lm.context)
         ranks = clamping.clamp_ranks(clamping.HeldoutPositions(hook, rows), sae, maxima, seed)
@@ -164,16 +165,16 @@ class Sanity:
             "l0": found["l0_mean"],
             "dead_share": found["dead_share"],
             "recovered": found["recovered_mean"] if damage >= MIN_DAMAGE else None,
-            "information": information,
+            "information": scores["information"].median(),
             "probing": np.mean(list(probing.probe(fired, self.tasks, seed).values())),
             "clamping": ranks["rank"].mean(),
         }
 
-    def information(
+    def scores(
         self, hook: HookPoint, sae: SparseAutoencoder, seed: int
-    ) -> tuple[list[csc_array], np.ndarray, float]:
+    ) -> tuple[list[csc_array], np.ndarray, pd.DataFrame]:
         """(where features fire in both halves [token, feature], those that fire often enough in an
-        order drawn, the median information that rules explain of the first `UNITS`).
+        order drawn, how well rules predict the first `UNITS`: `scoring.score_units`).
         """
         s, halves = self.run.settings.interpretability, self.halves
         fired = [firing_tables(hook, {"": sae}, rows)[""] for rows in halves.rows]
@@ -183,7 +184,7 @@ class Sanity:
         often = rng.permutation(units.often_active(s.min_active))
         drawn = often[:UNITS]
         units = scoring.Units("unit", drawn, [pairs[i] for i in drawn])
-        return fired, often, scoring.score_units(units, halves, s)["information"].median()
+        return fired, often, scoring.score_units(units, halves, s)
 
 
 @torch.no_grad()

@@ -133,9 +133,13 @@ def model_fingerprint(run: Run, name: str = "") -> Made:
     return tokens_fingerprint(run) | section(run, "lm", without)
 
 
-def make_language_model(run: Run, name: str, out: Path, store: CheckpointFolder) -> None:
+def make_language_model(
+    run: Run, name: str, out: Path, store: CheckpointFolder, seed: int | None = None
+) -> None:
+    """`seed`: where it is not the run's own."""
     s, tokens = run.settings, run.get("tokens")
-    model, summary = language_model.train(s.lm, tokens, s.seed, device_of(s.device), store)
+    seed = s.seed if seed is None else seed
+    model, summary = language_model.train(s.lm, tokens, seed, device_of(s.device), store)
     model.cpu().save_pretrained(out)
     tokens.tokenizer.save_pretrained(out)
     write_summary(out, summary)

@@ -14,13 +14,13 @@ from plotly.subplots import make_subplots
 
 from sae_lib import figures
 from sae_lib.files import write_atomically
-from sae_lib.formats import count, interval, percent, signed
+from sae_lib.formats import count, interval, number, percent, signed
 from suite import project
 from suite.charts import chart
 from suite.runs import Run
 
 STUDIES = ("recipes", "widths", "classical", "saelens", "resampling", "sanity", "deviations")
-STUDIES += ("full_budget", "transcoder", "absorption", "larger", "blind")
+STUDIES += ("full_budget", "transcoder", "absorption", "universality", "larger", "blind")
 STARTS = {
     "small_tied": "small tied start",
     "independent": "independent start",
@@ -29,6 +29,19 @@ STARTS = {
 DECIDING = {"dead_share": "the share of dead features", "recovered_mean": "the loss recovered"}
 SETTING = ["lambda", "k", "lr"]
 LOOKS = (("solid", "circle"), ("dash", "diamond"), ("dot", "square"))  # of one recipe's contenders
+COMPARED = {  # in the study of universality: whose features are compared with whose
+    "ceiling": "two autoencoders of one language model (ceiling)",
+    "models": "two language models",
+    "neurons": "neurons of two language models, as dense as features (null)",
+    "fresh": "two untrained language models (null)",
+    "trained_and_fresh": "a trained and an untrained language model (null)",
+    "shuffled": "two language models, on different text (null)",
+}
+QUALITIES = {
+    "information": "the information that rules explain",
+    "ablation": "the loss that ablating a feature costs",
+}
+UNIVERSAL = 0.5  # the correlation from which a feature counts as universal
 MEASURES = ["recovered_zero", "recovered_mean", "fvu", "l0_mean", "dead_share", "alive"]
 AGREEMENT = {  # of seeds: columns, and what they are called in a study
     "mmcs": "mean",
@@ -128,6 +141,55 @@ def absorption_rows(study: dict) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
+def universality_rows(study: dict) -> pd.DataFrame:
+    """A row per comparison in words: means over language models, with their 95 % intervals."""
+    points, table = pd.json_normalize(study["points"]), []
+    for name, what in COMPARED.items():
+        cells = {"Features of": what}
+        for column, title in (("raw", "raw"), ("residual", "token regressed out")):
+            of = f"compared.{name}.{column}"
+            cells[f"Best correlation, {title}"] = with_interval(points[of])
+            cells[f"Universal, {title}"] = percent(points[f"{of}_share"].mean())
+        table.append(cells)
+    return pd.DataFrame(table)
+
+
+def with_interval(values: pd.Series) -> str:
+    """The mean over seeds, in brackets its 95 % interval where there is one."""
+    mean, half = mean_and_half_width(values)
+    return f"{mean:.2f}" + ("" if np.isnan(half) else f" ({mean - half:.2f} to {mean + half:.2f})")
+
+
+def universality_sentences(study: dict) -> list[str]:
+    """Whether features are universal, and whether those that are more so are better, whichever way
+    it came out. Primary, declared before the study was run: what is left once the token is
+    regressed out; and for the second question with the density held.
+    """
+    points, exceptions = pd.json_normalize(study["points"]), []
+    for null, what in [*COMPARED.items()][2:]:
+        ours, theirs = (points[f"compared.{name}.residual"] for name in ("models", null))
+        mean, half = mean_and_half_width(ours - theirs)
+        exceptions += [] if mean > half else [what]
+    but = f" but {', '.join(exceptions)}" if exceptions else ""
+    said = [f"With the token regressed out, two language models agree more than every null{but}."]
+    for quality, what in QUALITIES.items():
+        held, free, most, least = (
+            points[f"links.{quality}.{name}"]
+            for name in ("density_held", "spearman", "most", "least")
+        )
+        mean, half = mean_and_half_width(held)
+        verdict = "no relation is shown"
+        if abs(mean) > half:
+            verdict = f"more universal features have {'more' if mean > 0 else 'less'} of it"
+        said.append(
+            f"Universality and {what}: Spearman's correlation with the density held is"
+            f" {with_interval(held)}, without {with_interval(free)}: {verdict}. Its median is"
+            f" {number(most.mean())} in the most universal third of the features and"
+            f" {number(least.mean())} in the least universal."
+        )
+    return said
+
+
 def transcoder_rows(study: dict) -> pd.DataFrame:
     """A row per transcoder in words: means over seeds, and of its graphs how often ablating the
     largest edges changes more than ablating random ones.
@@ -137,6 +199,7 @@ def transcoder_rows(study: dict) -> pd.DataFrame:
         cells = {"Transcoder": name, "L0": f"{of['l0_mean'].mean():.1f}"}
         for title, column in (("zero", "recovered_zero"), ("mean", "recovered_mean")):
             cells[f"Loss recovered, {title}"] = percent(of[column].mean())
+        cells["Fire at all"] = percent(1 - of["dead_share"].mean())
         cells["Alive"] = percent(of["alive"].mean() / study["about"]["d_sae"])
         graphs = pd.DataFrame(of["graphs"].tolist())
         cells["Largest edges matter more"] = percent(graphs["larger"].mean())
@@ -214,6 +277,7 @@ ROWS = {
     "resampling": resampling_rows,
     "transcoder": transcoder_rows,
     "absorption": absorption_rows,
+    "universality": universality_rows,
 }
 
 

@@ -356,7 +356,21 @@ def studied() -> dict:
             ],
             "about": about | {"pairs": 217},
         },
+        "study_universality": universality_of(about),
     }
+
+
+def universality_of(about: dict) -> dict:
+    """`results/study_universality.json` of two language models."""
+    columns = ("raw", "residual", "raw_share", "residual_share")
+    compared = {name: dict.fromkeys(columns, 0.4321) for name in study_figures.COMPARED}
+    link = {"spearman": 0.2, "density_held": 0.1, "most": 0.3123, "least": 0.2345}
+    links = dict.fromkeys(study_figures.QUALITIES, link)
+    study = {"points": [{"seed": m, "compared": compared, "links": links} for m in (0, 1)]}
+    study |= {"about": about | {"tokens": 4093, "autoencoders": 2, "universal": 0.5}}
+    names = ("neurons", "random", "shared", "same", "others")
+    study |= {"carriers": dict(zip(names, (37.1, 171.2, 0.81, 0.19, 0.07), strict=True))}
+    return study | {"sentences": study_figures.universality_sentences(study)}
 
 
 def sanity_of() -> dict:
@@ -982,7 +996,7 @@ def test_numbers_in_the_template_are_no_results():
 def test_tables_are_well_formed_and_nothing_is_undefined(run):
     text = render.markdown(run)
     found = tables_of(text)
-    assert len(found) == 37
+    assert len(found) == 38
     for rows in found:
         assert len({len(row) for row in rows}) == 1, rows
         assert all(re.fullmatch("-+:?", cell) for cell in rows[1])
@@ -1215,7 +1229,7 @@ def check_page(text: str) -> Page:
 def test_the_page_is_self_contained(run):
     page = check_page(pages.html(render.markdown(run), run.folder))
     assert page.tags.count("img") == len(FIGURES)
-    assert page.tags.count("table") == 37
+    assert page.tags.count("table") == 38
     assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in [
         v for _, k, v in page.attributes if k == "content"
     ]

@@ -43,6 +43,7 @@ NOTEBOOK_OF = {
     "study_blind": "`python -m suite blind`",
     "study_transcoder": "`python -m suite study`",
     "study_absorption": "`python -m suite study`",
+    "study_universality": "`python -m suite study`",
 }
 # What a reader made of features, by the hash of the autoencoder's weights: numbers of features mean
 # nothing for any other.
