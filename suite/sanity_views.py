@@ -58,24 +58,30 @@ def strongest(study: dict) -> dict[str, dict]:
     return found
 
 
-def sentence(study: dict, others: bool = True) -> str:
-    """On how many of the measures the subject is ahead; with `others` also what is strongest on
-    those where it is not.
+def sentence(study: dict, brief: bool = False) -> str:
+    """On how many of the measures the subject is ahead, and what is strongest on the others: with
+    the difference and its interval, or, if `brief`, the two means.
     """
     found, n = strongest(study), study["about"]["seeds"]
+    rows = comparisons(study).set_index(["measure", "contender"])["mean"]
     ahead = [MEASURES[m] for m, best in found.items() if best["ahead"]]
     named = f" ({', '.join(ahead)})" if ahead else ""
-    rest = [
-        f"{MEASURES[m]}: {best['contender']} {written(m, best['mean'])}, a difference of "
-        f"{best['difference']:+.3f} ({best['low']:+.3f} to {best['high']:+.3f})"
-        for m, best in found.items()
-        if not best["ahead"]
-    ]
+    rest = []
+    for m, best in found.items():
+        said = f"{MEASURES[m]}: {best['contender']} {written(m, best['mean'])}, "
+        if brief:
+            said += f"ours {written(m, rows[m, study['subject']])}"
+        else:
+            said += f"a difference of {best['difference']:+.3f}"
+            said += f" ({best['low']:+.3f} to {best['high']:+.3f})"
+        if not best["ahead"]:
+            rest.append(said)
+    over = f"over {n} seed{'s' if n != 1 else ''} "
     return (
-        f"The autoencoder ({study['subject']}) is ahead of every baseline, with a 95 % interval"
-        f" over {n} seed{'s' if n != 1 else ''} above zero, on {len(ahead)} of"
+        f"{'the' if brief else 'The'} autoencoder ({study['subject']}) is ahead of every baseline,"
+        f" with a 95 % interval {'' if brief else over}above zero, on {len(ahead)} of"
         f" {len(MEASURES)} measures{named}."
-        + (f" The strongest baseline on the others: {'; '.join(rest)}." if rest and others else "")
+        + (f" The strongest baseline on the others: {'; '.join(rest)}." if rest else "")
     )
 
 

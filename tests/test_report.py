@@ -989,8 +989,9 @@ def test_numbers_in_the_template_are_no_results():
     names = r"[Ss]ection [\d.]+|Stheno-8B|L[01]\b|TransformerLens \d|bfloat16"
     prose = re.sub(rf"(?m)^#+ [\d.]+|^\d+\. |{names}", "", prose)
     assert re.findall(r"\d+", prose) == []
-    background = Path(render.__file__).with_name("background.md.j2").read_text()
-    assert "%" not in re.sub(r"(?s)\{\{.*?\}\}|\{%.*?%\}", "", background)
+    for name in ("background", "problems"):
+        prose = (folder / f"{name}.md.j2").read_text()
+        assert "%" not in re.sub(r"(?s)\{\{.*?\}\}|\{%.*?%\}", "", prose)
 
 
 def test_tables_are_well_formed_and_nothing_is_undefined(run):

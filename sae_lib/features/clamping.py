@@ -475,8 +475,8 @@ def ranks_sentence(ranked: dict) -> str:
     p_low, p_high = map(number, ranked["median_p_interval"])
     return (
         f"Of {ranked['features']} features {percent(ranked['share'])} (95 % interval {low} to"
-        f" {high}) raise their own tokens more than each of {ranked['draws']} random directions"
-        f" raises its own; by chance {percent(ranked['expected'])} would: {ranked['verdict']}."
+        f" {high}) raise their own top-logit tokens more than each of {ranked['draws']} random"
+        f" directions raises its own; by chance {percent(ranked['expected'])} would: {ranked['verdict']}."
         f" The median p is {number(ranked['median_p'])} ({p_low} to {p_high}; by chance 0.525)."
     )
 
