@@ -232,7 +232,7 @@ class Run:
         elif self.reading:
             raise ArtefactError(f"there is no run in {self.root}; {_existing(self.root.parent)}")
         else:
-            check_own(self.root, "--run", SETTINGS, f"*/{RECORD}")
+            check_own(self.root, "--run", SETTINGS, f"*/{RECORD}", "last_mlp")
 
     def claim(self) -> None:
         """Write `settings.yaml`: the folder is this run's from now on."""
