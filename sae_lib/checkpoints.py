@@ -171,9 +171,18 @@ def save_checkpoint(
 
 
 def _prune(folder: Path, keep: int) -> None:
-    for old in steps(folder)[:-keep]:
+    _drop(folder, steps(folder)[:-keep])
+
+
+def drop_after(folder: Path, step: int) -> None:
+    """Delete the checkpoints of later steps."""
+    _drop(folder, [later for later in steps(folder) if later > step])
+
+
+def _drop(folder: Path, which: list[int]) -> None:
+    for step in which:
         for kind in ("json", "safetensors"):
-            (folder / f"step-{old:08d}.{kind}").unlink()
+            (folder / f"step-{step:08d}.{kind}").unlink()
 
 
 def _digest(record: dict[str, Any]) -> str:

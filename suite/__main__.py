@@ -41,6 +41,8 @@ RunDir = Annotated[
 
 Publish = Annotated[bool, typer.Option(help="also copy it to ./report/studies/, for the report")]
 
+Split = Annotated[bool, typer.Option(help="under torchrun: features split over the processes")]
+
 STAGES = {
     "corpus": "tokens",
     "lm": "language_model",
@@ -83,7 +85,11 @@ def run(
 
 @app.command()
 def stage(
-    name: Literal[*STAGES], profile: Profile = "laptop", set_: Set = None, run_dir: RunDir = ""
+    name: Literal[*STAGES],
+    profile: Profile = "laptop",
+    set_: Set = None,
+    run_dir: RunDir = "",
+    split: Split = False,
 ) -> None:
     """Make one stage's artefact, and what it needs before it, without notebooks. A finished
     stage is not redone.
@@ -92,9 +98,12 @@ def stage(
 
     load(profile, set_ or [])  # so that a mistake is told before slow imports
     from sae_lib.sae.engine import distributed
+    from sae_lib.sae.engine.split import SplitFeatures
     from suite.report import write_report
 
     distributed.start()
+    if split:
+        distributed.TEAM = SplitFeatures()
     if distributed.rank_and_world_size()[1] > 1 and name != "sae":
         raise SettingsError(
             f"stage {name}: only the stage sae runs in several processes; start this one "

@@ -3,11 +3,9 @@ tests hold the counts against full-size runs in which no number is computed (tes
 and benchmarks/rehearsal.py against one on a CPU.
 """
 
-import torch
-
+from sae_lib.device import in_float32
 from sae_lib.features.firing import VALUES_AT_ONCE
 from sae_lib.model.activations import BYTES_AT_ONCE, ROWS_AT_ONCE
-from sae_lib.model.language_model import in_float32
 from sae_lib.sae.initialise import STATISTICS_VALUES
 from sae_lib.sae.recipes import resolve, variants
 from sae_lib.settings import SAESettings, Settings
@@ -31,10 +29,10 @@ HUB_MODEL = KNOWN["hub_model"]
 def model_shape(s: Settings, gpu: bool = True) -> tuple[float, int, int]:
     """(bytes of the language model, its vocabulary, the widest of its tensors per token, that of
     the MLP); those of a model of the hub are assumed. On a CPU it takes nothing where it stays in
-    its files, see `language_model.in_float32`.
+    its files, see `device.in_float32`.
     """
     if s.lm.source != "train":
-        held = FLOAT if in_float32(HUB_MODEL["parameters"], torch.device("cpu")) else 0
+        held = FLOAT if in_float32(HUB_MODEL["parameters"]) else 0
         value = HALF if gpu else held
         return value * HUB_MODEL["parameters"], HUB_MODEL["vocab"], HUB_MODEL["d_mlp"]
     layer = s.lm.d_model * (4 * s.lm.d_model + 3 * s.lm.d_mlp)

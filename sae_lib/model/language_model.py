@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_lib import checkpoints
-from sae_lib.device import keep_freed_memory, memory_of, on_gpu, precision, upload
+from sae_lib.device import in_float32, keep_freed_memory, on_gpu, precision, upload
 from sae_lib.errors import CorpusError, ModelError
 from sae_lib.model.activations import HookPoint, permutation, spread
 from sae_lib.model.loss import next_token_loss
@@ -52,7 +52,7 @@ def open_model(
     source: str, device: torch.device | str = "cpu", revision: str | None = None
 ) -> "transformers.PreTrainedModel":
     """A causal language model from a local folder or the hub on its device: on a GPU in its own
-    precision, else in float32 where memory allows (`in_float32`).
+    precision, else in float32 where memory allows (`device.in_float32`).
     """
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -71,17 +71,10 @@ def open_model(
         raise ModelError(f"model {source}: {problem}") from None
     if on_gpu(device):
         return without_waits(model).to(device)
-    if model.dtype == torch.float32 or in_float32(model.num_parameters(), torch.device(device)):
+    if model.dtype == torch.float32 or in_float32(model.num_parameters()):
         return model.float()
     log.warning("model %s stays in %s: memory is too small for it in float32", source, model.dtype)
     return model
-
-
-def in_float32(parameters: int, device: torch.device) -> bool:
-    """Whether a model of so many parameters is held in float32: on a CPU, where that takes at most
-    half of the memory. In its own precision the weights stay in their files, mapped.
-    """
-    return not on_gpu(device) and 4 * parameters <= memory_of(device) / 2
 
 
 def without_waits(model: "transformers.PreTrainedModel") -> "transformers.PreTrainedModel":

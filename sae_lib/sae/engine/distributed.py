@@ -1,5 +1,5 @@
-"""Data parallelism with torchrun: every process harvests its own share of the text, and
-gradients are averaged.
+"""Several processes of torchrun: each harvests its own share of the text, and gradients are
+averaged; or the features are split over them, see `split.py`.
 """
 
 import atexit
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 WAIT = timedelta(days=2)  # for the first process, which makes tokens and language model alone
 
@@ -76,6 +76,11 @@ def any_process(flag: bool) -> bool:
     return highest.item() > 0
 
 
+def agreed(flag: bool, now: bool) -> bool:
+    """`any_process`, where several of them are asked only `now`."""
+    return (now or rank_and_world_size()[1] == 1) and any_process(flag)
+
+
 @torch.no_grad()
 def broadcast_from_rank0(tensors: list[Tensor]) -> None:
     """Every process takes over the first one's values; nothing to do for one process."""
@@ -83,3 +88,48 @@ def broadcast_from_rank0(tensors: list[Tensor]) -> None:
         return
     for tensor in tensors:
         dist.broadcast(tensor, 0)
+
+
+class Replicas:
+    """How processes work together: each has all features, and batches of its own. What splits the
+    features instead is in `split.py`.
+    """
+
+    def replica(self) -> tuple[int, int]:
+        """(which share of the text this process trains on, of how many)."""
+        return rank_and_world_size()
+
+    def source(self, hook: Any) -> Any:
+        """What this process reads activations from."""
+        return hook
+
+    def store(self, store: Any) -> Any:
+        """Where it keeps checkpoints."""
+        return store
+
+    def share(self, sae: nn.Module, recipe: Any) -> Any:
+        """What of a fresh autoencoder it trains."""
+        broadcast_from_rank0(list(sae.parameters()))
+        return sae
+
+    def combined(self, sae: nn.Module, measured: Any) -> Any:
+        """What a step measured in all, after its gradients, too, are made those of all."""
+        if rank_and_world_size()[1] == 1:
+            return measured
+        average_gradients([p for p in sae.parameters() if p.grad is not None])
+        return all_reduce_metrics(measured)
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Of a number that each has for its features."""
+        return value
+
+    def due(self, due: bool, step: int) -> bool:
+        """Whether it is time for a checkpoint."""
+        return due
+
+    def whole(self, sae: nn.Module) -> Any:
+        """The trained autoencoder with all its features, in the first process."""
+        return sae
+
+
+TEAM = Replicas()
