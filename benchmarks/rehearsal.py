@@ -6,7 +6,8 @@ Each call is a process of its own, so that its peak of memory is its own too, an
 `rehearsal.json` in the folder. `write` makes Llama-3-8B's architecture with random weights (16 GB
 in bfloat16) as sharded safetensors, one layer after the other; the others go through the stages of
 notebook 05: `train` harvests the last MLP and is killed after its first checkpoint, `resume` goes
-on from it, `evaluate` measures. `--tiny` is the same in miniature, which a test does.
+on from it, `evaluate` measures. `--tiny` is the same in miniature, which a test does. Only the
+tokens are few: 2048 to train on, and of them 512 for the scale and 256 for the median norm.
 """
 
 import argparse
@@ -25,6 +26,8 @@ from tokenizers import processors
 
 from benchmarks import memory
 from sae_lib import checkpoints
+from sae_lib.model import activations
+from sae_lib.sae import initialise
 from sae_lib.text.tokenizer import END, train_tokenizer
 from suite import memory_plan, stages
 from suite.report.machine import machine
@@ -98,8 +101,9 @@ def write_tokenizer(folder: Path) -> None:
 
 def open_run(folder: Path, tiny: bool) -> Run:
     """The run of notebook 05 at `runpod`, on that model and with as little text as will do."""
+    activations.REFERENCE_TOKENS, initialise.STATISTICS_ROWS = 256, 4
     config = TINY if tiny else LLAMA_3_8B
-    context, rows, d_sae = (32, 32, 256) if tiny else (512, 4, 16_384)
+    context, rows, d_sae = (32, 32, 256) if tiny else (128, 16, 16_384)
     tokens = rows * context
     changes = {
         "corpus.source": "installation",
