@@ -318,6 +318,7 @@ def last_mlp_settings(s: Settings) -> Settings:
     """Those of the run of notebook 05 inside a run of these settings."""
     own = s.last_mlp
     tokens = {"train_tokens": own.train_tokens or s.corpus.train_tokens}
+    tokens |= {"dialogues": own.dialogues}
     changes = {
         "lm": own.lm,
         "sae": own.sae,

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from sae_lib.checkpoints import CheckpointFolder, drop_after
+from sae_lib.checkpoints import CheckpointFolder, drop, steps
 from sae_lib.errors import SettingsError
 from sae_lib.sae import training
 from sae_lib.sae.autoencoder import SparseAutoencoder
@@ -56,7 +56,11 @@ SPLIT_PLAIN = {
 }
 SPLIT = {
     "standard": {},
-    "topk": {"recipe": "topk", "k": 3},  # with dead features, and the loss that is for them
+    "topk": {
+        "recipe": "topk",
+        "k": 3,
+        "dead_window": 50,
+    },  # with dead features, and the loss that is for them
     "batchtopk": {"recipe": "batchtopk", "k": 3},
     "jumprelu": {"recipe": "jumprelu"},
 }
@@ -111,7 +115,8 @@ def split_features(folder: Path, rank: int) -> None:
             sae.save(folder / case, {})
             (folder / case / "training.json").write_text(json.dumps(summary))
     if rank == 1:  # as if it had died while the other wrote its last checkpoint
-        drop_after(folder / "scratch" / "standard" / "part-1-of-2", 10)
+        part = folder / "scratch" / "standard" / "part-1-of-2"
+        drop(part, steps(part)[-1:])
     store = CheckpointFolder(folder / "scratch" / "standard")
     settings = SAESettings(**SPLIT_PLAIN | SPLIT["standard"])
     sae, summary = training.fit(SyntheticHook(), ROWS, settings, 0, store)

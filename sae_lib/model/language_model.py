@@ -5,7 +5,7 @@ Hugging Face's format.
 import logging
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,11 +23,6 @@ from sae_lib.progress import tqdm
 from sae_lib.settings import LanguageModelSettings
 from sae_lib.text import hub
 from sae_lib.text.tokens import Tokens
-
-# seconds of imports, left to `bridge`; of `transformers` the same holds for everything taken by
-# attribute
-if TYPE_CHECKING:
-    import transformer_lens
 
 MAX_LOSS_RATIO = 7  # times the loss of a guess among all tokens alike
 ATTENTION = "causal_sdpa"
@@ -86,19 +81,6 @@ def without_waits(model: "transformers.PreTrainedModel") -> "transformers.PreTra
     transformers.AttentionInterface.register(ATTENTION, sdpa)
     model.set_attn_implementation(ATTENTION)
     return model
-
-
-def bridge(
-    source: str, tokenizer: Any, device: torch.device
-) -> "transformer_lens.model_bridge.TransformerBridge":
-    """The same model for exploring: every hook name of TransformerLens, on its own copy of the
-    weights.
-    """
-    from transformer_lens.model_bridge import TransformerBridge
-
-    return TransformerBridge.boot_transformers(
-        source, device=str(device), hf_model=open_model(source, device), tokenizer=tokenizer
-    )
 
 
 def build(

@@ -107,13 +107,12 @@ class AutoencoderTraining(checkpoints.TrainingState):
 
     def summary(self, activations: int, dead_window: int) -> dict:
         """Curves, resampling events, seconds, activations per second."""
-        seconds = self.seconds
         return {
             "curve": self.curve,
             "resampling": self.events,
-            "seconds": seconds,
+            "seconds": self.seconds,
             "activations": activations,
-            "activations_per_second": activations / seconds,
+            "activations_per_second": activations / self.seconds,
             "scale": self.scale.tolist() if isinstance(self.scale, Tensor) else self.scale,
             "final_silent": self.dead_share(dead_window),
             "recipe": asdict(self.recipe),
@@ -177,7 +176,7 @@ def fit(
         measured = take_step(x, *scheduled(recipe, step, n_steps), dead=dead)
         state.step, last = step + 1, step + 1 == n_steps
         logged = last or state.step % settings.log_every == 0
-        stop = distributed.agreed(store.interrupted.is_set(), logged)
+        stop = distributed.any_process(store.interrupted.is_set(), logged)
         due = not last and (stop or team.due(state.due(settings.checkpoint_every), state.step))
         if due or logged or state.reference is None:
             state.check_loss(measured, store.folder)

@@ -67,18 +67,16 @@ def all_reduce_metrics(measured: Any) -> Any:
     return measured._replace(**dict(means), fired=fired > 0)
 
 
-def any_process(flag: bool) -> bool:
-    """Whether the flag is set in any process, so that all of them do the same."""
-    if rank_and_world_size()[1] == 1:
-        return flag
+def any_process(flag: bool, now: bool = True) -> bool:
+    """Whether the flag is set in any process, so that all of them do the same; they ask each other
+    only `now`.
+    """
+    alone = rank_and_world_size()[1] == 1
+    if alone or not now:
+        return flag and alone
     highest = torch.tensor(float(flag))
     dist.all_reduce(highest, dist.ReduceOp.MAX)
     return highest.item() > 0
-
-
-def agreed(flag: bool, now: bool) -> bool:
-    """`any_process`, where several of them are asked only `now`."""
-    return (now or rank_and_world_size()[1] == 1) and any_process(flag)
 
 
 @torch.no_grad()

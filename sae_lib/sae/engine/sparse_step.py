@@ -38,7 +38,7 @@ def gradients(
     is exact. `dead` are the features that the auxiliary loss is for, where the objective has one.
     """
     # processes that split the features meet in the auxiliary loss, also where one has none
-    given = dead is not None and (len(dead) > 0 or sae.dense)
+    given = dead is not None and (sae.dense or len(dead))
     dead = dead if objective.aux and given else None
     sparse = not (objective.prefixes or sae.dense or on_gpu(x.device))
     if sparse and _density(sae, x[:: max(1, len(x) // 8)]) < 1.5 * DENSE_ABOVE:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_lib.checkpoints import CheckpointFolder, drop_after, steps
+from sae_lib.checkpoints import CheckpointFolder, drop, steps
 from sae_lib.errors import SettingsError
 from sae_lib.model.activations import ActsByRow, Source, TokenIds
 from sae_lib.sae.autoencoder import SparseAutoencoder
@@ -113,9 +113,10 @@ class SplitFeatures(Replicas):
         if store.folder is None:
             return store
         folder = store.folder / f"part-{rank}-of-{size}"
-        kept: list[list[int]] = [[] for _ in range(size)]
-        dist.all_gather_object(kept, steps(folder))
-        drop_after(folder, max(set(kept[0]).intersection(*kept), default=0))
+        own, kept = steps(folder), [[0]] * size
+        dist.all_gather_object(kept, own)
+        newest = max(set(own).intersection(*kept), default=0)
+        drop(folder, [step for step in own if step > newest])
         return replace(store, folder=folder)
 
     @torch.no_grad()
