@@ -26,8 +26,10 @@ from tokenizers import processors
 
 from benchmarks import memory
 from sae_lib import checkpoints
+from sae_lib.features import evaluation
 from sae_lib.model import activations
 from sae_lib.sae import initialise
+from sae_lib.settings import EvaluationSettings
 from sae_lib.text.tokenizer import END, train_tokenizer
 from suite import memory_plan, stages
 from suite.report.machine import machine
@@ -157,14 +159,17 @@ def left_out(run: Run) -> dict[str, float]:
     return stages.hook(run).left_out.shares
 
 
-def evaluate(run: Run) -> dict[str, Any]:
-    """The measures of notebook 05."""
+def measure(run: Run) -> dict[str, Any]:
+    """The measures of notebook 05, on few tokens."""
+    few = EvaluationSettings(tokens=256, loss_tokens=128)
+    rows = run.get("tokens").rows("heldout", run.settings.lm.context)
+    sae = {"topk": run.get("autoencoder")}
+    found = evaluation.evaluate(stages.hook(run), sae, rows, few)["topk"]
     names = ("fvu", "l0_mean", "recovered_zero", "recovered_mean", "kl", "ce_clean", "ce_zero")
-    found = run.results("evaluation")
-    return {name: {n: of.get(n) for n in names} for name, of in found.items()}
+    return {name: found[name] for name in names}
 
 
-PARTS = {"train": train_until_killed, "resume": resume, "evaluate": evaluate}
+PARTS = {"train": train_until_killed, "resume": resume, "evaluate": measure}
 
 
 class Memory:

@@ -41,6 +41,7 @@ RunDir = Annotated[
 
 Publish = Annotated[bool, typer.Option(help="also copy it to ./report/studies/, for the report")]
 
+LastMLP = Annotated[bool, typer.Option(help="of the deeper model's last MLP, see notebook 05")]
 Split = Annotated[bool, typer.Option(help="under torchrun: features split over the processes")]
 
 STAGES = {
@@ -89,6 +90,7 @@ def stage(
     profile: Profile = "laptop",
     set_: Set = None,
     run_dir: RunDir = "",
+    last_mlp: LastMLP = False,
     split: Split = False,
 ) -> None:
     """Make one stage's artefact, and what it needs before it, without notebooks. A finished
@@ -111,7 +113,8 @@ def stage(
         )
     with distributed.first_process_first():
         opened = _open(profile, run_dir, set_)
-    made = opened.path(STAGES[name]) if STAGES[name] else write_report(opened)
+    of = opened.last_mlp() if last_mlp else opened
+    made = of.path(STAGES[name]) if STAGES[name] else write_report(opened)
     typer.echo(f"{name}: {made}")
 
 

@@ -169,8 +169,8 @@ class ClampTarget:
     tokenizer: Any
 
     def encode(self, prompt: str | Sequence[int]) -> Int[Tensor, "1 position"]:
-        """A prompt's token ids, if it is not given as such; `SettingsError` where it is empty, `ModelError` where the context
-        has no room for it.
+        """A prompt's token ids, where it is not given as such; `SettingsError` where it is empty,
+        `ModelError` where the context has no room for it.
         """
         ids = token_ids(self.tokenizer, prompt) if isinstance(prompt, str) else [*prompt]
         if not ids:
