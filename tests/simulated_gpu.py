@@ -138,7 +138,7 @@ class Graph:
 
 
 @contextlib.contextmanager
-def capture(graph: Graph):
+def capture(graph: Graph, stream: Stream):
     LOG.capturing = graph
     try:
         yield

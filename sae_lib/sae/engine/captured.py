@@ -45,10 +45,10 @@ class Captured:
     def _capture(self, inputs: list[Tensor]) -> None:
         gpu = gpu_module(self.device)
         self.inputs = [tensor.clone() for tensor in inputs]
-        graph = gpu.CUDAGraph()
-        with gpu.graph(graph):  # records and runs nothing
+        self.graph = gpu.CUDAGraph()
+        # records and runs nothing; its stream says on which device
+        with gpu.graph(self.graph, stream=gpu.Stream(self.device)):
             self.outputs = self.function(*self.inputs)
-        self.graph = graph
 
 
 def captured(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 WAIT = timedelta(days=2)  # for the first process, which makes tokens and language model alone
 
@@ -105,12 +105,12 @@ class Replicas:
         """Where it keeps checkpoints."""
         return store
 
-    def share(self, sae: nn.Module, recipe: Any) -> Any:
+    def share(self, sae: Any, recipe: Any) -> Any:
         """What of a fresh autoencoder it trains."""
         broadcast_from_rank0(list(sae.parameters()))
         return sae
 
-    def combined(self, sae: nn.Module, measured: Any) -> Any:
+    def combined(self, sae: Any, measured: Any) -> Any:
         """What a step measured in all, after its gradients, too, are made those of all."""
         if rank_and_world_size()[1] == 1:
             return measured
@@ -125,7 +125,7 @@ class Replicas:
         """Whether it is time for a checkpoint."""
         return due
 
-    def whole(self, sae: nn.Module) -> Any:
+    def whole(self, sae: Any) -> Any:
         """The trained autoencoder with all its features, in the first process."""
         return sae
 
