@@ -115,6 +115,7 @@ def open_run(folder: Path, tiny: bool) -> Run:
         "evaluation.tokens": tokens // 2,
         "evaluation.loss_tokens": tokens // 4,
         "last_mlp.train_tokens": tokens,
+        "last_mlp.dialogues": "null",
         "last_mlp.lm.source": folder / "model",
         "last_mlp.lm.context": context,
         "last_mlp.tokenizer.source": folder / "model",
@@ -207,10 +208,20 @@ def measured(part: str, folder: Path, tiny: bool) -> dict[str, Any]:
             found = PARTS[part](run)
     found |= {"seconds": time.perf_counter() - began, "peak GB": watch.peak}
     if part != "write":
-        planned = memory_plan.stages(run.settings, gpu=False)
-        name = "evaluation" if part == "evaluate" else f"training {run.settings.sae.recipe}"
-        found["planned GB"] = planned[name] / 1e9
+        found["planned GB"] = planned(run, "evaluation" if part == "evaluate" else "training topk")
     return found
+
+
+def planned(run: Run, stage: str) -> float:
+    """Of the stage; in training without dead features, which so few steps do not make."""
+    s = run.settings
+    gb = memory_plan.stages(s, gpu=False)[stage] / 1e9
+    if stage == "evaluation":
+        return gb
+    d_in = memory_plan.HUB_MODEL["d_mlp"]
+    alive = s.sae.model_copy(update={"recipe": "bricken_2023", "k": None})
+    steps = [memory_plan.training_step(d_in, sae, gpu=False) for sae in (s.sae, alive)]
+    return gb - memory_plan.FRAGMENTS * (steps[0] - steps[1]) / 1e9
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:

@@ -60,7 +60,10 @@ def test_the_simulated_device_refuses_what_cuda_refuses(gpu):
     assert any("_local_scalar_dense" in line for line in gpu.waits)
 
 
-@pytest.mark.parametrize("stage", ["evaluation", "prompts", "features", "scores", "clusters"])
+STAGES = ["evaluation", "prompts", "features", "scores", "clusters", "circuits", "untrained"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_stage(run, stage):
     assert run.get("language_model").device == run.get("autoencoder").W_dec.device
     assert run.get("autoencoder").W_dec.device == simulated_gpu.DEVICE
