@@ -219,7 +219,7 @@ def planned(run: Run, stage: str) -> float:
     if stage == "evaluation":
         return gb
     d_in = memory_plan.HUB_MODEL["d_mlp"]
-    alive = s.sae.model_copy(update={"recipe": "bricken_2023", "k": None})
+    alive = s.sae.model_copy(update={"recipe": "bricken_2023", "k": None, "resampling": False})
     steps = [memory_plan.training_step(d_in, sae, gpu=False) for sae in (s.sae, alive)]
     return gb - memory_plan.FRAGMENTS * (steps[0] - steps[1]) / 1e9
 
