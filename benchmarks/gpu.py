@@ -34,7 +34,7 @@ from sae_lib.model.activations import HookPoint, harvest
 from sae_lib.sae import training
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.early_stopping import EarlyStopping
-from sae_lib.sae.engine.captured import captured
+from sae_lib.sae.engine.captured import WARM_UP, captured
 from sae_lib.sae.objective import loss
 from sae_lib.sae.optimiser import adam
 from sae_lib.sae.recipes import at_width, resolve
@@ -405,11 +405,13 @@ def no_wait(sizes: Sizes, device: torch.device) -> dict[str, Any]:
     found = {}
     for recipe in ("bricken_2023", "topk", "batchtopk", "jumprelu"):
         step = Step(sizes.d_in, step_settings(sizes, sizes.batches[0], recipe=recipe), device)
-        step.eager()
+        for _ in range(WARM_UP + 1):  # the last one captures
+            step.ours()
         if device.type == "cuda":
             torch.cuda.set_sync_debug_mode("error")
         try:
             step.eager()
+            step.ours()
         finally:
             if device.type == "cuda":
                 torch.cuda.set_sync_debug_mode("default")
