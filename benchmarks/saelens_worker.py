@@ -21,13 +21,8 @@ REPEATS = 3
 
 
 def main() -> None:
-    d_in, d_sae, batch, l1 = (
-        int(sys.argv[1]),
-        int(sys.argv[2]),
-        int(sys.argv[3]),
-        float(sys.argv[4]),
-    )
-    device = sys.argv[7]
+    d_in, d_sae, batch = map(int, sys.argv[1:4])
+    l1, device = float(sys.argv[4]), sys.argv[7]
     x = torch.from_numpy(np.load(sys.argv[5]))[:batch].to(device)
     sae = StandardTrainingSAE(
         StandardTrainingSAEConfig(
