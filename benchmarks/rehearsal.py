@@ -146,6 +146,8 @@ def train_until_killed(run: Run) -> dict[str, Any]:
         run.path("autoencoder")
     except Killed:
         return {"checkpoint": found, "dtype": str(stages.hook(run).model.dtype)}
+    finally:
+        checkpoints.save_checkpoint = save
     raise RuntimeError("there was no checkpoint")
 
 
