@@ -191,7 +191,7 @@ def test_a_captured_step_is_the_eager_one_bit_for_bit(gpu, monkeypatch, recipe):
 
 
 def test_a_step_that_the_host_looks_into_cannot_be_captured(gpu):
-    looks = captured.Captured(lambda x, dead: x * x.sum().item(), simulated_gpu.DEVICE)
+    looks = captured.Captured(lambda x, dead=None: x * x.sum().item(), simulated_gpu.DEVICE)
     with pytest.raises(RuntimeError, match="capturing"):
         for _ in range(captured.WARM_UP + 1):
             looks(torch.ones(2).to(simulated_gpu.DEVICE))

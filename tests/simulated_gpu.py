@@ -330,7 +330,8 @@ def simulated(monkeypatch):
             lambda self, stream: record(self, stream) if type(self) is torch.Tensor else None,
         )
         patch.setattr("sae_lib.device.gpus", lambda: [str(DEVICE)])
-        patch.setattr("sae_lib.device.gpu_module", lambda device: MODULE)
+        for module in ("device", "sae.engine.captured"):
+            patch.setattr(f"sae_lib.{module}.gpu_module", lambda device: MODULE)
         # torch.tensor(…, device=…) is made on the CPU and moved: what a dispatch mode can see
         torch._C._set_only_lift_cpu_tensors(True)
         try:
