@@ -60,7 +60,7 @@ def test_the_simulated_device_refuses_what_cuda_refuses(gpu):
     assert any("_local_scalar_dense" in line for line in gpu.waits)
 
 
-STAGES = ["evaluation", "prompts", "features", "scores", "clusters", "circuits", "untrained"]
+STAGES = ["evaluation", "prompts", "features", "scores", "clusters", "untrained"]
 
 
 @pytest.mark.parametrize("stage", STAGES)
