@@ -25,15 +25,18 @@ import numpy as np
 import torch
 import transformers
 
+from benchmarks import saelens
+from benchmarks.timing import rates, ratio
 from sae_lib import checkpoints
 from sae_lib.device import autocast, gpu_module, on_gpu, wait_for
 from sae_lib.model import language_model
 from sae_lib.model.activations import HookPoint, harvest
 from sae_lib.sae import training
 from sae_lib.sae.autoencoder import SparseAutoencoder
-from sae_lib.sae.engine.sparse_step import gradients
+from sae_lib.sae.early_stopping import EarlyStopping
+from sae_lib.sae.engine.captured import WARM_UP, captured
 from sae_lib.sae.objective import loss
-from sae_lib.sae.optimiser import parameter_groups
+from sae_lib.sae.optimiser import adam
 from sae_lib.sae.recipes import at_width, resolve
 from sae_lib.settings import SAESettings, Settings, load
 from suite import memory_plan, stages
@@ -43,6 +46,7 @@ FULL = 89_600_000  # activations: the original's 100 000 steps of 896
 LM_STEPS = 25_000
 PRODUCTS = 5  # dense ones of a step: encoder, decoder, and three gradients
 BF16 = torch.bfloat16
+SCHEDULE = (1e-5, 1.0, 0.01)  # rate, share of λ, weight in batchtopk's moving average
 
 
 @dataclass(frozen=True)
@@ -149,46 +153,38 @@ def peak_memory(device: torch.device) -> Iterator[dict[str, float]]:
 class Step:
     """One training step on a fixed batch, as `training.fit` makes it."""
 
-    def __init__(self, d_in: int, settings: SAESettings, device: torch.device, **adam: Any):
-        self.recipe = at_width(resolve(settings), settings.tuned_at, d_in)
+    def __init__(self, d_in: int, settings: SAESettings, device: torch.device):
+        recipe = at_width(resolve(settings), settings.tuned_at, d_in)
         generator = torch.Generator(device).manual_seed(0)
-        size = (self.recipe.batch, d_in)
-        self.x = torch.randn(size, device=device, generator=generator).relu_()
+        self.x = torch.randn(recipe.batch, d_in, device=device, generator=generator).relu_()
         with torch.device(device):
-            self.sae = SparseAutoencoder(
-                d_in, settings.d_sae, self.recipe.architecture, self.recipe.k
-            )
+            sae = SparseAutoencoder(d_in, settings.d_sae, recipe.architecture, recipe.k)
+            silent = torch.zeros(settings.d_sae, dtype=torch.int64)
         with torch.no_grad():
-            for weights in (self.sae.W_dec, self.sae.W_enc_T):
+            for weights in (sae.W_dec, sae.W_enc_T):
                 weights.normal_(std=d_in**-0.5)
-            self.sae.b_enc.fill_(-2.0)  # some per cent of the features are active
-        groups = parameter_groups(self.sae, self.recipe)
-        self.optimiser = torch.optim.Adam(groups, lr=1e-5, fused=True, **adam)
-        self.objective = self.recipe.objective(d_in)
+            sae.b_enc.fill_(-2.0)  # some per cent of the features are active
+        own = {"recipe": recipe, "scale": 1.0, "silent": silent}
+        own |= {"stopping": EarlyStopping(self.x[:1], 0)}
+        self.state = training.AutoencoderTraining(sae, adam(sae, recipe), **own)
+        self.objective = recipe.objective(d_in, 1.0, settings.d_sae)
+        self.take = partial(training.training_step, self.state, BF16)
+        self.replay = captured(self.take, device)
+
+    def eager(self) -> None:
+        self.take(self.x, *SCHEDULE)
 
     def ours(self) -> None:
-        gradients(self.sae, self.x, self.objective, BF16)
-        training.update(self.sae, self.optimiser, self.recipe)
+        """Captured, where the device can do that."""
+        self.replay(self.x, *SCHEDULE)
 
     def with_loss(self, function: Callable, dtype: torch.dtype) -> None:
-        self.sae.zero_grad(set_to_none=True)
+        sae = self.state.model
+        sae.zero_grad(set_to_none=True)
         with autocast(self.x.device, dtype):
-            total, _ = function(self.sae, self.x, self.objective)
+            total, _ = function(sae, self.x, self.objective)
         total.backward()
-        training.update(self.sae, self.optimiser, self.recipe)
-
-    def captured(self) -> Callable[[], None]:
-        """The same step as a CUDA graph."""
-        side = torch.cuda.Stream(self.x.device)
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                self.ours()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.ours()
-        return graph.replay
+        training.update(sae, self.state.optimiser, self.state.recipe)
 
 
 def step_settings(sizes: Sizes, batch: int, **more: Any) -> SAESettings:
@@ -198,28 +194,55 @@ def step_settings(sizes: Sizes, batch: int, **more: Any) -> SAESettings:
 
 def one_step(kind: str, sizes: Sizes, batch: int, device: torch.device) -> dict[str, float]:
     """Rate of one kind of step at the original's size, and the full scale's seconds by it."""
-    capturable = {"capturable": True} if kind == "CUDA graph" else {}
-    step = Step(sizes.d_in, step_settings(sizes, batch), device, **capturable)
-    if kind == "CUDA graph":
-        run = step.captured()
-    elif kind == "loss compiled":
+    step = Step(sizes.d_in, step_settings(sizes, batch), device)
+    run = {
+        "ours": step.ours,
+        "ours, not captured": step.eager,
+        "plain float32": partial(step.with_loss, loss, torch.float32),
+    }.get(kind)
+    if kind == "loss compiled":
         run = partial(step.with_loss, torch.compile(loss), BF16)
-    elif kind == "plain float32":
-        run = partial(step.with_loss, loss, torch.float32)
-    else:
-        run = step.ours
     rate = batch * calls_per_second(run, device, sizes.seconds)
     return {"activations per second": rate, "seconds for the full scale": FULL / rate}
+
+
+def beside_others(
+    sizes: Sizes, size: tuple[int, int], batch: int, device: torch.device
+) -> dict[str, Any]:
+    """Rates in alternating rounds: SAELens' standard step beside ours, and sparsify's TopK beside
+    ours.
+    """
+    d_in, d_sae = size
+    found: dict[str, Any] = {}
+    for package, recipe in (("sae_lens", "bricken_2023"), ("sparsify", "topk")):
+        if not saelens.available(package):
+            found[package] = "not installed in .venv-saelens"
+            continue
+        step = Step(d_in, step_settings(sizes, batch, recipe=recipe, d_sae=d_sae), device)
+        sae, own = step.state.model, step.state.recipe
+        if package == "sae_lens":
+            theirs = saelens.saelens_step(sae, step.x, own.l1, device)
+        else:
+            theirs = saelens.sparsify_step(d_sae, own.k, step.x, device)
+        ours = partial(rate_of, step.ours, batch, device, sizes.seconds / 4)
+        measured = rates({package: theirs, "ours": ours}, batch)
+        theirs.close()
+        found[package] = measured | {"times as fast": ratio(measured, "ours", package)}
+    return found
+
+
+def rate_of(function: Callable, batch: int, device: torch.device, seconds: float) -> float:
+    return batch * calls_per_second(function, device, seconds)
 
 
 def profile(sizes: Sizes, device: torch.device) -> dict[str, Any]:
     """Kernels of a step, and which take most of its time."""
     step = Step(sizes.d_in, step_settings(sizes, sizes.batches[0]), device)
-    step.ours()
+    step.eager()
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] if on_gpu(device) else []
     with torch.profiler.profile(activities=activities) as found:
-        step.ours()
+        step.eager()
         wait_for(device)
     time_of = "device_time_total" if on_gpu(device) else "cpu_time_total"
     events = sorted(found.key_averages(), key=lambda e: -getattr(e, time_of))
@@ -273,12 +296,15 @@ def lm_step(sizes: Sizes, device: torch.device) -> dict[str, float]:
 
 
 def original(sizes: Sizes, device: torch.device, log: Log) -> None:
-    kinds = ["plain float32", "ours"]
-    kinds += ["loss compiled", "CUDA graph"] if device.type == "cuda" else []
+    kinds = ["plain float32", "ours, not captured", "ours"]
+    kinds += ["loss compiled"] if device.type == "cuda" else []
     for batch in sizes.batches:
         for kind in kinds:
             name = f"step, batch {batch}, {kind}"
             log.measure(name, lambda b=batch, k=kind: one_step(k, sizes, b, device))
+        name = f"beside other libraries, batch {batch}"
+        size = (sizes.d_in, sizes.d_sae)
+        log.measure(name, lambda b=batch, size=size: beside_others(sizes, size, b, device))
         log.measure(f"from tokens, batch {batch}", lambda b=batch: from_tokens(sizes, b, device))
     log.measure("profile", lambda: profile(sizes, device))
     log.measure("language model", lambda: lm_step(sizes, device))
@@ -365,6 +391,9 @@ def stheno(sizes: Sizes, device: torch.device, log: Log) -> None:
         for recipe in ("bricken_2023", "topk"):
             name = f"step, {width[0]} -> {width[1]}, {recipe}"
             log.measure(name, lambda w=width, r=recipe: wide_step(sizes, w, r, most[0], device))
+    batch = sizes.wide_batch
+    name = f"beside other libraries, {sizes.wide[0][0]} -> {sizes.wide[0][1]}"
+    log.measure(name, lambda: beside_others(sizes, sizes.wide[0], batch, device))
     log.measure("harvest at the last MLP", lambda: trunk(sizes, device))
 
 
@@ -376,10 +405,12 @@ def no_wait(sizes: Sizes, device: torch.device) -> dict[str, Any]:
     found = {}
     for recipe in ("bricken_2023", "topk", "batchtopk", "jumprelu"):
         step = Step(sizes.d_in, step_settings(sizes, sizes.batches[0], recipe=recipe), device)
-        step.ours()
+        for _ in range(WARM_UP + 1):  # the last one captures
+            step.ours()
         if device.type == "cuda":
             torch.cuda.set_sync_debug_mode("error")
         try:
+            step.eager()
             step.ours()
         finally:
             if device.type == "cuda":

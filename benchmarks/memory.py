@@ -9,13 +9,14 @@ from pathlib import Path
 def start() -> int:
     """Forget the peak so far; the memory held now, in bytes."""
     Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
+    return status("VmRSS")
 
 
 def peak() -> int:
     """The most memory held since `start`, in bytes."""
-    return _status("VmHWM")
+    return status("VmHWM")
 
 
-def _status(field: str) -> int:
+def status(field: str) -> int:
+    """A field of this process's status, in bytes."""
     return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024

@@ -84,7 +84,7 @@ def run() -> dict:
         l0 = (sae.encode(x) > 0).sum(1).float().mean().item()
         steps, theirs = contenders(target, x), None
         if target == 20 and saelens.available():
-            theirs = saelens.SAELensStep(sae, x, BRICKEN_2023.l1)
+            theirs = saelens.saelens_step(sae, x, BRICKEN_2023.l1)
             steps["SAELens 6.54 standard"] = theirs
         measured = rates(steps, BATCH)
         if theirs:

@@ -1,10 +1,11 @@
-"""SAELens as a contender: its trainer waits in a process of its own environment, and is asked
-for a round when its turn comes.
+"""Other libraries as contenders: their trainers wait in processes of their own environments, and
+are asked for a round when their turn comes.
 """
 
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,19 +13,15 @@ import torch
 from sae_lib.sae.autoencoder import SparseAutoencoder
 
 ROOT = Path(__file__).parents[1]
-PYTHON = ROOT / ".venv-saelens/bin/python"
+PYTHON = ROOT / ".venv-saelens/bin/python"  # SAELens, and sparsify where it was installed there too
 
 
-class SAELensStep:
+class Worker:
     """Calling it runs one timed round there, and returns activations per second."""
 
-    def __init__(self, sae: SparseAutoencoder, x: torch.Tensor, l1: float):
-        folder = Path(tempfile.mkdtemp())
-        np.save(folder / "x.npy", x.numpy())
-        sae.save(folder, {})
-        arguments = [sae.d_in, sae.d_sae, len(x), l1, folder / "x.npy", folder]
+    def __init__(self, script: str, *arguments: Any):
         self.process = subprocess.Popen(
-            [PYTHON, ROOT / "benchmarks/saelens_worker.py", *map(str, arguments)],
+            [PYTHON, ROOT / "benchmarks" / script, *map(str, arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -32,7 +29,7 @@ class SAELensStep:
         while (line := self.process.stdout.readline()) and line.strip() != "ready":
             pass
         if not line:
-            raise RuntimeError(f"SAELens' worker ended with status {self.process.wait()}")
+            raise RuntimeError(f"{script} ended with status {self.process.wait()}")
 
     def __call__(self) -> float:
         self.process.stdin.write("go\n")
@@ -44,5 +41,25 @@ class SAELensStep:
         self.process.wait()
 
 
-def available() -> bool:
-    return PYTHON.exists()
+def saelens_step(
+    sae: SparseAutoencoder, x: torch.Tensor, l1: float, device: torch.device | str = "cpu"
+) -> Worker:
+    """SAELens' standard trainer, from the same weights."""
+    folder = Path(tempfile.mkdtemp())
+    np.save(folder / "x.npy", x.cpu().numpy())
+    sae.save(folder, {})
+    shape = (sae.d_in, sae.d_sae, len(x), l1)
+    return Worker("saelens_worker.py", *shape, folder / "x.npy", folder, device)
+
+
+def sparsify_step(d_sae: int, k: int, x: torch.Tensor, device: torch.device | str) -> Worker:
+    """EleutherAI's sparsify, with its Triton kernels."""
+    folder = Path(tempfile.mkdtemp())
+    np.save(folder / "x.npy", x.cpu().numpy())
+    return Worker("sparsify_worker.py", x.shape[1], d_sae, k, folder / "x.npy", device)
+
+
+def available(package: str = "sae_lens") -> bool:
+    """Whether that package can be imported there."""
+    command = [PYTHON, "-c", f"import {package}"]
+    return PYTHON.exists() and subprocess.run(command, capture_output=True).returncode == 0

@@ -2,6 +2,7 @@
 round.
 
 Usage: python saelens_worker.py D_IN D_SAE BATCH L1_COEFFICIENT ACTIVATIONS.npy WEIGHTS_FOLDER
+DEVICE
 Prints "ready", then for every line read the activations per second of that round. `WEIGHTS_FOLDER`
 (SAELens' layout) is where it starts from.
 """
@@ -20,13 +21,9 @@ REPEATS = 3
 
 
 def main() -> None:
-    d_in, d_sae, batch, l1 = (
-        int(sys.argv[1]),
-        int(sys.argv[2]),
-        int(sys.argv[3]),
-        float(sys.argv[4]),
-    )
-    x = torch.from_numpy(np.load(sys.argv[5]))[:batch]
+    d_in, d_sae, batch = map(int, sys.argv[1:4])
+    l1, device = float(sys.argv[4]), sys.argv[7]
+    x = torch.from_numpy(np.load(sys.argv[5]))[:batch].to(device)
     sae = StandardTrainingSAE(
         StandardTrainingSAEConfig(
             d_in=d_in, d_sae=d_sae, l1_coefficient=l1, apply_b_dec_to_input=True
@@ -35,13 +32,14 @@ def main() -> None:
     with torch.no_grad():
         for name, tensor in load_file(f"{sys.argv[6]}/sae_weights.safetensors").items():
             getattr(sae, name).copy_(tensor)
+    sae.to(device)
     config = SAETrainerConfig(
         n_checkpoints=0,
         checkpoint_path=None,
         save_final_checkpoint=False,
         total_training_samples=10**9,
-        device="cpu",
-        autocast=False,
+        device=device,
+        autocast=device != "cpu",
         lr=1e-12,
         lr_end=1e-12,
         lr_scheduler_name="constant",
@@ -56,13 +54,19 @@ def main() -> None:
         logger=LoggingConfig(log_to_wandb=False),
     )
     trainer = SAETrainer(cfg=config, sae=sae, data_provider=iter([]))
+
+    def finished() -> float:
+        if device != "cpu":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
     trainer.step(x)
     print("ready", flush=True)
     for _ in sys.stdin:
-        began = time.perf_counter()
+        began = finished()
         for _ in range(REPEATS):
             trainer.step(x)
-        print(batch * REPEATS / (time.perf_counter() - began), flush=True)
+        print(batch * REPEATS / (finished() - began), flush=True)
 
 
 if __name__ == "__main__":

@@ -161,19 +161,21 @@ def save_checkpoint(
     size = sum(tensor.nbytes for tensor in tensors.values())
     path = folder / f"step-{step:08d}.safetensors"
     if (KEEP + 1) * size > budget:
-        _prune(folder, 1)
+        drop(folder, steps(folder)[:-1])
     with whole_file(path) as scratch:
         save_file(tensors, scratch)  # one after the other, never all of them as bytes
         sha256 = file_digest(scratch)
     record = {"step": step, "sha256": sha256, "state": state, "made_from": made_from}
     write_atomically(path.with_suffix(".json"), json.dumps(record | {"self": _digest(record)}))
-    _prune(folder, KEEP if KEEP * size <= budget else 1)
+    keep = KEEP if KEEP * size <= budget else 1
+    drop(folder, steps(folder)[:-keep])
 
 
-def _prune(folder: Path, keep: int) -> None:
-    for old in steps(folder)[:-keep]:
+def drop(folder: Path, which: list[int]) -> None:
+    """Delete the checkpoints of these steps."""
+    for step in which:
         for kind in ("json", "safetensors"):
-            (folder / f"step-{old:08d}.{kind}").unlink()
+            (folder / f"step-{step:08d}.{kind}").unlink()
 
 
 def _digest(record: dict[str, Any]) -> str:

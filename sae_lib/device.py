@@ -69,6 +69,13 @@ def memory_of(device: torch.device) -> int:
     return total
 
 
+def in_float32(parameters: int) -> bool:
+    """Whether a CPU holds a model of so many parameters in float32: where that takes at most half
+    of the memory. In its own precision the weights stay in their files, mapped.
+    """
+    return 4 * parameters <= memory_of(torch.device("cpu")) / 2
+
+
 def upload(array: np.ndarray, device: torch.device) -> Tensor:
     """The array on the device; to a GPU by way of page-locked memory, without waiting for what the
     GPU still has to do.

@@ -54,6 +54,8 @@ Price = real(0, 10**9)
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Text = Annotated[str, Field(max_length=4096)]
 Precision = Literal["auto", "float32", "bfloat16"]
+# mixed with the text: hub:DATASET@COMMIT or files:PATH, see `sae_lib/text/dialogues.py`
+Dialogues = Annotated[Text | None, Field(exclude_if=lambda value: value is None)]
 
 
 class Section(BaseModel):
@@ -71,6 +73,7 @@ class Section(BaseModel):
 class CorpusSettings(Section):
     source: Text = "installation"  # installation, files:PATH_OR_GLOB or hub:DATASET
     revision: Text | None = None  # of a hub data set
+    dialogues: Dialogues = None
     train_tokens: Amount = 12_500_000  # at most; fewer where the corpus is smaller
     heldout_tokens: Amount = 1_200_000
     max_file_bytes: Amount = 60_000  # installation: a longer file is cut at a line end
@@ -273,6 +276,7 @@ class LastMLPSettings(Section):
     tokenizer: TokenizerSettings | None = None  # None: the run's own
     # of text for it, where its tokeniser makes tokens of its own; None: as many as the run
     train_tokens: Amount | None = None
+    dialogues: Dialogues = None
 
 
 class ClampingSettings(Section):

@@ -42,6 +42,9 @@ RunDir = Annotated[
 
 Publish = Annotated[bool, typer.Option(help="also copy it to ./report/studies/, for the report")]
 
+LastMLP = Annotated[bool, typer.Option(help="of the deeper model's last MLP, see notebook 05")]
+Split = Annotated[bool, typer.Option(help="under torchrun: features split over the processes")]
+
 STAGES = {
     "corpus": "tokens",
     "lm": "language_model",
@@ -84,7 +87,12 @@ def run(
 
 @app.command()
 def stage(
-    name: Literal[*STAGES], profile: Profile = "laptop", set_: Set = None, run_dir: RunDir = ""
+    name: Literal[*STAGES],
+    profile: Profile = "laptop",
+    set_: Set = None,
+    run_dir: RunDir = "",
+    last_mlp: LastMLP = False,
+    split: Split = False,
 ) -> None:
     """Make one stage's artefact, and what it needs before it, without notebooks. A finished
     stage is not redone.
@@ -93,9 +101,12 @@ def stage(
 
     load(profile, set_ or [])  # so that a mistake is told before slow imports
     from sae_lib.sae.engine import distributed
+    from sae_lib.sae.engine.split import SplitFeatures
     from suite.report import write_report
 
     distributed.start()
+    if split:
+        distributed.TEAM = SplitFeatures()
     if distributed.rank_and_world_size()[1] > 1 and name != "sae":
         raise SettingsError(
             f"stage {name}: only the stage sae runs in several processes; start this one "
@@ -103,7 +114,8 @@ def stage(
         )
     with distributed.first_process_first():
         opened = _open(profile, run_dir, set_)
-    made = opened.path(STAGES[name]) if STAGES[name] else write_report(opened)
+    of = opened.last_mlp() if last_mlp else opened
+    made = of.path(STAGES[name]) if STAGES[name] else write_report(opened)
     typer.echo(f"{name}: {made}")
 
 

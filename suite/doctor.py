@@ -66,7 +66,7 @@ def check(profile: str = "laptop") -> list[Check]:
         *packages(project.root() / "requirements.txt"),
         kernel(),
         device(needs),
-        *([gpu_memory(profile)] if needs.gpu else []),
+        *([gpu_memory(profile), rented(profile)] if needs.gpu else []),
         disk(needs),
         memory(needs),
         chromium(),
@@ -190,6 +190,26 @@ def gpu_memory(profile: str, have: int | None = None) -> Check:
     have = have or torch.cuda.get_device_properties(0).total_memory
     advice = memory_plan.advice(settings, have)
     return Check("GPU memory", not advice, f"{have / 1e9:.0f} GB; planned: {plan}", advice)
+
+
+def rented(profile: str) -> Check:
+    """Hours and dollars of the whole profile on rented cards that its memory plan fits, of which
+    the cheapest has to be within the assessment's budget.
+    """
+    try:
+        from sae_lib.settings import load
+        from suite import estimate, memory_plan
+    except Exception as error:
+        return Check("rented cards", False, f"{error}", INSTALL, needed=False)
+    settings, budget, said, least = load(profile), estimate.KNOWN["budget"], [], float("inf")
+    for name, card in estimate.KNOWN["cards"].items():
+        if memory_plan.advice(settings, card["gb"] * 1e9):
+            continue
+        hours = estimate.on_card(settings, name) / 3600
+        least = min(least, hours * card["dollars"])
+        said.append(f"{name} {hours:.1f} h, {hours * card['dollars']:.0f} dollars")
+    found = f"{'; '.join(said) or 'too small'} (estimated, of {budget} dollars)"
+    return Check("rented cards", least <= budget, found, "train on less", needed=False)
 
 
 def disk(needs: Needs) -> Check:

@@ -15,7 +15,7 @@ from sae_lib.formats import about
 from sae_lib.sae.recipes import variants
 from sae_lib.settings import Settings
 from sae_lib.toy.models import one_thread
-from suite.runs import Run
+from suite.runs import Run, last_mlp_settings
 
 BUDGET = 0.25  # seconds for each of the three
 SPEEDUP = 0.8  # n threads are n ** SPEEDUP times as fast as one
@@ -97,6 +97,21 @@ def of_run(run: Run, names: list[str]) -> Estimate:
             if amount[what] and not any(of.folder_of(stage).exists() for stage in made):
                 seconds[name] += factor * amount[what] * unit(kernel)
     return Estimate(seconds)
+
+
+def on_card(s: Settings, name: str) -> float:
+    """Seconds of a whole run on one of the rented `cards`, from assumed rates of its kernels."""
+    card = KNOWN["cards"][name]
+    unit = {
+        "python": KNOWN["python_unit"],
+        "product": 2e9 / (card["tflops"] * 1e12),
+        "pass": 8e3 / (card["tb"] * 1e12),
+    }
+    seconds = 0.0
+    for notebook, parts in KNOWN["parts"].items():
+        amount = amounts(last_mlp_settings(s) if notebook == "05" else s)
+        seconds += sum(factor * amount[what] * unit[kernel] for kernel, factor, what, *_ in parts)
+    return seconds
 
 
 def _timed(function: Callable[[], object], device: torch.device) -> float:

@@ -1,9 +1,11 @@
-"""What the stages of a run take of a GPU's memory, counted from its settings; tests hold the counts
-against full-size runs in which no number is computed (tests/on_fake_gpu.py).
+"""What the stages of a run take of a GPU's memory, or of this machine's, counted from its settings;
+tests hold the counts against full-size runs in which no number is computed (tests/on_fake_gpu.py),
+and benchmarks/rehearsal.py against one on a CPU.
 """
 
+from sae_lib.device import in_float32
 from sae_lib.features.firing import VALUES_AT_ONCE
-from sae_lib.model.activations import BYTES_AT_ONCE
+from sae_lib.model.activations import BYTES_AT_ONCE, ROWS_AT_ONCE
 from sae_lib.sae.initialise import STATISTICS_VALUES
 from sae_lib.sae.recipes import resolve, variants
 from sae_lib.settings import SAESettings, Settings
@@ -16,48 +18,58 @@ FLOAT, HALF = 4, 2  # bytes
 # that exist at the peak of a step: while the optimiser moves the weights, in the backward pass, and
 # there with the auxiliary loss of TopK when all features are dead
 OPTIMISER, BACKWARD, AUXILIARY = (9.0, 0.0), (6.6, 2.0), (10.2, 2.6)
+# … and of a sparse step, as a CPU makes it
+SPARSE, SPARSE_AUXILIARY = (9.6, 1.5), (12.2, 2.6)
 TABLE = 2.0  # copies that a feature table makes beside the autoencoder's two
 KEPT = 0.8 * GB  # by the driver and libraries
 FRAGMENTS = 1.05
 HUB_MODEL = KNOWN["hub_model"]
 
 
-def model_shape(s: Settings) -> tuple[float, int, int]:
+def model_shape(s: Settings, gpu: bool = True) -> tuple[float, int, int]:
     """(bytes of the language model, its vocabulary, the widest of its tensors per token, that of
-    the MLP); those of a model of the hub are assumed.
+    the MLP); those of a model of the hub are assumed. On a CPU it takes nothing where it stays in
+    its files, see `device.in_float32`.
     """
     if s.lm.source != "train":
-        return HALF * HUB_MODEL["parameters"], HUB_MODEL["vocab"], HUB_MODEL["d_mlp"]
+        held = FLOAT if in_float32(HUB_MODEL["parameters"]) else 0
+        value = HALF if gpu else held
+        return value * HUB_MODEL["parameters"], HUB_MODEL["vocab"], HUB_MODEL["d_mlp"]
     layer = s.lm.d_model * (4 * s.lm.d_model + 3 * s.lm.d_mlp)
     vocab = max(s.tokenizer.vocab_size, 50_257 * (s.tokenizer.source != "train"))
     return FLOAT * (s.lm.n_layer * layer + 2 * vocab * s.lm.d_model), vocab, s.lm.d_mlp
 
 
-def training_step(d_in: int, sae: SAESettings) -> float:
-    """Bytes of an autoencoder, its optimiser and a dense step with all that it makes."""
+def training_step(d_in: int, sae: SAESettings, gpu: bool = True) -> float:
+    """Bytes of an autoencoder, its optimiser and a step with all that it makes."""
     recipe = resolve(sae)
-    moments = (OPTIMISER, BACKWARD, *([AUXILIARY] if recipe.aux else []))
+    moments, auxiliary = (OPTIMISER, BACKWARD), AUXILIARY
+    if not gpu:
+        moments, auxiliary = (SPARSE,), SPARSE_AUXILIARY
+    moments += (auxiliary,) if recipe.aux else ()
     each = (
         weights * d_in * sae.d_sae + acts * recipe.batch * sae.d_sae for weights, acts in moments
     )
     return FLOAT * (max(each) + recipe.batch * d_in)
 
 
-def stages(s: Settings) -> dict[str, float]:
+def stages(s: Settings, gpu: bool = True) -> dict[str, float]:
     """Bytes at the peak of each stage of one model and its autoencoders."""
-    model, vocab, d_mlp = model_shape(s)
+    model, vocab, d_mlp = model_shape(s, gpu)
     d_model = s.lm.d_model if s.lm.source == "train" else HUB_MODEL["d_model"]
     d_in = d_mlp if "mlp.hook_p" in s.sae.hook_name else d_model
     value = FLOAT if s.lm.source == "train" else HALF
     chunk = s.sae.buffer_rows * s.lm.context * d_in * value
-    forward = min(BYTES_AT_ONCE, 8 * d_mlp * value * s.sae.buffer_rows * s.lm.context)
+    rows = s.sae.buffer_rows if gpu else min(s.sae.buffer_rows, ROWS_AT_ONCE)
+    forward = 8 * d_mlp * value * rows * s.lm.context
+    forward = min(BYTES_AT_ONCE, forward) if gpu else forward
     logits = 4 * FLOAT * max(VALUES_AT_ONCE, vocab * s.lm.context)
     found = {"start": model + forward + 3 * FLOAT * min(STATISTICS_VALUES, chunk / value)}
     for name, sae in variants(s).items():
         matrix = FLOAT * d_in * sae.d_sae
-        # a chunk is harvested while the one before is trained on
-        step = training_step(d_in, sae)
-        found[f"training {name}"] = model + step + 2 * chunk + forward
+        step = training_step(d_in, sae, gpu)
+        # on a GPU a chunk is harvested while the one before is trained on
+        found[f"training {name}"] = model + step + (1 + gpu) * chunk + forward
         found[f"features of {name}"] = model + (2 + TABLE) * matrix + logits
     weights = sum(2 * FLOAT * d_in * sae.d_sae for sae in variants(s).values())
     found["evaluation"] = model + weights + 4 * FLOAT * VALUES_AT_ONCE + logits

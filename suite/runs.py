@@ -232,7 +232,7 @@ class Run:
         elif self.reading:
             raise ArtefactError(f"there is no run in {self.root}; {_existing(self.root.parent)}")
         else:
-            check_own(self.root, "--run", SETTINGS, f"*/{RECORD}")
+            check_own(self.root, "--run", SETTINGS, f"*/{RECORD}", "last_mlp")
 
     def claim(self) -> None:
         """Write `settings.yaml`: the folder is this run's from now on."""
@@ -318,6 +318,7 @@ def last_mlp_settings(s: Settings) -> Settings:
     """Those of the run of notebook 05 inside a run of these settings."""
     own = s.last_mlp
     tokens = {"train_tokens": own.train_tokens or s.corpus.train_tokens}
+    tokens |= {"dialogues": own.dialogues}
     changes = {
         "lm": own.lm,
         "sae": own.sae,

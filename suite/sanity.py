@@ -109,7 +109,7 @@ class Sanity:
         fresh = language_model.untrained(s.lm, tokenizer, seed, device)
         if model == "embeddings":
             keep_embeddings(fresh, trained.model)
-        return HookPoint(fresh, trained.name)
+        return stages.hook_of(self.run, fresh)
 
     def sample(self, hook: HookPoint) -> Float[Tensor, "n d_in"]:
         """Training activations."""

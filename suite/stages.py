@@ -32,8 +32,9 @@ from sae_lib.sae.engine import distributed
 from sae_lib.sae.recipes import resolve, variant, variants
 from sae_lib.settings import SAESettings, Settings, load
 from sae_lib.text.corpus import documents
+from sae_lib.text.dialogues import with_dialogues
 from sae_lib.text.display import Vocabulary
-from sae_lib.text.tokenizer import bos_id, special_ids
+from sae_lib.text.tokenizer import bos_id, load_tokenizer, special_ids
 from sae_lib.text.tokens import open_tokens, write_tokens
 from suite import circuits, prompts, rule_figures, runs, text_summary
 from suite.runs import Run, Stage, writing
@@ -120,7 +121,10 @@ def tokens_fingerprint(run: Run, name: str = "") -> Made:
 
 def make_tokens(run: Run, name: str, out: Path) -> None:
     s = run.settings
-    write_tokens(documents(s.corpus, s.seed), s.corpus, s.tokenizer, out)
+    stream = documents(s.corpus, s.seed)
+    if s.corpus.dialogues:
+        stream = with_dialogues(stream, s.corpus, load_tokenizer(s.tokenizer.source), s.seed)
+    write_tokens(stream, s.corpus, s.tokenizer, out)
     text_summary.write(s.corpus, open_tokens(out))
 
 
@@ -178,9 +182,18 @@ def hook_of(run: Run, model: Any) -> HookPoint:
 
 
 def bridge(run: Run) -> Any:
-    """The language model as a `TransformerBridge` of TransformerLens, with every hook."""
-    tokenizer = run.get("tokens").tokenizer
-    return language_model.bridge(model_source(run), tokenizer, device_of(run.settings.device))
+    """The language model as a `TransformerBridge` of TransformerLens for exploring: with every
+    hook, on its own copy of the weights.
+    """
+    from transformer_lens.model_bridge import TransformerBridge  # seconds
+
+    source, device = model_source(run), device_of(run.settings.device)
+    return TransformerBridge.boot_transformers(
+        source,
+        device=str(device),
+        hf_model=language_model.open_model(source, device, run.settings.lm.revision),
+        tokenizer=run.get("tokens").tokenizer,
+    )
 
 
 def prompts_fingerprint(run: Run, name: str = "") -> Made:

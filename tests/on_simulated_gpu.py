@@ -12,7 +12,7 @@ from sae_lib.model.activations import ActivationBuffer, ActivationTable
 from sae_lib.sae import training
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.dictionaries import Directions
-from sae_lib.sae.engine import sparse_step
+from sae_lib.sae.engine import captured, sparse_step
 from sae_lib.sae.objective import Objective
 from sae_lib.settings import SAESettings
 from suite import prompts, stages
@@ -60,7 +60,10 @@ def test_the_simulated_device_refuses_what_cuda_refuses(gpu):
     assert any("_local_scalar_dense" in line for line in gpu.waits)
 
 
-@pytest.mark.parametrize("stage", ["evaluation", "prompts", "features", "scores", "clusters"])
+STAGES = ["evaluation", "prompts", "features", "scores", "clusters", "untrained"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_stage(run, stage):
     assert run.get("language_model").device == run.get("autoencoder").W_dec.device
     assert run.get("autoencoder").W_dec.device == simulated_gpu.DEVICE
@@ -118,18 +121,39 @@ def planted_fit(gpu, monkeypatch, recipe: str, folder=None, **changes):
     chosen = {"d_sae": 32, "batch": 64, "activations": STEPS * 64, "log_every": LOG_EVERY}
     chosen |= {"dead_window": 640, "buffer_rows": 64, "resampling": False, "precision": "auto"}
     settings = SAESettings(recipe=recipe, compare=(), **(chosen | changes))
-    seen, gradients = [], training.gradients
+    seen = []
 
-    def counted(*arguments):
-        counts = gpu.waits.copy(), sum(gpu.kernels.values()), gpu.uploads.copy()
-        seen.append(counts)
-        return gradients(*arguments)
+    class Bar:
+        """In place of the progress bar: looks at the device's log when a step begins."""
 
-    monkeypatch.setattr(training, "gradients", counted)
+        def __init__(self, steps, **_):
+            self.steps = steps
+
+        def __iter__(self):
+            for step in self.steps:
+                seen.append((gpu.waits.copy(), sum(gpu.kernels.values()), gpu.uploads.copy()))
+                yield step
+
+        def set_postfix(self, *_):
+            pass
+
+    monkeypatch.setattr(training, "tqdm", Bar)
     gpu.reset()
     store = checkpoints.CheckpointFolder(folder) if folder else None
     sae, _ = training.fit(hook, rows, settings, 0, store)
     return sae, seen
+
+
+FITTED: dict[str, tuple] = {}  # by recipe: autoencoder, counts at each step, replays
+
+
+def fitted(gpu, monkeypatch, recipe: str) -> tuple:
+    """`planted_fit` of a recipe, made once."""
+    if recipe not in FITTED:
+        off = {"patience": 0} if recipe == "tied" else {}
+        made = planted_fit(gpu, monkeypatch, recipe, **off)
+        FITTED[recipe] = (*made, gpu.kernels["graph"])
+    return FITTED[recipe]
 
 
 RECIPES = "bricken_2023 ward_2024 april_2024 topk batchtopk jumprelu tied".split()
@@ -137,23 +161,44 @@ RECIPES = "bricken_2023 ward_2024 april_2024 topk batchtopk jumprelu tied".split
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_no_step_between_log_points_waits_for_the_device(gpu, monkeypatch, recipe):
-    off = {"patience": 0} if recipe == "tied" else {}
-    _, seen = planted_fit(gpu, monkeypatch, recipe, **off)
+    _, seen, _ = fitted(gpu, monkeypatch, recipe)
     for step, (before, after) in enumerate(zip(seen, seen[1:], strict=False)):
         waited = after[0] - before[0]
-        logs = step == 0 or (step + 1) % LOG_EVERY == 0  # the first looks at its loss
+        # the first looks at its loss, and the one after a log point at what is dead
+        logs = step == 0 or (step + 1) % LOG_EVERY < 2
         assert logs or not waited, f"step {step}: {dict(waited)}"
 
 
-@pytest.mark.parametrize(("recipe", "most"), [("bricken_2023", 72), ("topk", 72)])
+@pytest.mark.parametrize(("recipe", "most"), [("bricken_2023", 80), ("topk", 80)])
 def test_a_step_launches_a_bounded_number_of_kernels(gpu, monkeypatch, recipe, most):
-    _, seen = planted_fit(gpu, monkeypatch, recipe)
+    """Of its own, then one graph with its inputs and the batch that is taken from the chunk."""
+    _, seen, _ = fitted(gpu, monkeypatch, recipe)
     kernels = [after[1] - before[1] for before, after in zip(seen, seen[1:], strict=False)]
-    assert min(kernels) <= most, kernels
+    assert min(kernels[: captured.WARM_UP]) <= most and min(kernels) <= 8, kernels
+
+
+@pytest.mark.parametrize("recipe", ["bricken_2023", "april_2024", "batchtopk", "jumprelu", "tied"])
+def test_a_captured_step_is_the_eager_one_bit_for_bit(gpu, monkeypatch, recipe):
+    """As a function of tensors: batch, rate, λ and weights change from replay to replay."""
+    off = {"patience": 0} if recipe == "tied" else {}
+    replayed, _, replays = fitted(gpu, monkeypatch, recipe)
+    assert replays == STEPS - captured.WARM_UP
+    monkeypatch.setattr(captured, "WARM_UP", STEPS)
+    eager, _ = planted_fit(gpu, monkeypatch, recipe, **off)
+    assert not gpu.kernels["graph"]
+    for (name, one), other in zip(replayed.named_parameters(), eager.parameters(), strict=True):
+        assert torch.equal(one.cpu(), other.cpu()), name
+
+
+def test_a_step_that_the_host_looks_into_cannot_be_captured(gpu):
+    looks = captured.Captured(lambda x, dead=None: x * x.sum().item(), simulated_gpu.DEVICE)
+    with pytest.raises(RuntimeError, match="capturing"):
+        for _ in range(captured.WARM_UP + 1):
+            looks(torch.ones(2).to(simulated_gpu.DEVICE))
 
 
 def test_a_chunk_is_uploaded_in_two_pieces_that_nobody_waits_for(gpu, monkeypatch):
-    _, seen = planted_fit(gpu, monkeypatch, "bricken_2023")
+    _, seen, _ = fitted(gpu, monkeypatch, "bricken_2023")
     of_chunks = seen[-1][2] - seen[0][2]
     assert set(of_chunks) == {"device.py:upload"}
     assert of_chunks["device.py:upload"] <= 2 * -(-STEPS // 16)

@@ -49,6 +49,7 @@ class Log:
 
     def __init__(self):
         self.live = self.peak = 0
+        self.capturing = None
         self.reset()
 
     def reset(self) -> None:
@@ -56,6 +57,8 @@ class Log:
         self.peak = self.live
 
     def wait(self, what: str) -> None:
+        if self.capturing is not None:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {what}")
         self.waits[f"{what} {where()}"] += 1
 
     def freed(self, n_bytes: int) -> None:
@@ -99,9 +102,57 @@ class Stream:
         self.waited_for.append(other)
 
 
+class Graph:
+    """What a stream was given while it was captured: every operation with the very tensors that it
+    read and wrote, which a replay reads and writes again. Python numbers are as they were then.
+    """
+
+    def __init__(self):
+        self.operations, self.before = [], {}
+
+    def record(self, func, args, kwargs, out) -> None:
+        self.operations.append((func, args, kwargs, out))
+
+    def keep(self, func, args) -> None:
+        """What `func` will write into: a capture records and runs nothing, so it is put back."""
+        for spec, value in zip(func._schema.arguments, args, strict=False):
+            if spec.alias_info is not None and spec.alias_info.is_write:
+                for tensor in tree_flatten(value)[0]:
+                    storage = tensor.untyped_storage()
+                    self.before.setdefault(storage._cdata, (storage, storage.clone()))
+
+    def replay(self) -> None:
+        LOG.kernels["graph"] += 1
+        for func, args, kwargs, out in self.operations:
+            again, first = tree_flatten(func(*args, **kwargs))[0], tree_flatten(out)[0]
+            if func.overloadpacket.__name__.startswith(("empty", "new_empty")):
+                continue
+            given = {
+                t.untyped_storage()._cdata
+                for t in tree_flatten((args, kwargs))[0]
+                if isinstance(t, torch.Tensor)
+            }
+            for old, new in zip(first, again, strict=True):
+                if isinstance(old, torch.Tensor) and old.untyped_storage()._cdata not in given:
+                    old.copy_(new)
+
+
+@contextlib.contextmanager
+def capture(graph: Graph, stream: Stream):
+    LOG.capturing = graph
+    try:
+        yield
+    finally:
+        LOG.capturing = None
+        for storage, before in graph.before.values():
+            storage.copy_(before)
+
+
 DEFAULT_STREAM = Stream()
 MODULE = types.SimpleNamespace(
     Stream=Stream,
+    CUDAGraph=Graph,
+    graph=capture,
     current_stream=lambda device=None: DEFAULT_STREAM,
     stream=lambda stream: contextlib.nullcontext(),
     synchronize=lambda device=None: LOG.wait("synchronize"),
@@ -239,7 +290,12 @@ def run(func, args, kwargs):
     k.pop("pin_memory", None)
     if (on or to_device) and name not in VIEWS:
         LOG.kernels[name] += 1
+    capturing = LOG.capturing if on or to_device else None
+    if capturing is not None:
+        capturing.keep(func, a)
     out = func(*a, **k)
+    if capturing is not None:
+        capturing.record(func, a, k, out)
     if name in PLAIN:
         return out
     if name == "copy_":
@@ -274,7 +330,8 @@ def simulated(monkeypatch):
             lambda self, stream: record(self, stream) if type(self) is torch.Tensor else None,
         )
         patch.setattr("sae_lib.device.gpus", lambda: [str(DEVICE)])
-        patch.setattr("sae_lib.device.gpu_module", lambda device: MODULE)
+        for module in ("device", "sae.engine.captured"):
+            patch.setattr(f"sae_lib.{module}.gpu_module", lambda device: MODULE)
         # torch.tensor(…, device=…) is made on the CPU and moved: what a dispatch mode can see
         torch._C._set_only_lift_cpu_tensors(True)
         try:

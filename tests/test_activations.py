@@ -9,7 +9,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from sae_lib.errors import CorpusError, ModelError, SettingsError
 from sae_lib.features.clamping import ClampTarget
-from sae_lib.model import activations, language_model
+from sae_lib.model import activations, generation, language_model
 from sae_lib.model.activations import ActivationBuffer, HookPoint
 from sae_lib.settings import LanguageModelSettings
 from sae_lib.text.tokenizer import exact_encoder, token_ids
@@ -133,12 +133,12 @@ def test_the_activations_of_a_token(small_run, hook):
     text = "import json\n\ndef load(path):\n    return json"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     everything = hook.activations(torch.tensor([ids]))[0]
-    shown, vector = activations.of_token(hook, tokenizer, text, 3)
+    shown, vector = generation.of_token(hook, tokenizer, text, 3)
     assert shown == tokenizer.decode([ids[3]]) and torch.equal(vector, everything[3])
-    by_name = activations.of_token(hook, tokenizer, text, shown)
+    by_name = generation.of_token(hook, tokenizer, text, shown)
     assert by_name[0].strip() == shown.strip()
     with pytest.raises(ModelError, match="nothere"):
-        activations.of_token(hook, tokenizer, text, "nothere")
+        generation.of_token(hook, tokenizer, text, "nothere")
 
 
 def test_a_special_token_in_a_text_is_ordinary_text_everywhere(small_run, hook, monkeypatch):
@@ -149,14 +149,14 @@ def test_a_special_token_in_a_text_is_ordinary_text_everywhere(small_run, hook, 
     expected = exact_encoder(tokenizer).encode(text, add_special_tokens=False).ids
     assert tokenizer.eos_token_id not in expected == token_ids(tokenizer, text)
     for i, token in enumerate(expected):
-        assert activations.of_token(hook, tokenizer, text, i)[0] == tokenizer.decode([token])
+        assert generation.of_token(hook, tokenizer, text, i)[0] == tokenizer.decode([token])
     ids, _, length = prompts.generate(hook, tokenizer, text, 1, 1.0, 0)
     assert ids[:length].tolist() == expected
     target = ClampTarget(hook, small_run.get("autoencoder"), tokenizer)
     assert target.encode(text)[0].tolist() == expected
     assert Model(small_run, "").encoded(text) == (expected, 0)
     with pytest.raises(SettingsError, match="lone surrogate at character 1"):
-        activations.of_token(hook, tokenizer, "a\ud800", 0)
+        generation.of_token(hook, tokenizer, "a\ud800", 0)
 
 
 def test_generation_comes_with_its_activations(small_run, hook):

@@ -13,10 +13,13 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from sae_lib.checkpoints import CheckpointFolder
+from sae_lib.checkpoints import CheckpointFolder, drop, steps
+from sae_lib.errors import SettingsError
 from sae_lib.sae import training
 from sae_lib.sae.autoencoder import SparseAutoencoder
+from sae_lib.sae.engine import distributed
 from sae_lib.sae.engine.sparse_step import gradients
+from sae_lib.sae.engine.split import SplitFeatures
 from sae_lib.sae.recipes import BRICKEN_2023
 from sae_lib.settings import SAESettings
 from tests.test_training import ROWS, VOCABULARY, SyntheticHook
@@ -41,6 +44,27 @@ CASES = {
     "clipped": PLAIN | {"activations": 80_000, "recipe": "april_2024", "l1": 1.0},
     "stopping": PLAIN | {"lr": 0.05, "patience": 2, "check_every": 25, "resampling": False},
 }
+SPLIT_PLAIN = {
+    "d_sae": 64,
+    "batch": 50,
+    "activations": 1500,
+    "buffer_rows": 49,
+    "log_every": 1,
+    "resampling": False,
+    "dead_window": 200,
+    "checkpoint_every": 10,
+}
+SPLIT = {
+    "standard": {},
+    "topk": {
+        "recipe": "topk",
+        "k": 3,
+        "dead_window": 50,
+    },  # with dead features, and the loss that is for them
+    "batchtopk": {"recipe": "batchtopk", "k": 3},
+    "jumprelu": {"recipe": "jumprelu"},
+}
+CLIPPED = {"recipe": "april_2024"}
 ROOT = Path(__file__).parents[1]
 X = torch.randn(40, 16, generator=torch.Generator().manual_seed(5))
 
@@ -51,8 +75,6 @@ def autoencoder() -> SparseAutoencoder:
 
 def one_of_two(folder: str) -> None:
     """What each process of the test runs."""
-    from sae_lib.sae.engine import distributed
-
     ended = Path(folder) / f"ended-{os.environ['RANK']}"  # functions run last in, first out
     atexit.register(lambda: ended.write_text(str(not dist.is_initialized())))
     distributed.start()
@@ -70,6 +92,7 @@ def one_of_two(folder: str) -> None:
         )
         sae.save(out, {})
         (out / "training.json").write_text(json.dumps(summary))
+    split_features(Path(folder) / "split", rank)
     sae = autoencoder()
     gradients(sae, X[rank::size], BRICKEN_2023.objective(16))
     distributed.average_gradients(list(sae.parameters()))
@@ -79,6 +102,29 @@ def one_of_two(folder: str) -> None:
     )
     together = torch.tensor([distributed.any_process(rank == 1), distributed.any_process(False)])
     save_file({"together": together}, Path(folder) / f"flags-{rank}.safetensors")
+
+
+def split_features(folder: Path, rank: int) -> None:
+    """The cases of `SPLIT`: the first is trained again from where both parts had a checkpoint."""
+    distributed.TEAM = SplitFeatures()
+    for case, changes in SPLIT.items():
+        store = CheckpointFolder(folder / "scratch" / case)
+        settings = SAESettings(**SPLIT_PLAIN | changes)
+        sae, summary = training.fit(SyntheticHook(), ROWS, settings, 0, store)
+        if rank == 0:
+            sae.save(folder / case, {})
+            (folder / case / "training.json").write_text(json.dumps(summary))
+    if rank == 1:  # as if it had died while the other wrote its last checkpoint
+        part = folder / "scratch" / "standard" / "part-1-of-2"
+        drop(part, steps(part)[-1:])
+    store = CheckpointFolder(folder / "scratch" / "standard")
+    settings = SAESettings(**SPLIT_PLAIN | SPLIT["standard"])
+    sae, summary = training.fit(SyntheticHook(), ROWS, settings, 0, store)
+    if rank == 0:
+        sae.save(folder / "again", {})
+    with pytest.raises(SettingsError, match="grad_clip cannot be split"):
+        training.fit(SyntheticHook(), ROWS, SAESettings(**SPLIT_PLAIN | CLIPPED), 0)
+    distributed.TEAM = distributed.Replicas()
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +211,27 @@ def test_the_loss_curve_is_that_of_one_process_with_the_double_batch(two, tmp_pa
     assert (
         abs(hook.recovered(SparseAutoencoder.load(two / case / "0")) - hook.recovered(sae)) < 0.15
     )
+
+
+@pytest.mark.parametrize("case", SPLIT)
+def test_split_features_are_trained_like_those_of_one_process(two, case):
+    alone, summary = training.fit(
+        SyntheticHook(), ROWS, SAESettings(**SPLIT_PLAIN | SPLIT[case]), 0
+    )
+    both = json.loads((two / "split" / case / "training.json").read_text())
+    for quantity in ("squared_error", "l1", "l0", "silent"):
+        ours, expected = ([p[quantity] for p in s["curve"]] for s in (both, summary))
+        assert ours == pytest.approx(expected, rel=1e-5), quantity
+    assert both["curve"][-1]["silent"] > 0 or case != "topk"
+    whole = SparseAutoencoder.load(two / "split" / case).state_dict()
+    for name, tensor in alone.state_dict().items():
+        torch.testing.assert_close(whole[name], tensor, rtol=1e-4, atol=1e-4)
+
+
+def test_split_features_go_on_from_the_newest_step_that_all_have(two):
+    one, other = (SparseAutoencoder.load(two / "split" / name) for name in ("standard", "again"))
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
 
 
 def test_another_stage_is_refused(tmp_path):

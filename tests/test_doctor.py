@@ -7,7 +7,7 @@ import pytest
 
 from sae_lib import settings
 from sae_lib.errors import SettingsError
-from suite import doctor, drawing, memory_plan, project
+from suite import doctor, drawing, estimate, memory_plan, project
 from suite.doctor import Check, Needs
 
 CPU, GPU = Needs(disk=1, memory=1), Needs(disk=1, memory=1, gpu=True, hub=True)
@@ -197,6 +197,26 @@ def test_the_memory_plan_is_held_against_the_card(card, ok):
         assert 14_336 < n < 57_344
         s = memory_plan.parts(settings.load("runpod", [f"last_mlp.sae.d_sae={n}"]))["last_mlp."]
         assert memory_plan.peak(s)[1] <= 48e9 < memory_plan.peak(wider(s))[1]
+
+
+def test_hours_and_dollars_of_cards_that_fit(monkeypatch):
+    check = doctor.rented("runpod")
+    assert check.ok and not check.needed
+    assert re.search(r"H200 \d\.\d h, \d+ dollars; .*of 50 dollars", check.found)
+    cards = {"small": dict(gb=24, tflops=100, tb=1, dollars=1)}
+    monkeypatch.setitem(estimate.KNOWN, "cards", cards)
+    assert not doctor.rented("runpod").ok
+
+
+def test_on_a_cpu_a_model_too_large_for_float32_stays_in_its_files(monkeypatch):
+    last = memory_plan.parts(settings.load("runpod"))["last_mlp."]
+    on_gpu = memory_plan.stages(last)["training topk"]
+    held = {}
+    for gb in (24, 128):
+        monkeypatch.setattr("sae_lib.device.memory_of", lambda device, gb=gb: gb * 1e9)
+        held[gb] = memory_plan.stages(last, gpu=False)["training topk"]
+    assert held[128] - held[24] == pytest.approx(1.05 * 4 * 8.03e9, rel=1e-3)
+    assert held[24] < on_gpu
 
 
 def wider(s):

@@ -112,7 +112,7 @@ def test_the_token_is_followed_to_its_sources(small_run, summary):
 
 
 def gallery_token(run):
-    from sae_lib.model.activations import of_token
+    from sae_lib.model.generation import of_token
     from sae_lib.text.tokenizer import token_ids
 
     tokenizer = run.get("tokens").tokenizer

@@ -2,7 +2,9 @@ import json
 
 import pytest
 
-from benchmarks import gpu
+from benchmarks import gpu, rehearsal
+from sae_lib.model import activations
+from sae_lib.sae import initialise
 
 
 @pytest.mark.parametrize("part", gpu.PARTS)
@@ -14,6 +16,20 @@ def test_each_call_runs_to_its_end_in_miniature(part, tmp_path):
     assert not failed and len(cases) >= 2
     assert json.loads((tmp_path / "gpu.json").read_text())[part].keys() == found.keys()
     assert len((tmp_path / "gpu.log").read_text().splitlines()) == len(cases)
+
+
+def test_the_rehearsal_goes_through_its_parts_in_miniature(tmp_path, monkeypatch):
+    """Killed after its first checkpoint, resumed and measured; at the true shape by hand."""
+    monkeypatch.setattr(activations, "REFERENCE_TOKENS", 256)  # which it sets itself, for good
+    monkeypatch.setattr(initialise, "STATISTICS_ROWS", 4)
+    found = {
+        part: rehearsal.main([part, "--tiny", "--folder", str(tmp_path)])
+        for part in ("write", *rehearsal.PARTS)
+    }
+    assert found["write"]["shards"] == 5 and found["train"]["checkpoint"]["step"] == 2
+    assert [point["step"] for point in found["resume"]["curve"]] == [4]
+    assert 0 < found["evaluate"]["fvu"] < 1
+    assert json.loads((tmp_path / "rehearsal.json").read_text()).keys() > found.keys()
 
 
 def test_time_that_is_up_and_a_case_that_fails_are_told(tmp_path):

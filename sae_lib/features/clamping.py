@@ -168,11 +168,11 @@ class ClampTarget:
     dictionary: Dictionary
     tokenizer: Any
 
-    def encode(self, prompt: str) -> Int[Tensor, "1 position"]:
-        """A prompt's token ids; `SettingsError` where it is empty, `ModelError` where the context
-        has no room for it.
+    def encode(self, prompt: str | Sequence[int]) -> Int[Tensor, "1 position"]:
+        """A prompt's token ids, where it is not given as such; `SettingsError` where it is empty,
+        `ModelError` where the context has no room for it.
         """
-        ids = token_ids(self.tokenizer, prompt)
+        ids = token_ids(self.tokenizer, prompt) if isinstance(prompt, str) else [*prompt]
         if not ids:
             raise SettingsError("the prompt is empty: give at least one token of text")
         limit = self.hook.model.config.max_position_embeddings - self.hook.n_before
@@ -200,7 +200,7 @@ class ClampTarget:
     @torch.no_grad()
     def side_by_side(
         self,
-        prompt: str,
+        prompt: str | Sequence[int],
         clamps: Clamps,
         new_tokens: int,
         temperature: float,

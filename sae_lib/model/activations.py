@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from sae_lib.device import made_ahead, on_gpu, upload
 from sae_lib.errors import CorpusError, ModelError, SettingsError
 from sae_lib.model.left_out import LeftOut, of_kept
-from sae_lib.text.tokenizer import token_ids
 
 Acts = Float[Tensor, "n d_in"]
 ActsByRow = Float[Tensor, "row position d_in"]
@@ -257,23 +256,3 @@ def leave_out(
 def spread(rows: np.ndarray, n: int) -> np.ndarray:
     """At most `n` rows, evenly spread over the text."""
     return rows[np.linspace(0, len(rows) - 1, min(n, len(rows))).astype(int)]
-
-
-def of_token(
-    hook: HookPoint, tokenizer, text: str, token: int | str
-) -> tuple[str, Float[Tensor, " d_in"]]:
-    """The activations of one token in a text, given by its index or by its string (its first
-    occurrence): (token, activations).
-    """
-    ids = token_ids(tokenizer, text)
-    strings = [tokenizer.decode([i]) for i in ids]
-    index = token
-    if isinstance(token, str):
-        stripped, wanted = [s.strip() for s in strings], token.strip()
-        index = stripped.index(wanted) if wanted in stripped else len(ids)
-        index = strings.index(token) if token in strings else index
-    if not -len(ids) <= index < len(ids):
-        raise ModelError(
-            f"token {token!r} is not in this text; its {len(ids)} tokens are: {strings}"
-        )
-    return strings[index], hook.activations(torch.tensor([ids], device=hook.device))[0, index]

@@ -1,11 +1,12 @@
 """Text that a model continues, with whatever is changed at its hook."""
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lib.errors import ModelError
 from sae_lib.model.activations import HookPoint
+from sae_lib.text.tokenizer import token_ids
 
 
 @torch.no_grad()
@@ -38,3 +39,23 @@ def continuation(
         if token.item() == end:
             break
     return ids[0].cpu()
+
+
+def of_token(
+    hook: HookPoint, tokenizer, text: str, token: int | str
+) -> tuple[str, Float[Tensor, " d_in"]]:
+    """The activations of one token in a text, given by its index or by its string (its first
+    occurrence): (token, activations).
+    """
+    ids = token_ids(tokenizer, text)
+    strings = [tokenizer.decode([i]) for i in ids]
+    index = token
+    if isinstance(token, str):
+        stripped, wanted = [s.strip() for s in strings], token.strip()
+        index = stripped.index(wanted) if wanted in stripped else len(ids)
+        index = strings.index(token) if token in strings else index
+    if not -len(ids) <= index < len(ids):
+        raise ModelError(
+            f"token {token!r} is not in this text; its {len(ids)} tokens are: {strings}"
+        )
+    return strings[index], hook.activations(torch.tensor([ids], device=hook.device))[0, index]

@@ -2,9 +2,10 @@
 Hugging Face's format.
 """
 
+import logging
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_lib import checkpoints
-from sae_lib.device import keep_freed_memory, on_gpu, precision, upload
+from sae_lib.device import in_float32, keep_freed_memory, on_gpu, precision, upload
 from sae_lib.errors import CorpusError, ModelError
 from sae_lib.model.activations import HookPoint, permutation, spread
 from sae_lib.model.loss import next_token_loss
@@ -23,13 +24,9 @@ from sae_lib.settings import LanguageModelSettings
 from sae_lib.text import hub
 from sae_lib.text.tokens import Tokens
 
-# seconds of imports, left to `bridge`; of `transformers` the same holds for everything taken by
-# attribute
-if TYPE_CHECKING:
-    import transformer_lens
-
 MAX_LOSS_RATIO = 7  # times the loss of a guess among all tokens alike
 ATTENTION = "causal_sdpa"
+log = logging.getLogger(__name__)
 
 
 def load(
@@ -50,7 +47,7 @@ def open_model(
     source: str, device: torch.device | str = "cpu", revision: str | None = None
 ) -> "transformers.PreTrainedModel":
     """A causal language model from a local folder or the hub on its device: on a GPU in its own
-    precision, else in float32.
+    precision, else in float32 where memory allows (`device.in_float32`).
     """
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -67,7 +64,12 @@ def open_model(
                 " and model.safetensors of a causal language model"
             )
         raise ModelError(f"model {source}: {problem}") from None
-    return (without_waits(model) if on_gpu(device) else model.float()).to(device)
+    if on_gpu(device):
+        return without_waits(model).to(device)
+    if model.dtype == torch.float32 or in_float32(model.num_parameters()):
+        return model.float()
+    log.warning("model %s stays in %s: memory is too small for it in float32", source, model.dtype)
+    return model
 
 
 def without_waits(model: "transformers.PreTrainedModel") -> "transformers.PreTrainedModel":
@@ -79,19 +81,6 @@ def without_waits(model: "transformers.PreTrainedModel") -> "transformers.PreTra
     transformers.AttentionInterface.register(ATTENTION, sdpa)
     model.set_attn_implementation(ATTENTION)
     return model
-
-
-def bridge(
-    source: str, tokenizer: Any, device: torch.device
-) -> "transformer_lens.model_bridge.TransformerBridge":
-    """The same model for exploring: every hook name of TransformerLens, on its own copy of the
-    weights.
-    """
-    from transformer_lens.model_bridge import TransformerBridge
-
-    return TransformerBridge.boot_transformers(
-        source, device=str(device), hf_model=open_model(source, device), tokenizer=tokenizer
-    )
 
 
 def build(

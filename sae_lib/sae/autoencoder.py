@@ -38,6 +38,7 @@ class SparseAutoencoder(nn.Module):
         name: {"architecture": name} for name in ("standard", "topk", "jumprelu")
     }
     subtracts_b_dec = True  # from what it encodes
+    dense = False  # whether only dense steps train it
 
     def __init__(self, d_in: int, d_sae: int, architecture: str = "standard", k: int = 0):
         super().__init__()
@@ -70,12 +71,25 @@ class SparseAutoencoder(nn.Module):
 
     def pre_activations(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_sae"]:
         if on_gpu(x.device) and torch.is_grad_enabled():
-            return CentredLinear.apply(x, self.b_dec, self.W_enc_T, self.b_enc)
+            return CentredLinear.apply(x, self.centre, self.W_enc_T, self.b_enc)
         return torch.nn.functional.linear(self.encoded_part(x), self.W_enc_T, self.b_enc)
 
     def encoded_part(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_in"]:
         """What the encoder's weights are multiplied with."""
-        return x - self.b_dec
+        return x - self.centre
+
+    @property
+    def centre(self) -> Float[Tensor, " d_in"]:
+        return self.b_dec
+
+    def total(self, decoded: Tensor) -> Tensor:
+        """What all features decode to; here are all of them, see `engine/split.py`."""
+        return decoded
+
+    def keep_largest(self, z: Float[Tensor, "*n m"], k: int) -> Float[Tensor, "*n m"]:
+        """ReLU of the k largest, else 0."""
+        largest = z.topk(min(k, z.shape[-1]))
+        return torch.zeros_like(z).scatter(-1, largest.indices, largest.values.relu())
 
     def target(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_in"]:
         """What decoding is to give."""
@@ -93,11 +107,11 @@ class SparseAutoencoder(nn.Module):
             return z * (z > self.threshold)
         per_row = self.architecture == "topk"
         pool = z if per_row else z.flatten()
-        largest = pool.topk(self.k if per_row else self.k * len(pool) // self.d_sae)
-        return torch.zeros_like(pool).scatter(-1, largest.indices, largest.values.relu()).view_as(z)
+        k = self.k if per_row else self.k * len(pool) // self.d_sae
+        return self.keep_largest(pool, k).view_as(z)
 
     def decode(self, feature_acts: Float[Tensor, "*n d_sae"]) -> Float[Tensor, "*n d_in"]:
-        return feature_acts @ self.W_dec + self.b_dec
+        return self.total(feature_acts @ self.W_dec) + self.b_dec
 
     def forward(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_in"]:
         return self.decode(self.encode(x))

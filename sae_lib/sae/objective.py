@@ -84,9 +84,8 @@ def auxiliary_loss(
     """
     W_enc_T, b_enc, W_dec = (p.index_select(0, dead) for p in (sae.W_enc_T, sae.b_enc, sae.W_dec))
     z = torch.nn.functional.linear(sae.encoded_part(x), W_enc_T, b_enc)
-    largest = z.topk(min(max(1, sae.d_in // 2), len(dead)))
-    f = torch.zeros_like(z).scatter(1, largest.indices, largest.values.relu())
-    return (residual - f @ W_dec).pow(2).sum(1).mean()
+    f = sae.keep_largest(z, max(1, sae.d_in // 2))
+    return (residual - sae.total(f @ W_dec)).pow(2).sum(1).mean()
 
 
 def errors(

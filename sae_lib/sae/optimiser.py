@@ -8,12 +8,14 @@ from sae_lib.sae.recipes import Recipe
 
 
 def adam(sae: SparseAutoencoder, recipe: Recipe) -> torch.optim.Adam:
-    """Adam on what the recipe trains, before its first step."""
+    """Adam on what the recipe trains, before its first step; on a GPU it can be captured."""
+    kind = sae.W_dec.device.type
     return torch.optim.Adam(
         parameter_groups(sae, recipe),
         lr=recipe.lr,
         betas=recipe.betas,
-        fused=sae.W_dec.device.type != "mps",
+        fused=kind != "mps",
+        capturable=kind not in ("cpu", "mps"),
     )
 
 
@@ -42,7 +44,7 @@ def parameter_groups(sae: SparseAutoencoder, recipe: Recipe) -> list[dict]:
     ]
 
 
-def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:
+def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float | Tensor) -> None:
     """Each of `parameter_groups` takes its share."""
     for group in optimiser.param_groups:
         group["lr"] = lr * group["rate"]

@@ -3,12 +3,13 @@
 import math
 import sys
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_lib import checkpoints
@@ -19,6 +20,7 @@ from sae_lib.sae import resampling
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.early_stopping import EarlyStopping
 from sae_lib.sae.engine import distributed
+from sae_lib.sae.engine.captured import captured
 from sae_lib.sae.engine.sparse_step import gradients
 from sae_lib.sae.initialise import initialise, statistics, stay_near
 from sae_lib.sae.objective import StepResult
@@ -63,8 +65,8 @@ class AutoencoderTraining(checkpoints.TrainingState):
         self.stopping.best = checkpoints.under("best.", tensors)
 
     def save(self, store: checkpoints.CheckpointFolder, budget_gb: float) -> None:
-        """Write a checkpoint; in training by several processes the first one does."""
-        if distributed.rank_and_world_size()[0] == 0:
+        """Write a checkpoint; of processes with the same weights the first one does."""
+        if distributed.TEAM.replica()[0] == 0:
             super().save(store, budget_gb)
 
     def check_loss(self, measured: StepResult, folder: Path | None) -> None:
@@ -93,7 +95,7 @@ class AutoencoderTraining(checkpoints.TrainingState):
 
     def dead_share(self, dead_window: int) -> float:
         """Their share."""
-        return self.dead(dead_window).float().mean().item()
+        return distributed.TEAM.mean(self.dead(dead_window).float().mean()).item()
 
     def log(self, measured: StepResult, dead_window: int) -> dict[str, str]:
         """Append a point to the curves, and return what of it a progress bar shows."""
@@ -105,13 +107,12 @@ class AutoencoderTraining(checkpoints.TrainingState):
 
     def summary(self, activations: int, dead_window: int) -> dict:
         """Curves, resampling events, seconds, activations per second."""
-        seconds = self.seconds
         return {
             "curve": self.curve,
             "resampling": self.events,
-            "seconds": seconds,
+            "seconds": self.seconds,
             "activations": activations,
-            "activations_per_second": activations / seconds,
+            "activations_per_second": activations / self.seconds,
             "scale": self.scale.tolist() if isinstance(self.scale, Tensor) else self.scale,
             "final_silent": self.dead_share(dead_window),
             "recipe": asdict(self.recipe),
@@ -128,15 +129,15 @@ def prepare(
     recipe = resolve(settings)
     mean, scale = statistics(hook, rows, recipe)
     recipe = at_width(recipe, settings.tuned_at, len(mean))
-    sae = initialise(recipe, mean * scale, settings.d_sae, seed).to(mean.device)
-    distributed.broadcast_from_rank0(list(sae.parameters()))
+    sae = initialise(recipe, mean * scale, settings.d_sae, seed)
+    sae = distributed.TEAM.share(sae, recipe).to(mean.device)
     optimiser = adam(sae, recipe)
     if recipe.frozen == "soft_decoder":
         optimiser.register_step_post_hook(stay_near(sae.W_dec))
     stopping = EarlyStopping(mean[None], 0)
     if recipe.patience and heldout is not None:
         stopping = EarlyStopping(harvest_text(hook, heldout) * scale, recipe.patience)
-    silent = torch.zeros(settings.d_sae, dtype=torch.int64, device=mean.device)
+    silent = torch.zeros(sae.d_sae, dtype=torch.int64, device=mean.device)
     own = {"recipe": recipe, "scale": scale, "silent": silent, "stopping": stopping}
     return AutoencoderTraining(sae, optimiser, **own)
 
@@ -154,8 +155,9 @@ def fit(
     Goes on from the newest checkpoint in `store`, which Ctrl-C makes it write. `heldout` rows are
     for early stopping.
     """
-    rank, ranks = distributed.rank_and_world_size()
-    store = store or checkpoints.CheckpointFolder()
+    team = distributed.TEAM
+    (rank, ranks), hook = team.replica(), team.source(hook)
+    store = team.store(store or checkpoints.CheckpointFolder())
     seed = seed if settings.seed is None else settings.seed
     state = prepare(hook, rows, settings, seed, heldout)
     sae, recipe, device = state.model, state.recipe, state.silent.device
@@ -166,26 +168,16 @@ def fit(
     buffer = ActivationBuffer(
         hook, rows[rank::ranks], recipe.batch, settings.buffer_rows, seed, state.step
     )
+    take_step = captured(partial(training_step, state, dtype), device)
     steps = zip(range(state.step, n_steps), buffer, strict=False)
     bar = tqdm(steps, desc=recipe.name, initial=state.step, total=n_steps, disable=rank > 0)
     for step, x in bar:
-        lr = recipe.lr * rate(step, n_steps, recipe.lr_warmup, recipe.lr_decay)
-        set_learning_rate(state.optimiser, lr)
-        objective = recipe.objective(sae.d_in, rate(step, n_steps, recipe.l1_warmup, 0), sae.d_sae)
         dead = state.dead_features(settings) if recipe.aux else None
-        measured = gradients(sae, x * state.scale, objective, dtype, dead)
-        if ranks > 1:
-            distributed.average_gradients([p for p in sae.parameters() if p.grad is not None])
-            measured = distributed.all_reduce_metrics(measured)
-        update(sae, state.optimiser, recipe)
-        if sae.architecture == "batchtopk":
-            sae.threshold.data.lerp_(measured.smallest, threshold_weight(step, n_steps))
-        state.silent = torch.where(measured.fired, 0, state.silent + len(x) * ranks)
+        measured = take_step(x, *scheduled(recipe, step, n_steps), dead=dead)
         state.step, last = step + 1, step + 1 == n_steps
         logged = last or state.step % settings.log_every == 0
-        interrupted = store.interrupted.is_set()
-        stop = interrupted if ranks == 1 else logged and distributed.any_process(interrupted)
-        due = not last and (stop or state.due(settings.checkpoint_every))
+        stop = distributed.any_process(store.interrupted.is_set(), logged)
+        due = not last and (stop or team.due(state.due(settings.checkpoint_every), state.step))
         if due or logged or state.reference is None:
             state.check_loss(measured, store.folder)
         if logged:
@@ -210,14 +202,40 @@ def finished(state: AutoencoderTraining) -> SparseAutoencoder:
     sae = state.model
     if state.stopping.best:
         sae.load_state_dict(state.stopping.best)
+    sae = distributed.TEAM.whole(sae)
     sae.fold_scale(state.scale)
     sae.for_inference()
     return sae.requires_grad_(False)
 
 
-def threshold_weight(step: int, n_steps: int) -> float:
-    """What a batch's smallest chosen activation counts for in the threshold's moving average."""
-    return min(1.0, max(1 / THRESHOLD_STEPS, 10 / n_steps)) if step else 1.0
+def scheduled(recipe: Recipe, step: int, n_steps: int) -> tuple[float, float, float]:
+    """(learning rate, share of λ, what the batch's smallest chosen activation counts for in the
+    moving average that is batchtopk's threshold) of a step.
+    """
+    weight = min(1.0, max(1 / THRESHOLD_STEPS, 10 / n_steps)) if step else 1.0
+    lr = recipe.lr * rate(step, n_steps, recipe.lr_warmup, recipe.lr_decay)
+    return lr, rate(step, n_steps, recipe.l1_warmup, 0), weight
+
+
+def training_step(
+    state: AutoencoderTraining,
+    dtype: torch.dtype,
+    x: Float[Tensor, "n d_in"],
+    *schedule: float | Tensor,
+    dead: Int[Tensor, " n_dead"] | None = None,
+) -> StepResult:
+    """Gradients of a batch, the optimiser's step, and the count of every feature's silence."""
+    sae, recipe = state.model, state.recipe
+    lr, share, weight = schedule
+    set_learning_rate(state.optimiser, lr)
+    objective = recipe.objective(sae.d_in, share, sae.d_sae)
+    measured = gradients(sae, x * state.scale, objective, dtype, dead)
+    measured = distributed.TEAM.combined(sae, measured)
+    update(sae, state.optimiser, recipe)
+    if sae.architecture == "batchtopk":
+        sae.threshold.data.lerp_(measured.smallest, weight)
+    state.silent.add_(len(x) * distributed.TEAM.replica()[1]).masked_fill_(measured.fired, 0)
+    return measured
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from sae_lib.errors import ModelError, SettingsError, printable
 from sae_lib.text import hub
 
 END = "<|endoftext|>"
+CHAT = "dialogue in the chat template"  # the kind of document in which special tokens are special
 
 
 def load_tokenizer(source: str | Path):
@@ -69,12 +70,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int):
 
 
 @lru_cache(maxsize=8)
-def exact_encoder(tokenizer) -> Tokenizer:
+def exact_encoder(tokenizer, chat: bool = False) -> Tokenizer:
     """Its `tokenizers` object as this project encodes: special tokens in a text are ordinary text,
-    spans keep their space.
+    unless it is a dialogue in the `chat` template, and spans keep their space.
     """
     encoder = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    encoder.encode_special_tokens = True
+    encoder.encode_special_tokens = not chat
     encoder.no_truncation()
     encoder.no_padding()
     # Llama-3's own would cut the space off the spans

@@ -20,7 +20,13 @@ import pyarrow.parquet as pq
 from sae_lib.errors import ArtefactError, CorpusError
 from sae_lib.progress import tqdm
 from sae_lib.settings import CorpusSettings, TokenizerSettings
-from sae_lib.text.tokenizer import exact_encoder, load_tokenizer, separators, train_tokenizer
+from sae_lib.text.tokenizer import (
+    CHAT,
+    exact_encoder,
+    load_tokenizer,
+    separators,
+    train_tokenizer,
+)
 
 SPLITS = ("train", "heldout")
 BATCH_CHARACTERS = 1_000_000  # encoded together, and a row group of documents.parquet
@@ -108,7 +114,8 @@ class Tokens:
         tokeniser, and nothing to store.
         """
         text, row = self.document(split, document), self.table[split].iloc[document]
-        encoded = exact_encoder(self.tokenizer).encode(text, add_special_tokens=False)
+        encoder = exact_encoder(self.tokenizer, row["kind"] == CHAT)
+        encoded = encoder.encode(text, add_special_tokens=False)
         # stored are one more, the separator, or fewer, where the cap cut the document
         first, length = row["first_token"], min(row["tokens"], len(encoded.ids))
         if not np.array_equal(getattr(self, split)[first : first + length], encoded.ids[:length]):
@@ -145,7 +152,7 @@ def write_tokens(
     tokenizer.save_pretrained(folder / "tokenizer")
     limits = {"train": corpus.train_tokens, "heldout": corpus.heldout_tokens}
     dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
-    encoder, between = exact_encoder(tokenizer), separators(tokenizer)
+    between = separators(tokenizer)
     count, length = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)  # documents, tokens
     with (
         pq.ParquetWriter(folder / "documents.parquet", DOCUMENTS, compression="zstd") as parquet,
@@ -156,8 +163,7 @@ def write_tokens(
         raw = {"train": train, "heldout": heldout}
         for batch in _batches(stream):
             rows, wanted = [], [d for d in batch if length[d.split] < limits[d.split]]
-            texts = [d.text for d in wanted]
-            encoded = encoder.encode_batch_fast(texts, add_special_tokens=False)
+            encoded = _encoded(tokenizer, wanted)
             for document, found in zip(wanted, encoded, strict=True):
                 split, first = document.split, length[document.split]
                 ids = np.array([*found.ids, *between], dtype)[: limits[split] - first]
@@ -180,6 +186,17 @@ def write_tokens(
             if n < limits[split]:
                 few = f"{n} {split} tokens, fewer than corpus.{split}_tokens={limits[split]}"
                 log.warning("%s: %s", corpus.source, few)
+
+
+def _encoded(tokenizer: Any, documents: list[Document]) -> list[Any]:
+    """Dialogues by an encoder of their own."""
+    encoder = exact_encoder(tokenizer)
+    found = encoder.encode_batch_fast([d.text for d in documents], add_special_tokens=False)
+    chat = exact_encoder(tokenizer, True)
+    for i, document in enumerate(documents):
+        if document.kind == CHAT:
+            found[i] = chat.encode(document.text, add_special_tokens=False)
+    return found
 
 
 def _row(text: Document, **found: int) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""Data parallelism with torchrun: every process harvests its own share of the text, and
-gradients are averaged.
+"""Several processes of torchrun: each harvests its own share of the text, and gradients are
+averaged; or the features are split over them, see `split.py`.
 """
 
 import atexit
@@ -67,10 +67,13 @@ def all_reduce_metrics(measured: Any) -> Any:
     return measured._replace(**dict(means), fired=fired > 0)
 
 
-def any_process(flag: bool) -> bool:
-    """Whether the flag is set in any process, so that all of them do the same."""
-    if rank_and_world_size()[1] == 1:
-        return flag
+def any_process(flag: bool, now: bool = True) -> bool:
+    """Whether the flag is set in any process, so that all of them do the same; they ask each other
+    only `now`.
+    """
+    alone = rank_and_world_size()[1] == 1
+    if alone or not now:
+        return flag and alone
     highest = torch.tensor(float(flag))
     dist.all_reduce(highest, dist.ReduceOp.MAX)
     return highest.item() > 0
@@ -83,3 +86,48 @@ def broadcast_from_rank0(tensors: list[Tensor]) -> None:
         return
     for tensor in tensors:
         dist.broadcast(tensor, 0)
+
+
+class Replicas:
+    """How processes work together: each has all features, and batches of its own. What splits the
+    features instead is in `split.py`.
+    """
+
+    def replica(self) -> tuple[int, int]:
+        """(which share of the text this process trains on, of how many)."""
+        return rank_and_world_size()
+
+    def source(self, hook: Any) -> Any:
+        """What this process reads activations from."""
+        return hook
+
+    def store(self, store: Any) -> Any:
+        """Where it keeps checkpoints."""
+        return store
+
+    def share(self, sae: Any, recipe: Any) -> Any:
+        """What of a fresh autoencoder it trains."""
+        broadcast_from_rank0(list(sae.parameters()))
+        return sae
+
+    def combined(self, sae: Any, measured: Any) -> Any:
+        """What a step measured in all, after its gradients, too, are made those of all."""
+        if rank_and_world_size()[1] == 1:
+            return measured
+        average_gradients([p for p in sae.parameters() if p.grad is not None])
+        return all_reduce_metrics(measured)
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Of a number that each has for its features."""
+        return value
+
+    def due(self, due: bool, step: int) -> bool:
+        """Whether it is time for a checkpoint."""
+        return due
+
+    def whole(self, sae: Any) -> Any:
+        """The trained autoencoder with all its features, in the first process."""
+        return sae
+
+
+TEAM = Replicas()

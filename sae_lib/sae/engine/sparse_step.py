@@ -37,8 +37,10 @@ def gradients(
     `encoder_dtype` is the precision of the features' activations alone; with float32 the gradient
     is exact. `dead` are the features that the auxiliary loss is for, where the objective has one.
     """
-    dead = dead if objective.aux and dead is not None and len(dead) else None
-    sparse = not objective.prefixes and not on_gpu(x.device)
+    # processes that split the features meet in the auxiliary loss, also where one has none
+    given = dead is not None and (sae.dense or len(dead))
+    dead = dead if objective.aux and given else None
+    sparse = not (objective.prefixes or sae.dense or on_gpu(x.device))
     if sparse and _density(sae, x[:: max(1, len(x) // 8)]) < 1.5 * DENSE_ABOVE:
         pairs = active_pairs(sae, x, encoder_dtype, objective.bandwidth / 2)
         if len(pairs.row) < DENSE_ABOVE * len(x) * sae.d_sae:
