@@ -19,10 +19,9 @@ from scipy.sparse import csc_array, diags_array
 
 from sae_lib.device import device_of
 from sae_lib.errors import SettingsError
-from sae_lib.features.agreement import Best, best_correlations
+from sae_lib.features.agreement import Best, best_correlations, carriers
 from sae_lib.features.clamping import ablation_losses
 from sae_lib.features.firing import ALIVE, firing_tables, spread_rows
-from sae_lib.features.weights import carriers
 from sae_lib.files import digest
 from sae_lib.model import language_model
 from sae_lib.model.activations import HookPoint

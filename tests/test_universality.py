@@ -7,8 +7,7 @@ import torch
 from scipy.sparse import csc_array
 
 from sae_lib.errors import SettingsError
-from sae_lib.features.agreement import best_correlations
-from sae_lib.features.weights import carriers
+from sae_lib.features.agreement import best_correlations, carriers
 from suite import sanity, stages, study_figures, universality
 from suite.runs import Run
 from suite.stages import STAGES

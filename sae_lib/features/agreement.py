@@ -71,3 +71,23 @@ def _of_norm_one(table: csc_array) -> csc_array:
 def _norm_left(table: csc_array, projected: Float[np.ndarray, "_ feature"]) -> Best:
     left = np.asarray(table.multiply(table).sum(0)) - (projected**2).sum(0)
     return np.sqrt(np.where(left > MIN_LEFT, left, np.nan))
+
+
+@torch.no_grad()
+def carriers(W_dec: Float[Tensor, "d_sae d_in"], seed: int) -> dict[str, float]:
+    """How features are spread over neurons: `neurons`, the median participation ratio (Σw²)² / Σw⁴
+    of a feature's decoder weights, beside that of `random` directions; `shared`, the share of
+    neurons that are the strongest one of several features; and the mean cosine, without that
+    neuron, of two features that share it (`same`) and of any two (`others`).
+    """
+    random = torch.randn(W_dec.shape, generator=torch.Generator().manual_seed(seed))
+    unit, null = (F.normalize(w.cpu(), dim=1) for w in (W_dec, random))
+    ratio, ratio_null = ((1 / w.pow(4).sum(1)).median().item() for w in (unit, null))
+    strongest = unit.abs().argmax(1)
+    often = strongest.bincount(minlength=unit.shape[1])
+    rest = F.normalize(unit.scatter(1, strongest[:, None], 0.0), dim=1)
+    cosines, same = rest @ rest.T, strongest[:, None] == strongest
+    found = {"neurons": ratio, "random": ratio_null, "shared": (often > 1).float().mean().item()}
+    for name, pairs in (("same", same), ("others", torch.ones_like(same))):
+        found[name] = cosines[pairs.fill_diagonal_(False)].mean().item()
+    return found

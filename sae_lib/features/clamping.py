@@ -476,7 +476,8 @@ def ranks_sentence(ranked: dict) -> str:
     return (
         f"Of {ranked['features']} features {percent(ranked['share'])} (95 % interval {low} to"
         f" {high}) raise their own top-logit tokens more than each of {ranked['draws']} random"
-        f" directions raises its own; by chance {percent(ranked['expected'])} would: {ranked['verdict']}."
+        f" directions raises its own; by chance {percent(ranked['expected'])} would:"
+        f" {ranked['verdict']}."
         f" The median p is {number(ranked['median_p'])} ({p_low} to {p_high}; by chance 0.525)."
     )
 
