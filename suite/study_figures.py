@@ -169,7 +169,7 @@ def universality_sentences(study: dict) -> list[str]:
     for null, what in [*COMPARED.items()][2:]:
         ours, theirs = (points[f"compared.{name}.residual"] for name in ("models", null))
         mean, half = mean_and_half_width(ours - theirs)
-        exceptions += [] if mean > half else [what]
+        exceptions += [] if mean > half else [what.removesuffix(" (null)")]
     but = f" but {', '.join(exceptions)}" if exceptions else ""
     said = [f"With the token regressed out, two language models agree more than every null{but}."]
     for quality, what in QUALITIES.items():
