@@ -1576,6 +1576,7 @@ def test_a_larger_run_is_a_column_and_has_the_gallery(tmp_path):
     about = {"recipe": "bricken_2023", "d_sae": 4097, "text": "`of | mine.jsonl`", "threads": 1}
     about |= {"vocabulary": 8192, "lm_tokens": 4.1e7, "parameters": 1.7e6, "heldout": 3.9876}
     about |= {"overrides": ["sae.l1=1.6"], "cpu": "a processor", "lm_seconds": 1234.0}
+    about |= {"commit": "c0ffee", "date": "2026-11-22"}
     training = {"activations": 20_480_000, "seconds": 2345.0, "activations_per_second": 8733.0}
     values["study_larger"] = features | {
         "about": about,
