@@ -1590,7 +1590,8 @@ def test_a_larger_run_is_a_column_and_has_the_gallery(tmp_path):
         assert rows[0][4] == "larger run (`bricken_2023`)" and rows[2][4] == "4,097"
         mean = next(row for row in rows if row[0].startswith("Loss recovered, mean"))
         assert mean[4] == "98.8 %"
-    assert "20.5 million activations" in section(text, "2 ") and "`sae.l1=1.6`" in text
+    assert "20.5 million activations" in section(text, "2 ")
+    assert "study larger --profile smoke --run runs/larger --set sae.l1=1.6" in text
     assert "24.7 %" in section(text, "4 ") and "| 4007 |" in section(text, "4 ")
     assert "| 7 |" not in section(text, "4 ") and "| 7 |" in section(text, "Appendix E")
 
