@@ -13,7 +13,7 @@ from sae_lib.model.activations import (
     ActivationBuffer,
     ActivationTable,
     HookPoint,
-    harvest_text,
+    harvest_kept,
     leave_out,
 )
 from sae_lib.model.left_out import of_kept
@@ -125,14 +125,14 @@ def test_what_is_left_out_is_counted():
     norms = leave_out(hook, rows, [BOS], 10.0)
     shares = {"special": 1 / 32, "long": 1 / 128, "first": 1 / 32}
     assert hook.left_out.shares == pytest.approx(shares) and len(norms) == rows.size
-    assert len(harvest_text(hook, rows)) == rows.size - 256 - 256 - 64
+    assert len(harvest_kept(hook, rows)) == rows.size - 256 - 256 - 64
 
 
 def test_measures_leave_them_out():
     rows = planted_rows(50)
     hook, sae = planted_hook(rows), SparseAutoencoder(16, 8)
     measured, mean = evaluation.firing(hook, {"neurons": Neurons(16), "zero": sae}, rows)
-    acts = harvest_text(hook, rows)
+    acts = harvest_kept(hook, rows)
     assert measured["zero"]["tokens"] == len(acts)
     assert measured["zero"]["left_out"] == rows.size - len(acts)
     torch.testing.assert_close(mean, acts.mean(0))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sae_lib import checkpoints
 from sae_lib.device import on_gpu, precision
-from sae_lib.model.activations import ActivationBuffer, Source, harvest_text
+from sae_lib.model.activations import ActivationBuffer, Source, harvest_kept
 from sae_lib.progress import tqdm
 from sae_lib.sae import resampling
 from sae_lib.sae.autoencoder import SparseAutoencoder
@@ -136,7 +136,7 @@ def prepare(
         optimiser.register_step_post_hook(stay_near(sae.W_dec))
     stopping = EarlyStopping(mean[None], 0)
     if recipe.patience and heldout is not None:
-        stopping = EarlyStopping(harvest_text(hook, heldout) * scale, recipe.patience)
+        stopping = EarlyStopping(harvest_kept(hook, heldout) * scale, recipe.patience)
     silent = torch.zeros(sae.d_sae, dtype=torch.int64, device=mean.device)
     own = {"recipe": recipe, "scale": scale, "silent": silent, "stopping": stopping}
     return AutoencoderTraining(sae, optimiser, **own)
@@ -282,7 +282,7 @@ def resample_dead(
     wanted = r.fresh_sample or settings.resampling_inputs
     n_rows = min(len(rows), math.ceil(wanted / rows.shape[1]))
     drawn = np.random.default_rng((seed, step)).choice(len(rows), n_rows, replace=False)
-    x = harvest_text(hook, rows[np.sort(drawn)])[:wanted] * state.scale
+    x = harvest_kept(hook, rows[np.sort(drawn)])[:wanted] * state.scale
     if r.fresh_sample:
         dead = resampling.silent_on(sae, x)
     else:
