@@ -79,9 +79,9 @@ def test_features_have_unit_norm_and_the_wrong_axis_has_not():
     sae = training.initialise(BRICKEN_2023, torch.zeros(8), 32, 0)
     with torch.no_grad():
         sae.W_dec.normal_()
-    training.normalize_decoder_(sae, BRICKEN_2023)
+    training.constrain(sae, BRICKEN_2023)
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(32))
-    training.normalize_decoder_(sae, WARD_2024)
+    training.constrain(sae, WARD_2024)
     torch.testing.assert_close(sae.W_dec.norm(dim=0), torch.ones(8))
     assert sae.W_dec.norm(dim=1).mean().item() == pytest.approx((8 / 32) ** 0.5, rel=0.05), (
         "columns average √(d_in/d_sae), the original's mistake"
