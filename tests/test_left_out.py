@@ -93,7 +93,7 @@ def test_planted_outliers_leave_what_a_lambda_gives_unchanged():
         ("spoiled", rows, planted_hook()),
     ):
         sae, summary = training.fit(hook, text, SETTINGS, 0)
-        measured, _ = evaluation.firing(planted_hook(), {"": sae}, planted_rows(0))
+        measured, _ = evaluation.density_and_error(planted_hook(), {"": sae}, planted_rows(0))
         found[name] = measured[""] | {"scale": summary["scale"]}
     for measure in ("l0_mean", "fvu", "scale"):
         assert found["left out"][measure] == pytest.approx(found["without"][measure], rel=0.1)
@@ -131,7 +131,7 @@ def test_what_is_left_out_is_counted():
 def test_measures_leave_them_out():
     rows = planted_rows(50)
     hook, sae = planted_hook(rows), SparseAutoencoder(16, 8)
-    measured, mean = evaluation.firing(hook, {"neurons": Neurons(16), "zero": sae}, rows)
+    measured, mean = evaluation.density_and_error(hook, {"neurons": Neurons(16), "zero": sae}, rows)
     acts = harvest_kept(hook, rows)
     assert measured["zero"]["tokens"] == len(acts)
     assert measured["zero"]["left_out"] == rows.size - len(acts)

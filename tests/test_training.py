@@ -267,7 +267,7 @@ def test_lambda_and_rate_are_carried_over_to_other_widths(recipe, other, l1):
     for d_in, tuned_at in ((512, 512), (other, 512), (other, None)):
         hook = planted_at_width(d_in)
         sae, _ = training.fit(hook, text, SAESettings(**chosen, tuned_at=tuned_at), 0)
-        measured = evaluation.firing(hook, {"": sae}, text)[0][""]
+        measured = evaluation.density_and_error(hook, {"": sae}, text)[0][""]
         found[d_in, tuned_at] = np.array([measured["l0_mean"], measured["fvu"]])
     expected = pytest.approx(found[512, 512], rel=0.2, abs=2e-3)
     assert found[other, 512] == expected and found[other, None] != expected
