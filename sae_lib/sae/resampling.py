@@ -36,20 +36,18 @@ def resample(
     """Point each `dead` feature at an input that the autoencoder explains badly; returns how many
     features were changed.
 
-    `x` holds the inputs to draw from, scaled as in training: their loss is ‖x − x̂‖², without the
-    penalty. Each feature gets an input of its own (drawn without replacement), with a probability
-    ∝ loss². Inputs with loss 0 are never drawn: there is nothing to explain. Where fewer are left
-    than features are dead, the dead ones with the highest indices stay as they are.
+    `x` holds the inputs to draw from, scaled as in training; their loss is ‖x − x̂‖², without the
+    penalty. Each feature gets an input of its own, drawn without replacement, ∝ loss². Inputs with
+    loss 0 are never drawn: where fewer others than dead features are there, the dead ones with the
+    highest indices stay as they are.
 
     The feature's decoder row becomes the unit vector of x − b_dec (`centred`: what the encoder
     sees, so that the feature fires on its input) or of x. Its encoder column becomes the same
     direction, at `encoder_scale` times the mean encoder norm of the alive features (of 1 where none
     is alive): weak, so that it does not disturb the others at once. b_enc and a jumprelu's
     threshold become 0, so that no former bias keeps it silent. Adam's moments of exactly these
-    weights become 0, as they belong to the former feature.
-
-    The weights need not satisfy the recipe's constraints afterwards (unit columns, tied weights):
-    the caller calls `training.constrain`.
+    weights become 0, as they belong to the former feature. The caller then calls
+    `training.constrain`, for unit columns and tied weights.
     """
     loss = torch.cat([((part - reconstruction(sae, part)) ** 2).sum(-1) for part in x.split(4096)])
     indices = dead.nonzero().squeeze(-1)[: int((loss > 0).sum())]
