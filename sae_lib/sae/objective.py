@@ -35,8 +35,8 @@ class Objective:
 class StepResult(NamedTuple):
     """What a step measured, as tensors on the device (reading them is what waits for it).
 
-    Nothing of it has the loss's weights: `l1` is the sum of the features' activations for every
-    penalty, and `squared_error` that of all features, also with prefixes.
+    None of it has the loss's weights. Whatever the penalty, `l1` is the sum of the features'
+    activations; `squared_error` is the reconstruction's by all features, also with prefixes.
     """
 
     squared_error: Float[Tensor, ""]  # Σ_d (x − x̂)², mean over the batch

@@ -42,8 +42,8 @@ class Recipe:
     # λ, the weight of the sparsity penalty, whatever the `penalty`; what a step measures as l1 is
     # the sum Σ_f f without a weight
     l1: float
-    # of the squared error over the input's dimensions, before it is weighed against the penalty:
-    # "mean" gives it the weight 1 / d_in, "sum" 1; over the batch it is the mean always
+    # what the loss takes of the squared errors of an input's dimensions: their sum, or their mean
+    # (the sum with weight 1 / d_in); over the batch always the mean
     mse: Literal["sum", "mean"]
     # train on s·x with mean ‖s·x‖² = d_in; s is folded into the weights at the end
     scale_activations: bool
