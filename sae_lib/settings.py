@@ -134,7 +134,7 @@ class LanguageModelSettings(Section):
 
 
 class SAESettings(Section):
-    """What to train on what; None leaves a value to the recipe (see `sae_lib/recipes.py`)."""
+    """What to train on what; None leaves a value to the recipe (see `sae_lib/sae/recipes.py`)."""
 
     recipe: Text = "bricken_2023"
     # further recipes, and further d_sae, that notebook 03 trains beside it
@@ -144,14 +144,18 @@ class SAESettings(Section):
     d_sae: Width = 4096
     activations: Amount = 3_000_000
     resampling: bool = True
-    dead_window: Amount = 500_000  # activations that a feature must be silent to count as dead
+    # A feature that fired on none of the last so many training activations is dead. Recipes with
+    # `resampling.fresh_sample` resample what fires on none of a sample drawn afresh instead.
+    dead_window: Amount = 500_000
     resampling_inputs: Amount = 65_536  # activations scored when dead features are resampled
     batch: Width | None = None
     lr: Rate | None = None
     l1: Weight | None = None  # λ, whatever the recipe's penalty
     k: Width | None = None  # topk, batchtopk
     tied: bool | None = None  # the encoder is the decoder's transpose; ReLU recipes
-    # where training starts; see `sae_lib/sae/initialise.py`
+    # How the weights start. small_tied: random features of one norm, the encoder their transpose at
+    # a smaller one; independent: the same features, an encoder drawn on its own; torch_linear: as
+    # `nn.Linear` draws both. See `sae_lib/sae/initialise.py`.
     init: Literal["small_tied", "independent", "torch_linear"] | None = None
     lr_warmup: Share | None = None  # the first share of training, linearly up …
     lr_decay: Share | None = None  # … and the last, linearly down to zero
@@ -170,7 +174,9 @@ class SAESettings(Section):
     # activations longer than so many times the median norm (attention sinks) are left out of scale,
     # training and measures, with those of special tokens; None: all count
     outlier_norm: Annotated[float, Field(gt=1, le=10**6)] | None = None
-    # of the features' activations in training, and of all products in dense steps
+    # Of matrix products in training; weights, gradients and Adam's moments are always float32. In
+    # bfloat16 a sparse step makes x @ W_enc alone, a dense one all products of the loss and its
+    # gradient; `gradients` in `sae_lib/sae/engine/sparse_step.py` says when a step is which.
     precision: Precision = "float32"
     buffer_rows: Count = 1024  # rows of text harvested and shuffled together
     log_every: Steps = 50  # steps
@@ -332,6 +338,10 @@ class Settings(Section):
 def load(profile: str = "laptop", overrides: list[str] | tuple[str, ...] = ()) -> Settings:
     """Settings of a profile with `section.key=value` overrides; raises `SettingsError` for anything
     unknown or impossible.
+
+    An override of `sae.recipe` (or `last_mlp.sae.recipe`) by another recipe than the profile's also
+    drops the values that the profile sets of `RECIPE_VALUES` (batch, lr, l1, …): they were chosen
+    for its own recipe. Then the other recipe's own hold, or what further overrides set.
     """
     if profile not in PROFILES:
         known = ", ".join(PROFILES)
@@ -341,7 +351,7 @@ def load(profile: str = "laptop", overrides: list[str] | tuple[str, ...] = ()) -
     for section, prefix in ((data, ""), (data["last_mlp"], "last_mlp.")):
         sae, setting = section["sae"], f"{prefix}sae.recipe="
         if any(o.startswith(setting) and o != setting + sae["recipe"] for o in overrides):
-            # the profile's values are those of its own recipe
+            # the profile's values were chosen for its own recipe
             section["sae"] = {name: sae[name] for name in sae if name not in RECIPE_VALUES}
     for override in overrides:
         apply(Settings, data, override)

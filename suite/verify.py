@@ -135,7 +135,7 @@ def computed(folder: Path, s: Settings) -> dict[str, dict]:
     rows = heldout_ids(s, documents, load_tokenizer(folder / "tokenizer"))
     dictionaries = {s.sae.recipe: sae, "neurons": Neurons(sae.d_in, device)}
     tokens = min(TOKENS, s.evaluation.tokens)
-    fired, mean = evaluation.firing(hook, dictionaries, spread_rows(rows, tokens))
+    fired, mean = evaluation.density_and_error(hook, dictionaries, spread_rows(rows, tokens))
     chosen = spread_rows(rows, s.evaluation.loss_tokens)
     losses = evaluation.loss_recovered(hook, {s.sae.recipe: sae}, chosen, mean)
     return {of: found | losses.get(of, {}) for of, found in fired.items()}

@@ -27,7 +27,9 @@ def test_firing_on_a_case_with_known_answers():
         def decode(self, feature_acts):
             return feature_acts / 2
 
-    result = evaluation.firing(Hook(), {"it": Halved(2)}, np.array([[0, 1], [2, 3]]))[0]["it"]
+    result = evaluation.density_and_error(Hook(), {"it": Halved(2)}, np.array([[0, 1], [2, 3]]))[0][
+        "it"
+    ]
     assert result["l0_mean"] == pytest.approx(1.0) and result["density"].tolist() == [0.5, 0.5]
     error, mean = (9 + 16 + 2) / 4, np.array([1.0, 1.25])
     total = sum(((np.array(x) - mean) ** 2).sum() for x in ([3, 0], [0, 0], [0, 4], [1, 1]))
@@ -52,10 +54,10 @@ def test_fvu_does_not_depend_on_a_constant_added_to_the_data():
 
     hook, dictionary = Shifted(), Smoothed(16)
     dictionary.mean = hook.table.mean(0)
-    plain = evaluation.firing(hook, {"it": dictionary}, ROWS)[0]["it"]["fvu"]
+    plain = evaluation.density_and_error(hook, {"it": dictionary}, ROWS)[0]["it"]["fvu"]
     hook.shift, dictionary.mean = 10.0, hook.table.mean(0) + 10.0
     assert (
-        evaluation.firing(hook, {"it": dictionary}, ROWS)[0]["it"]["fvu"]
+        evaluation.density_and_error(hook, {"it": dictionary}, ROWS)[0]["it"]["fvu"]
         == pytest.approx(plain, rel=1e-3)
         == pytest.approx(0.01, rel=0.02)
     )
@@ -69,7 +71,7 @@ def test_sparse_decoding_is_decoding():
 
 def test_neurons_recover_everything_and_zero_recovers_nothing(small_run, hook):
     rows = stages.heldout_rows(small_run, 1024)
-    mean = evaluation.firing(hook, {"it": Neurons(64)}, rows)[1]
+    mean = evaluation.density_and_error(hook, {"it": Neurons(64)}, rows)[1]
     whole = evaluation.loss_recovered(hook, {"it": Neurons(64)}, rows, mean)["it"]
     assert whole["recovered_zero"] == whole["recovered_mean"] == 1.0 and whole[
         "kl"
@@ -134,7 +136,7 @@ def test_the_strongest_coordinates_are_kept_and_the_others_held_at_the_centre():
 def test_baselines_at_equal_l0_have_that_many_coordinates_and_components_explain_most():
     hook, chosen = SyntheticHook(), ROWS[:40]
     found = baselines.at_equal_l0(hook, ROWS, 3.2)
-    fired = evaluation.firing(hook, found, chosen)[0]
+    fired = evaluation.density_and_error(hook, found, chosen)[0]
     assert [b.k for b in found.values()] == [4, 4, 4]
     zero, mean, principal = fired.values()
     assert principal["l0_mean"] == pytest.approx(4, abs=0.05)
@@ -176,7 +178,7 @@ def test_intervals_are_those_of_documents(small_run, hook):
         stages.heldout_rows(small_run, 1024),
         {"it": Halved(64), "all": Neurons(64)},
     )
-    mean = evaluation.firing(hook, {"it": Neurons(64)}, rows)[1]
+    mean = evaluation.density_and_error(hook, {"it": Neurons(64)}, rows)[1]
     found = evaluation.loss_recovered(hook, dictionaries, rows, mean, None, "all")
     for measure in ("recovered_zero", "recovered_mean"):
         low, high = found["it"][f"{measure}_interval"]

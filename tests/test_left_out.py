@@ -13,7 +13,7 @@ from sae_lib.model.activations import (
     ActivationBuffer,
     ActivationTable,
     HookPoint,
-    harvest_text,
+    harvest_kept,
     leave_out,
 )
 from sae_lib.model.left_out import of_kept
@@ -93,7 +93,7 @@ def test_planted_outliers_leave_what_a_lambda_gives_unchanged():
         ("spoiled", rows, planted_hook()),
     ):
         sae, summary = training.fit(hook, text, SETTINGS, 0)
-        measured, _ = evaluation.firing(planted_hook(), {"": sae}, planted_rows(0))
+        measured, _ = evaluation.density_and_error(planted_hook(), {"": sae}, planted_rows(0))
         found[name] = measured[""] | {"scale": summary["scale"]}
     for measure in ("l0_mean", "fvu", "scale"):
         assert found["left out"][measure] == pytest.approx(found["without"][measure], rel=0.1)
@@ -125,14 +125,14 @@ def test_what_is_left_out_is_counted():
     norms = leave_out(hook, rows, [BOS], 10.0)
     shares = {"special": 1 / 32, "long": 1 / 128, "first": 1 / 32}
     assert hook.left_out.shares == pytest.approx(shares) and len(norms) == rows.size
-    assert len(harvest_text(hook, rows)) == rows.size - 256 - 256 - 64
+    assert len(harvest_kept(hook, rows)) == rows.size - 256 - 256 - 64
 
 
 def test_measures_leave_them_out():
     rows = planted_rows(50)
     hook, sae = planted_hook(rows), SparseAutoencoder(16, 8)
-    measured, mean = evaluation.firing(hook, {"neurons": Neurons(16), "zero": sae}, rows)
-    acts = harvest_text(hook, rows)
+    measured, mean = evaluation.density_and_error(hook, {"neurons": Neurons(16), "zero": sae}, rows)
+    acts = harvest_kept(hook, rows)
     assert measured["zero"]["tokens"] == len(acts)
     assert measured["zero"]["left_out"] == rows.size - len(acts)
     torch.testing.assert_close(mean, acts.mean(0))

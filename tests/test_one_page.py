@@ -148,7 +148,7 @@ def test_a_fresh_autoencoder_starts_along_its_decoder_as_the_recipe_says(page):
 def test_l0_fvu_and_density(page, model, pair, hook, rows):
     ours, theirs = pair
     fvu, density = page.measure(ours, page.harvest(model, torch.from_numpy(rows)))
-    expected = evaluation.firing(hook, {"it": theirs}, rows[:, :-1])[0]["it"]
+    expected = evaluation.density_and_error(hook, {"it": theirs}, rows[:, :-1])[0]["it"]
     close(fvu, expected["fvu"])
     close(density.sum(), expected["l0_mean"])
     close(density, expected["density"])

@@ -79,9 +79,9 @@ def test_features_have_unit_norm_and_the_wrong_axis_has_not():
     sae = training.initialise(BRICKEN_2023, torch.zeros(8), 32, 0)
     with torch.no_grad():
         sae.W_dec.normal_()
-    training.normalize_decoder_(sae, BRICKEN_2023)
+    training.constrain(sae, BRICKEN_2023)
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(32))
-    training.normalize_decoder_(sae, WARD_2024)
+    training.constrain(sae, WARD_2024)
     torch.testing.assert_close(sae.W_dec.norm(dim=0), torch.ones(8))
     assert sae.W_dec.norm(dim=1).mean().item() == pytest.approx((8 / 32) ** 0.5, rel=0.05), (
         "columns average √(d_in/d_sae), the original's mistake"
@@ -267,7 +267,7 @@ def test_lambda_and_rate_are_carried_over_to_other_widths(recipe, other, l1):
     for d_in, tuned_at in ((512, 512), (other, 512), (other, None)):
         hook = planted_at_width(d_in)
         sae, _ = training.fit(hook, text, SAESettings(**chosen, tuned_at=tuned_at), 0)
-        measured = evaluation.firing(hook, {"": sae}, text)[0][""]
+        measured = evaluation.density_and_error(hook, {"": sae}, text)[0][""]
         found[d_in, tuned_at] = np.array([measured["l0_mean"], measured["fvu"]])
     expected = pytest.approx(found[512, 512], rel=0.2, abs=2e-3)
     assert found[other, 512] == expected and found[other, None] != expected

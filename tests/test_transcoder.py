@@ -86,7 +86,7 @@ def test_a_pair_is_what_goes_into_the_mlp_and_what_comes_out(model):
 def test_the_mlp_itself_as_a_transcoder_recovers_everything():
     model = gpt2(1)
     pair, exact = MLPPair(hook_of(model)), exact_transcoder(model)
-    measured, mean = evaluation.firing(pair, {"exact": exact}, ROWS)
+    measured, mean = evaluation.density_and_error(pair, {"exact": exact}, ROWS)
     assert measured["exact"]["fvu"] < 1e-9 and mean.shape == (24,)
     losses = evaluation.loss_recovered(pair, {"exact": exact}, ROWS, mean)["exact"]
     assert losses["recovered_zero"] == pytest.approx(1, abs=1e-4)
@@ -111,7 +111,7 @@ def fit(skip: bool, **changes) -> tuple[MLPPair, Transcoder, dict]:
 def test_training_makes_a_transcoder_in_the_models_own_units(skip):
     pair, made, summary = fit(skip)
     assert isinstance(made, Transcoder) and made.architecture == "jumprelu"
-    measured = evaluation.firing(pair, {"": made}, ROWS)[0][""]
+    measured = evaluation.density_and_error(pair, {"": made}, ROWS)[0][""]
     assert measured["fvu"] < 0.3 and 4 < measured["l0_mean"] < 8
     assert len(summary["scale"]) == 48 and summary["scale"][0] != summary["scale"][-1]
     x, y = harvest(pair, ROWS).chunk(2, 1)

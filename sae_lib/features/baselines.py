@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 
 from sae_lib.features.firing import Dictionaries, Rows, spread_rows
-from sae_lib.model.activations import HookPoint, Source, harvest, harvest_text
+from sae_lib.model.activations import HookPoint, Source, harvest, harvest_kept
 from sae_lib.sae.dictionaries import Directions
 from sae_lib.sae.directions import keep_largest, principal_directions, random_directions
 
@@ -28,7 +28,7 @@ def at_equal_l0(hook: Source, rows: Rows, l0: float) -> Dictionaries:
     As many as `l0`, rounded up in their favour.
     """
     d_in = harvest(hook, rows[:1]).shape[1]
-    x = harvest_text(hook, spread_rows(rows, max(FIT_VALUES // d_in, 4 * d_in)))
+    x = harvest_kept(hook, spread_rows(rows, max(FIT_VALUES // d_in, 4 * d_in)))
     principal, one = principal_directions(x), torch.eye(d_in, device=x.device)
     neurons = torch.cat([one, -one])
     directions = {
@@ -77,7 +77,7 @@ def directions_like(
     """
     d_in = harvest(hook, rows[:1]).shape[1]
     n_tokens = min(DIRECTION_TOKENS, DIRECTION_VALUES // d_in)
-    x = harvest_text(hook, spread_rows(rows, n_tokens))
+    x = harvest_kept(hook, spread_rows(rows, n_tokens))
     if kind == "random":
         directions = random_directions(x, len(density), seed)
     else:

@@ -32,32 +32,32 @@ LOSS_ROWS_AT_ONCE = 16  # whose logits, clean and changed, exist together
 
 
 @torch.no_grad()
-def firing(
+def density_and_error(
     hook: Source, dictionaries: Dictionaries, rows: Rows
 ) -> tuple[dict[str, dict], Float[Tensor, " d_in"]]:
     """By dictionary: L0, density and the squared error over all of `rows`, in one pass; and the
-    mean activation.
+    mean of what is reconstructed.
 
     FVU = Σ‖x − x̂‖² / Σ‖x − mean(x)‖² over the whole set; `mse` is the mean over tokens and
-    dimensions.
+    dimensions. Activations that `hook.left_out` leaves out count nowhere, `left_out` says how many.
     """
     counts = {name: torch.zeros(d.d_sae, dtype=torch.int64) for name, d in dictionaries.items()}
     l0: dict[str, list[Tensor]] = {name: [] for name in dictionaries}
     error, total, squares, n = dict.fromkeys(dictionaries, 0.0), 0.0, 0.0, 0
     for batch in batches(hook, dictionaries, rows, "firing"):
         counted = slice(None) if batch.kept is None else batch.kept
-        x = batch.x
+        target = batch.x
         for name, dictionary in dictionaries.items():
             pairs = batch.pairs[name]
             counts[name] += torch.bincount(pairs.column, minlength=dictionary.d_sae).cpu()
             l0[name].append(torch.bincount(pairs.row, minlength=len(batch.x))[counted].cpu())
             made = reconstruction(dictionary, batch.x, pairs)
-            x = batch.x[:, -made.shape[1] :]  # of a transcoder's pair the output
-            error[name] += (x - made)[counted].pow(2).sum().item()
-        x = x[counted]
-        n += len(x)
-        total = total + x.sum(0, dtype=torch.float64)
-        squares += x.double().pow(2).sum().item()
+            target = batch.x[:, -made.shape[1] :]  # a transcoder's is y of [x, y], the others' all
+            error[name] += (target - made)[counted].pow(2).sum().item()
+        counted_target = target[counted]
+        n += len(counted_target)
+        total = total + counted_target.sum(0, dtype=torch.float64)
+        squares += counted_target.double().pow(2).sum().item()
     mean, results = total / n, {}
     for name, n_active in counts.items():
         density, sizes = n_active.double() / n, torch.cat(l0[name]).float()
@@ -195,7 +195,7 @@ def evaluate(
     `compare` is the name of a dictionary, and what gives the dictionaries that it is held against
     at its L0: its `baselines`, all on the tokens of the losses.
     """
-    results, mean = firing(hook, dictionaries, spread_rows(rows, s.tokens))
+    results, mean = density_and_error(hook, dictionaries, spread_rows(rows, s.tokens))
     name, at_equal_l0 = compare or ("", None)
     baselines = at_equal_l0(results[name]["l0_mean"]) if at_equal_l0 else {}
     chosen = spread_rows(rows, s.loss_tokens)
@@ -203,8 +203,9 @@ def evaluate(
     losses = loss_recovered(hook, dictionaries | baselines, chosen, mean, sources, name)
     results = {of: result | losses[of] for of, result in results.items()}
     if baselines:
-        beside = {name: dictionaries[name]} | baselines
-        fired, _ = firing(hook, beside, chosen)
-        beside = {of: {m: fired[of][m] for m in ("l0_mean", "fvu")} | losses[of] for of in beside}
-        results[name]["baselines"] = beside
+        compared, _ = density_and_error(hook, {name: dictionaries[name]} | baselines, chosen)
+        results[name]["baselines"] = {
+            of: {measure: found[measure] for measure in ("l0_mean", "fvu")} | losses[of]
+            for of, found in compared.items()
+        }
     return results

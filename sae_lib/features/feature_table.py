@@ -29,9 +29,8 @@ from sae_lib.settings import FeatureSettings
 from sae_lib.text.tokenizer import separator_id
 
 BASELINES = ("neurons", "random", "principal")
-MAX_NORM_RATIO = (
-    10.0  # times the median norm: activations this long, as on attention sinks, are marked
-)
+# times the median norm: activations this long, as on attention sinks, are marked
+MAX_NORM_RATIO = 10.0
 # that the median norm and the neurons' means are taken from, spread over the text
 REFERENCE_TOKENS = 8192
 FILES = ("features.parquet", "examples.parquet")
@@ -78,10 +77,18 @@ class MarkedText:
             if self.padding is not None:
                 marked |= ids == self.padding
             before = np.pad(ids[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
-            flat = (
-                array.reshape(-1) for array in (ids, before, marked, self.keep_marked | ~marked)
+            token, feature, value = batch.arrays("")
+            yield Chunk(
+                first=batch.first,
+                x=batch.x,
+                token_ids=ids.ravel(),
+                before_ids=before.ravel(),
+                marked=marked.ravel(),
+                for_top=self.keep_marked | ~marked.ravel(),
+                token=token,
+                feature=feature,
+                value=value,
             )
-            yield Chunk(batch.first, batch.x, *flat, *batch.arrays(""))
 
 
 @torch.no_grad()
@@ -98,7 +105,9 @@ def build(
 
     Marked positions (see `MarkedText`) are left out of the top examples, of `maximum`, of the top
     tokens, of the tokens before and of the correlations, unless `keep_marked`; all else counts
-    every token. A feature's range is (0, maximum_all]: `histogram` counts its activations in 40
+    every token. Activations that are left out (with `sae.outlier_norm`) have no active features
+    here, yet their tokens count in the divisor of `density`, which in `evaluation` they do not. A
+    feature's range is (0, maximum_all]: `histogram` counts its activations in 40
     equal parts of it, `tenths` are their shares in ten, and `samples` of each tenth are among the
     examples. `near_*` go by decoder cosine; `aligned_*` and `correlated_*` are neurons, by weight
     and by Pearson correlation of activations.

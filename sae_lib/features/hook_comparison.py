@@ -6,7 +6,7 @@ from scipy.stats import kurtosis
 
 from sae_lib.features.evaluation import loss_recovered
 from sae_lib.features.firing import Rows
-from sae_lib.model.activations import HookPoint, harvest_text
+from sae_lib.model.activations import HookPoint, harvest_kept
 from sae_lib.sae.dictionaries import Directions
 from sae_lib.sae.directions import keep_largest
 
@@ -22,7 +22,7 @@ def compare_hooks(hooks: list[HookPoint], rows: Rows) -> pd.DataFrame:
     """
     table = {}
     for hook in hooks:
-        x = harvest_text(hook, rows)
+        x = harvest_kept(hook, rows)
         mean, width = x.mean(0), x.shape[1]
         senses = torch.eye(width, device=x.device)
         strongest = keep_largest(Directions(torch.cat([senses, -senses]), mean), KEPT, x)

@@ -40,7 +40,9 @@ class Chunk:
     token_ids: Ints
     before_ids: Ints  # −1 where a row begins
     marked: Bools
-    kept: Bools  # for what is "top" and for correlations: the unmarked ones, or all
+    # what counts for top examples, top tokens, tokens before and correlations: the unmarked tokens,
+    # or all
+    for_top: Bools
     token: PairInts  # number within the chunk
     feature: PairInts
     value: Float[np.ndarray, " pair"]
@@ -143,8 +145,8 @@ class FirstPass:
         self.x_sums, self.x_squares = torch.zeros(2, len(centre), dtype=torch.float64)
 
     def update(self, chunk: Chunk) -> None:
-        kept = chunk.value * chunk.kept[chunk.token]
-        kept_ids = chunk.token_ids[chunk.kept]
+        kept = chunk.value * chunk.for_top[chunk.token]
+        kept_ids = chunk.token_ids[chunk.for_top]
         self.occurrences += np.bincount(kept_ids, minlength=len(self.occurrences))
         self.counts += np.bincount(chunk.feature, minlength=self.d_sae)
         addends = (chunk.value, chunk.marked[chunk.token], kept, kept * kept)
@@ -154,7 +156,7 @@ class FirstPass:
         torch.from_numpy(self.maximum).scatter_reduce_(0, feature, value, "amax")
         self.top.update(chunk.feature, chunk.token + chunk.first, kept, chunk.value)
         x = chunk.x - self.centre
-        x[torch.from_numpy(~chunk.kept).to(x.device)] = 0
+        x[torch.from_numpy(~chunk.for_top).to(x.device)] = 0
         self.x_sums += x.sum(0, dtype=torch.float64).cpu()
         self.x_squares += x.pow(2).sum(0).double().cpu()
         self._add_products(chunk, kept, x)
@@ -217,9 +219,9 @@ class SecondPass:
         self.samples.update(cell, number, keys, chunk.value)
         d_sae, ids, before = self.first.d_sae, chunk.token_ids, chunk.before_ids
         often = self.first.occurrences[ids] >= MIN_OCCURRENCES
-        self.token_sums.add(ids, chunk.kept & often, chunk.sparse(chunk.value, d_sae))
+        self.token_sums.add(ids, chunk.for_top & often, chunk.sparse(chunk.value, d_sae))
         ones = np.ones(len(chunk.value), np.int32)
-        self.before_counts.add(before, chunk.kept & (before >= 0), chunk.sparse(ones, d_sae))
+        self.before_counts.add(before, chunk.for_top & (before >= 0), chunk.sparse(ones, d_sae))
 
 
 def random_keys(token: PairInts, feature: PairInts, seed: int) -> PairInts:

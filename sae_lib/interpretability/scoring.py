@@ -23,7 +23,7 @@ from sae_lib.errors import CorpusError
 from sae_lib.features.firing import Firing, firing, spread_rows
 from sae_lib.interpretability.rules import Encoding, RuleWriter, Text, learn_and_score
 from sae_lib.interpretability.token_attributes import raw_values
-from sae_lib.model.activations import HookPoint, harvest_text
+from sae_lib.model.activations import HookPoint, harvest_kept
 from sae_lib.progress import tqdm
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.dictionaries import Dictionary, Directions, Selected
@@ -287,7 +287,7 @@ def sample(hook: HookPoint, rows: Array) -> Acts:
     """Activations of at most `SAMPLE` tokens of `rows` [row, position], spread evenly over the
     learning half.
     """
-    return harvest_text(hook, spread_rows(rows, SAMPLE))
+    return harvest_kept(hook, spread_rows(rows, SAMPLE))
 
 
 def score_units(units: Units, halves: Halves, s: InterpretabilitySettings) -> pd.DataFrame:

@@ -151,8 +151,9 @@ class ActivationBuffer:
     """Shuffled batches of activations from **all** positions of randomly drawn rows of text.
 
     A chunk of `buffer_rows` random rows is harvested and all its positions are shuffled together.
-    Order and content depend on (seed, position) alone, so the whole state is the number of batches
-    handed out: `start` refills the buffer from there.
+    Which batch comes when depends on the seed and the batch's number alone. So the buffer's whole
+    state is `batches_given`, the number of batches handed out so far; one made with that number as
+    `start` goes on where the first one stopped.
     """
 
     def __init__(
@@ -179,15 +180,15 @@ class ActivationBuffer:
                 f" activations than one batch of {batch} (sae.batch); expected at least"
                 f" {-(-batch // per_row)} rows"
             )
-        self.position = start
+        self.batches_given = start
         # one chunk; written again and again, as fresh memory costs more than the forward pass
         self.store: Tensor | None = None
 
     def __iter__(self) -> Iterator[Float[Tensor, "batch d_in"]]:
-        chunk, i = divmod(self.position, self.per_chunk)
+        chunk, i = divmod(self.batches_given, self.per_chunk)
         for acts, order in made_ahead(self._chunk, chunk, self.hook.device):
             for j in range(i, self.per_chunk):
-                self.position += 1
+                self.batches_given += 1
                 chosen = order[j * self.batch : (j + 1) * self.batch]
                 yield acts[chosen].float()  # a large model's are bfloat16
             i = 0
@@ -234,8 +235,11 @@ def kept_of(hook: Source, rows: np.ndarray, acts: Acts) -> Bool[Tensor, " n"] | 
     return hook.left_out.kept(rows, acts).flatten() if hook.left_out else None
 
 
-def harvest_text(hook: Source, rows: np.ndarray) -> Acts:
-    """`harvest` without what is left out, in float32."""
+def harvest_kept(hook: Source, rows: np.ndarray) -> Acts:
+    """`harvest` in float32, less the activations that do not count where `hook.left_out` is set
+    (with `sae.outlier_norm`): those of special tokens, those of a row's first token that no BOS
+    stands before, and those of an outlying norm. Fewer than `rows.size` may come of it.
+    """
     acts = harvest(hook, rows).float()
     kept = kept_of(hook, rows, acts)
     return acts if kept is None else acts[kept]

@@ -50,7 +50,7 @@ class SparseAutoencoder(nn.Module):
         self.W_dec = nn.Parameter(torch.zeros(d_sae, d_in))
         self.b_dec = nn.Parameter(torch.zeros(d_in))
         self.register_parameter("W_skip", None)  # of a skip transcoder, see transcoder.py
-        # of batchtopk: what it will be used with, see `for_inference`
+        # batchtopk does not train with it: it is what decides from `for_inference` on
         if architecture in ("jumprelu", "batchtopk"):
             self.threshold = nn.Parameter(torch.zeros(d_sae))
 
@@ -69,46 +69,64 @@ class SparseAutoencoder(nn.Module):
     def d_sae(self) -> int:
         return self.W_dec.shape[0]
 
+    # From here to `set_output_gradients`: what the two subclasses change. `Transcoder`
+    # (transcoder.py) is given [x, y], an MLP's input and output beside each other, encodes x as it
+    # is and decodes to y: `pre_activations`, `encoded_part`, `target`, `set_output_gradients`, and
+    # below `forward`, `fold_scale` and `save`. `SplitAutoencoder` (engine/split.py) has one
+    # process's share of the features, so that sums and choices over all features take all
+    # processes: `centre`, `total`, `keep_largest`.
+
     def pre_activations(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_sae"]:
+        """z = (x − b_dec) W_enc + b_enc, of which σ makes f. For training on a GPU it has a
+        backward pass of its own, with one product less.
+        """
         if on_gpu(x.device) and torch.is_grad_enabled():
             return CentredLinear.apply(x, self.centre, self.W_enc_T, self.b_enc)
         return torch.nn.functional.linear(self.encoded_part(x), self.W_enc_T, self.b_enc)
 
     def encoded_part(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_in"]:
-        """What the encoder's weights are multiplied with."""
+        """What the encoder's weights are multiplied with: here x − b_dec."""
         return x - self.centre
 
     @property
     def centre(self) -> Float[Tensor, " d_in"]:
+        """What is subtracted before encoding."""
         return self.b_dec
 
     def total(self, decoded: Tensor) -> Tensor:
-        """What all features decode to; here are all of them, see `engine/split.py`."""
+        """What all features decode to, from what those held here decode to: here all are."""
         return decoded
 
     def keep_largest(self, z: Float[Tensor, "*n m"], k: int) -> Float[Tensor, "*n m"]:
-        """ReLU of the k largest, else 0."""
+        """ReLU of the k largest of each row (of all, for a flat z), else 0."""
         largest = z.topk(min(k, z.shape[-1]))
         return torch.zeros_like(z).scatter(-1, largest.indices, largest.values.relu())
 
     def target(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_in"]:
-        """What decoding is to give."""
+        """What the reconstruction is compared with: here x itself."""
         return x
 
     def set_output_gradients(self, into_output: Tensor, encoded: Tensor) -> None:
-        """Gradients of what is added to the features, once that of `b_enc` is known."""
+        """In a sparse step, set the gradient of `b_dec` (of a skip transcoder also of `W_skip`)
+        once those of the other parameters are set.
+
+        `into_output` [n, d_in] is the loss's gradient into x̂, `encoded` [n, d_in] what
+        `encoded_part` gave, which only a skip needs. b_dec is added to x̂ and subtracted from x:
+        ∂/∂b_dec = Σ_n ∂/∂x̂ − W_enc Σ_n ∂/∂z, and the latter sum is the gradient of b_enc.
+        """
         self.b_dec.grad = into_output.sum(0) - self.W_enc @ self.b_enc.grad
 
     def encode(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_sae"]:
+        """f = σ(z), the features' activations."""
         z = self.pre_activations(x)
         if self.architecture == "standard":
             return z.relu()
         if self.architecture == "jumprelu":
             return z * (z > self.threshold)
-        per_row = self.architecture == "topk"
-        pool = z if per_row else z.flatten()
-        k = self.k if per_row else self.k * len(pool) // self.d_sae
-        return self.keep_largest(pool, k).view_as(z)
+        if self.architecture == "topk":
+            return self.keep_largest(z, self.k)
+        n = z.numel() // self.d_sae  # batchtopk: the k·n largest of all n activations together
+        return self.keep_largest(z.flatten(), self.k * n).view_as(z)
 
     def decode(self, feature_acts: Float[Tensor, "*n d_sae"]) -> Float[Tensor, "*n d_in"]:
         return self.total(feature_acts @ self.W_dec) + self.b_dec
@@ -118,8 +136,11 @@ class SparseAutoencoder(nn.Module):
 
     @torch.no_grad()
     def fold_scale(self, scale: float) -> None:
-        """Trained on `scale · x`, from now on for x itself: the features' activations stay the
-        same.
+        """What was trained on s·x, with s = `scale`, from now on takes x itself.
+
+        (s·x − b_dec) W_enc + b_enc = (x − b_dec/s) (s·W_enc) + b_enc: so f, b_enc and the threshold
+        stay as they are. x̂ = (f W_dec + b_dec) / s: so W_dec and b_dec are divided by s, and
+        features of norm 1 (rows of W_dec) have the norm 1/s from here on.
         """
         self.W_enc_T *= scale
         self.W_dec /= scale
@@ -127,8 +148,9 @@ class SparseAutoencoder(nn.Module):
 
     @torch.no_grad()
     def for_inference(self) -> None:
-        """A batch-wise choice would make an activation's features depend on its neighbours: from
-        now on a threshold decides.
+        """Make of batchtopk a jumprelu with the threshold that its training has found: a choice
+        among a whole batch would make an activation's features depend on its neighbours. The other
+        architectures stay as they are.
         """
         if self.architecture == "batchtopk":
             self.architecture, self.k = "jumprelu", 0

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from sae_lib.model.activations import Source, harvest, harvest_text, spread
+from sae_lib.model.activations import Source, harvest, harvest_kept, spread
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.recipes import Recipe
 from sae_lib.sae.transcoder import Transcoder
@@ -30,7 +30,7 @@ def statistics(
     """
     per_row = harvest(hook, rows[:1]).numel()
     n_rows = max(1, min(STATISTICS_ROWS, STATISTICS_VALUES // per_row))
-    acts, scale = harvest_text(hook, spread(rows, n_rows)), 1.0
+    acts, scale = harvest_kept(hook, spread(rows, n_rows)), 1.0
     if recipe.transcoder:
         scale = acts.unflatten(1, (2, -1)).pow(2).mean((0, 2), keepdim=True).rsqrt()
         scale = scale.expand(1, 2, acts.shape[1] // 2).flatten()

@@ -19,13 +19,13 @@ class Objective:
 
     "l1": Σ_f f (Bricken et al. 2023); "l1_norm": Σ_f f ‖W_dec_f‖ (Anthropic, April 2024); "l0": the
     number of active features, with a rectangle of width `bandwidth` for the derivative of the step
-    (Rajamanoharan et al. 2024); "none". `aux` times `auxiliary_loss` is added where features are
-    dead. With `prefixes` the squared error is the mean over reconstructions by the first so many
+    (Rajamanoharan et al. 2024); "none". Where features are dead, mse · aux · `auxiliary_loss` is
+    added. With `prefixes` the squared error is the mean over reconstructions by the first so many
     features alone (Bussmann et al. 2025, Matryoshka).
     """
 
-    mse: float
-    sparsity: float = 0.0
+    mse: float  # a weight: 1, or 1 / d_in for recipes with `mse: mean`; not an error
+    sparsity: float = 0.0  # λ: the recipe's `l1`, whatever the penalty, at its share in warm-up
     penalty: str = "l1"
     bandwidth: float = 0.0
     aux: float = 0.0
@@ -33,10 +33,14 @@ class Objective:
 
 
 class StepResult(NamedTuple):
-    """What a step measured, as tensors on the device (reading them is what waits for it)."""
+    """What a step measured, as tensors on the device (reading them is what waits for it).
 
-    squared_error: Float[Tensor, ""]  # Σ over dimensions, mean over the batch
-    l1: Float[Tensor, ""]  # Σ over features, mean over the batch
+    None of it has the loss's weights. Whatever the penalty, `l1` is the sum of the features'
+    activations; `squared_error` is the reconstruction's by all features, also with prefixes.
+    """
+
+    squared_error: Float[Tensor, ""]  # Σ_d (x − x̂)², mean over the batch
+    l1: Float[Tensor, ""]  # Σ_f f, mean over the batch
     l0: Float[Tensor, ""]  # active features per activation
     fired: Bool[Tensor, " d_sae"]
     smallest: Float[Tensor, ""]  # activation above zero, for batchtopk alone

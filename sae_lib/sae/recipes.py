@@ -39,8 +39,12 @@ class Recipe:
     differences: tuple[str, ...]  # to the source
     batch: int
     lr: float
-    l1: float  # λ, the weight of the sparsity penalty
-    mse: Literal["sum", "mean"]  # over the input's dimensions; the mean over the batch always
+    # λ, the weight of the sparsity penalty, whatever the `penalty`; what a step measures as l1 is
+    # the sum Σ_f f without a weight
+    l1: float
+    # what the loss takes of the squared errors of an input's dimensions: their sum, or their mean
+    # (the sum with weight 1 / d_in); over the batch always the mean
+    mse: Literal["sum", "mean"]
     # train on s·x with mean ‖s·x‖² = d_in; s is folded into the weights at the end
     scale_activations: bool
     init: Literal["small_tied", "independent", "torch_linear"]  # see initialise.py
@@ -73,7 +77,9 @@ class Recipe:
     patience: int = 0
 
     def objective(self, d_in: int, share: float = 1.0, d_sae: int = 1) -> Objective:
-        """The loss, with the penalty at `share` of its weight."""
+        """The loss for inputs of width `d_in`, with λ at this `share` of `l1`; `d_sae` says how
+        many features the prefixes are shares of.
+        """
         mse = 1.0 if self.mse == "sum" else 1 / d_in
         nested = {*(max(1, round(part * d_sae)) for part in self.prefixes), d_sae}
         prefixes = tuple(sorted(nested)) if self.prefixes else ()
@@ -96,8 +102,10 @@ BRICKEN_2023, WARD_2024 = RECIPES["bricken_2023"], RECIPES["ward_2024"]
 
 
 def rate(step: int, n_steps: int, warmup: float, decay: float) -> float:
-    """Share of the peak value: linear up over the first `warmup`, linear down to zero over the
-    last `decay` of training.
+    """The share, from 0 to 1, at which the learning rate (or λ) stands in a step: it rises linearly
+    over the first `warmup` of training and falls linearly to zero over the last `decay`. Not the
+    learning rate itself, which is `recipe.lr` times this, times the factor "rate" that
+    `optimiser.parameter_groups` gives some of the weights.
     """
     up = (step + 1) / max(1, round(warmup * n_steps))
     down = (n_steps - step) / max(1, round(decay * n_steps)) if decay else 1.0
@@ -163,11 +171,16 @@ def resolve(sae: SAESettings) -> Recipe:
 
 
 def at_width(recipe: Recipe, tuned_at: int | None, d_in: int) -> Recipe:
-    """The recipe with learning rate and λ carried over from the width `tuned_at` to `d_in`.
+    """The recipe with λ and learning rates carried over from the width `tuned_at`, where they were
+    chosen, to `d_in`; unchanged for None. `SettingsError` for a recipe that does not scale
+    activations.
 
-    Activations have the norm √d_in, and features as large. An L1 penalty grows with them, a count
-    (L0) not at all, and the squared error with their square: λ ∝ √d_in, or d_in. For the rates see
-    `optimiser.parameter_groups`.
+    Scaled activations have the norm √d_in, and the features' activations grow with it. Let r be
+    √(d_in / tuned_at). From one width to the other the squared error grows by r², the sum of the
+    features' activations (L1) by r, and their number (L0) not at all. So that penalty and error
+    stay in proportion, λ is multiplied by r for an L1 penalty and by r² for L0. A jumprelu's
+    threshold and bandwidth are compared with the features' activations and are multiplied by r.
+    `size` is r: how the learning rates follow from it says `optimiser.parameter_groups`.
     """
     if tuned_at is None:
         return recipe

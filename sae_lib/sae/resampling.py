@@ -1,7 +1,7 @@
 """Which features are dead, and how they are resampled (Bricken et al. 2023, Neuron Resampling)."""
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_lib.sae.autoencoder import SparseAutoencoder
@@ -9,20 +9,15 @@ from sae_lib.sae.dictionaries import reconstruction
 from sae_lib.sae.engine.active_pairs import active_pairs
 
 
-def silent_too_long(silent: Int[Tensor, " d_sae"], dead_window: int) -> Bool[Tensor, " d_sae"]:
-    """The dead test of a recipe that counts: features that have not fired on the last
-    `dead_window` training activations.
-    """
-    return silent >= dead_window
-
-
 def silent_on(sae: SparseAutoencoder, x: Float[Tensor, "n d_in"]) -> Bool[Tensor, " d_sae"]:
-    """The dead test of a recipe that draws a sample: features that fire on none of it."""
+    """The dead test of recipes with `resampling.fresh_sample`: features that fire on none of the
+    sample `x`. The others count silence in training, see `AutoencoderTraining.dead_mask`.
+    """
     return torch.bincount(active_pairs(sae, x).column, minlength=sae.d_sae) == 0
 
 
 def sampling_probabilities(loss: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """Inputs are drawn in proportion to the square of their reconstruction loss."""
+    """loss² / Σ loss², with which inputs are drawn: those that are explained worst most often."""
     squared = loss.double() ** 2
     total = squared.sum()
     return squared / total if total > 0 else torch.full_like(squared, 1 / len(squared))
@@ -38,13 +33,21 @@ def resample(
     centred: bool,
     generator: torch.Generator,
 ) -> int:
-    """Point each dead feature at an input that the autoencoder explains badly; returns how many
-    were touched.
+    """Point each `dead` feature at an input that the autoencoder explains badly; returns how many
+    features were changed.
 
-    The input is drawn from `x` without replacement, ∝ loss². Its unit vector becomes the decoder
-    row; the encoder column is the same direction at `encoder_scale` times the alive features' mean
-    encoder norm; encoder bias and jumprelu threshold are zero. Adam's moments of exactly these
-    slices are zeroed. With more dead features than inputs, the rest stay dead.
+    `x` holds the inputs to draw from, scaled as in training; their loss is ‖x − x̂‖², without the
+    penalty. Each feature gets an input of its own, drawn without replacement, ∝ loss². Inputs with
+    loss 0 are never drawn: where fewer others than dead features are there, the dead ones with the
+    highest indices stay as they are.
+
+    The feature's decoder row becomes the unit vector of x − b_dec (`centred`: what the encoder
+    sees, so that the feature fires on its input) or of x. Its encoder column becomes the same
+    direction, at `encoder_scale` times the mean encoder norm of the alive features (of 1 where none
+    is alive): weak, so that it does not disturb the others at once. b_enc and a jumprelu's
+    threshold become 0, so that no former bias keeps it silent. Adam's moments of exactly these
+    weights become 0, as they belong to the former feature. The caller then calls
+    `training.constrain`, for unit columns and tied weights.
     """
     loss = torch.cat([((part - reconstruction(sae, part)) ** 2).sum(-1) for part in x.split(4096)])
     indices = dead.nonzero().squeeze(-1)[: int((loss > 0).sum())]

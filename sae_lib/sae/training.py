@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sae_lib import checkpoints
 from sae_lib.device import on_gpu, precision
-from sae_lib.model.activations import ActivationBuffer, Source, harvest_text
+from sae_lib.model.activations import ActivationBuffer, Source, harvest_kept
 from sae_lib.progress import tqdm
 from sae_lib.sae import resampling
 from sae_lib.sae.autoencoder import SparseAutoencoder
@@ -44,7 +44,7 @@ class AutoencoderTraining(checkpoints.TrainingState):
     stopping: EarlyStopping
     reference: float | None = None  # the loss of the first step
     events: list[dict] = field(default_factory=list)
-    listed: Int[Tensor, " n_dead"] | None = None  # the dead features, when last listed
+    last_dead_indices: Int[Tensor, " n_dead"] | None = None  # what `dead_indices` gave last
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights and moments, the best weights so far, and the features' silence."""
@@ -70,7 +70,11 @@ class AutoencoderTraining(checkpoints.TrainingState):
             super().save(store, budget_gb)
 
     def check_loss(self, measured: StepResult, folder: Path | None) -> None:
-        """`TrainingError` where the loss is not finite or many times that of the first step."""
+        """`TrainingError` where the loss is not finite or many times that of the first step.
+
+        It judges `squared_error + l1` as measured, without the weights that both have in the loss
+        (`objective.mse` and λ, of which the latter changes while it is warmed up).
+        """
         total = (measured.squared_error + measured.l1).item()
         self.reference = total if self.reference is None else self.reference
         finite = math.isfinite(self.reference)
@@ -79,23 +83,27 @@ class AutoencoderTraining(checkpoints.TrainingState):
         causes = f"sae.lr {recipe.lr} or λ {recipe.l1} too high, or activations that are not finite"
         checkpoints.check_loss(recipe.name, total, limit, self.step, folder, causes)
 
-    def dead(self, dead_window: int) -> Bool[Tensor, " d_sae"]:
-        """The features that the dead test finds silent."""
-        return resampling.silent_too_long(self.silent, dead_window)
+    def dead_mask(self, dead_window: int) -> Bool[Tensor, " d_sae"]:
+        """[d_sae], true for features that fired on none of the last `dead_window` training
+        activations.
+        """
+        return self.silent >= dead_window
 
-    def dead_features(self, settings: SAESettings) -> Int[Tensor, " n_dead"]:
-        """Their numbers; on a GPU, whose host has to wait for them, as of the last log point."""
+    def dead_indices(self, settings: SAESettings) -> Int[Tensor, " n_dead"]:
+        """[n_dead], the indices of the dead features, rising. On a GPU those of the last log point
+        (`last_dead_indices`), as the host has to wait for new ones.
+        """
         if (
-            self.listed is None
+            self.last_dead_indices is None
             or not on_gpu(self.silent.device)
             or self.step % settings.log_every == 0
         ):
-            self.listed = self.dead(settings.dead_window).nonzero().squeeze(1)
-        return self.listed
+            self.last_dead_indices = self.dead_mask(settings.dead_window).nonzero().squeeze(1)
+        return self.last_dead_indices
 
     def dead_share(self, dead_window: int) -> float:
-        """Their share."""
-        return distributed.TEAM.mean(self.dead(dead_window).float().mean()).item()
+        """The share of all features that `dead_mask` marks."""
+        return distributed.TEAM.mean(self.dead_mask(dead_window).float().mean()).item()
 
     def log(self, measured: StepResult, dead_window: int) -> dict[str, str]:
         """Append a point to the curves, and return what of it a progress bar shows."""
@@ -136,7 +144,7 @@ def prepare(
         optimiser.register_step_post_hook(stay_near(sae.W_dec))
     stopping = EarlyStopping(mean[None], 0)
     if recipe.patience and heldout is not None:
-        stopping = EarlyStopping(harvest_text(hook, heldout) * scale, recipe.patience)
+        stopping = EarlyStopping(harvest_kept(hook, heldout) * scale, recipe.patience)
     silent = torch.zeros(sae.d_sae, dtype=torch.int64, device=mean.device)
     own = {"recipe": recipe, "scale": scale, "silent": silent, "stopping": stopping}
     return AutoencoderTraining(sae, optimiser, **own)
@@ -172,8 +180,8 @@ def fit(
     steps = zip(range(state.step, n_steps), buffer, strict=False)
     bar = tqdm(steps, desc=recipe.name, initial=state.step, total=n_steps, disable=rank > 0)
     for step, x in bar:
-        dead = state.dead_features(settings) if recipe.aux else None
-        measured = take_step(x, *scheduled(recipe, step, n_steps), dead=dead)
+        dead_indices = state.dead_indices(settings) if recipe.aux else None
+        measured = take_step(x, *scheduled(recipe, step, n_steps), dead=dead_indices)
         state.step, last = step + 1, step + 1 == n_steps
         logged = last or state.step % settings.log_every == 0
         stop = distributed.any_process(store.interrupted.is_set(), logged)
@@ -209,54 +217,68 @@ def finished(state: AutoencoderTraining) -> SparseAutoencoder:
 
 
 def scheduled(recipe: Recipe, step: int, n_steps: int) -> tuple[float, float, float]:
-    """(learning rate, share of λ, what the batch's smallest chosen activation counts for in the
-    moving average that is batchtopk's threshold) of a step.
+    """What changes from step to step, in the order in which `training_step` takes it: `lr`, the
+    learning rate; `l1_share`, the share of λ that counts; `threshold_weight`, that of this step in
+    the moving average which is batchtopk's threshold.
     """
-    weight = min(1.0, max(1 / THRESHOLD_STEPS, 10 / n_steps)) if step else 1.0
+    threshold_weight = min(1.0, max(1 / THRESHOLD_STEPS, 10 / n_steps)) if step else 1.0
     lr = recipe.lr * rate(step, n_steps, recipe.lr_warmup, recipe.lr_decay)
-    return lr, rate(step, n_steps, recipe.l1_warmup, 0), weight
+    return lr, rate(step, n_steps, recipe.l1_warmup, 0), threshold_weight
 
 
 def training_step(
     state: AutoencoderTraining,
     dtype: torch.dtype,
     x: Float[Tensor, "n d_in"],
-    *schedule: float | Tensor,
+    lr: float | Tensor,
+    l1_share: float | Tensor,
+    threshold_weight: float | Tensor,
     dead: Int[Tensor, " n_dead"] | None = None,
 ) -> StepResult:
-    """Gradients of a batch, the optimiser's step, and the count of every feature's silence."""
+    """Gradients of a batch of unscaled activations `x`, the optimiser's step, and the count of
+    every feature's silence.
+
+    `lr`, `l1_share` and `threshold_weight` are what `scheduled` gives, on a GPU as tensors, since
+    the step may be replayed as a CUDA graph. `dtype` is that of matrix products, see `gradients`;
+    weights, gradients and Adam's moments stay float32. `dead` are the indices of the features that
+    the auxiliary loss is for.
+    """
     sae, recipe = state.model, state.recipe
-    lr, share, weight = schedule
     set_learning_rate(state.optimiser, lr)
-    objective = recipe.objective(sae.d_in, share, sae.d_sae)
+    objective = recipe.objective(sae.d_in, l1_share, sae.d_sae)
     measured = gradients(sae, x * state.scale, objective, dtype, dead)
     measured = distributed.TEAM.combined(sae, measured)
     update(sae, state.optimiser, recipe)
     if sae.architecture == "batchtopk":
-        sae.threshold.data.lerp_(measured.smallest, weight)
+        sae.threshold.data.lerp_(measured.smallest, threshold_weight)
     state.silent.add_(len(x) * distributed.TEAM.replica()[1]).masked_fill_(measured.fired, 0)
     return measured
 
 
 @torch.no_grad()
 def update(sae: SparseAutoencoder, optimiser: torch.optim.Optimizer, recipe: Recipe) -> None:
-    """One optimiser step that ends with the decoder's norm in place."""
+    """One optimiser step with the gradients that are set, then `constrain`."""
     if recipe.tied:
         sae.W_dec.grad += sae.W_enc_T.grad
     if recipe.grad_clip:
         torch.nn.utils.clip_grad_norm_(trained(sae, recipe), recipe.grad_clip)
-    # the part of the gradient along a unit feature would only change its norm
+    # The part of the gradient along a unit feature would only change the norm, which `constrain`
+    # undoes; but Adam's moments would take it in, and with them the step would be another.
     if recipe.decoder_norm == "features":
         along = torch.linalg.vecdot(sae.W_dec.grad, sae.W_dec)
         sae.W_dec.grad.addcmul_(along[:, None], sae.W_dec, value=-1)
     optimiser.step()
-    normalize_decoder_(sae, recipe)
+    constrain(sae, recipe)
 
 
 @torch.no_grad()
-def normalize_decoder_(sae: SparseAutoencoder, recipe: Recipe) -> None:
-    """Unit features (rows of W_dec), or, faithful to the original's mistake, unit dimensions
-    (columns of W_dec), or free; tied weights.
+def constrain(sae: SparseAutoencoder, recipe: Recipe) -> None:
+    """Bring the weights back to what the recipe demands, after a step or a resampling.
+
+    `decoder_norm` "features" divides every row of W_dec (a feature) by its norm, "dimensions" every
+    column (one dimension of all features), which is the mistake of `ward_2024`'s source, kept;
+    "free" does nothing. With tied weights the encoder becomes a copy of the decoder. A jumprelu's
+    thresholds below 0 become 0, so that the activations of active features are above 0.
     """
     if recipe.decoder_norm != "free":
         dim = 1 if recipe.decoder_norm == "features" else 0
@@ -274,26 +296,29 @@ def resample_dead(
     state: AutoencoderTraining,
     seed: int,
 ) -> dict:
-    """Find the dead features, resample them, count: {"step", "dead", "resampled"}. Their silence
-    goes on being counted until they fire.
+    """Find the dead features and resample them; returns {"step", "dead", "resampled"}, where the
+    latter two are how many. Their silence goes on being counted until they fire.
+
+    Dead are those of `dead_mask`, or, with `resampling.fresh_sample`, those that fire on none of so
+    many activations drawn here.
     """
     recipe, sae, step = state.recipe, state.model, state.step
     r = recipe.resampling
     wanted = r.fresh_sample or settings.resampling_inputs
     n_rows = min(len(rows), math.ceil(wanted / rows.shape[1]))
     drawn = np.random.default_rng((seed, step)).choice(len(rows), n_rows, replace=False)
-    x = harvest_text(hook, rows[np.sort(drawn)])[:wanted] * state.scale
+    x = harvest_kept(hook, rows[np.sort(drawn)])[:wanted] * state.scale
     if r.fresh_sample:
-        dead = resampling.silent_on(sae, x)
+        dead_mask = resampling.silent_on(sae, x)
     else:
-        dead = state.dead(settings.dead_window)
+        dead_mask = state.dead_mask(settings.dead_window)
     generator = torch.Generator().manual_seed(seed + step)
     touched = resampling.resample(
-        sae, state.optimiser, dead, x, r.encoder_scale, r.centred, generator
+        sae, state.optimiser, dead_mask, x, r.encoder_scale, r.centred, generator
     )
     if touched:
-        normalize_decoder_(sae, recipe)
+        constrain(sae, recipe)
     adam = state.optimiser.state.values()
     moments = [moment[name] for moment in adam for name in ("exp_avg", "exp_avg_sq")]
     distributed.broadcast_from_rank0([*sae.parameters(), *moments, state.silent])
-    return {"step": step, "dead": int(dead.sum()), "resampled": touched}
+    return {"step": step, "dead": int(dead_mask.sum()), "resampled": touched}

@@ -98,8 +98,10 @@ class Tokens:
             raise IndexError(f"token {index} of {len(getattr(self, split))} in {split}")
         document = int(self.table[split]["first_token"].searchsorted(index, side="right")) - 1
         row, spans = self.table[split].iloc[document], self._spans(split, document)
-        position, behind = index - row["first_token"], (row["characters"],) * 2
-        start, end = spans[position] if position < len(spans) else behind
+        position = index - row["first_token"]
+        start = end = row["characters"]  # of separators, which come after the text
+        if position < len(spans):
+            start, end = spans[position]
         return Location(document, row["origin"], row["kind"], int(start), int(end))
 
     def document(self, split: str, document: int) -> str:
@@ -189,7 +191,9 @@ def write_tokens(
 
 
 def _encoded(tokenizer: Any, documents: list[Document]) -> list[Any]:
-    """Dialogues by an encoder of their own."""
+    """The documents' encodings. In dialogues special tokens are special; in all other text what
+    looks like one is ordinary text, which takes another encoder.
+    """
     encoder = exact_encoder(tokenizer)
     found = encoder.encode_batch_fast([d.text for d in documents], add_special_tokens=False)
     chat = exact_encoder(tokenizer, True)

@@ -29,23 +29,30 @@ def gradients(
     sae: SparseAutoencoder,
     x: Float[Tensor, "n d_in"],
     objective: Objective,
-    encoder_dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype = torch.float32,
     dead: Int[Tensor, " n_dead"] | None = None,
 ) -> StepResult:
-    """Set `.grad` of all parameters for `objective.loss`.
+    """Set `.grad` of all parameters to the gradient of `objective.loss`; returns what the step
+    measured.
 
-    `encoder_dtype` is the precision of the features' activations alone; with float32 the gradient
-    is exact. `dead` are the features that the auxiliary loss is for, where the objective has one.
+    Where few features are active the step is sparse: on a CPU, with less than `DENSE_ABOVE` of all
+    (activation, feature) pairs active, and neither prefixes nor features split over processes.
+    Everywhere else, so on every GPU, it is dense: autograd through `objective.loss`.
+
+    `dtype` is that of matrix products: in a dense step of all those of the loss and its gradient,
+    in a sparse one of x @ W_enc alone. Weights, gradients and Adam's moments stay float32; with
+    float32 both kinds of step give the exact gradient. `dead` are the indices of the features that
+    the auxiliary loss is for, where the objective has one.
     """
     # processes that split the features meet in the auxiliary loss, also where one has none
     given = dead is not None and (sae.dense or len(dead))
     dead = dead if objective.aux and given else None
     sparse = not (objective.prefixes or sae.dense or on_gpu(x.device))
     if sparse and _density(sae, x[:: max(1, len(x) // 8)]) < 1.5 * DENSE_ABOVE:
-        pairs = active_pairs(sae, x, encoder_dtype, objective.bandwidth / 2)
+        pairs = active_pairs(sae, x, dtype, objective.bandwidth / 2)
         if len(pairs.row) < DENSE_ABOVE * len(x) * sae.d_sae:
             return _sparse(sae, x, pairs, objective, dead)
-    return _dense(sae, x, objective, encoder_dtype, dead)
+    return _dense(sae, x, objective, dtype, dead)
 
 
 @torch.no_grad()
@@ -53,9 +60,9 @@ def _density(sae, x) -> float:
     return 0.0 if sae.k else (sae.encode(x) > 0).float().mean().item()
 
 
-def _dense(sae, x, objective: Objective, encoder_dtype: torch.dtype, dead) -> StepResult:
+def _dense(sae, x, objective: Objective, dtype: torch.dtype, dead) -> StepResult:
     sae.zero_grad(set_to_none=True)
-    with autocast(x.device, encoder_dtype):
+    with autocast(x.device, dtype):
         total, measured = loss(sae, x, objective, dead)
     total.backward()
     return measured
