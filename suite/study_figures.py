@@ -165,13 +165,18 @@ def universality_sentences(study: dict) -> list[str]:
     it came out. Primary, declared before the study was run: what is left once the token is
     regressed out; and for the second question with the density held.
     """
-    points, exceptions = pd.json_normalize(study["points"]), []
-    for null, what in [*COMPARED.items()][2:]:
-        ours, theirs = (points[f"compared.{name}.residual"] for name in ("models", null))
-        mean, half = mean_and_half_width(ours - theirs)
-        exceptions += [] if mean > half else [what.removesuffix(" (null)")]
-    but = f" but {', '.join(exceptions)}" if exceptions else ""
-    said = [f"With the token regressed out, two language models agree more than every null{but}."]
+    points, beside = pd.json_normalize(study["points"]), {}
+    for column in ("residual", "raw"):
+        level = []
+        for null, what in [*COMPARED.items()][2:]:
+            ours, theirs = (points[f"compared.{name}.{column}"] for name in ("models", null))
+            mean, half = mean_and_half_width(ours - theirs)
+            level += [] if mean > half else [what.removesuffix(" (null)")]
+        beside[column] = "every null" + (f" but {', '.join(level)}" if level else "")
+    said = [
+        f"With the token regressed out, two language models agree more than {beside['residual']};"
+        f" raw, more than {beside['raw']}."
+    ]
     for quality, what in QUALITIES.items():
         held, free, most, least = (
             points[f"links.{quality}.{name}"]
