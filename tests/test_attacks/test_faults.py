@@ -105,7 +105,7 @@ MEMORY = [
     ("corpus", tokens, "train_tokenizer", PANIC("capacity overflow"), "corpus.train_tokens"),
     ("sae", training, "prepare", RuntimeError(ALLOCATOR), "sae.d_sae"),
     ("sae", training, "prepare", torch.OutOfMemoryError("CUDA out of memory."), "sae.d_sae"),
-    ("evaluate", evaluation, "firing", RuntimeError(ALLOCATOR), "evaluation.tokens"),
+    ("evaluate", evaluation, "density_and_error", RuntimeError(ALLOCATOR), "evaluation.tokens"),
     ("features", features, "FirstPass", MemoryError("Unable to allocate 3 TiB"), "features.top_k"),
     ("clusters", clusters, "group", MemoryError(), "interpretability.features"),
 ]
@@ -146,7 +146,7 @@ def test_ctrl_c_outside_training_is_one_line_and_status_130(
     without(copied, stage)
     where = {
         "corpus": (stages, "documents"),
-        "evaluate": (evaluation, "firing"),
+        "evaluate": (evaluation, "density_and_error"),
         "features": (features, "build"),
         "clusters": (clusters, "group"),
     }
