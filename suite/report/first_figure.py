@@ -24,7 +24,7 @@ def named_densities(
     cards = [card for card in cards_of(gallery) if card["feature"] in names][:SHOWN]
     if not cards:
         return None
-    found = {"neurons": evaluation["neurons"], "features": evaluation[main]}
+    found = {"features": evaluation[main], "neurons": evaluation["neurons"]}
     table = pd.concat(
         pd.DataFrame({"density": np.array(of["density"]), "kind": kind})
         for kind, of in found.items()
