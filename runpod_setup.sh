@@ -114,7 +114,7 @@ cuda=$(nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9]*\)\.\([0-9]\)
 if ! has_pinned_torch "$py" && [ -n "$cuda" ] && [ "$cuda" -lt 130 ]; then
     echo "the driver runs CUDA ${cuda:0:2}.${cuda:2}: looking for a build of torch $pin that it can use"
     for build in $(builds_for "$cuda"); do
-        if "$py" -m pip install --quiet --retries 1 --index-url "https://download.pytorch.org/whl/$build" "torch==$pin" 2>/dev/null; then break; fi
+        if "$py" -m pip install --quiet --retries 1 --index-url "https://download.pytorch.org/whl/$build" "torch==$pin" 2>/dev/null; then echo "took $build"; break; fi
     done
     has_pinned_torch "$py" || echo "none found; taking the default build, which may need a newer driver"
 fi

@@ -4,14 +4,17 @@
     python -m benchmarks.gpu stheno     # 14 336 → 57 344 and more: steps, harvest, memory
     python -m benchmarks.gpu checks     # nothing waits within a step; kill and resume; the stages
 
-Each adds its part to `gpu.json` and its lines to `gpu.log` in `--out`. `--tiny --device cpu` goes
-through all of it in miniature, which a test does. Text is drawn at random, models have random
-weights, and there is one autoencoder at a time.
+Each adds its part to `gpu.json` and its lines to `gpu.log` in `--out`, case by case: one that fails
+or takes too long leaves the others' results. `--tiny` goes through all of it in miniature, which
+tests do on a CPU and on the simulated device. Text is drawn at random, models have random weights,
+and there is one autoencoder at a time.
 """
 
 import argparse
+import faulthandler
 import gc
 import json
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +28,7 @@ import numpy as np
 import torch
 import transformers
 
-from benchmarks import saelens
+from benchmarks import rehearsal, saelens
 from benchmarks.timing import rates, ratio
 from sae_lib import checkpoints
 from sae_lib.device import autocast, gpu_module, on_gpu, wait_for
@@ -61,13 +64,17 @@ class Sizes:
     buffer_rows: int = 8192
     activations: int = 18_000_000  # trained on from tokens, for the rate
     lm: tuple[str, ...] = ()  # overrides of runpod's language model
-    lm_steps: int = 100
     wide: tuple[tuple[int, int], ...] = ((14_336, 57_344), (14_336, 114_688))
     wide_batch: int = 4096
-    trunk: tuple[int, int, int, int] = (4096, 14_336, 32, 128_256)  # d_model, d_mlp, layers, vocab
+    trunk: str = "LLAMA_3_8B"  # in `rehearsal`
     trunk_rows: tuple[int, int] = (64, 512)
     matrix: int = 8192
     seconds: float = 4.0  # that each case is timed for
+    # of the `smoke` profile: those that these are made from are made too
+    stages: tuple[str, ...] = (
+        *("evaluation", "prompts", "features", "clusters", "circuits"),
+        *("last_mlp.evaluation", "last_mlp.features"),
+    )
 
 
 TINY = Sizes(
@@ -79,13 +86,13 @@ TINY = Sizes(
     buffer_rows=64,
     activations=4096,
     lm=("lm.d_model=16", "lm.d_mlp=32", "lm.n_heads=2", "lm.context=16", "lm.batch=4"),
-    lm_steps=2,
     wide=((64, 128),),
     wide_batch=64,
-    trunk=(32, 64, 2, 300),
+    trunk="TINY",
     trunk_rows=(4, 16),
     matrix=64,
     seconds=0.02,
+    stages=(),  # other tests go through them
 )
 
 
@@ -115,11 +122,30 @@ class Log:
             except Exception as error:  # the cases after it are still wanted
                 found = {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # nothing where there is no CUDA
         self.results[self.part][name] = found
         self.file.write_text(json.dumps(self.results, indent=1) + "\n")
         self.say(f"{name}: {json.dumps(found)}")
+
+
+@contextmanager
+def time_limit(minutes: float) -> Iterator[None]:
+    """Inside, a `TimeoutError` after so many minutes; half a minute later the process ends, should
+    it hang in the driver. Results of earlier cases are in the file by then.
+    """
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"stopped after {minutes:g} minutes")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
+    faulthandler.dump_traceback_later(60 * minutes + 30, exit=True)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        faulthandler.cancel_dump_traceback_later()
+        signal.signal(signal.SIGALRM, before)
 
 
 def calls_per_second(function: Callable[[], Any], device: torch.device, seconds: float) -> float:
@@ -127,12 +153,12 @@ def calls_per_second(function: Callable[[], Any], device: torch.device, seconds:
     for _ in range(3):
         function()
     wait_for(device)
-    n, began = 0, time.perf_counter()
+    n, began, at_once = 0, time.perf_counter(), max(1, round(2.5 * seconds))
     while time.perf_counter() - began < seconds:
-        for _ in range(10):
+        for _ in range(at_once):
             function()
         wait_for(device)
-        n += 10
+        n += at_once
     return n / (time.perf_counter() - began)
 
 
@@ -155,8 +181,8 @@ class Step:
 
     def __init__(self, d_in: int, settings: SAESettings, device: torch.device):
         recipe = at_width(resolve(settings), settings.tuned_at, d_in)
-        generator = torch.Generator(device).manual_seed(0)
-        self.x = torch.randn(recipe.batch, d_in, device=device, generator=generator).relu_()
+        torch.manual_seed(0)
+        self.x = torch.randn(recipe.batch, d_in, device=device).relu_()
         with torch.device(device):
             sae = SparseAutoencoder(d_in, settings.d_sae, recipe.architecture, recipe.k)
             silent = torch.zeros(settings.d_sae, dtype=torch.int64)
@@ -169,7 +195,7 @@ class Step:
         self.state = training.AutoencoderTraining(sae, adam(sae, recipe), **own)
         self.objective = recipe.objective(d_in, 1.0, settings.d_sae)
         self.take = partial(training.training_step, self.state, BF16)
-        self.replay = captured(self.take, device)
+        self.replay = captured(self.take, sae.W_dec)
 
     def eager(self) -> None:
         self.take(self.x, *SCHEDULE)
@@ -346,22 +372,13 @@ def replace_aux(settings: SAESettings) -> SAESettings:
 
 def trunk(sizes: Sizes, device: torch.device) -> dict[str, float]:
     """Harvest at the last MLP against the plain forward pass; random weights."""
-    d_model, d_mlp, layers, vocab = sizes.trunk
-    config = transformers.LlamaConfig(
-        vocab_size=vocab,
-        hidden_size=d_model,
-        intermediate_size=d_mlp,
-        num_hidden_layers=layers,
-        num_attention_heads=max(1, d_model // 128),
-        num_key_value_heads=max(1, d_model // 512),
-        max_position_embeddings=8192,
-    )
+    config = getattr(rehearsal, sizes.trunk)
     with peak_memory(device) as memory:
         with torch.device(device):
             model = transformers.AutoModelForCausalLM.from_config(config, dtype=BF16)
         model = language_model.without_waits(model).eval().requires_grad_(False)
-        hook = HookPoint(model, f"blocks.{layers - 1}.mlp.hook_post", 1)
-        rows = np.random.default_rng(0).integers(2, vocab, sizes.trunk_rows)
+        hook = HookPoint(model, f"blocks.{config.num_hidden_layers - 1}.mlp.hook_post", 1)
+        rows = np.random.default_rng(0).integers(2, config.vocab_size, sizes.trunk_rows)
         n, tokens = rows.size, torch.from_numpy(rows).to(device)
         parts = tokens.split(16)
 
@@ -402,20 +419,21 @@ def stheno(sizes: Sizes, device: torch.device, log: Log) -> None:
 
 def no_wait(sizes: Sizes, device: torch.device) -> dict[str, Any]:
     """A step under CUDA's own check: any wait of the host is an error."""
-    found = {}
+    found, checked = {}, on_gpu(device)
     for recipe in ("bricken_2023", "topk", "batchtopk", "jumprelu"):
         step = Step(sizes.d_in, step_settings(sizes, sizes.batches[0], recipe=recipe), device)
         for _ in range(WARM_UP + 1):  # the last one captures
             step.ours()
-        if device.type == "cuda":
-            torch.cuda.set_sync_debug_mode("error")
+        dead = torch.arange(8, device=device) if step.objective.aux else None
+        if checked:
+            gpu_module(device).set_sync_debug_mode("error")
         try:
-            step.eager()
+            step.take(step.x, *SCHEDULE, dead=dead)
             step.ours()
         finally:
-            if device.type == "cuda":
-                torch.cuda.set_sync_debug_mode("default")
-        found[recipe] = "nothing waits" if device.type == "cuda" else "not checked on a CPU"
+            if checked:
+                gpu_module(device).set_sync_debug_mode("default")
+        found[recipe] = "nothing waits" if checked else "not checked on a CPU"
     return found
 
 
@@ -461,6 +479,8 @@ def resume(sizes: Sizes, device: torch.device) -> dict[str, float]:
 def smoke(name: str, device: torch.device, folder: str) -> dict[str, float]:
     """Seconds of a stage of the `smoke` profile, from this installation's text."""
     run = stages.open_run("smoke", folder, [f"device={device.type}", "sae.widths=[]"])
+    if name.startswith("last_mlp."):
+        run, name = run.last_mlp(), name.removeprefix("last_mlp.")
     began = time.perf_counter()
     run.path(name) if stages.STAGES[name].folder else run.results(name)
     return {"seconds": time.perf_counter() - began}
@@ -469,9 +489,8 @@ def smoke(name: str, device: torch.device, folder: str) -> dict[str, float]:
 def checks(sizes: Sizes, device: torch.device, log: Log) -> None:
     log.measure("waits", lambda: no_wait(sizes, device))
     log.measure("resume", lambda: resume(sizes, device))
-    names = ("autoencoder", "evaluation", "features", "scores", "clusters", "prompts")
     with tempfile.TemporaryDirectory() as scratch:
-        for name in names if sizes is not TINY else ():
+        for name in sizes.stages:
             log.measure(f"smoke: {name}", lambda n=name: smoke(n, device, f"{scratch}/run"))
 
 
@@ -483,11 +502,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--minutes", type=float, default=7.0)
+    parser.add_argument("--minutes", type=float, default=7.0, help="after which no case is begun")
     parser.add_argument("--tiny", action="store_true")
     given = parser.parse_args(arguments)
     log = Log(given.out, given.part, given.minutes)
-    PARTS[given.part](TINY if given.tiny else Sizes(), torch.device(given.device), log)
+    with time_limit(given.minutes + 0.5):
+        PARTS[given.part](TINY if given.tiny else Sizes(), torch.device(given.device), log)
     return log.results[given.part]
 
 

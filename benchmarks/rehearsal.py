@@ -29,7 +29,6 @@ from sae_lib import checkpoints
 from sae_lib.features import evaluation
 from sae_lib.model import activations
 from sae_lib.sae import initialise
-from sae_lib.settings import EvaluationSettings
 from sae_lib.text.tokenizer import END, train_tokenizer
 from suite import memory_plan, stages
 from suite.report.machine import machine
@@ -112,8 +111,8 @@ def open_run(folder: Path, tiny: bool) -> Run:
         "corpus.revision": "null",
         "corpus.max_kind_bytes": "{py: 200000}",
         "corpus.heldout_tokens": tokens,
-        "evaluation.tokens": tokens // 2,
-        "evaluation.loss_tokens": tokens // 4,
+        "evaluation.tokens": 256,
+        "evaluation.loss_tokens": 128,
         "last_mlp.train_tokens": tokens,
         "last_mlp.dialogues": "null",
         "last_mlp.lm.source": folder / "model",
@@ -164,10 +163,9 @@ def left_out(run: Run) -> dict[str, float]:
 
 def measure(run: Run) -> dict[str, Any]:
     """The measures of notebook 05, on few tokens."""
-    few = EvaluationSettings(tokens=256, loss_tokens=128)
     rows = run.get("tokens").rows("heldout", run.settings.lm.context)
-    sae = {"topk": run.get("autoencoder")}
-    found = evaluation.evaluate(stages.hook(run), sae, rows, few)["topk"]
+    both = {name: run.get("dictionary", name) for name in ("topk", "neurons")}
+    found = evaluation.evaluate(stages.hook(run), both, rows, run.settings.evaluation)["topk"]
     names = ("fvu", "l0_mean", "recovered_zero", "recovered_mean", "kl", "ce_clean", "ce_zero")
     return {name: found[name] for name in names}
 

@@ -5,8 +5,11 @@ of its own, since torch keeps the device for the rest of the process.
 import pytest
 import torch
 
+from benchmarks import gpu as benchmark
+from benchmarks import saelens
 from sae_lib import checkpoints
 from sae_lib.features import clamping
+from sae_lib.features.hook_comparison import compare_hooks
 from sae_lib.model import activations, language_model
 from sae_lib.model.activations import ActivationBuffer, ActivationTable
 from sae_lib.sae import training
@@ -32,6 +35,9 @@ SMALL = [
     "interpretability.features=24",
     "interpretability.units=8",
     "prompts.new_tokens=3",
+    "last_mlp.lm.train_tokens=10000",
+    "last_mlp.sae.activations=10000",
+    "last_mlp.sae.dead_window=2000",
 ]
 STEPS, LOG_EVERY = 36, 12
 
@@ -60,14 +66,26 @@ def test_the_simulated_device_refuses_what_cuda_refuses(gpu):
     assert any("_local_scalar_dense" in line for line in gpu.waits)
 
 
-STAGES = ["evaluation", "prompts", "features", "scores", "clusters", "untrained"]
+STAGES = ["evaluation", "prompts", "features", "scores", "clusters", "untrained", "circuits"]
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage(run, stage):
+def test_a_stage(run, stage, monkeypatch):
+    monkeypatch.setattr(stages, "CIRCUIT_TOKENS", 1024)
     assert run.get("language_model").device == run.get("autoencoder").W_dec.device
     assert run.get("autoencoder").W_dec.device == simulated_gpu.DEVICE
     run.path(stage) if stages.STAGES[stage].folder else run.results(stage)
+
+
+def test_the_last_mlp(run):
+    """Notebook 05."""
+    last = run.last_mlp()
+    last.results("evaluation")
+    last.path("features")
+    hook, rows = stages.hook(last), stages.heldout_rows(last, 512)
+    outlying = activations.leave_out(hook, rows, [0], 10.0)
+    compare_hooks([hook], rows)
+    assert outlying.device == simulated_gpu.DEVICE
 
 
 @pytest.mark.parametrize("name", ["neurons", "random", "principal", "topk"])
@@ -260,6 +278,32 @@ def test_a_dense_step_makes_five_products(gpu):
     sparse_step.gradients(sae, x, Objective(1.0, 0.1), torch.bfloat16)
     products = {name: n for name, n in gpu.kernels.items() if name in ("mm", "addmm", "bmm")}
     assert sum(products.values()) == 5, products
+
+
+@pytest.mark.parametrize("part", benchmark.PARTS)
+def test_the_benchmark_runs_whole(part, monkeypatch, tmp_path):
+    """What it does on a GPU alone, too: the device's memory, and no wait within a step."""
+    monkeypatch.setattr(saelens, "available", lambda package: False)
+    miniature = ["--tiny", "--device", simulated_gpu.NAME, "--out", str(tmp_path)]
+    found = benchmark.main([part, *miniature])
+    failed = {name: case for name, case in found.items() if {"failed", "left out"} & set(case)}
+    assert not failed
+    if part == "checks":
+        assert set(found["waits"].values()) == {"nothing waits"}
+        assert found["resume"]["killed and resumed"] < 1e-5
+
+
+def test_a_wait_within_a_step_is_an_error_of_the_benchmark(monkeypatch):
+    step = training.training_step
+
+    def waits(state, *rest, **how):
+        measured = step(state, *rest, **how)
+        return measured._replace(l0=torch.tensor(measured.l0.item()))
+
+    monkeypatch.setattr(training, "training_step", waits)
+    monkeypatch.setattr(benchmark, "WARM_UP", 0)
+    with pytest.raises(RuntimeError, match="synchronizing operation"):
+        benchmark.no_wait(benchmark.TINY, simulated_gpu.DEVICE)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

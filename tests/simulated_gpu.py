@@ -16,12 +16,16 @@ import types
 import weakref
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map
+
+from sae_lib.sae.autoencoder import SparseAutoencoder
+from sae_lib.sae.engine.active_pairs import ActivePairs
 
 NAME, MEMORY = "gpu", 24 << 30
 OURS = (f"{os.sep}sae_lib{os.sep}", f"{os.sep}suite{os.sep}", f"{os.sep}tests{os.sep}on_")
@@ -49,7 +53,7 @@ class Log:
 
     def __init__(self):
         self.live = self.peak = 0
-        self.capturing = None
+        self.capturing, self.strict = None, False
         self.reset()
 
     def reset(self) -> None:
@@ -59,10 +63,15 @@ class Log:
     def wait(self, what: str) -> None:
         if self.capturing is not None:
             raise RuntimeError(f"operation not permitted when stream is capturing: {what}")
+        if self.strict:
+            raise RuntimeError(f"called a synchronizing operation: {what}")
         self.waits[f"{what} {where()}"] += 1
 
     def freed(self, n_bytes: int) -> None:
         self.live -= n_bytes
+
+    def forget_peak(self, device=None) -> None:
+        self.peak = self.live
 
 
 def where() -> str:
@@ -158,6 +167,9 @@ MODULE = types.SimpleNamespace(
     synchronize=lambda device=None: LOG.wait("synchronize"),
     is_bf16_supported=lambda: True,
     get_device_properties=lambda device: types.SimpleNamespace(total_memory=MEMORY),
+    set_sync_debug_mode=lambda mode: setattr(LOG, "strict", mode == "error"),
+    reset_peak_memory_stats=LOG.forget_peak,
+    max_memory_allocated=lambda device=None: LOG.peak,
 )
 
 
@@ -181,7 +193,7 @@ def _autocast_products() -> list[torch.library.Library]:
 
         return cast
 
-    for name in ("linear", "matmul", "mm", "addmm", "bmm"):
+    for name in ("linear", "matmul", "mm", "addmm", "bmm", "scaled_dot_product_attention"):
         library.impl(name, cast_to(getattr(aten, name).default, None), "AutocastPrivateUse1")
     for name in ("sum", "sum.dim_IntList", "pow.Tensor_Scalar"):
         op, _, overload = name.partition(".")
@@ -330,8 +342,8 @@ def simulated(monkeypatch):
             lambda self, stream: record(self, stream) if type(self) is torch.Tensor else None,
         )
         patch.setattr("sae_lib.device.gpus", lambda: [str(DEVICE)])
-        for module in ("device", "sae.engine.captured"):
-            patch.setattr(f"sae_lib.{module}.gpu_module", lambda device: MODULE)
+        for module in ("sae_lib.device", "sae_lib.sae.engine.captured", "benchmarks.gpu"):
+            patch.setattr(f"{module}.gpu_module", lambda device: MODULE)
         # torch.tensor(…, device=…) is made on the CPU and moved: what a dispatch mode can see
         torch._C._set_only_lift_cpu_tensors(True)
         try:
@@ -344,15 +356,37 @@ def simulated(monkeypatch):
 class Peak(TorchDispatchMode):
     """The most bytes that exist on the device at a time: under FakeTensorMode, which computes
     nothing, of models of any size.
+
+    What depends on numbers is made up: no two that are read are the same; of a row of so many
+    activations `active[width]` are above zero, 64 unless said otherwise; and masks keep everything.
     """
 
     def __init__(self):
         super().__init__()
-        self.live = self.peak = 0
+        self.live = self.peak = self.read = 0
+        self.active: dict[int, int] = {}
         self.seen: dict[int, weakref.finalize] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        name = func.overloadpacket.__name__
+        if name == "_local_scalar_dense":
+            self.read += 1
+            return self.read
+        shape = None
+        if name == "nonzero":
+            width = args[0].shape[-1]
+            per_row = self.active.get(width, 64) if args[0].dim() > 1 else width
+            shape = (args[0].numel() // width * per_row, args[0].dim())
+        elif name == "bincount":
+            shape = ([*args, *kwargs.values()][-1],)  # minlength
+        elif name == "index" and getattr(args[1][0], "dtype", None) == torch.bool:
+            mask = args[1][0]
+            shape = (mask.numel(), *args[0].shape[mask.dim() :])
+        if shape is None:
+            out = func(*args, **kwargs)
+        else:
+            out = args[0].new_empty(shape, dtype=args[0].dtype if name == "index" else torch.int64)
         for tensor in tree_flatten(out)[0]:
             if isinstance(tensor, torch.Tensor) and tensor.device.type == NAME:
                 self._count(tensor.untyped_storage())
@@ -370,10 +404,34 @@ class Peak(TorchDispatchMode):
         del self.seen[key]
 
 
+def zeros_of(tensor: torch.Tensor) -> np.ndarray:
+    """Stands for a fake tensor's numbers on the host."""
+    return np.zeros(tensor.shape, str(tensor.dtype).removeprefix("torch."))
+
+
+def moved(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """`module.to(device)`, which refuses fake parameters."""
+    for name, parameter in list(module.named_parameters()):
+        setattr(
+            module, name, torch.nn.Parameter(parameter.data.to(device), parameter.requires_grad)
+        )
+    return module
+
+
 @contextlib.contextmanager
 def fake_memory():
     """Inside, tensors have sizes and no numbers; gives what counts their bytes on the device."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FakeTensorMode, "avoid_device_init", property(lambda self: True))
-        with FakeTensorMode(), Peak() as peak:
+        patch.setattr(torch.Tensor, "numpy", zeros_of)
+        patch.setattr(FakeTensor, "tolist", lambda tensor: zeros_of(tensor).tolist())
+        patch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+        patch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
+        patch.setattr("sae_lib.device.gpu_module", lambda device: MODULE)
+        patch.setattr(SparseAutoencoder, "to", moved)
+        # fake sparse tensors do not exist; a table that takes no memory gives products of its shape
+        patch.setattr(
+            ActivePairs, "csr", lambda pairs, shape: pairs.value.new_empty(1).expand(shape)
+        )
+        with FakeTensorMode(allow_non_fake_inputs=True), Peak() as peak:
             yield peak

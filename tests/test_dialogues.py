@@ -1,14 +1,18 @@
 """Role-play dialogues in a chat model's template, among general text."""
 
 import json
+import re
 
+import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tokenizers import AddedToken
 
 from sae_lib.errors import CorpusError, ModelError
 from sae_lib.settings import CorpusSettings, TokenizerSettings, load
-from sae_lib.text import dialogues
+from sae_lib.text import dialogues, hub
 from sae_lib.text.corpus import documents
 from sae_lib.text.dialogues import openings, with_dialogues
 from sae_lib.text.tokenizer import CHAT, load_tokenizer, train_tokenizer
@@ -105,11 +109,60 @@ def test_prompts_end_where_the_character_is_to_answer(tokens):
     assert "a knight" in first and "Good day" not in first
 
 
-def test_a_text_without_turns_and_a_tokeniser_without_template_are_refused(settings, tmp_path):
+def test_texts_without_turns_and_a_tokeniser_without_template_are_refused(
+    settings, tokenizer_folder
+):
+    general = settings.model_copy(update={"dialogues": settings.source})
     with pytest.raises(CorpusError, match="found no dialogue"):
-        dialogues.messages("Once upon a time", "a.jsonl: line 1")
+        next(dialogues.dialogues(general, load_tokenizer(tokenizer_folder), 0))
     with pytest.raises(ModelError, match="no chat template"):
         next(dialogues.dialogues(settings, train_tokenizer(["a"], 260), 0))
+
+
+# As the card of hieunguyenminh/roleplay has its columns, and public code reads its text: marks with
+# or without </s> and line breaks, a last word of the user's, and (for safety) a text that is none.
+TEXTS = [
+    "<|system|>Sir Galahad, a knight.</s>\n<|user|>\nWho are you?</s>\n<|assistant|>\nI am he.</s>",
+    "<|system|>Sir Galahad, a knight.\n<|user|>Who are you?<|assistant|>I am he.\n<|user|>\nBye!\n",
+    "Sir Galahad rode out on a morning in May.",
+]
+
+
+def test_the_rows_of_the_hubs_set_are_read(monkeypatch, tmp_path, tokenizer_folder):
+    """Through the call that streams them from the hub, here from a file like the set's own."""
+    rows = {"name": ["Sir Galahad"] * 3, "description": ["a knight"] * 3, "text": TEXTS}
+    pq.write_table(pa.table(rows), tmp_path / "train-00000-of-00001.parquet")
+    stream, asked = datasets.load_dataset, {}
+
+    def from_hub(path, revision, **how):
+        asked.update(path=path, revision=revision)
+        return stream("parquet", data_files=str(tmp_path / "train-*"), **how)
+
+    monkeypatch.setattr(hub, "reached", lambda: True)
+    monkeypatch.setattr(datasets, "load_dataset", from_hub)
+    settings = CorpusSettings(dialogues="hub:hieunguyenminh/roleplay@b239442")
+    read = dialogues.dialogues(settings, load_tokenizer(tokenizer_folder), 0)
+    opening = "Sir Galahad, a knight.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nWho are"
+    texts = sorted(document.text for document in read)
+    assert len(texts) == 2 and all(opening in text and "</s>" not in text for text in texts)
+    assert [text.count("<|eot_id|>") for text in texts] == [3, 4]
+    assert asked == {"path": "hieunguyenminh/roleplay", "revision": "b239442"}
+
+
+def test_stheno_is_pinned_with_its_tokeniser(monkeypatch):
+    last = load("runpod").last_mlp
+    assert re.fullmatch("[0-9a-f]{40}", last.lm.revision)
+    assert last.tokenizer.source == f"{last.lm.source}@{last.lm.revision}"
+    asked = {}
+
+    def from_pretrained(name, **how):
+        asked.update(how, name=name)
+        return train_tokenizer(["a"], 260)
+
+    monkeypatch.setattr(hub, "reached", lambda: True)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", from_pretrained)
+    load_tokenizer(last.tokenizer.source)
+    assert (asked["name"], asked["revision"]) == (last.lm.source, last.lm.revision)
 
 
 def test_stheno_reads_dialogues_and_the_main_model_does_not():

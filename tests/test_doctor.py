@@ -201,6 +201,7 @@ def test_the_memory_plan_is_held_against_the_card(card, ok):
 
 def test_hours_and_dollars_of_cards_that_fit(monkeypatch):
     check = doctor.rented("runpod")
+    assert check.found in (project.root() / "docs" / "install.md").read_text()
     assert check.ok and not check.needed
     assert re.search(r"H200 \d\.\d h, \d+ dollars; .*of 50 dollars", check.found)
     cards = {"small": dict(gb=24, tflops=100, tb=1, dollars=1)}

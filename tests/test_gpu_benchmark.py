@@ -1,4 +1,5 @@
 import json
+import time
 
 import pytest
 
@@ -40,3 +41,11 @@ def test_time_that_is_up_and_a_case_that_fails_are_told(tmp_path):
     found = json.loads((tmp_path / "gpu.json").read_text())["original"]
     assert found["one"] == {"failed": "ZeroDivisionError: division by zero"}
     assert found["two"] == {"left out": "no time left"}
+
+
+def test_a_case_that_does_not_end_is_stopped(tmp_path):
+    log = gpu.Log(tmp_path, "checks", minutes=1)
+    with gpu.time_limit(0.002):
+        log.measure("slow", lambda: time.sleep(60))
+    found = json.loads((tmp_path / "gpu.json").read_text())["checks"]
+    assert found["slow"] == {"failed": "TimeoutError: stopped after 0.002 minutes"}

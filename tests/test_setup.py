@@ -7,6 +7,7 @@ import socket
 import stat
 import subprocess
 import sys
+from functools import cache
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
@@ -53,6 +54,9 @@ def test_requirements_are_installed_as_pinned():
     )
 
 
+_providers = cache(packages_distributions)  # reads the records of all packages
+
+
 def third_party_imports(file: Path) -> set[str]:
     tree = ast.parse(file.read_text())
     names = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
@@ -78,7 +82,7 @@ def third_party_imports(file: Path) -> set[str]:
 )
 def test_every_third_party_import_is_a_requirement(folder, files):
     required = {name for file in files for name, _ in pins(file)}
-    providers = packages_distributions()
+    providers = _providers()
     for file in sorted((ROOT / folder).rglob("*.py")):
         for module in third_party_imports(file):
             names = {canonical(d) for d in providers.get(module, [module])}
@@ -318,6 +322,30 @@ def test_the_newest_build_that_the_driver_allows_is_tried_first():
         "128": ["cu128", "cu126", "cu129"],
         "129": ["cu129", "cu128", "cu126"],
     }
+
+
+# Has no torch until pip is asked for the build cu126: no newer one exists of this version.
+ONLY_CU126 = """#!/bin/sh
+case "$*" in
+  *'version("torch")'*) [ -e torch_is_there ]; exit ;;
+  "-m pip install"*) echo "$*" >> pip_calls
+    case "$*" in *cu126*) touch torch_is_there ;; *) exit 1 ;; esac; exit ;;
+esac
+"""
+
+
+def test_a_pod_without_torch_gets_the_newest_build_for_its_driver(pod_script, tmp_path):
+    run, _ = pod_script
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.write_text(ONLY_CU126 + python.read_text())
+    smi = tmp_path / "bin" / "nvidia-smi"
+    smi.parent.mkdir()
+    smi.write_text("#!/bin/sh\necho '| NVIDIA-SMI 570.86  Driver 570.86  CUDA Version: 12.8 |'\n")
+    smi.chmod(stat.S_IRWXU)
+    said, *_ = run(PATH=f"{smi.parent}{os.pathsep}{os.environ['PATH']}")
+    assert "the driver runs CUDA 12.8" in said and "took cu126" in said
+    calls = (tmp_path / "pip_calls").read_text().splitlines()
+    assert [re.search(r"whl/(cu\d+) torch==", call)[1] for call in calls] == ["cu128", "cu126"]
 
 
 def test_runs_and_caches_lie_on_the_volume(pod_script, tmp_path):

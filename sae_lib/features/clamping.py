@@ -34,6 +34,7 @@ from sae_lib.text.tokenizer import token_ids
 
 LARGEST_VALUE = 10**6  # beyond, squares in the model's norms overflow
 ROWS_AT_ONCE = 16  # whose logits exist together
+PER_ROW = 16  # positions of a row at which clamps are measured
 NULLS = ("random directions", "other features")
 TOP_LOGITS = 10  # tokens of a direction that is ranked
 RANK_DRAWS = 19  # random directions that each feature is ranked among: the first of 20 has p = 0.05
@@ -291,7 +292,7 @@ class HeldoutPositions:
     """
 
     @torch.no_grad()
-    def __init__(self, hook: HookPoint, rows: Rows, per_row: int = 16):
+    def __init__(self, hook: HookPoint, rows: Rows, per_row: int = PER_ROW):
         self.hook, self.tokens = hook, torch.from_numpy(rows.astype(np.int64)).to(hook.device)
         step = max(1, rows.shape[1] // per_row)
         self.positions = torch.arange(step - 1, rows.shape[1], step, device=hook.device)

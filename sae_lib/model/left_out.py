@@ -29,13 +29,13 @@ class LeftOut:
         cls, rows: Rows, norms: Float[Tensor, " n"], special: list[int], first: bool, ratio: float
     ) -> "LeftOut":
         """From the norms of some rows: what is longer than `ratio` times their median."""
-        by_row = norms.view(rows.shape)
-        ids = upload(np.array(special, np.int64), norms.device)
-        made = cls(ids, first, ratio * by_row[:, 1:].median().item(), {})
-        shares = {"long": (norms > made.max_norm).float().mean().item()}
-        shares |= {"special": np.isin(rows, special).mean().item()}
-        made.shares.update(shares | {"first": first / rows.shape[1]})
-        return made
+        max_norm = ratio * norms.view(rows.shape)[:, 1:].median().item()
+        shares = {
+            "long": (norms > max_norm).float().mean().item(),
+            "special": np.isin(rows, special).mean().item(),
+            "first": first / rows.shape[1],
+        }
+        return cls(upload(np.array(special, np.int64), norms.device), first, max_norm, shares)
 
     def kept(self, rows: Rows, acts: Tensor) -> Bool[Tensor, "row position"]:
         """Which activations of these rows count."""

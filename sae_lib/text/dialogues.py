@@ -31,30 +31,34 @@ def with_dialogues(
 
 
 def dialogues(settings: CorpusSettings, tokenizer: Any, seed: int) -> Iterator[Document]:
-    """The documents of `settings.dialogues`, hub:NAME@COMMIT or files:PATH, in the template."""
+    """The documents of `settings.dialogues`, hub:NAME@COMMIT or files:PATH, in the template; those
+    that are no dialogue are left out, and `CorpusError` is raised where all are.
+    """
     if not getattr(tokenizer, "chat_template", None):
         raise ModelError(
             "corpus.dialogues: the tokeniser has no chat template; expected that of a chat model,"
             " or leave dialogues out"
         )
-    source, _, revision = settings.dialogues.partition("@")
+    (source, _, revision), found = settings.dialogues.partition("@"), False
     own = {"source": source, "revision": revision or None, "dialogues": None}
     own |= {name: max(1, round(SHARE * getattr(settings, name))) for name in TOKENS}
     for document in corpus.documents(settings.model_copy(update=own), seed):
-        text = in_template(messages(document.text, document.origin), tokenizer)
-        yield replace(document, text=text, kind=CHAT)
-
-
-def messages(text: str, where: str) -> list[dict[str, str]]:
-    """The messages of a text such as "<|user|>Hello</s><|assistant|>…"; `CorpusError` where it has
-    none.
-    """
-    begin, *parts = TURN.split(text)
-    if begin.strip() or len(parts) < 4:
+        turns = messages(document.text)
+        if len(turns) > 1:
+            found = True
+            yield replace(document, text=in_template(turns, tokenizer), kind=CHAT)
+    if not found:
         raise CorpusError(
-            f"{where}: found no dialogue; expected <|system|>, <|user|> and <|assistant|> before"
-            " its messages"
+            f"{source}: found no dialogue; expected texts with <|system|>, <|user|> and"
+            " <|assistant|> before their messages"
         )
+
+
+def messages(text: str) -> list[dict[str, str]]:
+    """The messages of a text such as "<|user|>Hello</s><|assistant|>…"; what stands before the
+    first mark is none.
+    """
+    _, *parts = TURN.split(text)
     turns = zip(parts[::2], parts[1::2], strict=True)
     return [{"role": r, "content": m.strip().removesuffix(END_OF_TURN).strip()} for r, m in turns]
 

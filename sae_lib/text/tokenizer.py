@@ -16,8 +16,8 @@ CHAT = "dialogue in the chat template"  # the kind of document in which special 
 
 
 def load_tokenizer(source: str | Path):
-    """A fast tokeniser from a local folder or the hub; `ModelError` that says what to do where it
-    is missing or out of reach.
+    """A fast tokeniser from a local folder or the hub (NAME, or NAME@COMMIT); `ModelError` that
+    says what to do where it is missing or out of reach.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -37,9 +37,12 @@ def load_tokenizer(source: str | Path):
     if local and not any((path / f"tokenizer{kind}.json").exists() for kind in ("", "_config")):
         raise refused(f"the folder has no tokenizer.json; {expected}")
     reached = local or hub.reached()
+    name, _, revision = name.partition("@")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            path if local else name, local_files_only=local or not reached
+            path if local else name,
+            local_files_only=local or not reached,
+            revision=revision or "main",
         )
     except Exception as error:  # transformers, huggingface_hub and json each raise their own
         if not local:

@@ -11,6 +11,7 @@ from torch import Tensor
 from sae_lib.device import gpu_module, on_gpu
 from sae_lib.sae.engine.distributed import rank_and_world_size
 
+LARGEST = 2**26  # weights of a matrix in an autoencoder whose step is captured
 WARM_UP = 3  # calls before the capture, in which libraries and the optimiser make what they keep
 
 
@@ -51,8 +52,12 @@ class Captured:
             self.outputs = self.function(*self.inputs)
 
 
-def captured(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-    """The function, as a `Captured` one where a GPU can do that and no other process takes part."""
-    alone = rank_and_world_size()[1] == 1
+def captured(function: Callable[..., Any], weights: Tensor) -> Callable[..., Any]:
+    """The function, as a `Captured` one where a GPU can do that, no other process takes part, and
+    the `weights` it trains are at most `LARGEST`: beyond that launching takes no share of a step,
+    and the graph's own memory, beside that of steps with dead features, is what a card lacks.
+    """
+    device = weights.device
+    alone = rank_and_world_size()[1] == 1 and weights.numel() <= LARGEST
     possible = alone and on_gpu(device) and hasattr(gpu_module(device), "CUDAGraph")
     return Captured(function, device) if possible else function
