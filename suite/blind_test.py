@@ -13,10 +13,10 @@ import numpy as np
 from sae_lib.errors import UserError
 from sae_lib.files import write_atomically
 from sae_lib.user_input import parse_yaml
-from suite.browser.close_reading import draw, shortened
-from suite.browser.table import FeatureTable, open_table
+from suite.close_reading import draw, shortened
 from suite.markup import plain, span
 from suite.runs import Run
+from suite.table import FeatureTable, open_table
 
 UNITS = 20  # of each kind
 KINDS = {"features": "", "neurons": "neurons"}  # and the names of their tables

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest, pearsonr
+import scipy
 
 from sae_lib.features.attribution import KINDS, PARTS
 from sae_lib.features.statistics import interval
@@ -70,7 +70,7 @@ def _replaced(replaced: pd.DataFrame) -> dict[str, Any]:
     share of the activation, and the share of the firings that end.
     """
     ranks = replaced.rank()
-    agreed = pearsonr(ranks["predicted_top"], ranks["actual_top"])
+    agreed = scipy.stats.pearsonr(ranks["predicted_top"], ranks["actual_top"])
     change = replaced[["actual_top", "actual_other"]].div(replaced["activation"], axis=0)
     return {
         "n": len(replaced),
@@ -103,7 +103,7 @@ def _weights(table: pd.DataFrame, seed: int) -> dict[str, dict]:
         ending = "_shuffled" if kind == "shuffled" else ""
         for way in WAYS:
             columns = [parts[kind][f"{way}_{m}{ending}"].dropna() for m in ("auroc", "spearman")]
-            share = binomtest(int((columns[0] >= EXPLAINED).sum()), len(columns[0]))
+            share = scipy.stats.binomtest(int((columns[0] >= EXPLAINED).sum()), len(columns[0]))
             auroc, spearman = (_middle(column, seed) for column in columns)
             found[kind][way] = {"auroc": auroc, "spearman": spearman, "explained": share.statistic}
             found[kind][way]["interval"] = list(share.proportion_ci(method="wilson"))

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy
 import torch
 from scipy.sparse import csc_array
-from scipy.stats import binomtest
 
 from sae_lib.features.attribution import Block, draw_places, feature_kinds, path_table
 from sae_lib.features.circuits import against_text, cards
@@ -17,10 +17,9 @@ from sae_lib.files import read_record
 from sae_lib.model.activations import harvest
 from sae_lib.sae.directions import random_directions, thresholded
 from sae_lib.text.tokenizer import token_ids
-from suite import stages
-from suite.browser import close_reading
-from suite.browser.table import FeatureTable, open_table
+from suite import close_reading, stages
 from suite.runs import Run
+from suite.table import FeatureTable, open_table
 from suite.why import SUMS, firing
 
 DRAWN = 768  # features of the whole dictionary, whose kinds are counted
@@ -114,7 +113,8 @@ def _shares(table: pd.DataFrame) -> dict[str, Any]:
     often = ~table["too rare"]
     found: dict[str, Any] = {"n": len(table), "often": int(often.sum())}
     for kind in KINDS:
-        interval = binomtest(int(table[kind].sum()), len(table)).proportion_ci(method="wilson")
+        share = scipy.stats.binomtest(int(table[kind].sum()), len(table))
+        interval = share.proportion_ci(method="wilson")
         found[kind] = {"share": table[kind].mean(), "interval": list(interval)}
         found[kind]["of_often"] = table.loc[often, kind].mean()
     return found

@@ -20,11 +20,12 @@ from sae_lib.errors import SettingsError
 from sae_lib.formats import decimal
 from sae_lib.text import display as visible
 from sae_lib.text.tokenizer import train_tokenizer
-from suite.browser import close_reading, page, rating, single_file
+from suite import close_reading
+from suite.browser import page, rating, single_file
 from suite.browser.blocks import Blocks
-from suite.browser.table import FeatureTable
 from suite.markup import span
 from suite.report.render import _environment as report_environment
+from suite.table import FeatureTable
 
 SCRIPT = "<script>window.hit=1</script>"
 IMAGE = '"><img src=x onerror="window.hit=1">'
@@ -587,11 +588,10 @@ def test_a_stopped_session_goes_on_and_back_corrects(tab, tokenizer, tmp_path, s
         rate(4, then)
     assert "All 6 are rated" in note.inner_text() and tab.locator("#scale").is_hidden()
     assert "features" in tab.locator("#unit").inner_text()
+    tab.click("nav a[data-view=start]")
     with tab.expect_download() as download:
-        tab.click("#download")
-    (tmp_path / "ratings").mkdir()
-    download.value.save_as(tmp_path / "ratings" / "a.csv")
-    table = rating.load_ratings(tmp_path / "ratings" / "a.csv")  # as the run's folder has them
+        tab.click("button[data-act=export]")
+    table = pd.DataFrame(json.loads(download.value.path().read_text())["ratings"])
     assert len(table) == 6 and set(table["rater"]) == {'A "B", <b>'}
     assert set(table["kind"]) == {"feature", "neuron"}
 

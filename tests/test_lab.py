@@ -24,7 +24,7 @@ from sae_lib.features.clamping import Clamp
 from suite import browser, stages
 from suite.browser import page
 from suite.browser.kernel import PER_TOKEN, Model
-from suite.browser.table import open_table
+from suite.table import open_table
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKUP = '<script>window.hit=1</script> "><img src=x onerror="window.hit=1">\n'

@@ -32,7 +32,7 @@ from suite import stages
 from suite.__main__ import app
 from suite.browser import page, page_model, single_file
 from suite.browser.kernel import Model
-from suite.browser.table import FeatureTable, open_table
+from suite.table import FeatureTable, open_table
 from tests.conftest import SHARED
 from tests.test_browser import (  # noqa: F401  (the crafted corpus, its tokeniser)
     IMAGE,
@@ -315,6 +315,17 @@ def test_the_search_finds_what_the_table_holds(opened, small_run):
     assert found(opened, "", "density", True) == by_density(table)
 
 
+def test_all_texts_are_read_before_somebody_searches_them(opened, small_run):
+    opened.wait_for_function("() => sae.source.warmed")
+    opened.evaluate("() => sae.source.warmed")
+    table = open_table(small_run)
+    number = int(table.alive(50)[0])
+    n, there = worker(opened).evaluate("n => [engine.found.length, engine.found[n]]", number)
+    text = table.spelled(table.strongest(number).iloc[0]["token_ids"].tolist()).lower()
+    assert n == len(table) and plain(there).startswith(text)
+    assert "reading" not in opened.locator("#count").inner_text()
+
+
 def test_search_sort_and_buttons_turn_the_page(tab, written, small_run):
     table = open_table(small_run)
     open_page(tab, written, "#view=feature")
@@ -534,13 +545,22 @@ def test_histograms_are_side_by_side_and_saved_as_svg(tab, written, small_run):
 
 def test_names_and_stars_are_kept_searched_and_exported(tab, written):
     open_page(tab, written, "#feature=3")
-    tab.fill(".actions input", "<b>my</b> words")
+    tab.fill(".actions [data-act=name]", "<b>my</b> words")
     tab.keyboard.press("Tab")
     tab.click(".actions button[data-act=star]")
     tab.wait_for_selector(".actions >> text=★ starred")
     assert "<b>my</b> words feature 3" in tab.locator("#page h2").inner_text()
+    tab.fill(".actions [data-act=lists]", "<i>seen</i>, to check")
+    tab.keyboard.press("Tab")
     open_page(tab, written)  # another day
     assert found(tab, "name:words") == found(tab, "star=1") == [3]
+    assert found(tab, "list:check") == found(tab, 'list:"to check"') == [3]
+    links = tab.locator("#kept a").all_inner_texts()
+    assert [" ".join(link.split()) for link in links] == [
+        "★ (1)",
+        "<i>seen</i> (1)",
+        "to check (1)",
+    ]
     tab.fill("#query", "words")
     tab.wait_for_function("() => sae.app.list.found.length === 1")
     assert "in its name" in tab.locator("#row-3 .chip").inner_text()
@@ -548,7 +568,9 @@ def test_names_and_stars_are_kept_searched_and_exported(tab, written):
     with tab.expect_download() as download:
         tab.click("button[data-act=export]")
     kept = json.loads(download.value.path().read_text())
-    assert kept["notes"] == {"3": {"name": "<b>my</b> words", "star": True}}
+    lists = ["<i>seen</i>", "to check"]
+    assert kept["notes"] == {"3": {"name": "<b>my</b> words", "star": True, "lists": lists}}
+    assert kept["lists"] == {name: [3] for name in lists}
     assert kept["ratings"] == [] and "small" in kept["title"]
 
 
@@ -611,9 +633,8 @@ def test_pinned_features_and_neurons_are_side_by_side(tab, written, small_run):
     number = int(open_table(small_run).alive(50)[0])
     open_page(tab, written, f"#feature={number}")
     tab.click(".actions button[data-act=pin]")
-    tab.fill("#pin-number", "5")
-    tab.select_option("#pin-kind", "neuron")
-    tab.click("#pin-form button")
+    tab.fill("#pins", f"{number}, neuron-5")
+    tab.keyboard.press("Enter")
     tab.wait_for_function("() => sae.app.root.querySelectorAll('#pinned h2').length === 2")
     heads = tab.locator("#pinned h2").all_inner_texts()
     assert heads == [f"Feature {number}", "Neuron 5"] and "neuron-5" in tab.url
@@ -735,7 +756,7 @@ def test_the_page_computes_what_torch_computes(opened, small_run, inside):
         """([ids, n]) => { const m = engine.model, rows = m.rows_at_hook(ids);
         return { logits: m.run(ids, undefined, false).map((l) => [...l]),
                  x: rows.map((r) => [...r]), acts: rows.map((r) => [...m.features(r)]),
-                 one: m.on_rows(rows, n) }; }""",
+                 one: rows.map((r) => m.feature(r, n)) }; }""",
         [ids, feature],
     )
     for name, expected in (("logits", logits), ("x", x), ("acts", acts), ("one", acts[:, feature])):
@@ -799,8 +820,16 @@ def test_why_here_is_shown_under_examples_and_own_text(tab, written, small_run):
     )  # the first token: itself, its position, one source and the biases
     open_page(tab, written, f"#feature={number}&view=try&text=def main")
     tab.wait_for_selector("#tried .strip")
+    assert tab.locator("#tried > *").first.inner_text().startswith("The strongest features")
     tab.locator("#tried .live bdi").first.click()
     tab.wait_for_selector("#tried .why table")
+    tab.wait_for_selector("#graph svg")  # what follows the first token
+    tab.wait_for_function("() => sae.app.$('graph').innerText.includes('Choose another token')")
+    drawn = tab.locator("#graph svg a")
+    assert 0 < drawn.count() <= 8 and tab.locator("#graph svg path").count() > 4
+    href = drawn.first.get_attribute("href")
+    drawn.first.click()
+    tab.wait_for_selector(f"#clamps a[href='{href}']")
 
 
 def test_the_whole_row_of_an_example_is_shown(tab, written, small_run, inside):
@@ -1080,6 +1109,17 @@ def test_both_sources_give_the_same_answers(opened, small_run):
     here, there = model.why(**given_), ask(opened, "why", given_)
     assert here.keys() == there.keys() and len(here["sources"]) == len(there["sources"]) == 3
     assert here["total"] == pytest.approx(there["total"], abs=0.05)
+    given_ = {"ids": given_["ids"], "tokens": [40, 41]}
+    here, there = model.graph(**given_), ask(opened, "graph", given_)
+    assert here.keys() == there.keys() and here["tokens"] == there["tokens"]
+    assert here["other"].pop("skip connection") == 0
+    assert here["other"].keys() == there["other"].keys()
+    scale = 0.05 * max(np.abs(here["direct"]).max(), abs(here["total"]))  # int8 against float32
+    for part in ("total", "direct"):
+        np.testing.assert_allclose(here[part], there[part], atol=scale)
+    edges = [v for _, v, _ in there["features"]] + [*there["direct"], *there["other"].values()]
+    assert sum(edges) == pytest.approx(there["total"], abs=1e-4)
+    assert here["other"]["biases"] == pytest.approx(there["other"]["biases"], abs=2 * scale)
     given_ = {"row": 3, "feature": feature, "ablate": True}
     here, there = model.context(**given_), ask(opened, "context", given_)
     assert here["ids"] == there["ids"]

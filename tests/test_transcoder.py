@@ -168,7 +168,7 @@ def test_the_mlp_itself_leaves_no_error_and_its_features_are_sums_of_edges():
     model = gpt2(1)
     exact = exact_transcoder(model)
     block, graph = graph_of(model, exact)
-    assert abs(graph.other["the transcoder's error"]) < 1e-4
+    assert abs(graph.other[logit_graph.ERROR]) < 1e-4
     held = block.forward(ROWS[:1])
     place = torch.zeros_like(graph.features), torch.full_like(graph.features, 11), graph.features
     split = block.split(held, *place)
@@ -215,9 +215,23 @@ def test_removed_edges_change_the_logits_as_predicted():
         assert changed == pytest.approx(predicted, abs=1e-3 + 0.1 * abs(predicted))
 
 
-def test_a_graph_needs_the_last_mlp_and_a_transcoder():
+@pytest.mark.parametrize("model", [gpt2(1), gpt2(2), llama(2)], ids="12l")
+def test_an_autoencoder_of_the_neurons_has_a_graph_too(model):
+    down = hook_of(model).module
+    sae = SparseAutoencoder(getattr(down, "nx", None) or down.in_features, 40)
+    for parameter in sae.parameters():
+        parameter.data.normal_(generator=torch.Generator().manual_seed(5))
+    _, graph = graph_of(model, sae.requires_grad_(False))
+    logits = model(torch.from_numpy(ROWS[:1])).logits[0, -1]
+    assert graph.total == pytest.approx((logits[3] - logits[7]).item(), abs=1e-3)
+    assert graph.error < 1e-5 and len(graph.features) > 3
+    wrong = graph._replace(onward=graph.onward * 1.01)
+    assert wrong.error > 1e-5
+
+
+def test_a_graph_needs_the_last_mlp():
     early = Block(HookPoint(gpt2(2), "blocks.0.mlp.hook_post"), random_transcoder())
-    with pytest.raises(ModelError, match="needs a transcoder of the model's last MLP"):
+    with pytest.raises(ModelError, match="needs the model's last MLP"):
         logit_graph.logit_graph(early, ROWS[0], 0, 1)
 
 

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import scipy  # whose parts are imported when they are used
 import torch
 from jaxtyping import Float, Int, Integer, Shaped
 from scipy.sparse import csc_array, csr_array
-from scipy.stats import rankdata
 from torch import Tensor
 
 from sae_lib.device import upload
@@ -122,7 +122,7 @@ def agreement(predicted: Table, counts: Counts) -> pd.DataFrame:
 
 def spearman(a: Shaped[Array, "n unit"], b: Shaped[Array, "n unit"]) -> Float[Array, " unit"]:
     """Spearman's correlation of each column of `a` with that of `b`; NaN where one is constant."""
-    a, b = (rankdata(part, axis=0) - (len(part) + 1) / 2 for part in (a, b))
+    a, b = (scipy.stats.rankdata(part, axis=0) - (len(part) + 1) / 2 for part in (a, b))
     size = np.sqrt((a * a).sum(0) * (b * b).sum(0))
     return (a * b).sum(0) / np.where(size > 0, size, np.nan)
 

@@ -1,16 +1,18 @@
-"""The attribution graph of a prompt: from its tokens through a transcoder's features to the
-difference of two logits at its end (Dunefsky et al. 2024; Ameisen et al. 2025).
+"""The attribution graph of a prompt: from its tokens through features to the difference of two
+logits at its end (Dunefsky et al. 2024; Ameisen et al. 2025).
 
 With a transcoder in place of the last MLP everything is linear once the attention pattern, the
 scales of the norms and which features are active are held. So the difference is a sum of edges into
-it, and each edge a product of weight matrices:
+it, and each edge a product of weight matrices. With an autoencoder of the MLP's neurons the MLP's
+gates are held as well, and its output matrix follows the decoder:
 
     token → logits            past the MLP, straight and through the heads
     token → feature → logits  the same into W_enc, then W_dec and W_U
     other → logits            position embeddings, biases, the skip connection, and the error: what
-                              the MLP gives and the transcoder does not
+                              the MLP gives and the features do not
 """
 
+from copy import deepcopy
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +36,7 @@ from sae_lib.progress import tqdm
 from sae_lib.sae.transcoder import MLPPair
 
 Array = np.ndarray
+ERROR = "the features' error"  # the edge of what they do not reconstruct
 EDGES = 10  # from tokens to features, that are ablated together
 
 
@@ -73,13 +76,15 @@ def logit_graph(
 ) -> LogitGraph:
     """Of the logit of token `better` less that of `worse`, at the end of the prompt `ids`.
 
-    Raises `ModelError` where the block is not the model's last, or has no transcoder.
+    Raises `ModelError` where the block is not the model's last.
     """
-    model, transcoder = block.hook.model, block.sae
-    if not block.is_transcoder or block.hook.layer < model.config.num_hidden_layers - 1:
-        raise ModelError(
-            f"{block.hook.name}: an attribution graph needs a transcoder of the model's last MLP"
-        )
+    model, sae = block.hook.model, block.sae
+    if block.hook.layer < model.config.num_hidden_layers - 1:
+        raise ModelError(f"{block.hook.name}: an attribution graph needs the model's last MLP")
+    if block.is_transcoder:
+        written = torch.nn.Identity()
+    else:  # behind the neurons
+        written = deepcopy(block.hook.module).float()
     held, end = block.forward(ids[None]), len(ids) - 1
     x, mid, last = (part[0, end] for part in (held.x, held.mid, held.last))
     unembedding = model.get_output_embeddings().weight
@@ -90,7 +95,7 @@ def logit_graph(
     def difference(residual: Tensor) -> Tensor:
         return (held_norm(norm, residual, scale) * wanted).sum(-1)
 
-    f = transcoder.encode(x)
+    f = sae.encode(x)
     active = f.nonzero().squeeze(1)
     zero = torch.zeros_like(active)
     split = block.split(held, zero, zero + end, active)
@@ -102,12 +107,13 @@ def logit_graph(
     positions = own[0, POSITION] + sources[0, POSITION].sum()
     other = {
         "position embeddings": positions,
-        "biases": biases[0] + transcoder.b_dec @ onto,
-        "skip connection": (transcoder(x) - transcoder.decode(f)) @ onto,
-        "the transcoder's error": (last - mid - transcoder(x)) @ onto,
+        "biases": biases[0] + written(sae.b_dec) @ onto,
+        "skip connection": (written(sae(x)) - written(sae.decode(f))) @ onto,
+        ERROR: (last - mid - written(sae(x))) @ onto,
     }
     other = {name: value.item() for name, value in other.items()}
-    edges = f[active], from_tokens, transcoder.W_dec[active] @ onto, direct
+    onward = (written(sae.W_dec[active]) - written(torch.zeros_like(sae.b_dec))) @ onto
+    edges = f[active], from_tokens, onward, direct
     edges = (edge.cpu() for edge in edges)
     return LogitGraph(active.cpu(), *edges, other, difference(last).item())
 
@@ -173,7 +179,7 @@ def graph_study(block: Block, rows: Rows, prompts: int, seed: int) -> pd.DataFra
         sizes |= {name: torch.tensor(value) for name, value in graph.other.items()}
         sizes = {name: edges.abs().sum().item() for name, edges in sizes.items()}
         record |= {"features": sizes["features"], "tokens": sizes["tokens"]}
-        record |= {"unexplained": sizes["the transcoder's error"]}
+        record |= {"unexplained": sizes[ERROR]}
         records.append(record | {"all": sum(sizes.values())})
     table = pd.DataFrame(records)
     shares = ["features", "tokens", "unexplained"]

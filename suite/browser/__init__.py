@@ -17,8 +17,9 @@ the element. A source has two asynchronous calls and an address:
                    the loss
         "why" {ids, feature, position}: a feature's pre-activation there, what token and position
                    add directly, and what each head brings from each token
-        "texts" {wanted}: the features with this text in an example
-        "notes" {}, "note" {notes}: the reader's names and stars
+        "graph" {ids, tokens}: what adds to the difference of two tokens' logits after a text
+    "texts" {wanted}: the features with this text in an example
+        "notes" {}, "note" {notes}: the reader's names, stars and lists
         "ratings" {}: every blind rating so far
         "rate" {rater, seed, kind, unit, rating}: one more
     address        all that is shown, as "feature=12&view=try": location.hash, or a variable
@@ -26,13 +27,13 @@ the element. A source has two asynchronous calls and an address:
 There are two sources. `KernelSource` (the notebook, through anywidget's messages) passes both calls
 to the kernel, where the model itself answers; so the output stays small, and any model of a run can
 be asked. `FileSource` (`browser.html`) has the blocks in the page. A Worker (app/worker.js) answers
-from the int8 model among them (`page_model`) and searches the texts of all examples; names, stars
-and ratings are in localStorage.
+from the int8 model among them (`page_model`) and searches the texts of all examples; names, stars,
+lists and ratings are in localStorage.
 """
 
-from suite.browser.close_reading import gallery
 from suite.browser.kernel import FeatureBrowser, own_text, widget
 from suite.browser.page import static
+from suite.close_reading import gallery
 
 __all__ = [
     "FeatureBrowser",

@@ -23,15 +23,22 @@ from sae_lib.text.display import SHAPELESS
 from suite import stages
 from suite.browser import rating
 from suite.browser.packing import as_json, with_binary
-from suite.browser.table import FeatureTable, open_table
 from suite.runs import Run
+from suite.table import FeatureTable, open_table
 
 APP = Path(__file__).parent / "app"
 CHUNK, ROWS = 64, 512  # features whose pages are in one block; rows of text in one
 BARS = 40  # of the histogram of effects on logits
 LISTS = ("top_tokens", "before_tokens", "top_logits", "bottom_logits")  # that the search looks into
 BEFORE, AFTER = 7, 4  # tokens around the strongest one in the list
-SCRIPTS = "html text table query sources feature_page list map try rate start app".split()
+MEASURES = {"information": "uncertainty explained", "auroc": "AUROC"}
+NULLS = {  # kind of unit that was scored in the same way → what the page calls it
+    "feature": "features",
+    "neuron_matched": "neurons of equal density",
+    "random": "random directions",
+    "shuffled": "shuffled labels",
+}
+SCRIPTS = "html text table query sources feature_page graph list map try rate start app".split()
 WORKER = "text tokenizer table model worker".split()  # run beside the page of `browser.html`
 
 
@@ -65,7 +72,7 @@ class Blocks:
         if name == "index":
             sizes = {"kind": self.table.kind, "chunk": CHUNK, "rows": ROWS}
             rated = {"rated": self.rated is not dict}
-            rated |= {"original_ratings": rating.ORIGINAL, "medians": self.table.medians}
+            rated |= {"original_ratings": rating.ORIGINAL, "medians": medians(self.table)}
             rated |= {"has_logits": self.has_logits}
             return as_json(self.about | sizes | rated | {"features": listed(self.table)}).encode()
         if name == "vocabulary":
@@ -164,7 +171,32 @@ def listed(table: FeatureTable) -> pd.DataFrame:
         counts = np.log1p(np.stack(features["histogram"].to_list()))
         heights = np.ceil(9 * counts / np.maximum(counts.max(1, keepdims=True), 1e-9)).astype(int)
         shown["histogram"] = ["".join(map(str, row)) for row in heights.tolist()]
+    shown["clarity"] = clarity(features, by_feature["n"].agg(["first", "sum"]))
     return features[columns].assign(**shown)
+
+
+def clarity(features: pd.DataFrame, counts: pd.DataFrame) -> np.ndarray:
+    """How clear a feature looks: by its rule's score, else by how far its strongest examples agree
+    on a token; below -1 where it fires too rarely to be judged.
+    """
+    counts = counts.reindex(features["feature"])
+    looks = (counts["first"] / (counts["sum"] + 1)).fillna(0)
+    for score in ("auroc", "information"):
+        looks = features[score].fillna(-1) if score in features else looks
+    return looks.to_numpy() - 2 * (features["n_active"] < ALIVE).to_numpy()
+
+
+def medians(table: FeatureTable) -> str:
+    """What rules score on units of other kinds, as a sentence; empty where nothing was scored."""
+    score = "information" if "information" in table.medians.get("feature", {}) else "auroc"
+    factor, unit = (100, " %") if score == "information" else (1, "")
+    known = {kind: scores.get(score) for kind, scores in table.medians.items()}
+    said = [
+        f"{name} {decimal(factor * known[kind])}{unit}"
+        for kind, name in NULLS.items()
+        if known.get(kind) is not None
+    ]
+    return f"Medians ({MEASURES[score]}): {', '.join(said)}." if said else ""
 
 
 def snippet(e) -> list:

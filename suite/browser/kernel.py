@@ -5,7 +5,7 @@ without a script.
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +21,7 @@ from sae_lib.errors import ModelError, UserError
 from sae_lib.features import clamping, feature_table
 from sae_lib.features.attribution import Block
 from sae_lib.features.clamping import Clamp, ClampTarget, HeldoutPositions
+from sae_lib.features.logit_graph import logit_graph, most_probable
 from sae_lib.features.weights import direct_logits
 from sae_lib.files import write_atomically
 from sae_lib.sae.autoencoder import SparseAutoencoder
@@ -30,12 +31,13 @@ from suite import stages
 from suite.browser import rating
 from suite.browser.blocks import heldout, module, of_run
 from suite.browser.page import TEMPLATE, static_html
-from suite.browser.table import FeatureTable, open_table
 from suite.runs import Run
+from suite.table import FeatureTable, open_table
 
 PER_TOKEN = 5  # features named for each token of a text
 STRIP = 12  # features that are shown on every token of a text
 DRAWS = 3  # random directions that a clamp is held against
+IN_GRAPH = 8  # features named in an attribution graph
 NEXT = 12  # tokens listed, those first whose probability changes most
 FALLBACK = 3  # features shown where the widget cannot be
 END = "\uffff"  # between the texts of two examples
@@ -45,7 +47,7 @@ class Model:
     """Language model, dictionary and tokeniser of a run, loaded when first needed: most readers
     only turn pages.
 
-    `activations`, `clamp`, `context` and `why` are the page's questions.
+    `activations`, `clamp`, `context`, `why` and `graph` are the page's questions.
     """
 
     def __init__(self, run: Run, name: str = ""):
@@ -162,6 +164,25 @@ class Model:
         sources = split.sources[0].sum(0).T[: position + 1].tolist()
         return {"total": split.total.item(), "own": split.own[0].tolist(), "sources": sources}
 
+    def graph(self, ids: list[int], tokens: Sequence[int] = ()) -> dict[str, Any]:
+        """What adds to the difference of the logits of two tokens after a text, the two likeliest
+        unless others are given: the strongest features, each with what comes to it from each
+        token, what tokens add past the MLP, and the rest.
+        """
+        prompt = np.array(ids)
+        tokens = tokens or most_probable(self.block, prompt)
+        graph = logit_graph(self.block, prompt, *tokens)
+        through = graph.through_features
+        first, rest = through.abs().argsort(descending=True).tensor_split([IN_GRAPH])
+        parts = graph.features[first], through[first], graph.paths[first]
+        return {
+            "tokens": list(tokens),
+            "total": graph.total,
+            "features": list(zip(*(part.tolist() for part in parts), strict=True)),
+            "direct": graph.direct.tolist(),
+            "other": {"other features": through[rest].sum().item()} | graph.other,
+        }
+
 
 def _of_tokens(
     ids: list[int], acts: Float[torch.Tensor, "position d_sae"], feature: int
@@ -239,7 +260,7 @@ class FeatureBrowser(anywidget.AnyWidget):
             return write_atomically(self.notes, json.dumps(arguments["notes"]))
         if question == "texts":
             return [n for n, text in enumerate(self.texts) if arguments["wanted"] in text]
-        if question not in ("activations", "clamp", "context", "why"):
+        if question not in ("activations", "clamp", "context", "why", "graph"):
             raise ValueError(f"{question!r} is no question of the page")
         return getattr(self.model, question)(**arguments)
 

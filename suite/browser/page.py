@@ -12,9 +12,9 @@ from jinja2 import Environment, FileSystemLoader
 from sae_lib.figures import NO_MATHEMATICS
 from sae_lib.formats import decimal
 from sae_lib.text.display import SIGNS, isolated, plain
-from suite.browser.close_reading import in_full
-from suite.browser.table import FeatureTable, open_table
+from suite.close_reading import in_full
 from suite.runs import Run
+from suite.table import FeatureTable, open_table
 
 ENVIRONMENT = Environment(
     loader=FileSystemLoader(Path(__file__).parent),

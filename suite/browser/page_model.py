@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.dictionaries import Dictionary
@@ -69,6 +70,21 @@ def weights(model: Any, dictionary: Dictionary) -> dict[str, Tensor]:
     return {name: weight.detach().float().cpu() for name, weight in found.items()}
 
 
+def merges(saved: dict[str, Any]) -> dict[str, list]:
+    """Of a byte-level BPE the ids of the 256 bytes, its merges as [left, right, both], and the
+    tokens that stand for a text.
+    """
+    ids, pairs = saved["model"]["vocab"], saved["model"]["merges"]
+    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in pairs]
+    letters = bytes_to_unicode()
+    added = [[t["content"], t["id"]] for t in saved["added_tokens"] if not t["special"]]
+    return {
+        "bytes": [ids.get(letters[byte]) for byte in range(256)],
+        "merges": [[ids[left], ids[right], ids[left + right]] for left, right in pairs],
+        "added": added,
+    }
+
+
 def model_block(model: Any, dictionary: Dictionary, hook_name: str, tokenizer: Any) -> bytes:
     """Header, then float32 vectors and scales of matrices' rows, then int8 matrices, all in the
     header's order.
@@ -89,7 +105,7 @@ def model_block(model: Any, dictionary: Dictionary, hook_name: str, tokenizer: A
         "hook": hook_name.removeprefix("blocks.0."),
         "architecture": getattr(dictionary, "architecture", "neurons"),
         "k": getattr(dictionary, "k", 0),
-        "tokenizer": json.loads(tokenizer.backend_tokenizer.to_str()),
+        "tokenizer": merges(json.loads(tokenizer.backend_tokenizer.to_str())),
         "end": tokenizer.eos_token_id,
     }
     return with_binary(header, *floats, *levels)

@@ -34,8 +34,8 @@ from sae_lib.text.tokenizer import load_tokenizer, separator_id, token_ids
 from suite import stages
 from suite.browser.blocks import APP, Blocks, heldout, module, of_run
 from suite.browser.page_model import model_block, why_not
-from suite.browser.table import FeatureTable
 from suite.runs import Run, write_atomically
+from suite.table import FeatureTable
 
 CONTEXT = 128  # tokens of a row where a model has room for them
 LIMITS = 10, 1  # true top examples of each feature; examples of each tenth of its range

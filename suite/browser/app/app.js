@@ -12,10 +12,7 @@ async function mount(element, source) {
   root.adoptedStyleSheets = [style];
   // what is typed here is no shortcut of JupyterLab
   element.setAttribute("data-lm-suppress-shortcuts", "true");
-  const box = document.createElement("div");
-  box.className = "app";
-  box.innerHTML = FRAME;
-  root.append(box);
+  root.innerHTML = FRAME;
   // the first sentence at once, before the data is read
   if (!source.address.get()) root.getElementById("start").classList.add("shown");
   const late = setTimeout(() => {
@@ -25,26 +22,22 @@ async function mount(element, source) {
   try {
     if (typeof DecompressionStream === "undefined")
       throw new Error("This browser is too old for this page: it needs DecompressionStream.");
-    const features = await Features.open(source);
-    clearTimeout(late);
+    const features = await Features.open(source).finally(() => clearTimeout(late));
     const app = new App(element, root, source, features);
     await app.start();
     return app;
   } catch (error) {
-    clearTimeout(late);
-    box.textContent = error.message;
+    root.textContent = error.message;
     throw error;
   }
 }
 
-function mount_file() {
-  const source = new FileSource(document.title);
-  return mount(document.querySelector("main"), source).then((app) => {
-    document.documentElement.dataset.ready = "yes";
-    const texts = { decimal, percent, signed, pieces, plain, isolated, Vocabulary };
-    // for the console, and the tests
-    globalThis.sae = { app, source, page_html, draw_blind, matches, parse_query, ...texts };
-  });
+async function mount_file() {
+  const source = new FileSource(document.title), tools = { page_html, draw_blind, matches };
+  const app = await mount(document.querySelector("main"), source);
+  document.documentElement.dataset.ready = "yes";
+  const texts = { parse_query, decimal, percent, signed, pieces, plain, isolated, Vocabulary };
+  globalThis.sae = { app, source, ...tools, ...texts }; // for the console, and the tests
 }
 
 function render({ model, el }) {
@@ -65,10 +58,7 @@ function render({ model, el }) {
 function rested(milliseconds, action) {
   // Called when that long nobody called.
   let wait;
-  return () => {
-    clearTimeout(wait);
-    wait = setTimeout(action, milliseconds);
-  };
+  return () => { clearTimeout(wait); wait = setTimeout(action, milliseconds); };
 }
 
 function one_at_a_time(action) {
@@ -78,12 +68,7 @@ function one_at_a_time(action) {
     again = running;
     if (running) return;
     running = true;
-    try {
-      await action();
-    } finally {
-      running = false;
-      if (again) call();
-    }
+    try { await action(); } finally { running = false; if (again) call(); }
   };
 }
 
@@ -94,72 +79,52 @@ class App {
     features.whole = source.in_kernel || !features.no_model;
     source.features = features;
     this.state = this.read(source.address.get());
-    this.list = new List(this);
-    this.map = new FeatureMap(this);
-    this.compare = new Compare(this);
-    this.try = new Try(this);
-    this.rate = new Rate(this);
+    Object.assign(this, { list: new List(this), map: new FeatureMap(this) });
+    Object.assign(this, { try: new Try(this), rate: new Rate(this) });
   }
 
-  $(id) {
-    return this.root.getElementById(id);
-  }
+  $(id) { return this.root.getElementById(id); }
 
-  ask(question, given, ahead) {
-    return this.source.ask(question, given, ahead);
-  }
+  ask(question, given, ahead) { return this.source.ask(question, given, ahead); }
 
   async start() {
-    const { features } = this;
-    const known = Object.keys(FIELDS).filter((name) => features.columns[FIELDS[name]]);
-    const texts = { title: features.title, facts: features.facts, fields: known.join(", "),
-      "how-many": decimal(features.count) };
+    const { features } = this, { title, facts, score, kind, count } = features;
+    const fields = Object.keys(FIELDS).filter((name) => features.columns[FIELDS[name]]).join(", ");
+    const texts = { title, facts, fields, "how-many": decimal(count), kind };
+    texts["map-y"] = score ? "rule’s score" : "maximum";
     for (const [id, text] of Object.entries(texts)) this.$(id).textContent = text;
-    for (const kind of this.root.querySelectorAll(".kind")) kind.textContent = features.kind;
     this.$("promise").hidden = !features.whole;
-    this.$("map-y").textContent = features.score ? "rule’s score" : "maximum";
     this.$("map-box").open = this.host.clientWidth >= WIDE;
     this.draw_start();
     this.listen();
     await this.follow_address();
+    // what takes long is begun while the reader reads; where it fails, the question will say so
+    setTimeout(() => { this.source.warmed = this.source.warm_up().catch(() => {}); }, 300);
   }
 
   draw_start() {
     show(this.$("first"), first_html(this.features));
+    show(this.$("kept"), kept_html(this.features));
   }
 
   listen() {
     const on = (id, event, act) => this.$(id).addEventListener(event, act);
     this.source.address.listen(() => this.follow_address());
     on("query", "input", rested(80, () => this.search(true)));
-    on("query", "keydown", (e) => {
-      const [feature] = this.list.found;
-      if (e.key === "Enter" && feature !== undefined) this.go({ feature, view: "" });
-    });
-    on("help", "click", () => {
-      const hidden = (this.$("help-text").hidden = !this.$("help-text").hidden);
-      this.$("help").setAttribute("aria-expanded", String(!hidden));
-    });
-    on("heads", "click", (e) => {
-      const column = e.target.closest("[data-sort]")?.dataset.sort;
-      if (column) this.list.sort_by(column);
-    });
-    on("rows", "click", (e) => {
-      const number = e.target.closest("[data-number]")?.dataset.number;
-      if (number) this.go({ feature: number, view: this.view_to_stay });
-    });
+    on("query", "keydown", (e) => e.key === "Enter" && this.turn_to(this.list.found[0], ""));
+    on("rows", "click", (e) => this.turn_to(e.target.closest("[data-number]")?.dataset.number));
     on("rows", "scroll", () => this.list.draw());
     new ResizeObserver(() => this.list.draw()).observe(this.$("rows"));
-    on("previous", "click", () => this.step(-1));
-    on("next", "click", () => this.step(1));
-    on("random", "click", () => this.draw_one());
     this.root.addEventListener("click", (e) => this.clicked(e));
-    this.root.addEventListener("change", (e) => {
-      if (e.target.dataset.act === "name") this.keep({ name: e.target.value.trim() });
+    this.root.addEventListener("change", ({ target: { dataset: { act }, value } }) => {
+      const names = value?.split(",").map((name) => name.trim()).filter(Boolean);
+      if (act === "name") this.keep({ name: value.trim() });
+      else if (act === "lists") this.keep({ lists: [...new Set(names)] });
     });
     const keys = this.source.in_kernel ? this.root : document; // keys of a notebook are its own
     keys.addEventListener("keydown", (e) => this.keys(e));
-    for (const panel of [this.map, this.compare, this.try, this.rate]) panel.listen(on);
+    on("pins", "change", (e) => this.go({ view: "compare", pins: e.target.value }));
+    for (const panel of [this.map, this.try, this.rate]) panel.listen(on);
   }
 
   // --- address ---
@@ -174,9 +139,7 @@ class App {
     return new URLSearchParams(given).toString();
   }
 
-  go(changes) {
-    this.source.address.set(this.address({ row: "", position: "", ...changes }));
-  }
+  go(changes) { this.source.address.set(this.address({ row: "", position: "", ...changes })); }
 
   note(changes) {
     // What is shown already, so that a copied address shows it too.
@@ -206,9 +169,8 @@ class App {
     else if (state.feature) this.say_missing(state.feature);
     else if (this.number < 0 && view !== "start") await this.show(this.list.found[0] ?? -1);
     if (state.row) await this.expand_place(Number(state.row), Number(state.position));
-    if (view === "try") await this.try.open();
-    if (view === "compare") await this.compare.open();
     if (view === "list") this.list.draw();
+    else await ({ try: () => this.try.open(), compare: () => this.draw_pins() })[view]?.();
   }
 
   say_missing(wanted) {
@@ -257,19 +219,17 @@ class App {
 
   step(by) {
     const { found } = this.list, at = found.indexOf(this.number), n = found.length;
-    if (n) this.go({ feature: found[at < 0 ? 0 : (at + by + n) % n], view: this.view_to_stay });
+    this.turn_to(found[at < 0 ? 0 : (at + by + n) % n]);
   }
 
   draw_one() {
     const { found } = this.list, { n_active } = this.features.columns;
     const others = found.filter((i) => i !== this.number && n_active[i] > 0);
-    const from = others.length ? others : found;
-    const feature = from[Math.floor(Math.random() * from.length)];
-    if (feature !== undefined) this.go({ feature, view: this.view_to_stay });
+    this.turn_to((others.length ? others : found)[Math.floor(Math.random() * others.length)]);
   }
 
-  get view_to_stay() {
-    return this.view === "try" ? "try" : "";
+  turn_to(feature, view = this.view === "try" ? "try" : "") {
+    if (feature !== undefined) this.go({ feature, view });
   }
 
   // --- examples and tokens ---
@@ -287,35 +247,31 @@ class App {
     tr.querySelector("button").setAttribute("aria-expanded", String(!open));
     if (open) return tr.nextElementSibling.remove();
     const { page, features } = this, e = [...page.examples, ...page.samples][tr.dataset.example];
-    const [more, cell] = ["tr", "td"].map((name) => document.createElement(name));
-    more.append(cell);
+    const more = document.createElement("tr");
     more.className = "expanded";
-    Object.assign(cell, { colSpan: 2, textContent: "reading the whole text…" });
+    show(more, html`<td colspan="2">reading the whole text…</td>`);
     tr.after(more);
+    const cell = more.firstElementChild;
     this.note({ feature: String(this.number), row: String(e.row), position: String(e.position) });
     const question = { row: e.row, feature: page.number, ablate: true };
     const absent = `The whole text needs the language model; it is not here: ${features.no_model}.`;
-    const asked = features.whole ? this.ask("context", question) : { problem: absent };
-    const given = await Promise.resolve(asked).catch((error) => ({ problem: error.message }));
+    const asked = features.whole ? this.ask("context", question) : Promise.reject(Error(absent));
+    const given = await asked.catch((error) => ({ problem: error.message }));
     show(cell, expanded_html(features, e, given, features.maximum(page.number)));
+    if (!given.ids) return;
     this.enliven(cell, given);
-    if (given.ids) await this.explain(cell.querySelector(".live"), given.ids, e.position);
+    await this.explain(cell.querySelector(".live"), given.ids, e.position);
   }
 
   async explain(text, ids, position) {
     // Why the shown feature is at what it is there, below the text.
     const feature = this.number, box = text.nextElementSibling.nextElementSibling;
-    const asked = this.ask("why", { ids, feature, position });
-    const content = await asked.then(
-      (found) => why_html(this.features, ids, position, feature, found),
-      (error) => html`<p class="note">${error.message}</p>`,
-    );
+    const content = await this.ask("why", { ids, feature, position }).then(
+      (found) => why_html(this.features, ids, position, feature, found), problem_html);
     if (this.number === feature) show(box, content);
   }
 
-  enliven(box, given) {
-    for (const text of box.querySelectorAll(".live")) this.texts.set(text, { given, at: -1 });
-  }
+  enliven(box, given) { this.texts.set(box.querySelector(".live"), { given, at: -1 }); }
 
   choose(text, at) {
     // A token of a text: what is known of it is shown below.
@@ -326,6 +282,7 @@ class App {
     chosen.at = at;
     show(text.nextElementSibling, here_html(this.features, chosen.given, at));
     this.explain(text, chosen.given.ids, at);
+    if (text.closest("#tried")) this.try.draw_graph(at);
   }
 
   // --- keeping ---
@@ -345,14 +302,16 @@ class App {
   }
 
   async save() {
-    const { title, notes } = this.features, ratings = await this.ask("ratings", {});
-    const text = JSON.stringify({ title, notes, ratings }, null, 1);
-    download("features.json", "application/json", text);
+    const { title, notes, lists } = this.features, ratings = await this.ask("ratings", {});
+    const kept = { title, notes, lists, ratings };
+    download("features.json", "application/json", JSON.stringify(kept, null, 1));
   }
 
   act({ act, kind, number, tenth, title }, button) {
-    const { features, page } = this, pins = kind && this.compare.toggle(kind, Number(number));
+    const { features, page } = this, pins = kind && this.toggled(kind, Number(number));
     const actions = {
+      previous: () => this.step(-1), next: () => this.step(1), random: () => this.draw_one(),
+      sort: () => this.list.sort_by(button.dataset.sort),
       star: () => this.keep({ star: !features.notes[page.number]?.star }),
       pin: () => this.go({ pins, view: "compare" }),
       link: () => this.copy(this.source.address.link(), "The address"),
@@ -371,6 +330,28 @@ class App {
     for (const part of article.querySelectorAll("tbody[data-tenth]"))
       part.hidden = !off && part.dataset.tenth !== tenth;
     for (const part of article.querySelectorAll(".examples, .examples-head")) part.hidden = !off;
+  }
+
+  // --- features side by side ---
+
+  get pins() { return this.state.pins.split(/[,\s]+/).filter(Boolean); } // "12", "neuron-3"
+
+  toggled(kind, number) {
+    const pin = kind === this.features.kind ? `${number}` : `${kind}-${number}`;
+    const others = this.pins.filter((p) => p !== pin), pinned = others.length < this.pins.length;
+    return (pinned ? others : [...others, pin].slice(-4)).join(",");
+  }
+
+  async draw_pins() {
+    const { features } = this;
+    this.$("pins").value = this.pins.join(", ");
+    const pages = this.pins.map(async (pin) => {
+      const [, kind = features.kind, number] = pin.match(/^(?:([a-z]+)-)?(\d+)$/) ?? [];
+      const page = await features.page(Number(number), kind).catch(() => ({}));
+      return page.feature === Number(number) ? page_html(features, page) :
+        html`<article><h2>There is no ${pin}.</h2></article>`;
+    });
+    show(this.$("pinned"), html`${await Promise.all(pages)}`);
   }
 
   // --- pointer and keys ---
@@ -408,7 +389,7 @@ class App {
       act = () => this.step(way);
     else if (e.key === "Enter" && activeElement === this.$("rows"))
       act = () => this.go({ feature: this.number, view: "" });
-    if (!act || (this.view === "rate" && e.key !== "/")) return;
+    if (!act || this.view === "rate") return;
     e.preventDefault();
     act();
   }

@@ -6,10 +6,6 @@ const ACTIVE = ["240,125,20", ""], LOSS = ["208,60,60", "50,110,200"]; // above 
 const TOKENS_LISTED = 12, NAMED = 4; // tokens of the strongest examples; of the sentence at the top
 const SOURCES = 8; // tokens named of those that make a feature fire
 const MARKED = "row starts, padding, outliers: not among the strongest";
-const NULLS = { // kind of unit that was scored in the same way → what the page calls it
-  feature: "features", neuron_matched: "neurons of equal density",
-  random: "random directions", shuffled: "shuffled labels",
-};
 
 const token_html = (name) => html`<bdi class="token">${name}</bdi>`;
 const link_html = (number) => html`<a href="#feature=${number}">${number}</a>`;
@@ -104,16 +100,12 @@ function logits_html(f, { counts, low, high }) {
 
 function rule_html(features, f) {
   // The rule with its scores, beside the medians of what was scored in the same way.
-  const { medians, score } = features, known = (kind) => (medians[kind]?.[score] ?? null) !== null;
-  const told = ([kind, name]) => `${name} ${score_text(score, medians[kind][score])}`;
-  const others = Object.entries(NULLS).filter(([kind]) => known(kind)).map(told).join(", ");
-  const measured = { information: "uncertainty explained", auroc: "AUROC" }[score];
   const explained = (f.information ?? null) !== null &&
     html`uncertainty explained <b>${percent(f.information)}</b>, `;
   return html`<details class="rule"><summary>Rule ${token_html(plain(f.rule))}</summary></details>
     <p><small>On the half of the documents that it was not learnt on: ${explained}balanced accuracy
     <b>${decimal(f.balanced_accuracy)}</b>, AUROC <b>${decimal(f.auroc)}</b>.
-    ${others && `Medians (${measured}): ${others}.`}</small></p>`;
+    ${features.medians}</small></p>`;
 }
 
 function meaning_html(features, f) {
@@ -142,6 +134,8 @@ function actions_html(features, f) {
     ${act("star", note.star ? "★ starred" : "☆ star")}
     <label>name <input data-act="name" maxlength="80" value="${note.name}"
       placeholder="your own words"></label>
+    <label>lists <input data-act="lists" maxlength="200" value="${note.lists?.join(", ")}"
+      placeholder="code, to check"></label>
     ${act("pin", "Pin to compare")} ${act("link", "Copy link")}
     ${act("markdown", "Copy as Markdown")}</p>`;
 }
@@ -229,7 +223,7 @@ function expanded_html(features, e, { problem, ...given }, largest) {
     <span>row <b>${e.row}</b></span> <span>position <b>${e.position}</b></span></p>`;
   if (problem) return html`${from}<p class="note">${problem}</p>`;
   const { ids, effects } = given, most = Math.max(...effects.map(Math.abs), 0), focus = e.position;
-  const total = signed(effects.reduce((a, b) => a + b, 0)), nats = (v) => `${signed(v)} nats`;
+  const total = signed(total_of(effects)), nats = (v) => `${signed(v)} nats`;
   const lost = { ids, values: effects }, how = { focus, colours: LOSS, written: nats };
   const name = "activation on the whole text", { vocabulary, kind } = features;
   return html`${from}${live_html(name, vocabulary, given, largest, { focus })}
@@ -240,32 +234,27 @@ function expanded_html(features, e, { problem, ...given }, largest) {
 
 function why_html(features, ids, at, number, { total, own, sources }) {
   // What makes a feature fire at a place, the largest parts first; shares are of what pushes.
-  const sum = (values) => values.reduce((a, b) => a + b, 0);
-  const name = (t) => features.vocabulary.name(t);
-  const order = sources.map((heads, s) => [s, sum(heads), heads]);
-  order.sort((a, b) => Math.abs(b[1]) - Math.abs(a[1]));
-  const push = sum(own) + sum(sources.flat()), rest = order.slice(SOURCES);
-  const through = (heads) =>
-    top_heads(heads).map((h) => `head ${h} ${signed(heads[h])}`).join(", ");
+  const token = (t) => token_html(features.vocabulary.name(t)), by_size = (a, b) => b[0] - a[0];
+  const of_head = (value, h) => [Math.abs(value), `head ${h} ${signed(value)}`];
+  const through = (heads) => heads.map(of_head)
+    .sort(by_size).slice(0, 3).map(([, said]) => said).join(", ");
   const where = (s) => (s === at ? "itself" : `${at - s} before`);
-  const share = (value) => push > 0 && percent(value / push);
-  const row = (title, value, more, note) => html`<tr><th scope="row">${title}</th>
-    <td>${signed(value)}</td><td>${more}</td><td><small>${note}</small></td></tr>`;
-  return html`<h4>Why ${features.kind} ${number} is at ${signed(total)} on
-      ${token_html(name(ids[at]))} <small>exact with the attention pattern, the norms’ scales and
-      the MLP’s gates of this place held; the biases act as a threshold</small></h4>
+  const parts = sources.map((heads, s) => [Math.abs(total_of(heads)), total_of(heads),
+    html`token ${s} ${token(ids[s])} ${where(s)}`, through(heads)]).sort(by_size);
+  const rest = parts.splice(SOURCES), push = total_of(own) + total_of(sources.flat());
+  const row = (title, value, heads, share = push > 0 && percent(value / push)) => html`<tr>
+    <th scope="row">${title}</th><td>${signed(value)}</td><td>${share}</td>
+    <td><small>${heads}</small></td></tr>`;
+  return html`<h4>Why ${features.kind} ${number} is at ${signed(total)} on ${token(ids[at])}
+      <small>exact with the attention pattern, the norms’ scales and the MLP’s gates of this
+      place held; the biases act as a threshold</small></h4>
     <table class="next"><thead><tr><th>part</th><th>adds</th><th>share</th><th>through</th></tr>
-    </thead><tbody>${row(html`own token ${token_html(name(ids[at]))}`, own[0], share(own[0]))}
-    ${row(`own position ${at}`, own[1], share(own[1]))}
-    ${order.slice(0, SOURCES).map(([s, value, heads]) => row(html`token ${s}
-      ${token_html(name(ids[s]))} ${where(s)}`, value, share(value), through(heads)))}
-    ${rest.length > 0 && row(`${rest.length} other tokens`, sum(rest.map(([, value]) => value)),
-      share(sum(rest.map(([, value]) => value))))}
-    ${row("biases", total - push)}</tbody></table>`;
+    </thead><tbody>${row(html`own token ${token(ids[at])}`, own[0])}
+    ${row(`own position ${at}`, own[1])}
+    ${parts.map(([, value, title, heads]) => row(title, value, heads))}
+    ${rest.length > 0 && row(`${rest.length} other tokens`, total_of(rest.map((part) => part[1])))}
+    ${row("biases", total - push, "", "")}</tbody></table>`;
 }
-
-const top_heads = (heads) => [...heads.keys()]
-  .sort((a, b) => Math.abs(heads[b]) - Math.abs(heads[a])).slice(0, 3);
 
 function here_html(features, { ids, values, strongest, effects = [] }, i) {
   // What is known of one token of a text: "features here".

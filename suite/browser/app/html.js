@@ -2,9 +2,7 @@
 // itself made.
 
 class Safe {
-  constructor(text) {
-    this.text = text;
-  }
+  constructor(text) { this.text = text; }
 }
 
 const ESCAPES = { "&": "&amp;", "<": "&lt;", ">": "&gt;", "'": "&#39;", '"': "&#34;" };
@@ -19,6 +17,8 @@ function escaped(value) {
 function html(strings, ...values) {
   return new Safe(String.raw({ raw: strings }, ...values.map(escaped)));
 }
+
+const problem_html = (error) => html`<p class="note">${error.message}</p>`;
 
 function show(element, content) {
   // The only place where HTML is parsed, beside the page's own frame.

@@ -4,13 +4,10 @@ class List {
   constructor(app) {
     Object.assign(this, { app, found: [], parts: [] });
     const { columns, score, kind } = app.features;
-    this.heads = [
-      ["feature", kind],
-      ["relevance", "strongest on"],
-      ["maximum", "maximum"],
-      ["density", "density"],
-      ...(score ? [[score, score === "information" ? "explained" : "AUROC"]] : []),
-    ].filter(([column]) => columns[column] || column === "relevance");
+    const scores = { information: "explained", auroc: "AUROC" };
+    this.heads = Object.entries({ feature: kind, relevance: "strongest on", maximum: "maximum",
+      density: "density", ...(score && { [score]: scores[score] }) });
+    this.heads = this.heads.filter(([column]) => columns[column] || column === "relevance");
   }
 
   get sort() {
@@ -22,7 +19,7 @@ class List {
   draw_heads() {
     const [column, descending] = this.sort, arrow = descending ? " ↓" : " ↑";
     const first = this.parts.some((p) => "wanted" in p) ? "best match" : "clearest";
-    const head = ([name, text]) => html`<button type="button" data-sort="${name}"
+    const head = ([name, text]) => html`<button type="button" data-act="sort" data-sort="${name}"
       aria-pressed="${name === column}">${name === "relevance" ? first : text}${
       name === column && arrow}</button>`;
     show(this.app.$("heads"), html`${this.heads.map(head)}`);
@@ -38,7 +35,8 @@ class List {
   async search(query) {
     const turn = (this.turn = (this.turn ?? 0) + 1), { features, $ } = this.app, app = this.app;
     const said = (text) => { $.call(app, "count").textContent = text; };
-    app.source.progress = (share) => said(`reading all texts: ${Math.round(100 * share)} %`);
+    app.source.progress = (share) =>
+      query.includes("text:") && said(`reading all texts: ${Math.round(100 * share)} %`);
     const { found, parts, problem } = await matches(features, query, ...this.sort);
     if (turn !== this.turn) return false; // typed on meanwhile
     Object.assign(this, { found, parts });
@@ -104,9 +102,8 @@ class List {
 
 function sparkline_html(digits) {
   // Activations by strength, weak to strong, counted on a logarithmic scale.
-  if (!digits) return html`<i></i>`;
-  const bars = [...digits].map((h, x) => (h > 0 ? `M${x} 9v-${h}h1v${h}z` : "")).join("");
-  return html`<svg class="spark" viewBox="0 0 ${digits.length} 9" preserveAspectRatio="none"
+  const bars = [...(digits ?? "")].map((h, x) => (h > 0 ? `M${x} 9v-${h}h1v${h}z` : "")).join("");
+  return html`<svg class="spark" viewBox="0 0 ${digits?.length ?? 9} 9" preserveAspectRatio="none"
     aria-hidden="true"><path d="${bars}"/></svg>`;
 }
 

@@ -20,9 +20,7 @@ class Axis {
     this.ticks = this.ticks.filter((v) => v >= low && v <= high);
   }
 
-  written(value) {
-    return this.shares ? percent(value) : decimal(value);
-  }
+  written(value) { return this.shares ? percent(value) : decimal(value); }
 
   query(places) {
     // The comparisons that hold between two places; none at the axis' own ends.
@@ -44,9 +42,7 @@ class FeatureMap {
       this.x.values[i] > 0 && (this.y.values[i] ?? null) !== null);
   }
 
-  place(i) {
-    return [this.x.at(this.x.values[i]), this.y.at(this.y.values[i])];
-  }
+  place(i) { return [this.x.at(this.x.values[i]), this.y.at(this.y.values[i])]; }
 
   dots(numbers) {
     const dot = (i) => `M${this.place(i).map((v) => v.toFixed(1)).join(" ")}h0`;
@@ -64,14 +60,14 @@ class FeatureMap {
       ${x.ticks.map((v) => text(x.at(v), bottom + 16, "middle", x.written(v)))}
       ${y.ticks.map((v) => text(left - 5, y.at(v) + 4, "end", y.written(v)))}
       <path d="${dots(false)}"/><path class="hit" d="${dots(true)}"/>
-      <circle id="map-here" r="5"/><rect id="brush"/>`);
+      <circle id="map-here" r="5"/><path id="brush"/>`);
     this.mark();
   }
 
   mark() {
     // A ring around the feature shown.
     const { app } = this, at = this.shown.includes(app.number) ? this.place(app.number) : [-9, -9];
-    at.forEach((value, i) => app.$("map-here")?.setAttribute(["cx", "cy"][i], value));
+    app.$("map-here")?.setAttribute("transform", `translate(${at})`);
   }
 
   listen(on) {
@@ -87,9 +83,8 @@ class FeatureMap {
     });
     on("map", "pointermove", (e) => {
       if (!this.from) return;
-      const [[a, b], [c, d]] = box(e), rect = { x: Math.min(a, c), y: Math.min(b, d),
-        width: Math.abs(c - a), height: Math.abs(d - b) };
-      for (const [key, value] of Object.entries(rect)) this.app.$("brush").setAttribute(key, value);
+      const [[a, b], [c, d]] = box(e);
+      this.app.$("brush").setAttribute("d", `M${a} ${b}H${c}V${d}H${a}z`);
     });
     on("map", "pointerup", (e) => {
       const corners = box(e), [[a, b], [c, d]] = corners;
@@ -102,7 +97,7 @@ class FeatureMap {
   open(x, y) {
     const far = (i) => Math.hypot(this.place(i)[0] - x, this.place(i)[1] - y);
     const [nearest] = this.shown.map((i) => [far(i), i]).sort(([a], [b]) => a - b);
-    if (nearest?.[0] < NEAR) this.app.go({ feature: nearest[1], view: this.app.view_to_stay });
+    if (nearest?.[0] < NEAR) this.app.turn_to(nearest[1]);
   }
 
   search(corners) {

@@ -3,6 +3,7 @@
 
 const PER_TOKEN = 5, STRIP = 12; // features named for each token, and shown on every one
 const NEXT = 12, DRAWS = 3; // tokens listed; random directions that a clamp is held against
+const IN_GRAPH = 8; // features named in an attribution graph
 const SOON = 60; // ms after which the answer for the first tokens is sent ahead of the rest
 
 class Model {
@@ -17,10 +18,9 @@ class Model {
     }
     for (const [name, [rows, columns]] of Object.entries(this.layout)) {
       if (columns === undefined) continue;
-      const levels = new Int8Array(buffer, at, rows * columns), scale = this.weights[name];
-      const weight = new Float32Array(rows * columns);
-      for (let r = 0, i = 0; r < rows; r++)
-        for (let c = 0; c < columns; c++, i++) weight[i] = levels[i] * scale[r];
+      const weight = Float32Array.from(new Int8Array(buffer, at, rows * columns));
+      const scales = this.weights[name];
+      for (let i = 0; i < weight.length; i++) weight[i] *= scales[Math.floor(i / columns)];
       this.weights[name] = weight;
       at += rows * columns;
     }
@@ -53,14 +53,14 @@ class Model {
       const most = new Float32Array(acts[0]?.length ?? 0), of = (n) => acts.map((row) => row[n]);
       for (const row of acts)
         for (let n = 0; n < row.length; n++) if (row[n] > most[n]) most[n] = row[n];
-      const strip = top_of(most, STRIP).filter((n) => most[n] > 0).map((n) => [n, of(n)]);
+      const strip = top_of(most, STRIP, 0).map((n) => [n, of(n)]);
       return { cut: all.length - ids.length, strip, ...this.of_tokens(ids, acts, feature) };
     };
     return answer(this.acts(ids, (acts) => ahead(answer(acts))));
   }
 
   of_tokens(ids, acts, feature) {
-    const named = (row) => top_of(row, PER_TOKEN).filter((n) => row[n] > 0).map((n) => [n, row[n]]);
+    const named = (row) => top_of(row, PER_TOKEN, 0).map((n) => [n, row[n]]);
     const strongest = ids.map((_, t) => named(acts[t] ?? []));
     return { ids, values: ids.map((_, t) => acts[t]?.[feature] ?? 0), strongest };
   }
@@ -69,10 +69,8 @@ class Model {
     const ids = this.tokenizer.encode(text), change = this.clamped(clamps, keep_error);
     if (!ids.length) throw new Error("the prompt is empty: give at least one token of text");
     if (ids.length + (new_tokens ? 1 : 0) > this.n_positions)
-      throw new Error(
-        `the prompt has ${ids.length} tokens and the model's context is ${this.n_positions}; ` +
-          "shorten the prompt",
-      );
+      throw new Error(`the prompt has ${ids.length} tokens and the model's context is ` +
+        `${this.n_positions}; shorten the prompt`);
     const kept = [{}, {}], changes = [undefined, change];
     const [before, after] = changes.map((how, i) => softmax(this.run(ids, how, true, kept[i])[0]));
     const moved = before.map((p, i) => Math.abs(after[i] - p));
@@ -86,70 +84,110 @@ class Model {
     const sides = (new_tokens ? changes : []).map((how, i) => {
       kept[i].n = ids.length - 1; // what the last token says is needed again
       const continued = this.generate(ids, new_tokens, temperature, seed, how, kept[i]);
-      const rows = this.rows_at_hook(continued);
-      return { ids: continued, values: this.on_rows(rows, clamps[0].feature) };
+      const value = (x) => Math.max(0, this.feature(x, clamps[0].feature));
+      return { ids: continued, values: this.rows_at_hook(continued).map(value) };
     });
     return {
       kl: divergence(before, after),
       null: null_kl,
       next: likely.slice(0, NEXT).map((t) => [t, before[t], after[t]]),
-      sides,
-      prompt: ids.length,
+      sides, prompt: ids.length,
     };
   }
 
   context({ ids, feature, ablate }) {
     const found = this.of_tokens(ids, this.acts(ids), feature);
     if (!ablate) return { effects: [], ...found };
-    const [before, after] = [undefined, this.clamped([{ feature, how: "ablate" }])].map((change) =>
-      this.losses(ids, change),
-    );
+    const [before, after] = [undefined, this.clamped([{ feature, how: "ablate" }])]
+      .map((change) => this.losses(ids, change));
     return { effects: [0, ...after.map((loss, t) => loss - before[t])], ...found };
   }
 
-  why({ ids, feature, position: p }) {
+  why({ ids, feature, position }) {
     // What its token, its position and every head's sources add to a feature's pre-activation: the
     // split of features/attribution.py, with the pattern, the norms' scales and the gates held.
-    const d = this.d_model, w = this.weights, size = d / this.heads, x = this.embedded(ids);
+    const held = this.held(ids.slice(0, position + 1)), { own, tokens, positions } =
+      this.traced(held, this.reading(held, feature));
+    const total = this.feature(held.hidden, feature, true);
+    const sources = tokens.map((heads, s) => heads.map((value, h) => value + positions[s][h]));
+    return { total, own, sources };
+  }
+
+  graph({ ids, tokens }) {
+    // What adds to the difference of two logits at the end of a text, by default the likeliest two:
+    // features/logit_graph.py, with the autoencoder between neurons and logits.
+    const held = this.held(ids), { hidden, mid } = held, d = this.d_model, w = this.weights;
+    const last = this.linear("mlp.c_proj", hidden, 1).map((value, i) => value + mid[i]);
+    const head = w["lm_head.weight"], logits = affine(this.norm("ln_f", last, 1), 1, head);
+    const [better, worse] = tokens ?? top_of(logits, 2), total = logits[better] - logits[worse];
+    const [up, down] = [better, worse].map((token) => head.subarray(token * d, (token + 1) * d));
+    const wanted = Float64Array.from(up, (value, i) => value - down[i]);
+    const onto = this.through_norm(wanted, "ln_f", this.scale(last)), f = this.features(hidden);
+    const neurons = rows_times(onto, w["mlp.c_proj.weight"], hidden.length);
+    const onward = (n) => dot(neurons, w.W_dec, n), past = this.traced(held, onto);
+    const by_token = ({ own, tokens: of }) =>
+      of.map((heads, s) => total_of(heads) + (s === ids.length - 1 ? own[0] : 0));
+    const on = [...f.keys()].filter((n) => f[n] > 0).map((n) => [n, f[n] * onward(n)]);
+    on.sort((a, b) => Math.abs(b[1]) - Math.abs(a[1]));
+    const features = on.splice(0, IN_GRAPH).map(([n, value]) => {
+      const parts = by_token(this.traced(held, this.reading(held, n)));
+      return [n, value, parts.map((part) => part * onward(n))];
+    });
+    const direct = by_token(past), missed = this.decoded(f).map((value, j) => hidden[j] - value);
+    const other = {
+      "other features": total_of(on.map(([, value]) => value)),
+      "position embeddings": past.own[1] + total_of(past.positions.flat()),
+      "the features' error": dot(neurons, missed, 0),
+    };
+    const edges = [...features.map(([, value]) => value), ...direct, ...Object.values(other)];
+    other.biases = total - total_of(edges);
+    return { tokens: [better, worse], total, features, direct, other };
+  }
+
+  held(ids) {
+    // What is held at the end of a text: the attention pattern, the norms' scales, the gates.
     if (!this.at_zero || this.hook !== "mlp.hook_post")
       throw new Error("only features of an autoencoder can be split into their causes");
-    const normed = normalised(x, p + 1, d, w["ln_1.weight"], w["ln_1.bias"], this.epsilon);
-    const qkv = affine(normed, p + 1, w["attn.c_attn.weight"], w["attn.c_attn.bias"]);
-    const heard = this.attention(qkv, p + 1, p);
-    const mid = affine(heard, 1, w["attn.c_proj.weight"], w["attn.c_proj.bias"]);
-    for (let i = 0; i < d; i++) mid[i] += x[p * d + i];
-    const read = normalised(mid, 1, d, w["ln_2.weight"], w["ln_2.bias"], this.epsilon);
-    const inner = affine(read, 1, w["mlp.c_fc.weight"], w["mlp.c_fc.bias"]);
-    const encoder = inner.map((u, j) => (u > 0 ? w.W_enc[j * this.at_zero.length + feature] : 0));
-    const total = inner.reduce((sum, u, j) => sum + u * encoder[j], this.at_zero[feature]);
-    const back = (v, weight, first = 0) => { // v × weight[first …], of rows of length d
-      const out = new Float64Array(d);
-      v.forEach((value, j) => {
-        if (value) for (let i = 0; i < d; i++) out[i] += value * weight[(first + j) * d + i];
-      });
-      return out;
-    };
-    const before = (g, norm) => { // the gradient before a norm, but for its scale
-      const out = g.map((value, i) => value * w[`${norm}.weight`][i]);
-      const mean = out.reduce((a, b) => a + b) / d;
-      return out.map((value) => value - mean);
-    };
-    const [, scale] = moments(mid, 0, d, this.epsilon);
-    const effect = before(back(encoder, w["mlp.c_fc.weight"]), "ln_2").map((g) => g * scale);
-    const projection = w["attn.c_proj.weight"];
-    const along = Array.from({ length: this.heads }, (_, h) => {
-      const c = Float64Array.from({ length: size }, (_, k) =>
-        effect.reduce((sum, e, i) => sum + e * projection[i * d + h * size + k], 0));
-      return before(back(c, w["attn.c_attn.weight"], 2 * d + h * size), "ln_1");
+    const n = ids.length, d = this.d_model, x = this.embedded(ids);
+    const qkv = this.linear("attn.c_attn", this.norm("ln_1", x, n), n);
+    const mid = this.linear("attn.c_proj", this.attention(qkv, n, n - 1), 1);
+    for (let i = 0; i < d; i++) mid[i] += x[(n - 1) * d + i];
+    const hidden = this.linear("mlp.c_fc", this.norm("ln_2", mid, 1), 1);
+    return { ids, x, qkv, mid, hidden: hidden.map((value) => Math.max(0, value)) };
+  }
+
+  reading({ hidden, mid }, feature) {
+    // What a unit of the residual stream before the MLP adds to a feature's pre-activation.
+    const { W_enc, "mlp.c_fc.weight": inner } = this.weights, d_sae = this.at_zero.length;
+    const encoder = hidden.map((value, j) => (value > 0 ? W_enc[j * d_sae + feature] : 0));
+    return this.through_norm(rows_times(encoder, inner, mid.length), "ln_2", this.scale(mid));
+  }
+
+  through_norm(effect, name, scale = 1) {
+    // What a unit before a norm adds, of what a unit behind it does; its scale is held.
+    const out = effect.map((value, i) => value * scale * this.weights[`${name}.weight`][i]);
+    const mean = total_of(out) / out.length;
+    return out.map((value) => value - mean);
+  }
+
+  scale(x, at = 0) { return moments(x, at * this.d_model, this.d_model, this.epsilon)[1]; }
+
+  traced({ ids, x, qkv }, effect) {
+    // What the last token and its position, and tokens and positions of each [source][head], add to
+    // a number of which a unit of the residual stream before the MLP adds `effect`.
+    const d = this.d_model, w = this.weights, size = d / this.heads, p = ids.length - 1;
+    const heard = rows_times(effect, w["attn.c_proj.weight"], d);
+    const heads = Array.from({ length: this.heads }, (_, h) => {
+      const own = heard.slice(h * size, (h + 1) * size);
+      const value = rows_times(own, w["attn.c_attn.weight"], d, 2 * d + h * size);
+      return [this.through_norm(value, "ln_1"), this.pattern(qkv, h, p).slice()];
     });
-    const dot = (v, values, at) => v.reduce((sum, value, i) => sum + value * values[at * d + i], 0);
-    const patterns = along.map((_, h) => this.pattern(qkv, h, p).slice());
-    const sources = ids.slice(0, p + 1).map((_, s) => {
-      const [, own] = moments(x, s * d, d, this.epsilon);
-      return along.map((v, h) => patterns[h][s] * own * dot(v, x, s));
-    });
+    const scales = ids.map((_, s) => this.scale(x, s));
+    const of = (weight, row) => ids.map((_, s) => heads.map(([value, pattern]) =>
+      pattern[s] * scales[s] * dot(value, weight, row(s))));
     const own = [dot(effect, w["wte.weight"], ids[p]), dot(effect, w["wpe.weight"], p)];
-    return { total, own, sources };
+    const tokens = of(w["wte.weight"], (s) => ids[s]), positions = of(w["wpe.weight"], (s) => s);
+    return { own, tokens, positions };
   }
 
   // --- the language model ---
@@ -166,32 +204,36 @@ class Model {
     // Logits [position][token] of the last position, or of all. `change(x, d)` sees, and may write
     // into, what passes the hook. `kept` has queries, keys and values of the first `kept.n`
     // tokens, which are not run again.
-    const d = this.d_model, w = this.weights, { n: first = 0 } = kept, n = ids.length - first;
+    const d = this.d_model, { n: first = 0 } = kept, n = ids.length - first;
     let x = this.embedded(ids, first);
-    const norm = (name, values, rows) =>
-      normalised(values, rows, d, w[`${name}.weight`], w[`${name}.bias`], this.epsilon);
-    const linear = (name, values) => affine(values, n, w[`${name}.weight`], w[`${name}.bias`]);
-    const add = (written) => {
-      for (let i = 0; i < x.length; i++) x[i] += written[i];
-    };
+    const add = (written) => { for (let i = 0; i < x.length; i++) x[i] += written[i]; };
     this.at("hook_resid_pre", x, d, change);
     kept.qkv ??= new Float32Array(this.n_positions * 3 * d);
-    kept.qkv.set(linear("attn.c_attn", norm("ln_1", x, n)), first * 3 * d);
+    kept.qkv.set(this.linear("attn.c_attn", this.norm("ln_1", x, n), n), first * 3 * d);
     kept.n = ids.length;
-    add(linear("attn.c_proj", this.attention(kept.qkv, ids.length, first)));
-    const hidden = linear("mlp.c_fc", norm("ln_2", x, n)), width = hidden.length / n;
+    add(this.linear("attn.c_proj", this.attention(kept.qkv, ids.length, first), n));
+    const hidden = this.linear("mlp.c_fc", this.norm("ln_2", x, n), n), width = hidden.length / n;
     this.at("mlp.hook_pre", hidden, width, change);
     for (let i = 0; i < hidden.length; i++) if (!(hidden[i] > 0)) hidden[i] = 0;
     this.at("mlp.hook_post", hidden, width, change);
-    const written = linear("mlp.c_proj", hidden);
+    const written = this.linear("mlp.c_proj", hidden, n);
     this.at("hook_mlp_out", written, d, change);
     add(written);
     this.at("hook_resid_post", x, d, change);
     if (last_only) x = x.slice((n - 1) * d);
-    const rows = x.length / d, logits = affine(norm("ln_f", x, rows), rows, w["lm_head.weight"]);
+    const rows = x.length / d, head = this.weights["lm_head.weight"];
+    const all = affine(this.norm("ln_f", x, rows), rows, head);
     return Array.from({ length: rows }, (_, t) =>
-      logits.subarray(t * this.vocabulary_size, (t + 1) * this.vocabulary_size),
-    );
+      all.subarray(t * this.vocabulary_size, (t + 1) * this.vocabulary_size));
+  }
+
+  norm(name, x, n) {
+    const { [`${name}.weight`]: weight, [`${name}.bias`]: bias } = this.weights;
+    return normalised(x, n, this.d_model, weight, bias, this.epsilon);
+  }
+
+  linear(name, x, n) {
+    return affine(x, n, this.weights[`${name}.weight`], this.weights[`${name}.bias`]);
   }
 
   losses(ids, change) {
@@ -200,9 +242,7 @@ class Model {
     return ids.slice(1).map((token, t) => -Math.log(Math.max(softmax(logits[t])[token], 1e-300)));
   }
 
-  at(name, x, d, change) {
-    if (name === this.hook) change(x, d);
-  }
+  at(name, x, d, change) { if (name === this.hook) change(x, d); }
 
   attention(qkv, n, first = 0) {
     // What the heads give to each position from `first` on.
@@ -242,9 +282,7 @@ class Model {
   rows_at_hook(ids, kept = {}) {
     // What passes the hook: an activation vector per position that is not kept.
     const rows = [], n = ids.length - (kept.n ?? 0);
-    const copy = (x, d) => {
-      for (let t = 0; t < n; t++) rows.push(x.slice(t * d, (t + 1) * d));
-    };
+    const copy = (x, d) => { for (let t = 0; t < n; t++) rows.push(x.slice(t * d, (t + 1) * d)); };
     if (n) this.run(ids, copy, true, kept);
     return rows;
   }
@@ -265,10 +303,6 @@ class Model {
     return cache.map(([, acts]) => acts);
   }
 
-  on_rows(rows, number) {
-    return rows.map((x) => Math.max(0, this.feature(x, number)));
-  }
-
   features(x) {
     // Activations of all features of one activation vector.
     if (this.architecture === "neurons") return Float32Array.from(x);
@@ -282,21 +316,22 @@ class Model {
         z[f] += a * w[p] + b * w[q] + c * w[r] + d * w[s];
     }
     if (this.architecture === "topk") {
-      const kept = new Set(top_of(z, this.k));
-      return z.map((value, f) => (kept.has(f) && value > 0 ? value : 0));
+      const kept = new Set(top_of(z, this.k, 0));
+      return z.map((value, f) => (kept.has(f) ? value : 0));
     }
     for (let f = 0; f < d_sae; f++) if (!(z[f] > Math.max(0, threshold?.[f] ?? 0))) z[f] = 0;
     return z;
   }
 
-  feature(x, number) {
-    // One feature's activation, without the others where it does not depend on them.
+  feature(x, number, before = false) {
+    // One feature's activation, or its pre-activation, without the others where it does not depend
+    // on them.
     if (this.architecture === "neurons") return x[number];
-    if (this.architecture === "topk") return this.features(x)[number];
+    if (this.architecture === "topk" && !before) return this.features(x)[number];
     const { W_enc, threshold } = this.weights, d_sae = this.at_zero.length;
     let z = this.at_zero[number];
     for (let i = 0; i < x.length; i++) z += x[i] * W_enc[i * d_sae + number];
-    return z > Math.max(0, threshold?.[number] ?? 0) ? Math.fround(z) : 0;
+    return before || z > Math.max(0, threshold?.[number] ?? 0) ? Math.fround(z) : 0;
   }
 
   clamped(clamps, keep_error = true, directions = []) {
@@ -333,9 +368,7 @@ class Model {
   decoded(f) {
     if (this.architecture === "neurons") return f;
     const x = this.weights.b_dec.slice();
-    f.forEach((value, number) => {
-      if (value) this.add(x, number, value);
-    });
+    f.forEach((value, number) => { if (value) this.add(x, number, value); });
     return x;
   }
 
@@ -400,6 +433,22 @@ function moments(x, from, d, epsilon) {
   return [mean, 1 / Math.sqrt(variance / d + epsilon)];
 }
 
+function rows_times(v, weight, width, first = 0) {
+  // v × weight[first …], of rows of `width`.
+  const out = new Float64Array(width);
+  v.forEach((value, j) => {
+    if (value) for (let i = 0; i < width; i++) out[i] += value * weight[(first + j) * width + i];
+  });
+  return out;
+}
+
+function dot(v, matrix, row) {
+  // A vector by the row of a matrix.
+  let sum = 0;
+  for (let i = 0, at = row * v.length; i < v.length; i++, at++) sum += v[i] * matrix[at];
+  return sum;
+}
+
 function softmax(logits) {
   const p = new Float64Array(logits.length);
   let largest = -Infinity, total = 0;
@@ -417,15 +466,9 @@ function divergence(p, q) {
   return sum;
 }
 
-function top_of(values, k) {
+function top_of(values, k, above = -Infinity) {
   // Places of the k largest, the largest first.
-  const best = [];
-  for (let i = 0; i < values.length; i++) {
-    if (best.length === k && values[i] <= values[best[k - 1]]) continue;
-    let at = best.length;
-    while (at > 0 && values[best[at - 1]] < values[i]) at--;
-    best.splice(at, 0, i);
-    if (best.length > k) best.pop();
-  }
-  return best;
+  const places = [];
+  for (let i = 0; i < values.length; i++) if (values[i] > above) places.push(i);
+  return places.sort((a, b) => values[b] - values[a] || a - b).slice(0, k);
 }

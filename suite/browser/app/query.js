@@ -1,31 +1,22 @@
 // The search's language: `import`, `" import" density<0.1%`, `text:"def main" auroc>0.9`, `#12`.
 // All parts must hold.
 
-const FIELDS = {
-  // name in a query → column
-  number: "feature",
-  density: "density",
-  active: "n_active",
-  maximum: "maximum",
-  mean: "mean_active",
-  marked: "marked_share",
-  information: "information",
-  auroc: "auroc",
-  accuracy: "balanced_accuracy",
-  conditions: "n_conditions",
-  star: "star",
+const FIELDS = { // name in a query → column
+  number: "feature", density: "density", active: "n_active", maximum: "maximum", star: "star",
+  mean: "mean_active", marked: "marked_share", information: "information", auroc: "auroc",
+  accuracy: "balanced_accuracy", conditions: "n_conditions",
 };
 // name in a query → the lists of tokens that it looks into: column, weight in the relevance, chip
 const TOKENS = {
   token: [["strongest", 8, "strongest on"], ["top_tokens", 4, "high on"]],
-  raises: [["top_logits", 2, "raises"]],
-  lowers: [["bottom_logits", 2, "lowers"]],
+  raises: [["top_logits", 2, "raises"]], lowers: [["bottom_logits", 2, "lowers"]],
   before: [["before_tokens", 2, "after"]],
 };
 TOKENS[""] = [...TOKENS.token, ...TOKENS.raises];
 // name in a query → weight, and the text of a feature
 const TEXTS = {
   name: [16, (features, i) => features.notes[i]?.name],
+  list: [8, (features, i) => features.notes[i]?.lists?.join(", ")],
   explanation: [3, (features, i) => features.explanations[i]],
   rule: [1, (features, i) => features.columns.rule?.[i]],
 };
@@ -33,11 +24,8 @@ const PLACES = ["text", ...Object.keys(TOKENS).filter(Boolean), ...Object.keys(T
 const PART = new RegExp(`(?:(${PLACES.join("|")}):)?(?:"([^"]+)"(?=\\s|$)|(\\S+))`, "g");
 const COMPARISON = /^([a-z_]{3,})(<=|>=|<|>|=)(\d+\.?\d*|\.\d+)(%?)$/i;
 const HOLDS = {
-  "<": (a, b) => a < b,
-  ">": (a, b) => a > b,
-  "<=": (a, b) => a <= b,
-  ">=": (a, b) => a >= b,
-  "=": (a, b) => a === b,
+  "<": (a, b) => a < b, "<=": (a, b) => a <= b, "=": (a, b) => a === b,
+  ">": (a, b) => a > b, ">=": (a, b) => a >= b,
 };
 // what a reader copies from the page, back to the characters that it shows
 const SHOWN = { "\u23ce": "\n", "\u00b7": " ", "\u21e5": "\t" };
@@ -46,22 +34,17 @@ const EXACT = 1, ALONE = 0.9, BEGINS = 0.4, CONTAINS = 0.2;
 
 const folded = (text) => text.replace(/[\u23ce\u00b7\u21e5]/g, (c) => SHOWN[c]).toLowerCase();
 
-function distance(a, b) {
-  // Letters to change, add or leave out (Levenshtein).
-  let row = Array.from({ length: b.length + 1 }, (_, j) => j);
-  for (let i = 1; i <= a.length; i++) {
-    const next = [i];
-    for (let j = 1; j <= b.length; j++)
-      next.push(Math.min(next[j - 1] + 1, row[j] + 1, row[j - 1] + (a[i - 1] !== b[j - 1])));
-    row = next;
-  }
-  return row[b.length];
+function near(a, b) {
+  // Whether one is the other without one or two letters, or with another in a letter's place.
+  const [short, long] = [a, b].sort((x, y) => x.length - y.length);
+  const differ = [...long].filter((letter, i) => letter !== short[i]).length;
+  const without = long.length - short.length < 3 && new RegExp([...short].join(".*")).test(long);
+  return differ === 1 || without;
 }
 
 function unknown(word, known, what) {
-  const near = known.find((k) => distance(word, k) <= 2 && distance(word, k) < k.length / 2);
-  const meant = near ? `did you mean ${near}?` : `there are ${known.join(", ")}`;
-  return `no ${what} ${word}; ${meant}`;
+  const meant = known.find((name) => near(word, name)), all = `there are ${known.join(", ")}`;
+  return `no ${what} ${word}; ${meant ? `did you mean ${meant}?` : all}`;
 }
 
 function parse_query(query) {
@@ -74,7 +57,7 @@ function parse_query(query) {
       const [, name, sign, digits, per_cent] = compared, field = name.toLowerCase();
       if (!FIELDS[field]) parts.push({ problem: unknown(field, Object.keys(FIELDS), "field") });
       else parts.push({ field, sign, value: Number(digits) / (per_cent ? 100 : 1) });
-    } else if (misspelt && PLACES.some((p) => distance(p, misspelt) === 1)) {
+    } else if (misspelt && PLACES.some((p) => near(p, misspelt))) {
       parts.push({ problem: unknown(misspelt, PLACES, "place") });
     } else if (/^#\d+$/.test(bare)) {
       parts.push({ field: "number", sign: "=", value: Number(bare.slice(1)) });
@@ -117,7 +100,7 @@ async function matches(features, query, column = "relevance", descending = true)
       relevance.set(i, scores.reduce((sum, score) => sum + score, 0));
   }
   const by_word = parts.some((part) => "place" in part && part.place !== "text");
-  const value = (i) => (by_word ? relevance.get(i) : features.clarity(i));
+  const value = (i) => (by_word ? relevance.get(i) : features.columns.clarity[i]);
   const keys = column === "relevance" ? value : (i) => features.columns[column][i];
   const order = sorted(features, [...relevance.keys()], keys, descending, column === "feature");
   const found = relevance.has(named) ? [named, ...order.filter((i) => i !== named)] : order;
@@ -152,7 +135,7 @@ function hits(features, { place, wanted, quality, owners }, i) {
   // Why a feature matches a word or a text: [[score, chip, token or nothing]].
   if (place === "text") return owners.has(i) ? [[1, "in an example"]] : [];
   const found = [], counts = features.columns.strongest_counts[i];
-  const total = counts.reduce((sum, n) => sum + n, 0);
+  const total = total_of(counts);
   for (const [column, weight, says] of TOKENS[place] ?? []) {
     let best = 0, token = -1;
     (features.columns[column]?.[i] ?? []).forEach((t, at) => {

@@ -2,7 +2,6 @@
 // the other.
 
 const SCALE = { 1: "no pattern", 2: "a hint", 3: "in part", 4: "exceptions", 5: "one meaning" };
-const RATING = ["time", "rater", "seed", "kind", "unit", "rating"];
 
 function draw_blind(units, n, seed) {
   // `n` of each kind, shuffled together. More of them have the same ones among them.
@@ -13,19 +12,14 @@ function draw_blind(units, n, seed) {
 }
 
 class Rate {
-  constructor(app) {
-    Object.assign(this, { app, items: [], at: 0 });
-  }
+  constructor(app) { Object.assign(this, { app, items: [], at: 0 }); }
 
-  $(id) {
-    return this.app.$(id);
-  }
+  $(id) { return this.app.$(id); }
 
   listen(on) {
     const { rated } = this.app.features;
     this.$("rate-absent").hidden = rated;
     this.$("rate-body").hidden = !rated;
-    this.$("download").hidden = Boolean(this.app.source.in_kernel); // the run's folder has them
     const button = ([r, text]) => html`<button data-rating="${r}">${r} ${text}</button> `;
     const buttons = Object.entries(SCALE).map(button);
     show(this.$("scale"), html`${buttons}<button id="back">Back</button>`);
@@ -35,14 +29,14 @@ class Rate {
     on("scale", "click", ({ target: { dataset } }) => {
       if (dataset.rating) said(() => this.save(Number(dataset.rating)));
     });
-    on("download", "click", () => this.download());
   }
 
   async begin() {
     // To the first that this rater has not rated with this seed.
     const number = (id) => Math.max(0, Math.round(this.$(id).value));
     const rater = this.$("rater").value.trim(), seed = number("rate-seed");
-    if (!rater) throw new Error("A name of 1 to 60 printable characters is needed.");
+    if (!/^[^=+\-@\p{C}][^\p{C}]{0,59}$/u.test(rater))
+      throw new Error("A name of 1 to 60 printable characters is needed, no formula.");
     const units = json_of(await this.app.source.block("rating"));
     const known = await this.app.ask("ratings", {}), key = ({ kind, unit }) => `${kind} ${unit}`;
     const drawn = draw_blind(units, number("each"), seed);
@@ -93,12 +87,5 @@ class Rate {
     return html`<table class="ratings"><thead><tr>${heads.map((head) => html`<th>${head}</th>`)}
       </tr></thead><tbody>${Object.entries(this.app.features.original_ratings).map(row)}</tbody>
       </table>`;
-  }
-
-  async download() {
-    const quoted = (v) => (/[",\n]/.test(v) ? `"${String(v).replaceAll('"', '""')}"` : v);
-    const rows = (await this.app.ask("ratings", {})).map((r) => RATING.map((c) => quoted(r[c])));
-    const lines = [RATING, ...rows].map((row) => row.join(",") + "\n");
-    download("ratings.csv", "text/csv", lines.join(""));
   }
 }

@@ -5,33 +5,38 @@ class FileSource {
   constructor(title) {
     Object.assign(this, { title, waiting: new Map(), asked: 0, kept: {}, progress: () => {} });
     this.address = {
-      get: () => location.hash.slice(1),
-      set: (text) => { location.hash = text; },
+      get: () => location.hash.slice(1), set: (text) => { location.hash = text; },
       replace: (text) => history.replaceState(null, "", `#${text}`),
-      listen: (changed) => addEventListener("hashchange", changed),
-      link: () => location.href,
+      listen: (changed) => addEventListener("hashchange", changed), link: () => location.href,
     };
   }
 
-  async block(name) {
+  async text(name) {
     if (document.readyState === "loading")
       await new Promise((done) => addEventListener("DOMContentLoaded", done, { once: true }));
     const element = document.getElementById(name);
     if (!element) throw new Error(`this file has no ${name}`);
-    const bytes = Uint8Array.from(atob(element.textContent), (c) => c.charCodeAt(0));
-    const inflated = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-    return new Response(inflated).arrayBuffer();
+    return element.textContent;
   }
+
+  async block(name) { return inflated(await this.text(name)); }
 
   async ask(question, given, ahead) {
     if (["notes", "note", "ratings", "rate"].includes(question)) return this[question](given);
-    if (question === "texts") await (this.indexed ??= this.index());
-    else await (this.loaded ??= this.hand_over("load_model", "model"));
+    await (question === "texts" ? this.index() : this.load_model());
     if (question === "context") given.ids = await this.features.row(given.row);
-    return this.work(question, given, [], ahead);
+    return this.work(question, given, ahead);
   }
 
-  work(question, given, transferred, ahead) {
+  async warm_up() {
+    // Before anybody asks.
+    if (!this.features.no_model) await this.load_model();
+    await this.index();
+  }
+
+  load_model() { return (this.loaded ??= this.hand_over("load_model", "model")); }
+
+  work(question, given, ahead) {
     // An answer of the Worker; `ahead` gets what is known of it before.
     if (!this.worker) {
       const url = URL.createObjectURL(new Blob([WORKER], { type: "text/javascript" }));
@@ -46,23 +51,24 @@ class FileSource {
     }
     return new Promise((...settled) => {
       this.waiting.set(++this.asked, [...settled, ahead]);
-      this.worker.postMessage({ id: this.asked, question, given }, transferred);
+      this.worker.postMessage({ id: this.asked, question, given });
     });
   }
 
   async hand_over(question, name) {
-    const buffer = await this.block(name);
-    return this.work(question, buffer, [buffer]);
+    return this.work(question, await this.text(name)); // inflated there, beside the page
   }
 
-  async index() {
+  index() {
     // Hands the texts of all examples to the Worker, once.
     const { kind, count, chunk } = this.features, n = Math.ceil(count / chunk);
-    await this.hand_over("load_vocabulary", "vocabulary");
-    for (let at = 0; at < n; at++) {
-      this.progress(at / n);
-      await this.hand_over("load_texts", `${kind}-${at}`);
-    }
+    return (this.indexed ??= (async () => {
+      await this.hand_over("load_vocabulary", "vocabulary");
+      for (let at = 0; at < n; at++) {
+        this.progress(at / n);
+        await this.hand_over("load_texts", `${kind}-${at}`);
+      }
+    })());
   }
 
   // --- what a reader wrote: in the browser's own storage, and in `kept` where that has none ---
@@ -82,25 +88,14 @@ class FileSource {
     } catch { /* kept as long as the page is open; a button saves it */ }
   }
 
-  notes() {
-    return this.stored("notes", {});
-  }
+  notes() { return this.stored("notes", {}); }
 
-  note({ notes }) {
-    this.store("notes", notes);
-  }
+  note({ notes }) { this.store("notes", notes); }
 
-  ratings() {
-    return this.stored("ratings", []);
-  }
+  ratings() { return this.stored("ratings", []); }
 
   rate(given) {
     const rater = given.rater.trim(), time = new Date().toISOString().slice(0, 19) + "+00:00";
-    if (!/^[^=+\-@\p{C}][^\p{C}]{0,59}$/u.test(rater))
-      throw new Error(
-        "A name of 1 to 60 printable characters is needed, " +
-          "which a spreadsheet does not take for a formula.",
-      );
     const keys = ["seed", "kind", "unit"];
     const same = (r) => r.rater === rater && keys.every((key) => r[key] === given[key]);
     const others = this.ratings().filter((r) => !same(r));
@@ -111,22 +106,17 @@ class FileSource {
 class KernelSource {
   constructor(model) {
     Object.assign(this, { model, waiting: new Map(), asked: 0, in_kernel: true });
-    const listeners = [], now = () => model.get("address");
-    let shown = now();
+    const now = () => model.get("address");
+    let shown = now(), changed = () => {};
     const replace = (text) => {
       shown = text;
       model.set("address", text);
       model.save_changes();
     };
-    const set = (text) => {
-      replace(text);
-      listeners.forEach((changed) => changed());
-    };
-    const listen = (changed) => listeners.push(changed), link = () => `#${now()}`;
+    const set = (text) => { replace(text); changed(); };
+    const listen = (act) => { changed = act; }, link = () => `#${now()}`;
     this.address = { get: now, set, replace, listen, link };
-    model.on("change:address", () => {
-      if (now() !== shown) set(now()); // Python set it
-    });
+    model.on("change:address", () => now() !== shown && set(now())); // Python set it
     model.on("msg:custom", (message, buffers) => {
       const answered = this.waiting.get(message.id);
       if (!answered) return; // another view of the same widget asked
@@ -138,9 +128,8 @@ class KernelSource {
   send(question, given) {
     const id = `${(this.prefix ??= Math.random().toString(36).slice(2))}-${this.asked++}`;
     return new Promise((done, failed) => {
-      this.waiting.set(id, (message, buffers) =>
-        message.error ? failed(new Error(message.error)) : done([message.answer, buffers]),
-      );
+      this.waiting.set(id, ({ error, answer }, buffers) =>
+        error ? failed(new Error(error)) : done([answer, buffers]));
       this.model.send({ id, question, arguments: given });
     });
   }
@@ -150,7 +139,9 @@ class KernelSource {
     return data.buffer.slice(data.byteOffset, data.byteOffset + data.byteLength); // aligned
   }
 
-  async ask(question, given) {
-    return (await this.send(question, given))[0];
+  async ask(question, given) { return (await this.send(question, given))[0]; }
+
+  warm_up() {
+    return this.ask("texts", { wanted: "\uffff\uffff" }); // nowhere, but now there is an index
   }
 }

@@ -1,8 +1,15 @@
 // The feature table: the index is read at once, the pages of 64 features when somebody turns to one
 // of them.
 
-const OFTEN = 100; // activations from which a feature can be judged (the library's ALIVE)
 const json_of = (bytes) => JSON.parse(new TextDecoder().decode(bytes));
+
+function inflated(text) {
+  // A block as the file holds it: deflated, as base64.
+  const binary = atob(text), bytes = new Uint8Array(binary.length);
+  for (let i = 0; i < bytes.length; i++) bytes[i] = binary.charCodeAt(i);
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Response(stream).arrayBuffer();
+}
 
 function with_binary(buffer) {
   // [JSON, place of the numbers behind it]
@@ -18,16 +25,15 @@ function integers(buffer, at, count) {
 
 function unpacked(buffer) {
   // {features, examples}, each example with its ids and values.
-  const [head, start] = with_binary(buffer);
-  const total = head.examples.reduce((sum, e) => sum + e.length, 0);
-  const values = new Float32Array(buffer, start, total);
-  const ids = integers(buffer, start + 4 * total, total);
-  let at = 0;
+  const [head, first] = with_binary(buffer);
+  const total = total_of(head.examples.map((e) => e.length));
+  const values = new Float32Array(buffer, first, total);
+  const ids = integers(buffer, first + 4 * total, total);
+  let end = 0;
   for (const e of head.examples) {
-    const end = at + e.length;
-    e.ids = Array.from(ids.subarray(at, end));
-    e.values = Array.from(values.subarray(at, end));
-    at = end;
+    const start = end;
+    end += e.length;
+    [e.ids, e.values] = [ids, values].map((of) => Array.from(of.subarray(start, end)));
   }
   return head;
 }
@@ -40,7 +46,7 @@ class Features {
   }
 
   constructor(source, index, vocabulary, notes) {
-    Object.assign(this, { explanations: {}, medians: {} }, index, { source, vocabulary, notes });
+    Object.assign(this, { explanations: {}, medians: "" }, index, { source, vocabulary, notes });
     this.count = index.features.length;
     this.chunks = new Map();
     const names = Object.keys(index.features[0] ?? {});
@@ -54,15 +60,6 @@ class Features {
   get score() {
     // The column that says how well a rule predicts a feature, where there is one.
     return ["information", "auroc"].find((c) => this.columns[c]);
-  }
-
-  clarity(i) {
-    // How clear a feature looks: by its rule, else by how far its strongest examples agree. Those
-    // that fire too rarely to be judged come last.
-    const { [this.score]: rules, strongest_counts, n_active } = this.columns;
-    const of_rule = rules?.[i], counts = strongest_counts[i];
-    const agreement = (counts[0] ?? 0) / counts.reduce((a, b) => a + b, 1);
-    return (n_active[i] < OFTEN ? -2 : 0) + (of_rule ?? (this.score ? -1 : agreement));
   }
 
   token(number) {
@@ -81,8 +78,16 @@ class Features {
     return this.columns.maximum[number] || this.columns.maximum_all?.[number] || 1;
   }
 
+  get lists() {
+    // The reader's lists: name → features.
+    const lists = {};
+    for (const [number, note] of Object.entries(this.notes))
+      for (const name of note.lists ?? []) (lists[name] ??= []).push(Number(number));
+    return lists;
+  }
+
   note(number, change) {
-    // Keep a name or a star.
+    // Keep a name, a star, or the lists that it is in.
     this.notes[number] = { ...this.notes[number], ...change };
     this.columns.star[number] = Number(Boolean(this.notes[number].star));
     return this.source.ask("note", { notes: this.notes });

@@ -86,29 +86,20 @@ class Vocabulary {
     this.texts = texts;
     this.partial = texts.map((t) => /[\udc80-\udcff]/u.test(t));
   }
-  text(id) {
-    return this.known(id) ? this.texts[id] : `\u27e8#${id}\u27e9`;
-  }
-  name(id) {
-    return plain(this.text(id), true);
-  }
+  text(id) { return this.texts[id] ?? `\u27e8#${id}\u27e9`; }
+  name(id) { return plain(this.text(id), true); }
   joined(ids) {
-    return text_of_bytes(ids.flatMap((t) => bytes_of(this.text(t))));
-  }
-  known(id) {
-    return id >= 0 && id < this.texts.length;
+    const text = ids.map((t) => this.text(t)).join("");
+    return ids.some((t) => this.partial[t]) ? text_of_bytes(bytes_of(text)) : text;
   }
 
   characters(ids) {
     // Place → the character, for tokens that are only a part of one that the sequence holds
     // whole.
     const found = new Map(), owner = [], bytes = [];
-    if (!ids.some((t) => this.known(t) && this.partial[t])) return found;
+    if (!ids.some((t) => this.partial[t])) return found;
     ids.forEach((t, i) => {
-      for (const b of this.known(t) ? bytes_of(this.texts[t]) : []) {
-        owner.push(i);
-        bytes.push(b);
-      }
+      for (const b of bytes_of(this.texts[t] ?? "")) { owner.push(i); bytes.push(b); }
     });
     let at = 0;
     for (const c of text_of_bytes(bytes)) {
@@ -120,6 +111,8 @@ class Vocabulary {
     return found;
   }
 }
+
+const total_of = (values) => values.reduce((sum, value) => sum + value, 0);
 
 function mulberry32(seed) {
   // A small random generator with a seed (Tommy Ettinger, public domain): numbers in [0, 1).

@@ -8,11 +8,10 @@ class Try {
     this.app = app;
     this.look = one_at_a_time(() => this.said("text-note", () => this.read()));
     this.clamp = one_at_a_time(() => this.said("clamp-note", () => this.draw_clamped()));
+    this.graph_later = rested(700, () => this.draw_graph(this.ids.length - 1));
   }
 
-  $(id) {
-    return this.app.$(id);
-  }
+  $(id) { return this.app.$(id); }
 
   get clamps() {
     // Those of the address, "12:pin:8.5,40:ablate:0", or else the shown feature at its maximum.
@@ -44,10 +43,7 @@ class Try {
       this.app.note({ text: this.$("text").value });
       this.clamp();
     });
-    on("text", "input", () => {
-      this.look();
-      typed();
-    });
+    on("text", "input", () => { this.look(); typed(); });
     on("example", "click", () => {
       const [{ ids } = { ids: [] }] = this.app.page?.examples ?? [];
       const text = this.app.features.vocabulary.joined(ids);
@@ -65,10 +61,7 @@ class Try {
     });
     for (const id of ["keep-error", "new-tokens", "temperature", "seed"])
       on(id, "change", () => this.clamp());
-    on("generate", "click", () => {
-      this.pressed = true;
-      this.clamp();
-    });
+    on("generate", "click", () => { this.pressed = true; this.clamp(); });
   }
 
   set(clamps) {
@@ -119,19 +112,15 @@ class Try {
   async said(id, action) {
     // What went wrong is shown beside the question.
     const late = setTimeout(() => { this.$(id).textContent = "asking the model\u2026"; }, 300);
-    try {
-      this.$(id).textContent = (await action()) ?? "";
-    } catch (error) {
-      this.$(id).textContent = error.message;
-    } finally {
-      clearTimeout(late);
-    }
+    this.$(id).textContent = await action().catch((error) => error.message) ?? "";
+    clearTimeout(late);
   }
 
   async read() {
     const { number } = this.app, text = this.$("text").value;
     const draw = (given) => number === this.app.number && this.draw_read(given, number);
     draw(await this.app.ask("activations", { text, feature: number }, draw));
+    this.graph_later();
   }
 
   draw_read(given, number) {
@@ -139,13 +128,21 @@ class Try {
     this.ids = ids;
     this.$("tokens").textContent =
       `${ids.length + cut} tokens${cut ? `; the model reads the first ${ids.length}` : ""}`;
-    show(this.$("tried"), html`<p class="facts">
+    show(this.$("tried"), html`${strip_html(features, given, number)}<p class="facts">
       <span>${features.kind} <b>${number}</b> ${features.label(number)}</span>
       <span>strongest here <b>${decimal(Math.max(0, ...values))}</b> <small>of ${decimal(largest)}
         on the evaluation text; choose a token for the ${features.kind}s on it</small></span></p>
-      ${live_html("your text", features.vocabulary, given, largest)}
-      ${strip_html(features, given, number)}`);
+      ${live_html("your text", features.vocabulary, given, largest)}`);
     this.app.enliven(this.$("tried"), given);
+  }
+
+  async draw_graph(at) {
+    // For what follows the token at a place of the text.
+    const { ids } = this;
+    if (!ids.length) return show(this.$("graph"), html``);
+    const content = await this.app.ask("graph", { ids: ids.slice(0, at + 1) }).then(
+      (found) => graph_html(this.app.features, ids, at, found), problem_html);
+    if (this.ids === ids) show(this.$("graph"), content);
   }
 
   async draw_clamped() {
@@ -163,8 +160,9 @@ class Try {
   }
 }
 
-function strip_html(features, { ids, strip }, number) {
-  // Features × tokens: each cell is an activation as a share of that feature's maximum.
+function strip_html(features, { ids, strip, values: shown }, number) {
+  // Features × tokens, the feature shown first: each cell is an activation as a share of that
+  // feature's maximum.
   if (!ids.length) return html``;
   const head = (id, i) => html`<th scope="col" data-token="${i}"><bdi>${
     features.vocabulary.name(id)}</bdi></th>`;
@@ -173,12 +171,13 @@ function strip_html(features, { ids, strip }, number) {
     const style = v > 0 && html` style="background-color:${tone(share)}"`;
     return html`<td data-token="${i}" title="${decimal(v)}"${style}></td>`;
   };
+  const rows = [[number, shown], ...strip.filter(([n]) => n !== number)].slice(0, 12);
   const row = ([n, values]) => html`<tr${n === number && html` class="chosen"`}>
     <th scope="row">${link_html(n)} ${features.label(n)}</th>${values.map(cell(n))}</tr>`;
   return html`<h2>The strongest ${features.kind}s of this text, token by token</h2>
     <div class="strip" tabindex="0" role="group" aria-label="${features.kind}s by tokens"><table>
     <thead><tr><td></td>${ids.map(head)}</tr></thead>
-    <tbody>${strip.map(row)}</tbody></table></div>`;
+    <tbody>${rows.map(row)}</tbody></table></div>`;
 }
 
 function clamped_html(features, { kl, null: random, next, sides, prompt }, clamps) {

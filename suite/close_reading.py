@@ -10,8 +10,8 @@ import numpy as np
 
 from sae_lib.features.evaluation import ALIVE
 from sae_lib.text.display import plain
-from suite.browser.table import SCORES, FeatureTable, open_table
 from suite.runs import Run
+from suite.table import SCORES, FeatureTable, open_table
 
 EXAMPLES, BEFORE, AFTER, LOGITS = 5, 12, 6, 6
 LOWER = 3  # tenths at the bottom of the range that count as "lower down"
