@@ -2,6 +2,7 @@
 are asked for a round when their turn comes.
 """
 
+import os
 import subprocess
 import tempfile
 from pathlib import Path
@@ -13,7 +14,8 @@ import torch
 from sae_lib.sae.autoencoder import SparseAutoencoder
 
 ROOT = Path(__file__).parents[1]
-PYTHON = ROOT / ".venv-saelens/bin/python"  # SAELens, and sparsify where it was installed there too
+# SAELens, and sparsify where it was installed there too
+PYTHON = Path(os.environ.get("SAELENS_PYTHON", ROOT / ".venv-saelens/bin/python"))
 
 
 class Worker:

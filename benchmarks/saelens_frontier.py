@@ -105,7 +105,11 @@ def theirs(run: Run, hook: HookPoint, s, points: list[str]):
             lr, l1 = point.split(":")
             out = Path(scratch) / point.replace(":", "-")
             trainer = ROOT / "benchmarks/saelens_trainer.py"
-            command = [PYTHON, trainer, s.d_sae, batch, lr, l1, f"{scratch}/x.npy", out]
+            wanted = {"architecture": "standard", "d_sae": s.d_sae, "batch": batch, "seed": 0}
+            wanted |= {"lr": float(lr), "values": {"l1_coefficient": float(l1)}}
+            given = Path(scratch) / "wanted.json"
+            given.write_text(json.dumps(wanted | {"activations": n_steps * batch}))
+            command = [PYTHON, trainer, given, f"{scratch}/x.npy", out]
             subprocess.run([str(part) for part in command], check=True)
             sae = SparseAutoencoder.load(out)
             sae.fold_scale(scale)

@@ -1,9 +1,10 @@
-"""SAELens' own trainer on a file of activations, in SAELens' own environment.
+"""SAELens' own trainers on a file of activations, in SAELens' own environment.
 
-Usage: python saelens_trainer.py D_SAE BATCH LR L1_COEFFICIENT ACTIVATIONS.npy OUT_FOLDER The
-schedule is that of our recipes: the rate warmed up over 5 % and falling linearly over the last 30
-%, the penalty warmed up over 10 %; b_dec starts at the mean of the data, which SAELens leaves at
-zero.
+Usage: python saelens_trainer.py SPECIFICATION.json ACTIVATIONS.npy OUT_FOLDER
+The specification has `architecture`, `d_sae`, `batch`, `activations` (how many are trained on),
+`lr`, `seed` and further `values` of SAELens' configuration. The schedule is that of our recipes:
+the rate warmed up over 5 % and falling linearly over the last 30 %, a penalty warmed up over 10 %;
+b_dec starts at the mean of the data, which SAELens leaves at zero.
 """
 
 import json
@@ -13,28 +14,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sae_lens import StandardTrainingSAE, StandardTrainingSAEConfig
 from sae_lens.config import LoggingConfig, SAETrainerConfig
+from sae_lens.registry import get_sae_training_class
 from sae_lens.training.sae_trainer import SAETrainer
+
+WARM_UP = {"standard": "l1_warm_up_steps", "jumprelu": "l0_warm_up_steps"}
 
 
 def main() -> None:
-    d_sae, batch, lr, l1, x, out = (
-        int(sys.argv[1]),
-        int(sys.argv[2]),
-        float(sys.argv[3]),
-        float(sys.argv[4]),
-        np.load(sys.argv[5], mmap_mode="r"),
-        Path(sys.argv[6]),
-    )
-    torch.manual_seed(0)
-    n_steps = len(x) // batch
-    warm_up = {"l1_warm_up_steps": n_steps // 10}
-    sae = StandardTrainingSAE(
-        StandardTrainingSAEConfig(
-            d_in=x.shape[1], d_sae=d_sae, l1_coefficient=l1, apply_b_dec_to_input=True, **warm_up
-        )
-    )
+    wanted, x, out = json.loads(Path(sys.argv[1]).read_text()), sys.argv[2], Path(sys.argv[3])
+    architecture, batch = wanted["architecture"], wanted["batch"]
+    x, n_steps = np.load(x, mmap_mode="r"), wanted["activations"] // wanted["batch"]
+    torch.manual_seed(wanted["seed"])
+    kind, config = get_sae_training_class(architecture)
+    values = wanted["values"] | {"d_in": x.shape[1], "d_sae": wanted["d_sae"]}
+    if architecture in WARM_UP:
+        values[WARM_UP[architecture]] = n_steps // 10
+    sae = kind(config(apply_b_dec_to_input=True, **values))
     with torch.no_grad():
         sae.b_dec.copy_(torch.from_numpy(x[: 64 * batch].mean(0)))
     config = SAETrainerConfig(
@@ -44,7 +40,7 @@ def main() -> None:
         total_training_samples=n_steps * batch,
         device="cpu",
         autocast=False,
-        lr=lr,
+        lr=wanted["lr"],
         lr_end=0.0,
         lr_scheduler_name="constant",
         lr_warm_up_steps=n_steps // 20,

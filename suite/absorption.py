@@ -1,14 +1,18 @@
 """The study of feature absorption: recipes at the same L0, over seeds, on exact labels."""
 
+from functools import cache
+
 import numpy as np
 import pandas as pd
 
 from sae_lib.features.absorption import (
     CARRIED,
     MIN_GAIN,
+    Fires,
     Half,
     absorption,
     find_pairs,
+    label_directions,
     shuffled_labels,
 )
 from sae_lib.features.firing import firing_tables
@@ -23,6 +27,8 @@ from suite.sanity import Sanity
 RECIPES = ("bricken_2023", "topk", "jumprelu", "matryoshka")
 DIRECTION_TOKENS = 65_536  # of the learning half, that parents' directions are taken from
 EXAMPLES = 6  # pairs of each recipe that are named
+# labels of both halves, their pairs, and a direction of each pair
+Described = tuple[tuple[np.ndarray, np.ndarray], list[tuple[int, int]], np.ndarray]
 
 
 def study(run: Run) -> dict:
@@ -49,20 +55,30 @@ class Absorption:
         self.halves, self.tasks = sanity.halves, list(sanity.tasks)
         self.ids = tuple(rows.ravel().astype(np.int64) for rows in self.halves.rows)
         labels = zip(*sanity.tasks.values(), strict=True)
-        self.labels = tuple(np.stack(half, axis=1) for half in labels)
-        self.pairs = find_pairs(self.ids, self.labels)
+        labels = tuple(np.array(half).T for half in labels)  # a column lies together
+        context = run.settings.lm.context
+        few = self.halves.rows[0][: DIRECTION_TOKENS // context]
+        self.x = harvest(stages.hook(run), few).float().cpu().numpy()
+        self.exact, self.shuffled = self.described(labels), cache(self._shuffled)
+        self.pairs = self.exact[1]
+
+    def described(self, labels: tuple[np.ndarray, np.ndarray]) -> Described:
+        """Labels with their pairs and those pairs' `label_directions`: the same for every
+        autoencoder.
+        """
+        pairs = find_pairs(self.ids, labels)
+        return labels, pairs, label_directions(self.x, self.ids[0], labels[0], pairs)
+
+    def _shuffled(self, seed: int) -> Described:
+        return self.described(shuffled_labels(self.ids, self.exact[0], seed))
 
     def tables(self, sae: SparseAutoencoder, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
         """`absorption` of all pairs, and of those of shuffled labels."""
-        hook, context = stages.hook(self.run), self.run.settings.lm.context
-        fired = [firing_tables(hook, {"": sae}, rows)[""] for rows in self.halves.rows]
-        x = harvest(hook, self.halves.rows[0][: DIRECTION_TOKENS // context]).float().cpu().numpy()
-        shuffled = shuffled_labels(self.ids, self.labels, seed)
-        found = []
-        for labels in (self.labels, shuffled):
-            halves = tuple(map(Half, self.ids, fired, labels))
-            pairs = find_pairs(self.ids, labels)
-            found.append(absorption(sae.W_dec.cpu().numpy(), x, halves, pairs))
+        hook, W_dec, found = stages.hook(self.run), sae.W_dec.cpu().numpy(), []
+        fires = [Fires(firing_tables(hook, {"": sae}, rows)[""]) for rows in self.halves.rows]
+        for labels, pairs, directions in (self.exact, self.shuffled(seed)):
+            halves = tuple(map(Half, self.ids, fires, labels))
+            found.append(absorption(W_dec, directions, halves, pairs))
         return tuple(found)
 
     def point(self, settings: SAESettings) -> dict:

@@ -4,7 +4,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sae_lib.figures import PALETTE, colour
-from sae_lib.formats import count, interval, percent, signed
+from sae_lib.formats import count, interval, number, percent, signed
 from suite.charts import chart
 from suite.original import FACTS
 from suite.study_figures import mean_and_half_width
@@ -26,6 +26,49 @@ MEASURES = {
     PRIMARY: ("loss recovered, points", 100),
     "information": ("rule information, points", 100),
     "alive": ("features alive", 1),
+}
+# deviation → (how it works, the column that speaks for it, what that is called, its format)
+MECHANISMS = {
+    "norm": (
+        "The norm of a feature is free, and L1 counts activations, not what they write. Norm moves"
+        " to features that save penalty by it.",
+        ("norms", "95 % quantile of the features' norms over the median", number),
+    ),
+    "dead_test": (
+        "A healthy feature of density p is silent on n activations with probability (1 − p)ⁿ. It"
+        " counts as dead, and is overwritten.",
+        ("wrongly", "of those called dead, fire elsewhere", percent),
+    ),
+    "resampling_end": (
+        "Resampling goes on to the end, so fewer features are dead then. Those that are overwritten"
+        " late have little time left to learn.",
+        ("dead_share", "dead on held-out text", percent),
+    ),
+    "loss_units": (
+        "A mean divides the error by the layer's width and changes Adam's step only by a factor."
+        " Once λ is searched for the same L0, the trade-off is the same.",
+        ("lambda", "λ at that L0", number),
+    ),
+    "b_dec": (
+        "Features see activations that are not centred until b_dec has moved to their mean. It is"
+        " trained, so a bad start costs the time until then.",
+        ("fvu", "FVU", number),
+    ),
+    "encoder_start": (
+        "A feature whose encoder does not point along its decoder writes what it does not read. If"
+        " it never fires, no gradient turns it.",
+        ("dead_share", "dead on held-out text", percent),
+    ),
+    "positions": (
+        "All positions of a row are computed, and one is kept. The activations are of more rows,"
+        " at the price of computing the others.",
+        ("seconds", "seconds of training, with the harvest", number),
+    ),
+    "attention": (
+        "Smaller logits spread the attention, and without a projection each head writes to its own"
+        " dimensions. The layer above is another one, with other features.",
+        ("fvu", "FVU", number),
+    ),
 }
 WHERE = {"original": "in the original", "method": "in the method"}
 
@@ -86,6 +129,26 @@ def rows(study: dict) -> list[dict[str, str]]:
     return table
 
 
+def mechanisms(study: dict) -> list[dict[str, str]]:
+    """A row per deviation: how it works, and a measurement with it and without it."""
+    points, table = pd.DataFrame(study["points"]), []
+    points["norms"] = [norms[1] for norms in points["norms"]]
+    of = dict(list(points.groupby("contender", sort=False)))
+    for deviation, (how, (column, called, written)) in MECHANISMS.items():
+        said = []
+        for base, where in WHERE.items():
+            right, wrong = f"{base}+{deviation}", f"{base}-{deviation}"
+            for pair in ((base, right), (wrong, base)):
+                if {*pair} <= set(of):
+                    means = [of[name][column].astype(float).mean() for name in pair]
+                    having, lacking = (written(m if m == m else None) for m in means)
+                    said.append(f"{where} {having}, without it {lacking}")
+        if said:
+            evidence = f"{called}: {'; '.join(said)}"
+            table.append({"Deviation": TITLES[deviation], "How": how, "With it": evidence})
+    return table
+
+
 def contenders(study: dict) -> pd.DataFrame:
     """Means over seeds: what each is like, and whom the original's test calls dead."""
     points = pd.DataFrame(study["points"])
@@ -102,7 +165,7 @@ def figure(study: dict) -> go.Figure:
     found["half"] = (found["high"].astype(float) - found["low"].astype(float)) / 2
     titles = {measure: title for measure, (title, _) in MEASURES.items()}
     colours = [colour("ward_2024"), colour("bricken_2023")]
-    order = {"deviation": list(TITLES.values())}
+    order = {"deviation": [TITLES[d] for d in TITLES if d in set(found["deviation"])]}
     how = {"category_orders": order, "color_discrete_sequence": colours}
     found = found.replace({"deviation": TITLES, "base": WHERE, "measure": titles})
     fig = chart("deviations", found, **how)

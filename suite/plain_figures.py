@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgba
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 from matplotlib.transforms import blended_transform_factory
 
 DPI = 100
@@ -87,11 +88,14 @@ class Picture:
             ax = self.subplot(trace.xaxis or "x", trace.yaxis or "y")
             label = "_" if trace.showlegend is False else plain(trace.name)
             getattr(self, trace.type)(ax, trace, colours[i % len(colours)], label)
-        for shape in layout.shapes:  # straight lines across one subplot
-            ax = self.axes[shape.xref.split()[0], shape.yref.split()[0]]
-            upright = shape.x0 == shape.x1
-            across, at = (ax.axvline, shape.x0) if upright else (ax.axhline, shape.y0)
-            across(at, color=shape.line.color or "#444444", linestyle=DASHES[shape.line.dash])
+        for shape in layout.shapes:  # straight lines across one subplot, or up to a height of it
+            on = {(shape.xref or "x").split()[0], (shape.yref or "y").split()[0]} - {"paper"}
+            ax = next(ax for names, ax in self.axes.items() if on <= set(names))
+            look = {"color": shape.line.color or "#444444", "linestyle": DASHES[shape.line.dash]}
+            if shape.x0 == shape.x1:
+                ax.axvline(shape.x0, ymax=shape.y1, **look)
+            else:
+                ax.axhline(shape.y0, **look)
         for names, ax in self.axes.items():
             for name in names:
                 self.dress(ax, name)
@@ -228,7 +232,9 @@ class Picture:
             low = min(low, 0)
         ax.set(**{f"{which}lim": (high, low) if spec.autorange == "reversed" else (low, high)})
         if spec.tickformat:
-            axis.set_major_formatter("{x:" + spec.tickformat.replace("~", "") + "}")
+            form = spec.tickformat.replace("~", "")
+            si = EngFormatter(sep="")  # 1k, 2M; Python's own formats have no such thing
+            axis.set_major_formatter(si if form == "s" else "{x:" + form + "}")
         if spec.tickvals is not None:
             ax.minorticks_off()
             texts = spec.ticktext or [f"{at:g}" for at in spec.tickvals]

@@ -59,30 +59,35 @@ def strongest(study: dict) -> dict[str, dict]:
 
 
 def sentence(study: dict, brief: bool = False) -> str:
-    """On how many of the measures the subject is ahead, and what is strongest on the others: with
-    the difference and its interval, or, if `brief`, the two means.
+    """On how many of the measures the subject is ahead and, unless `brief`, what is strongest on
+    the others, with the difference and its interval.
     """
     found, n = strongest(study), study["about"]["seeds"]
-    rows = comparisons(study).set_index(["measure", "contender"])["mean"]
     ahead = [MEASURES[m] for m, best in found.items() if best["ahead"]]
     named = f" ({', '.join(ahead)})" if ahead else ""
     rest = []
     for m, best in found.items():
-        said = f"{MEASURES[m]}: {best['contender']} {written(m, best['mean'])}, "
-        if brief:
-            said += f"ours {written(m, rows[m, study['subject']])}"
-        else:
-            said += f"a difference of {best['difference']:+.3f}"
-            said += f" ({best['low']:+.3f} to {best['high']:+.3f})"
+        said = f"{MEASURES[m]}: {best['contender']} {written(m, best['mean'])}, a difference of"
+        said += f" {best['difference']:+.3f} ({best['low']:+.3f} to {best['high']:+.3f})"
         if not best["ahead"]:
             rest.append(said)
+    if brief:
+        leads = [_short(m) for m, best in found.items() if best["ahead"]]
+        named = f" ({' and '.join(leads)})" if leads else ""
+        said = [f"the autoencoder is ahead of every sanity baseline on {len(leads)}{named}"]
+        behind = [f"{_short(m)} ({b['contender']})" for m, b in found.items() if b["high"] < 0]
+        said += [f"behind at least one on {len(behind)}: {', '.join(behind)}"] if behind else []
+        return ", and ".join(said) + "."
     over = f"over {n} seed{'s' if n != 1 else ''} "
     return (
-        f"{'the' if brief else 'The'} autoencoder ({study['subject']}) is ahead of every baseline,"
-        f" with a 95 % interval {'' if brief else over}above zero, on {len(ahead)} of"
-        f" {len(MEASURES)} measures{named}."
+        f"The autoencoder ({study['subject']}) is ahead of every baseline, with a 95 % interval"
+        f" {over}above zero, on {len(ahead)} of {len(MEASURES)} measures{named}."
         + (f" The strongest baseline on the others: {'; '.join(rest)}." if rest else "")
     )
+
+
+def _short(measure: str) -> str:
+    return MEASURES[measure].partition(" (")[0]
 
 
 def written(measure: str, value: float) -> str:
@@ -102,7 +107,9 @@ def rows(study: dict) -> list[dict[str, str]]:
             (row,) = compared.query("measure == @measure and contender == @name").to_dict("records")
             cells[title] = written(measure, row["mean"])
             if name != study["subject"] and not np.isnan(row["low"]):
-                cells[title] += f" ({row['low']:+.3f} to {row['high']:+.3f})"
+                by, places = (1, 3) if measure in CHANCE else (100, 1)  # shares: in points
+                ends = (f"{by * row[end]:+.{places}f}" for end in ("low", "high"))
+                cells[title] += f" ({' to '.join(ends)})".replace("-", "\N{MINUS SIGN}")
         table.append(cells)
     return table
 

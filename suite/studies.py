@@ -3,6 +3,7 @@ seeds, on one language model.
 """
 
 import itertools
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,8 +13,9 @@ from torch.nn.functional import normalize
 
 from sae_lib.errors import SettingsError
 from sae_lib.features.agreement import matched_correlation, mmcs
-from sae_lib.features.firing import firing_tables
-from sae_lib.model.activations import HookPoint, harvest
+from sae_lib.features.firing import firing_tables, spread_rows
+from sae_lib.model.activations import ActivationTable, HookPoint, harvest
+from sae_lib.sae import training
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.recipes import RECIPES, of_recipe, resolve
 from sae_lib.settings import SAESettings
@@ -32,6 +34,8 @@ NULL_SEED = 10_000_019  # far from the seeds that autoencoders start from
 # dictionary counts as part of one of a narrow
 CHILD = 0.5
 SPLIT_TOKENS = 131_072
+GAUSSIAN_WIDTHS = (512, 4096)
+GAUSSIAN_TOKENS = 400_000  # activations that the Gaussian imitates, and as many of its own
 
 
 def study(run: Run, which: str) -> dict:
@@ -43,6 +47,7 @@ def study(run: Run, which: str) -> dict:
         "widths": widths_study,
         "classical": classical_study,
         "resampling": resampling_study,
+        "gaussian": gaussian_study,
     }
     run.path("language_model")
     return sweep.save_study(run, which, studies[which](run, stages.hook(run)))
@@ -116,6 +121,45 @@ def widths_study(run: Run, hook: HookPoint) -> dict:
         for a, b in [*itertools.pairwise(WIDTHS), (WIDTHS[0], WIDTHS[-2])]
     ]
     return {"points": points, "mmcs": agreement, "splitting": splits}
+
+
+def gaussian_study(run: Run, hook: HookPoint) -> dict:
+    """What width buys on the activations, and on a Gaussian with their mean and covariance: the
+    FVU that topk leaves with as many active features, on others than it was trained on.
+    """
+    given = sweep.changed(of_recipe(run.settings.sae, "topk"), k=int(sweep.L0))
+    rows = run.get("tokens").rows("train", run.settings.lm.context)
+    x = [harvest(hook, spread_rows(rows, GAUSSIAN_TOKENS)).float()]
+    x.append(harvest(hook, stages.heldout_rows(run, SPLIT_TOKENS)).float())
+    data, points = {"activations": x, "Gaussian": [like_gaussian(x[0], len(of)) for of in x]}, []
+    cases = itertools.product(data.items(), GAUSSIAN_WIDTHS, sweep.SEEDS)
+    for (kind, (train, test)), width, seed in cases:
+        settings = sweep.changed(given, d_sae=width, seed=seed, precision="float32")
+        measured = partial(fvu_left, train, test, settings, rows.shape[1])
+        made_from = stages.fingerprint_of(run, settings) | {"data": kind}
+        point = run.kept_results(f"gaussian/{kind}-{width}-{seed}", made_from, measured)
+        points.append({"data": kind, "d_sae": width, "seed": seed} | point)
+    return {"points": points}
+
+
+def like_gaussian(x: Float[Tensor, "n d"], n: int) -> Float[Tensor, "m d"]:
+    """`n` draws of the Gaussian with the mean and covariance of the rows of `x`."""
+    values, vectors = torch.linalg.eigh(torch.cov(x.T))
+    generator = torch.Generator().manual_seed(NULL_SEED + n)
+    drawn = torch.randn(n, len(values), generator=generator).to(x.device)
+    return x.mean(0) + (drawn * values.clamp_min(0).sqrt()) @ vectors.T
+
+
+@torch.no_grad()
+def fvu_left(
+    train: Float[Tensor, "n d"], test: Float[Tensor, "m d"], settings: SAESettings, context: int
+) -> dict:
+    """Train on activations that are given; the FVU on others."""
+    rows = np.arange(len(train) // context * context).reshape(-1, context)
+    with torch.enable_grad():
+        sae, _ = training.fit(ActivationTable(train), rows, settings, settings.seed)
+    left = sum((part - sae(part)).square().sum() for part in test.split(8192))
+    return {"fvu": float(left / (test - test.mean(0)).square().sum())}
 
 
 def classical_study(run: Run, hook: HookPoint) -> dict:

@@ -20,7 +20,8 @@ from suite.charts import chart
 from suite.runs import Run
 
 STUDIES = ("recipes", "widths", "classical", "saelens", "resampling", "sanity", "deviations")
-STUDIES += ("full_budget", "transcoder", "absorption", "universality", "larger", "blind")
+STUDIES += ("full_budget", "transcoder", "absorption", "universality", "gaussian")
+STUDIES += ("larger", "blind", "saelens_best")
 STARTS = {
     "small_tied": "small tied start",
     "independent": "independent start",
@@ -41,6 +42,8 @@ QUALITIES = {
     "information": "the information that rules explain",
     "ablation": "the loss that ablating a feature costs",
 }
+QUALITY = 0.98  # loss recovered (mean ablation) at the study's L0, to which trainers are timed …
+NEAR_L0 = 1.05  # … where L0 is at most so many times that
 UNIVERSAL = 0.5  # the correlation from which a feature counts as universal
 MEASURES = ["recovered_zero", "recovered_mean", "fvu", "l0_mean", "dead_share", "alive"]
 AGREEMENT = {  # of seeds: columns, and what they are called in a study
@@ -109,6 +112,39 @@ def widths_rows(study: dict) -> pd.DataFrame:
     return rows.sort_values("d_sae", ignore_index=True)
 
 
+def splitting_rows(study: dict) -> pd.DataFrame:
+    """A row per pair of widths in words: what becomes of the narrow dictionary's living features,
+    and how many of the wide one's are parts, also with another narrow feature as the parent.
+    """
+    table = []
+    for s in study["splitting"]:
+        cells = {"Features": f"{count(s['narrow'])} to {count(s['wide'])}"}
+        shares = {"Two or more parts": "split_share", "One part": "kept_share"}
+        shares |= {"No counterpart": "lost_share", "Wide features that are parts": "parts_share"}
+        shares |= {"By density alone (null)": "null_share"}
+        table.append(cells | {title: percent(s[share]) for title, share in shares.items()})
+    return pd.DataFrame(table)
+
+
+def agreement_sentence(study: dict) -> str:
+    """Whether the recipe that recovers most is also the one whose seeds agree most."""
+    rows = recipes_rows(study)
+    measure = "matched" if rows["matched"].notna().all() else "mmcs"
+    best, agree = rows.iloc[0], rows[measure].astype(float)
+    rank = int((agree < agree[0]).sum()) + 1
+    link = scipy.stats.spearmanr(rows["recovered_mean"], agree)
+    meaning = "no relation of reconstruction and agreement is shown"
+    if link.pvalue < 0.05:
+        finds = "find too" if link.statistic > 0 else "do not find"
+        meaning = f"a better reconstruction goes with features that other seeds {finds}"
+    return (
+        f"`{best['contender']}` recovers most ({percent(best['recovered_mean'])}, mean ablation);"
+        f" by the agreement of its seeds ({number(agree[0])}, of {number(agree.min())} to"
+        f" {number(agree.max())}) it is number {rank} of {len(rows)} from below. Over all of them"
+        f" the two have a rank correlation of {signed(link.statistic)}: {meaning}."
+    )
+
+
 def _with_agreement(points: pd.DataFrame, by: str, study: dict) -> pd.DataFrame:
     rows = over_seeds(points, [by])
     agreement = [study["mmcs"][str(of)] for of in rows[by]]
@@ -139,6 +175,27 @@ def absorption_rows(study: dict) -> pd.DataFrame:
             written += f" ({100 * (mean - half):+.1f} to {100 * (mean + half):+.1f})"
         table.append(cells | {"Above the null, points": written})
     return pd.DataFrame(table)
+
+
+def absorption_sentence(study: dict) -> str:
+    """Which recipes absorb more than the null, and which absorbs least: by the mean over seeds of
+    the excess over the null, declared primary before the study was run.
+    """
+    points, found = pd.DataFrame(study["points"]), {}
+    for name, of in points.groupby("contender", sort=False):
+        found[name] = mean_and_half_width(of["excess"])
+    above = [f"`{name}`" for name, (mean, half) in found.items() if mean > half]
+    least, *_, most = sorted(found, key=lambda name: found[name][0])
+    pairs = points.pivot(index="seed", columns="contender", values="excess")
+    mean, half = mean_and_half_width((pairs[most] - pairs[least]).dropna())
+    ends = interval(100 * (mean - half), 100 * (mean + half), signed) if half == half else None
+    shown = "" if mean > half else ", which is not shown to be a difference"
+    return (
+        f"More is absorbed than in the null, with a 95 % interval over seeds, by"
+        f" {', '.join(above) or 'no recipe'} ({len(above)} of {len(found)}). Above its null least"
+        f" is absorbed by `{least}` and most by `{most}`, {signed(100 * mean)} points"
+        f"{f' ({ends})' if ends else ''} apart{shown}."
+    )
 
 
 def universality_rows(study: dict) -> pd.DataFrame:
@@ -193,6 +250,30 @@ def universality_sentences(study: dict) -> list[str]:
             f" {number(least.mean())} in the least universal."
         )
     return said
+
+
+def gaussian_sentence(study: dict) -> str:
+    """Whether width buys more on activations than on a Gaussian like them, whichever way it came
+    out: by the share of the narrow dictionary's FVU that the wide one leaves, seed by seed.
+    """
+    table = pd.DataFrame(study["points"]).pivot(index="seed", columns=["data", "d_sae"])["fvu"]
+    narrow, wide = sorted({width for _, width in table})
+    left = {kind: table[kind, wide] / table[kind, narrow] for kind in ("activations", "Gaussian")}
+    mean, half = mean_and_half_width(left["activations"] - left["Gaussian"])
+    verdict = "no difference is shown"
+    if abs(mean) > half:
+        verdict = f"width buys {'more' if mean < 0 else 'less'} on the activations"
+    said = [
+        f"{percent(of.mean())} ({percent(table[kind, narrow].mean())} to"
+        f" {percent(table[kind, wide].mean())} of the variance)"
+        for kind, of in left.items()
+    ]
+    return (
+        f"At L0 {study['about']['l0']:.0f}, {count(wide)} features leave {said[0]} of the error of"
+        f" {count(narrow)}; on a Gaussian with the same mean and covariance, {said[1]}. The"
+        f" difference is {signed(100 * mean)} points"
+        f" ({interval(100 * (mean - half), 100 * (mean + half), signed)}): {verdict}."
+    )
 
 
 def transcoder_rows(study: dict) -> pd.DataFrame:
@@ -265,6 +346,26 @@ def saelens_rows(study: dict) -> pd.DataFrame:
     return rows.assign(speed=rows["theirs"] / rows["seconds"])[[*columns, *MEASURES]]
 
 
+def saelens_best_rows(study: dict) -> pd.DataFrame:
+    """A row per contender in words, at its best rate: means over seeds at the run's own number of
+    activations; and the seconds to `QUALITY`, of each seed its fastest training that has it.
+    """
+    points, about, table = pd.DataFrame(study["points"]), study["about"], []
+    for name, of in points.groupby("contender", sort=False):
+        own = of[of["activations"] == of["activations"].iloc[0]]
+        good = of[(of["recovered_mean"] >= QUALITY) & (of["l0_mean"] <= NEAR_L0 * about["l0"])]
+        fastest = good.groupby("seed")["seconds"].min()
+        cells = {"Trainer": name, "Rate": f"{own['lr'].iloc[0]:g}"}
+        cells["L0"] = f"{own['l0_mean'].mean():.1f}"
+        cells["Loss recovered (mean ablation)"] = percent(own["recovered_mean"].mean())
+        cells["Alive"] = count(own["alive"].mean())
+        cells["Seconds"] = count(own["seconds"].mean())
+        reached = f"{len(fastest)} of {own['seed'].nunique()} seeds"
+        seconds = f"{count(fastest.mean())} ({reached})" if len(fastest) else "not reached"
+        table.append(cells | {f"Seconds to {percent(QUALITY)}": seconds})
+    return pd.DataFrame(table)
+
+
 def rows_of(studies: dict[str, dict | None]) -> dict[str, list[dict]]:
     """The rows of every study that is there, by its name."""
     found = {}
@@ -279,6 +380,7 @@ ROWS = {
     "recipes": recipes_rows,
     "widths": widths_rows,
     "saelens": saelens_rows,
+    "saelens_best": saelens_best_rows,
     "resampling": resampling_rows,
     "transcoder": transcoder_rows,
     "absorption": absorption_rows,
@@ -321,6 +423,14 @@ def recipes_figure(study: dict, saelens: dict | None = None) -> go.Figure:
         points = pd.concat([points, theirs[theirs["activations"].isin(points["activations"])]])
     title = "Sparsity against faithfulness: every recipe on the same activations"
     return frontier(points, title)
+
+
+def absorption_figure(study: dict) -> go.Figure:
+    """The share absorbed by each recipe, a point per seed, beside that of shuffled labels."""
+    kinds = {"rate": "exact labels", "null": "shuffled labels"}
+    points = pd.DataFrame(study["points"]).melt("contender", list(kinds), "labels")
+    colours = {"exact labels": figures.PALETTE[0], "shuffled labels": figures.PALETTE[5]}
+    return chart("absorption", points.replace({"labels": kinds}), color_discrete_map=colours)
 
 
 def widths_figure(study: dict) -> go.Figure:
@@ -395,6 +505,7 @@ def study_figures(studies: dict[str, dict | None]) -> dict[str, go.Figure]:
         "widths": widths_figure,
         "classical": classical_figure,
         "resampling": resampling_figure,
+        "absorption": absorption_figure,
     }
     return {
         f"study_{which}": make(studies[which]) for which, make in draw.items() if studies[which]

@@ -131,18 +131,8 @@ def measure(run: Run, hook: HookPoint, settings: SAESettings) -> dict:
 
 
 def _measured(run: Run, hook: HookPoint, settings: SAESettings, folder: Path) -> dict:
-    s = run.settings.evaluation
     stages.make_other_autoencoder(run, hook, settings, folder)
-    dictionary = {folder.name: SparseAutoencoder.load(folder, hook.device)}
-    choosing, rows = stages.heldout_parts(run)
-    if len(rows) == 0:
-        raise CorpusError(
-            "the held-out text has one document: one to choose settings on and another to report "
-            "them on are needed; give more text (corpus.heldout_tokens)"
-        )
-    measured = evaluation.evaluate(hook, dictionary, rows, s)[folder.name]
-    few = {name: max(1, int(n * stages.CHOOSING)) for name, n in s.model_dump().items()}
-    few = evaluation.evaluate(hook, dictionary, choosing, s.model_copy(update=few))[folder.name]
+    measured, few = evaluated(run, hook, SparseAutoencoder.load(folder, hook.device))
     summary = stages.read_summary(folder)
     recipe, seed = summary["recipe"], settings.seed
     record = {"lambda": recipe["l1"], "seed": run.settings.seed if seed is None else seed}
@@ -151,6 +141,19 @@ def _measured(run: Run, hook: HookPoint, settings: SAESettings, folder: Path) ->
     record |= {key: summary[key] for key in ("seconds", "activations", "activations_per_second")}
     record |= {key: measured[key] for key in (*study_figures.MEASURES, "density")}
     return record | {"choosing": {key: few[key] for key in study_figures.MEASURES}}
+
+
+def evaluated(run: Run, hook: HookPoint, sae: SparseAutoencoder) -> tuple[dict, dict]:
+    """All measures on the held-out documents that studies report, and on those they choose on."""
+    s, (choosing, rows) = run.settings.evaluation, stages.heldout_parts(run)
+    if len(rows) == 0:
+        raise CorpusError(
+            "the held-out text has one document: one to choose settings on and another to report "
+            "them on are needed; give more text (corpus.heldout_tokens)"
+        )
+    measured = evaluation.evaluate(hook, {"": sae}, rows, s)[""]
+    few = {name: max(1, int(n * stages.CHOOSING)) for name, n in s.model_dump().items()}
+    return measured, evaluation.evaluate(hook, {"": sae}, choosing, s.model_copy(update=few))[""]
 
 
 def folder_of(run: Run, settings: SAESettings) -> Path:
@@ -195,12 +198,12 @@ def at_its_best_rate(
     def trained(times: float) -> Trained:
         return [at_l0(run, hook, changed(given, lr=rounded(lr * times)), L0, tolerance=0.15)]
 
-    found = until_the_best_is_inside(rates, trained, _comparable_and_recovered)
-    best, _ = max(found, key=lambda pair: _comparable_and_recovered(pair[1]))
+    found = until_the_best_is_inside(rates, trained, comparable_and_recovered)
+    best, _ = max(found, key=lambda pair: comparable_and_recovered(pair[1]))
     return best, [plain_record(record) for _, record in found]
 
 
-def _comparable_and_recovered(record: dict) -> tuple[bool, float]:
+def comparable_and_recovered(record: dict) -> tuple[bool, float]:
     """Orders the points of a recipe: first those near enough to the L0, then by loss recovered."""
     return abs(_off(record, L0)) < NEAR, record["choosing"]["recovered_mean"]
 
@@ -251,11 +254,26 @@ def at_l0(
     if recipe.k:
         settings = changed(settings, k=round(l0))
         return settings, measure(run, hook, settings)
-    tried: list[tuple[float, float, SAESettings, dict]] = []  # log(L0 / l0), log λ
-    log_l1, slope = math.log(recipe.l1) - math.log(l0 / L0), -1.0
+
+    def trained(l1: float) -> tuple[SAESettings, dict]:
+        candidate = changed(settings, l1=l1)
+        return candidate, measure(run, hook, candidate)
+
+    return towards_l0(trained, math.log(recipe.l1) - math.log(l0 / L0), l0, tolerance, tries)
+
+
+def towards_l0(
+    trained: Callable[[float], tuple[Any, dict]],
+    log_l1: float,
+    l0: float,
+    tolerance: float,
+    tries: int,
+) -> tuple[Any, dict]:
+    """What `trained` gives for the λ that comes nearest to `l0`; the search begins at log λ."""
+    tried: list[tuple[float, float, Any, dict]] = []  # log(L0 / l0), log λ
+    slope = -1.0
     for _ in range(tries):
-        candidate = changed(settings, l1=float(f"{math.exp(log_l1):.4g}"))
-        record = measure(run, hook, candidate)
+        candidate, record = trained(float(f"{math.exp(log_l1):.4g}"))
         tried.append((_off(record, l0), log_l1, candidate, record))
         tried.sort(key=lambda attempt: abs(attempt[0]))
         off, nearest, *_ = tried[0]

@@ -5,9 +5,11 @@ import pytest
 from scipy.sparse import csc_array
 
 from sae_lib.features.absorption import (
+    Fires,
     Half,
     absorption,
     find_pairs,
+    label_directions,
     parent_features,
     shuffled_labels,
 )
@@ -45,10 +47,11 @@ def dictionary(absorbed: set[int], parents: int = 1) -> tuple[np.ndarray, np.nda
 def measured(absorbed: set[int], parents: int = 1, changed=None):
     f, W_dec = changed or dictionary(absorbed, parents)
     halves = [texts(0), texts(1)]
-    made = tuple(Half(ids, csc_array(f[ids]), has) for ids, _, has in halves)
+    made = tuple(Half(ids, Fires(csc_array(f[ids])), has) for ids, _, has in halves)
     pairs = find_pairs(*zip(*((half.ids, half.labels) for half in made), strict=True))
     x = halves[0][1][:3000].astype(np.float32)
-    return absorption(W_dec.astype(np.float32), x, made, pairs).set_index("child")
+    directions = label_directions(x, halves[0][0], halves[0][2], pairs)
+    return absorption(W_dec.astype(np.float32), directions, made, pairs).set_index("child")
 
 
 def test_an_absorbed_child_is_found_and_the_others_are_not():
@@ -88,21 +91,47 @@ def test_shuffled_labels_are_as_frequent_sets_of_tokens():
 
 
 def test_features_of_a_parent_are_added_while_they_help():
-    label, every = np.arange(100) < 60, np.ones(100, bool)
+    label = np.arange(100) < 60
+
+    def found(table, child=()):
+        fires = Fires(csc_array(table))
+        hits = fires.count(np.flatnonzero(label))
+        return parent_features(fires, label, hits, np.array(child, dtype=int))
+
     table = np.zeros((100, 5))
     table[:30, 0] = table[30:59, 1] = table[59:61, 2] = 1.0
     table[:, 3] = 2.0
-    chosen, f1 = parent_features(csc_array(table > 0).astype(np.float32), label, every)
+    chosen, f1 = found(table)
     assert chosen[0] == 3 and f1 == pytest.approx(0.75)
     table[:, 3] = 0
-    chosen, f1 = parent_features(csc_array(table > 0).astype(np.float32), label, every)
+    chosen, f1 = found(table)
     assert chosen.tolist() == [0, 1] and f1 == pytest.approx(118 / 119)
+    chosen, f1 = found(table, range(30))  # without which the first feature says nothing
+    assert chosen.tolist() == [1] and f1 == pytest.approx(58 / 59)
 
 
 def test_pairs_are_frequent_children_that_are_not_the_whole_parent():
     ids = np.repeat([0, 1, 2, 3], [70, 25, 25, 5])
     labels = np.stack([np.ones(125, bool), ids < 2, ids == 3], axis=1)
     assert find_pairs((ids, ids), (labels, labels)) == [(0, 1), (0, 2)]
+
+
+def test_what_is_absorbed_is_said_whichever_way_it_came_out():
+    def said(**excess):
+        points = [
+            {"contender": name, "seed": seed, "excess": value}
+            for name, values in excess.items()
+            for seed, value in enumerate(values)
+        ]
+        return study_figures.absorption_sentence({"points": points})
+
+    apart = said(a=[0.10, 0.11, 0.12], b=[0.01, -0.02, 0.01], c=[0.05, 0.06, 0.05])
+    assert "by `a`, `c` (2 of 3)" in apart and "least is absorbed by `b` and most by `a`" in apart
+    assert "+11.0 points (+6.03 to +16.0) apart." in apart
+    same = said(a=[0.02, -0.01, 0.01], b=[-0.01, 0.01, 0.02])
+    assert "by no recipe (0 of 2)" in same and "not shown to be a difference" in same
+    once = said(a=[0.02], b=[0.01])
+    assert "by no recipe" in once and "(+" not in once
 
 
 def test_the_study_compares_recipes_over_seeds_and_goes_on(small_run, monkeypatch):
@@ -124,5 +153,8 @@ def test_the_study_compares_recipes_over_seeds_and_goes_on(small_run, monkeypatc
     assert study["about"]["pairs"] > 5
     table = study_figures.absorption_rows(study)
     assert table["Recipe"].tolist() == ["topk", "matryoshka"]
+    shown = study_figures.absorption_figure(study)
+    assert sum(len(trace.y) for trace in shown.data) == 8, "a point per seed, and its null"
+    assert "absorbed by `" in study_figures.absorption_sentence(study)
     monkeypatch.setattr(stages, "train", lambda *_: pytest.fail("trained again"))
     assert study_module.study(run)["points"] == study["points"]

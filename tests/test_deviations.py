@@ -1,6 +1,7 @@
 """Notebook 07: each deviation changes what it says and nothing else, and what is concluded."""
 
 from dataclasses import asdict, replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from sae_lib.model.original import fold_attention_scale, one_position_each
 from sae_lib.sae.initialise import initialise
 from sae_lib.sae.recipes import RECIPES, of_recipe, resolve
 from sae_lib.settings import LanguageModelSettings
-from suite import deviations, deviations_views, stages, sweep
+from suite import deviations, deviations_views, sanity, stages, sweep
 from suite.original import FACTS
 
 
@@ -157,13 +158,20 @@ def test_effects_have_the_deviations_sign_and_are_said_whichever_way():
     assert "0 of 1 change" in deviations_views.sentence(once)
     table = deviations_views.rows(study)
     assert [row[""] for row in table] == ["in the original", "in the method", "in the method"]
+    for point in study["points"]:
+        point |= {"norms": [0.9, 1.5 if point["contender"] in ("original", "method-norm") else 1]}
+    (how,) = deviations_views.mechanisms(study)
+    assert how["Deviation"] == deviations_views.TITLES["norm"]
+    ends = "in the original 1.50, without it 1.00; in the method 1.50, without it 1.00"
+    assert how["With it"].endswith(f": {ends}")
     names = {y for trace in deviations_views.figure(study).data for y in trace.y}
     assert names == {deviations_views.TITLES[d] for d in ("norm", "other seeds")}
 
 
 @pytest.fixture(scope="module")
 def small_study(small_overrides, small_run):
-    overrides = [*small_overrides, "sae.activations=20000", "sae.dead_window=3000"]
+    overrides = [*small_overrides, "sae.activations=10000", "sae.dead_window=3000"]
+    overrides += ["sae.resampling_inputs=1024"]
     overrides += ["evaluation.tokens=4096", "evaluation.loss_tokens=1024"]
     overrides += ["interpretability.tokens=4096"]
     run = stages.open_run("smoke", small_run.folder.parent / "deviations", overrides)
@@ -174,6 +182,8 @@ def small_study(small_overrides, small_run):
         patch.setattr(deviations, "WIDTHS", (32, 64))
         for name, value in (("SEEDS", (0, 1)), ("RATES", (1.0,)), ("WARD_RATES", (10.0,))):
             patch.setattr(sweep, name, value)
+        patch.setattr(sweep, "at_l0", partial(sweep.at_l0, tries=2))
+        patch.setattr(sanity, "UNITS", 20)
         patch.setitem(FACTS, "activations", 30000)
         yield run, deviations.study(run), deviations.full_budget(run)
 
@@ -195,6 +205,7 @@ def test_a_study_measures_every_deviation(small_study):
     assert deviations_views.sentence(study).count("change the loss recovered") == 2
     assert len(deviations_views.carried_rows(study)) == 3
     assert len(deviations_views.contenders(study)) == len(names)
+    assert len(deviations_views.mechanisms(study)) == 3  # units, positions, attention
 
 
 def test_a_finished_study_is_not_made_again(small_study, monkeypatch):

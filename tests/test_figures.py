@@ -102,6 +102,23 @@ def test_boxes_lines_and_texts_are_where_they_belong():
     assert picture.picture.texts[1].get_position()[0] == 5
 
 
+def test_a_line_of_the_papers_height_ends_there():
+    fig = go.Figure(go.Bar(x=[1, 2], y=[3, 4]))
+    fig.add_shape(type="line", x0=2, x1=2, y0=0, y1=0.7, yref="paper", line_dash="dot")
+    (ax,) = plain_figures.Picture(fig.update_layout(template="sae_lib"), 600, 400).axes.values()
+    (line,) = ax.lines
+    assert list(line.get_xdata()) == [2, 2] and list(line.get_ydata()) == [0, 0.7]
+
+
+@pytest.mark.parametrize(
+    ("form", "said"), [("~s", "2k"), (".0%", "200000%"), (",", "2,000"), (".4~g", "2000")]
+)
+def test_ticks_are_written_as_plotly_writes_them(form, said):
+    fig = px.line(x=[1, 2], y=[1000, 2000]).update_yaxes(tickformat=form, range=[0, 3000])
+    axis = drawn(fig)[0].yaxis
+    assert axis.get_major_formatter()(2000).strip() == said
+
+
 def test_axes_that_match_share_their_range_and_names_make_a_legend():
     fig = make_subplots(1, 2, shared_yaxes=True)
     fig.add_scatter(y=[0, 1], name="one", row=1, col=1)

@@ -155,7 +155,7 @@ def test_one_seed_has_no_interval_and_no_lead():
 def test_the_table_and_the_figure_show_every_contender():
     table = sanity_views.rows(points())
     assert [row["Contender"] for row in table] == ["trained", "weak", "equal"]
-    assert "(+0.065 to +0.115)" in table[1]["information (explained by rules)"]
+    assert "(+6.5 to +11.5)" in table[1]["information (explained by rules)"]
     assert table[2]["loss recovered (mean ablation)"] == "–"
     shown = {y for trace in sanity_views.figure(points()).data for y in trace.y}
     assert shown == {"trained", "weak", "equal"}

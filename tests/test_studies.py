@@ -16,7 +16,7 @@ from sae_lib.errors import SettingsError, TrainingError
 from sae_lib.features.agreement import mmcs
 from sae_lib.sae.recipes import RECIPES
 from sae_lib.settings import SAESettings
-from suite import project, stages, studies, study_figures, sweep
+from suite import plain_figures, project, report, stages, studies, study_figures, sweep
 
 
 def made(run, name):
@@ -77,7 +77,8 @@ def study_run(small_overrides, small_run, tmp_path_factory):
         [
             *small_overrides,
             "sae.dead_window=3000",
-            "sae.activations=20000",
+            "sae.activations=10000",
+            "sae.resampling_inputs=1024",
             "evaluation.tokens=4096",
             "evaluation.loss_tokens=1024",
         ],
@@ -85,6 +86,8 @@ def study_run(small_overrides, small_run, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep, "SEEDS", (0, 1))
         patch.setattr(studies, "WIDTHS", (32, 64))
+        patch.setattr(studies, "GAUSSIAN_WIDTHS", (16, 32))
+        patch.setattr(studies, "GAUSSIAN_TOKENS", 4096)
         patch.setattr(sweep, "RATES", (1.0,))
         patch.setattr(sweep, "WARD_RATES", (10.0,))
         patch.setattr(
@@ -94,7 +97,7 @@ def study_run(small_overrides, small_run, tmp_path_factory):
         )
         patch.setattr(studies, "FRONTIER", (8.0,))
         patch.setattr(studies, "GRID", {"l1": (1.0,), "lr": (1.0,)})
-        for which in ("widths", "classical", "recipes", "resampling"):
+        for which in ("widths", "classical", "recipes", "resampling", "gaussian"):
             studies.study(run, which)
     return run
 
@@ -137,12 +140,34 @@ def test_a_study_of_recipes_compares_all_at_one_l0(study_run):
     assert row["recovered_mean"] == pytest.approx(sum(given) / len(given))
 
 
+def agreeing(*values):
+    """A study of recipes: (name, loss recovered, agreement of seeds)."""
+    point = dict.fromkeys([*study_figures.SETTING, *study_figures.MEASURES], 1.0) | {"l0": 16.0}
+    points = [point | {"contender": n, "recovered_mean": r, "seed": 0} for n, r, _ in values]
+    agreement = {n: {"mean": m, "null": 0.1, "matched": m} for n, _, m in values}
+    return {"points": points, "mmcs": agreement, "about": {"l0": 16.0}}
+
+
+def test_who_recovers_most_is_held_against_who_agrees_most():
+    apart = agreeing(("a", 0.9, 0.8), ("b", 0.98, 0.4), ("c", 0.95, 0.6))
+    said = study_figures.agreement_sentence(apart)
+    assert said.startswith("`b` recovers most (98.0 %") and "number 1 of 3 from below" in said
+    assert "−1.00: a better reconstruction goes with features that other seeds do not" in said
+    together = agreeing(("a", 0.9, 0.4), ("b", 0.98, 0.8), ("c", 0.95, 0.6))
+    said = study_figures.agreement_sentence(together)
+    assert "number 3 of 3 from below" in said and said.endswith("that other seeds find too.")
+    mixed = agreeing(("a", 0.9, 0.4), ("b", 0.98, 0.8), ("c", 0.95, 0.3), ("d", 0.92, 0.7))
+    assert "no relation of reconstruction and agreement" in study_figures.agreement_sentence(mixed)
+
+
 def test_a_study_of_widths_finds_parts_more_often_than_chance(study_run):
     study = made(study_run, "study_widths")
     assert study_figures.widths_rows(study)["d_sae"].tolist() == [32, 64]
     for s in study["splitting"]:
         assert s["split_share"] + s["kept_share"] + s["lost_share"] == pytest.approx(1, abs=1e-5)
         assert s["null_share"] <= s["parts_share"]
+    steps = study_figures.splitting_rows(study)["Features"].tolist()
+    assert steps == ["32 to 64", "32 to 32"], "every step, and the first width to the last but one"
 
 
 def test_the_same_dictionary_is_part_of_itself(study_run, hook):
@@ -291,6 +316,7 @@ def test_studies_are_drawn_published_and_found(study_run, tmp_path, monkeypatch)
     study_figures.publish(study_run)
     assert sorted(p.name for p in (tmp_path / "report/studies").iterdir()) == [
         "classical.json",
+        "gaussian.json",
         "recipes.json",
         "resampling.json",
         "widths.json",
@@ -342,6 +368,27 @@ def test_our_seconds_stand_beside_saelens_of_the_same_point():
     )
 
 
+def test_the_time_to_a_quality_is_that_of_the_fastest_training_that_has_it():
+    made = [  # seed, activations, seconds, loss recovered, L0
+        (0, 100, 10.0, 0.985, 16.0),
+        (0, 50, 5.0, 0.981, 16.7),
+        (0, 25, 2.0, 0.99, 16.9),  # too many features
+        (1, 100, 10.0, 0.97, 16.0),  # too little
+        (1, 200, 20.0, 0.98, 15.0),
+    ]
+    names = ("seed", "activations", "seconds", "recovered_mean", "l0_mean")
+    points = [
+        {"contender": "a", "lr": 1e-3, "alive": 9.0, **dict(zip(names, p, strict=True))}
+        for p in made
+    ]
+    points.append(points[3] | {"contender": "b"})
+    study = {"points": points, "about": {"l0": 16.0}}
+    rows = study_figures.saelens_best_rows(study).to_dict("records")
+    assert rows[0]["Seconds to 98.0 %"] == "12 (2 of 2 seeds)"  # of 5 and 20
+    assert rows[0]["L0"] == "16.0" and rows[0]["Seconds"] == "10"
+    assert rows[1]["Seconds to 98.0 %"] == "not reached"
+
+
 def test_a_point_of_saelens_is_drawn_where_it_saw_as_many_activations(study_run):
     study = made(study_run, "study_recipes")
     n = study["points"][0]["activations"]
@@ -356,3 +403,53 @@ def test_a_point_of_saelens_is_drawn_where_it_saw_as_many_activations(study_run)
         if trace.name == "SAELens standard"
     ]
     assert [len(trace.x) for trace in crosses] == [1]
+
+
+def test_a_gaussian_has_the_mean_and_covariance_and_nothing_else():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(20_000, 4, generator=generator).pow(3) @ torch.randn(4, 4, generator=generator)
+    drawn = studies.like_gaussian(x, 40_000)
+    torch.testing.assert_close(drawn.mean(0), x.mean(0), atol=0.02, rtol=0)
+    torch.testing.assert_close(torch.cov(drawn.T), torch.cov(x.T), atol=0.02, rtol=0.05)
+    skew = (drawn - drawn.mean(0)).div(drawn.std(0)).pow(3).mean(0)
+    assert skew.abs().max() < 0.05 < (x - x.mean(0)).div(x.std(0)).pow(3).mean(0).abs().max()
+
+
+def test_a_study_of_the_gaussian_crosses_data_with_widths(study_run):
+    study = made(study_run, "study_gaussian")
+    cases = [(p["data"], p["d_sae"], p["seed"]) for p in study["points"]]
+    assert cases == list(itertools.product(("activations", "Gaussian"), (16, 32), (0, 1)))
+    assert all(0 < p["fvu"] < 2 for p in study["points"])
+    assert "16" in study_figures.gaussian_sentence(study)
+
+
+@pytest.mark.parametrize(
+    ("wide", "verdict"),
+    [
+        ([0.10, 0.11, 0.09], "width buys more on the activations"),
+        ([0.38, 0.37, 0.39], "width buys less on the activations"),
+        ([0.30, 0.20, 0.40], "no difference is shown"),
+    ],
+)
+def test_width_is_held_against_a_gaussian(wide, verdict):
+    values = {("activations", 8): [0.4] * 3, ("activations", 32): wide}
+    values |= {("Gaussian", 8): [0.8] * 3, ("Gaussian", 32): [0.6, 0.61, 0.59]}
+    points = [
+        {"data": data, "d_sae": width, "seed": seed, "fvu": fvu}
+        for (data, width), of in values.items()
+        for seed, fvu in enumerate(of)
+    ]
+    said = study_figures.gaussian_sentence({"points": points, "about": {"l0": 16.0}})
+    assert said.endswith(f": {verdict}.") and "75.0 % (80.0 % to 60.0 % of the variance)" in said
+
+
+def test_the_figure_of_every_published_study_is_drawn_without_a_browser(tmp_path):
+    published = {
+        which: json.loads(path.read_text()) if path.is_file() else None
+        for which in study_figures.STUDIES
+        for path in [project.root() / f"report/studies/{which}.json"]
+    }
+    drawn = report.of_studies(published)
+    assert {"study_recipes", "study_deviations", "study_sanity"} <= set(drawn)
+    for name, fig in drawn.items():
+        plain_figures.draw(fig, tmp_path / f"{name}.png", 900, 450)

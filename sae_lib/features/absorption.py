@@ -16,6 +16,8 @@ measured on the other:
 The null asks the same of `shuffled_labels`: sets of tokens drawn at random, as frequent.
 """
 
+from itertools import groupby
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -34,11 +36,26 @@ CHILDREN = 12  # of a parent, at most: the most frequent ones
 MOST_SHARE = 0.5  # of a parent's tokens that may be one child's
 
 
+class Fires:
+    """A table [token, feature] of activations, to be read by feature and by token."""
+
+    def __init__(self, table: csc_array):
+        self.columns, self.rows = table, table.tocsr()
+
+    def tokens(self, feature: int) -> Integer[Array, " n_active"]:
+        """The tokens on which it fires."""
+        return self.columns.indices[slice(*self.columns.indptr[feature : feature + 2])]
+
+    def count(self, tokens: Integer[Array, " m"]) -> Int[Array, " d_sae"]:
+        """On how many of these tokens each feature fires."""
+        return np.bincount(self.rows[tokens].indices, minlength=self.rows.shape[1])
+
+
 class Half(NamedTuple):
     """A half of the text: token ids, where each feature fires, and which token has which label."""
 
     ids: Integer[Array, " n"]
-    table: csc_array  # [token, feature]
+    fires: Fires
     labels: Bool[Array, "n parent"]
 
 
@@ -69,55 +86,82 @@ def shuffled_labels(
         has = np.zeros(n_types, dtype=bool)
         has[order[: 1 + np.searchsorted(counts[order].cumsum(), wanted)]] = True
         found.append([has[half] for half in ids])
-    return tuple(np.stack(half, axis=1) for half in zip(*found, strict=True))
+    return tuple(np.array(half).T for half in zip(*found, strict=True))  # a column lies together
+
+
+def label_directions(
+    x: Float[Array, "m d_in"],
+    ids: Integer[Array, " n"],
+    labels: Bool[Array, "n parent"],
+    pairs: list[tuple[int, int]],
+) -> Float[Array, "pair d_in"]:
+    """Of each pair the mean activation of the parent's other tokens less that of all tokens without
+    the label; `x` are activations of the first m tokens.
+    """
+    ids, labels, found = ids[: len(x)], labels[: len(x)], []
+    for parent, of_parent in groupby(pairs, itemgetter(0)):
+        has = labels[:, parent]
+        without = x[~has].mean(0)
+        found += [x[has & (ids != child)].mean(0) - without for _, child in of_parent]
+    return np.reshape(found, (len(pairs), x.shape[1]))
 
 
 def parent_features(
-    table: csc_array, label: Bool[Array, " n"], judged: Bool[Array, " n"]
+    fires: Fires, label: Bool[Array, " n"], hits: Int[Array, " d_sae"], child: Integer[Array, " m"]
 ) -> tuple[Int[Array, " k"], float]:
-    """(the features that tell the label together, their F1), on the tokens `judged`. `table` says
-    with 0 and 1 where features fire.
+    """(the features that tell the label together, their F1) on all tokens but the child's, which
+    have the label. `hits`: on how many tokens with the label each feature fires.
     """
-    known, chosen, best = np.zeros(len(label), dtype=bool), [], 0.0
-    label = label & judged
+    of_child, unknown, chosen, best = fires.count(child), np.ones_like(label), [], 0.0
+    unknown[child] = False
+    wanted = label.sum() - len(child)
+    # where none of the chosen features fires; with the label, and all
+    hits, fired = hits - of_child, np.diff(fires.columns.indptr) - of_child
+    n_hits = n_fired = 0  # of the chosen ones together
     while len(chosen) < MOST:
-        new = judged & ~known
-        counted = np.stack([new & label, new], axis=1).astype(np.float32)
-        hits, fired = (table.T @ counted).T
-        f1 = 2 * ((known & label).sum() + hits) / ((known & judged).sum() + fired + label.sum())
+        f1 = 2 * (n_hits + hits) / (n_fired + fired + wanted)
         feature = int(f1.argmax())
         if f1[feature] < best + MIN_GAIN:
             break
         best = float(f1[feature])
         chosen.append(feature)
-        known[table.indices[slice(*table.indptr[feature : feature + 2])]] = True
+        n_hits, n_fired = n_hits + hits[feature], n_fired + fired[feature]
+        tokens = fires.tokens(feature)
+        new = tokens[unknown[tokens]]
+        hits, fired = hits - fires.count(new[label[new]]), fired - fires.count(new)
+        unknown[new] = False
     return np.array(chosen, dtype=np.int64), best
 
 
 def absorption(
     W_dec: Float[Array, "d_sae d_in"],
-    x: Float[Array, "m d_in"],
+    directions: Float[Array, "pair d_in"],
     halves: tuple[Half, Half],
     pairs: list[tuple[int, int]],
 ) -> pd.DataFrame:
     """A row per pair: parent, child, the child's tokens `n` in the second half, the parent's `f1`
     in the first and the `recall` of its features on its other tokens in the second, and the share
-    of the child's tokens that is absorbed, `rate`. `x` are activations of the first m tokens of the
-    first half.
+    of the child's tokens that is absorbed, `rate`. `directions` are `label_directions`.
     """
     (learn, score), records = halves, []
-    fires, rows, first = (learn.table > 0).astype(np.float32), score.table.tocsr(), len(x)
-    for parent, child in tqdm(pairs, desc="absorption"):
+    parents = {parent for parent, _ in pairs}
+    hits = {p: learn.fires.count(np.flatnonzero(learn.labels[:, p])) for p in parents}
+    described = zip(pairs, directions, strict=True)
+    for (parent, child), direction in tqdm(described, desc="absorption", total=len(pairs)):
         has, own = learn.labels[:, parent], learn.ids == child
-        features, f1 = parent_features(fires, has, ~(has & own))
-        difference = x[(has & ~own)[:first]].mean(0) - x[~has[:first]].mean(0)
-        writes = W_dec @ difference / (difference @ difference)  # per unit of activation
+        left_out = np.flatnonzero(has & own)
+        features, f1 = parent_features(learn.fires, has, hits[parent], left_out)
+        writes = W_dec @ direction / (direction @ direction)  # per unit of activation
         writes[features] = 0
         has, own = score.labels[:, parent], score.ids == child
-        silent = np.asarray(rows[:, features].sum(1)) <= 0
+        silent = np.ones(len(has), dtype=bool)
+        for feature in features.tolist():
+            silent[score.fires.tokens(feature)] = False
         tokens = np.flatnonzero(has & own)
-        carried = (rows[tokens] * writes[None]).max(axis=1).toarray().ravel()
+        active = score.fires.rows[tokens]
+        carried = active.tocoo().row[active.data * writes[active.indices] >= CARRIED]
+        absorbed = silent[tokens] & np.isin(np.arange(len(tokens)), carried)
         found = {"parent": parent, "child": child, "n": len(tokens), "f1": f1}
-        found |= {"recall": 1 - silent[has & ~own].mean()}
-        records.append(found | {"rate": (silent[tokens] & (carried >= CARRIED)).mean()})
+        found |= {"recall": 1 - silent[has & ~own].mean(), "rate": absorbed.mean()}
+        records.append(found)
     return pd.DataFrame(records)

@@ -5,6 +5,7 @@ repository.
 import logging
 from pathlib import Path
 
+import plotly.graph_objects as go
 import typst
 
 from suite import deviations_views, locks, project, sanity_views, study_figures, verify
@@ -31,13 +32,7 @@ def _write(run: Run) -> Path:
     results = content.load(run)  # what is missing or damaged is said before anything is drawn
     path = run.folder / "report.md"
     studies = study_figures.load_studies(run)
-    figures = study_figures.study_figures(studies)
-    more = {
-        "sanity": sanity_views.figure,
-        "deviations": deviations_views.figure,
-        "full_budget": deviations_views.full_figure,
-    }
-    figures |= {f"study_{of}": draw(studies[of]) for of, draw in more.items() if studies[of]}
+    figures = of_studies(studies)
     if results["gallery"]:
         main = run.settings.sae.recipe
         figures["density_named"] = named_densities(results["evaluation"], main, results["gallery"])
@@ -53,6 +48,17 @@ def _write(run: Run) -> Path:
         path.with_suffix(".pdf").unlink(missing_ok=True)
         log.warning("no report.pdf: %s", error.message)
     return path
+
+
+def of_studies(studies: dict[str, dict | None]) -> dict[str, go.Figure]:
+    """The figure of every study that is there and has one, by its name in the report."""
+    more = {
+        "sanity": sanity_views.figure,
+        "deviations": deviations_views.figure,
+        "full_budget": deviations_views.full_figure,
+    }
+    drawn = {f"study_{of}": draw(studies[of]) for of, draw in more.items() if studies[of]}
+    return study_figures.study_figures(studies) | drawn
 
 
 def publish_report(run: Run, root: Path | None = None) -> Path:
