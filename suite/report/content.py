@@ -2,8 +2,10 @@
 that take more than a filter.
 """
 
+import itertools
 import json
 import shlex
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,7 @@ NOTEBOOK_OF = {
     "study_transcoder": "`python -m suite study`",
     "study_absorption": "`python -m suite study`",
     "study_universality": "`python -m suite study`",
+    "study_gaussian": "`python -m suite study`",
 }
 # What a reader made of features, by the hash of the autoencoder's weights: numbers of features mean
 # nothing for any other.
@@ -100,6 +103,7 @@ def context(run: Run) -> dict[str, Any]:
         "notebook_of": NOTEBOOK_OF,
         "names_of": NAMES,
         "cards_of": cards_of,
+        "side_by_side": side_by_side,
         "weights_compared": results["circuits"]
         and circuits.compared(results["circuits"]["weights"]),
         "clamping_ranks": ranked and ranks_sentence(ranked),
@@ -107,6 +111,7 @@ def context(run: Run) -> dict[str, Any]:
         "rows": study_figures.rows_of(studies),
         "sanity": sanity_views if studies["sanity"] else None,
         "deviations_views": deviations_views,
+        "study_views": study_figures,
     }
 
 
@@ -114,6 +119,16 @@ def cards_of(gallery: dict[str, Any]) -> list[dict[str, Any]]:
     """The best token detector, the two best features of context, and the first one drawn."""
     cards = gallery["cards"]
     return [*cards["token"][:1], *cards["context"][:2], *cards["drawn"][:1]]
+
+
+def side_by_side(left: str, right: str, width: int = 44) -> str:
+    """Two texts in columns of that many characters; longer lines are broken."""
+    columns = []
+    for text in (left, right):
+        lines = text.strip("\n").split("\n")
+        columns.append([part for line in lines for part in textwrap.wrap(line, width) or [""]])
+    pairs = itertools.zip_longest(*columns, fillvalue="")
+    return "\n".join(f"{a:{width}} | {b}".rstrip() for a, b in pairs)
 
 
 def overrides(settings: Settings) -> list[str]:

@@ -56,7 +56,11 @@ def pdf(text: str, folder: Path) -> bytes:
         (Path(scratch) / "figures").mkdir()
         for path in folder.glob("figures/*.png"):
             (Path(scratch) / "figures" / path.name).write_bytes(smaller(path.read_bytes()))
-        return typst.compile(PAPER, root=scratch, font_paths=[FONTS], sys_inputs=inputs)
+        given = {"root": scratch, "font_paths": [FONTS], "sys_inputs": inputs}
+        try:
+            return typst.compile(PAPER, **given)
+        except typst.TypstError:  # floats and page breaks may break its tags: typst/typst#8487
+            return typst.compile(PAPER, pdf_tags=False, **given)
 
 
 def smaller(png: bytes) -> bytes:

@@ -31,10 +31,14 @@ def markdown(run: Run) -> str:
     values |= {
         "full_figures": full_figures,
         "drawn": {path.stem for path in folder.glob("*.png")},
-        "numbered": {"figures": [], "tables": []},
+        "known": {"figures": []},
     }
+    template = _environment().get_template("template.md.j2")
     try:
-        text = _environment().get_template("template.md.j2").render(values, this=values)
+        for _ in range(2):  # the second time, the text knows the numbers of all figures
+            values["numbered"] = {"figures": [], "tables": []}
+            text = template.render(values, this=values)
+            values["known"] = values["numbered"]
     except (UndefinedError, KeyError) as error:
         raise ArtefactError(
             f"no report: a results file of {run.folder / 'results'} lacks a value ({error}); it "
