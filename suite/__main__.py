@@ -57,7 +57,7 @@ STAGES = {
     "report": "",
 }
 STUDIES = ("recipes", "widths", "classical", "resampling", "deviations", "full_budget")
-STUDIES += ("transcoder", "absorption", "universality", "larger")
+STUDIES += ("transcoder", "absorption", "universality", "gaussian", "larger")
 
 
 @app.command()
@@ -102,7 +102,6 @@ def stage(
     load(profile, set_ or [])  # so that a mistake is told before slow imports
     from sae_lib.sae.engine import distributed
     from sae_lib.sae.engine.split import SplitFeatures
-    from suite.report import write_report
 
     distributed.start()
     if split:
@@ -114,8 +113,12 @@ def stage(
         )
     with distributed.first_process_first():
         opened = _open(profile, run_dir, set_)
-    of = opened.last_mlp() if last_mlp else opened
-    made = of.path(STAGES[name]) if STAGES[name] else write_report(opened)
+    if STAGES[name]:
+        made = (opened.last_mlp() if last_mlp else opened).path(STAGES[name])
+    else:
+        from suite.report import write_report  # takes a while to import
+
+        made = write_report(opened)
     typer.echo(f"{name}: {made}")
 
 
@@ -140,8 +143,8 @@ def study(
     """Many autoencoders on one language model, over seeds: the recipes or the widths at the same
     L0, the classical recipe's settings, resampling from two starts, the original's deviations one
     at a time; the original once at its full budget; a transcoder in place of the MLP; how far
-    recipes absorb features; whether models of other seeds learn the same features; or a larger run
-    to stand beside the report's.
+    recipes absorb features; whether models of other seeds learn the same features; whether width
+    buys more than on a Gaussian like the activations; or a larger run to stand beside the report's.
     """
     opened = _open(profile, run_dir, set_)
     from suite import (

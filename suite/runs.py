@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -397,9 +397,13 @@ def writing(folder: Path, made_from: dict[str, Any]) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+_parsed = lru_cache(parse_yaml)  # what a run reads again and again takes 20 ms to parse
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings in a file, which are shared and not to be changed."""
     try:
-        data = parse_yaml(path.read_text())
+        data = _parsed(path.read_text())
     except ValueError:  # UTF-8's errors are such
         data = None
     if not isinstance(data, dict):

@@ -36,7 +36,7 @@ from sae_lib.text.dialogues import with_dialogues
 from sae_lib.text.display import Vocabulary
 from sae_lib.text.tokenizer import bos_id, load_tokenizer, special_ids
 from sae_lib.text.tokens import open_tokens, write_tokens
-from suite import circuits, prompts, rule_figures, runs, text_summary
+from suite import circuits, prompts, runs, text_summary
 from suite.runs import Run, Stage, writing
 
 BASELINES = feature_table.BASELINES
@@ -426,6 +426,8 @@ def make_scores(run: Run, name: str, out: Path) -> None:
 
 
 def summarise_scores(run: Run, name: str = "") -> dict:
+    from suite import rule_figures  # plotly takes a while to import
+
     table, folder = run.get("scores", name), run.folder_of("scores", name)
     where = run.results_name("interpretability", name)
     run.figure(rule_figures.against_neurons(table), where, 1000, 450)
@@ -474,6 +476,8 @@ def feature_scores(run: Run, name: str = "") -> pd.DataFrame:
 
 
 def summarise_clusters(run: Run, name: str = "") -> dict:
+    from suite import rule_figures
+
     table = run.get("clusters", name)
     figure = rule_figures.cluster_map(table, clusters.UNNAMED)
     run.figure(figure, run.results_name("clusters", name), 1000, 800)

@@ -2,6 +2,7 @@
 many tests.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -19,6 +20,10 @@ SHARED = (
 
 SMALL_RUN = pytest.StashKey()
 
+# two workers share the cores: rules are learned in this process, and not in two further ones that
+# each import the library first
+os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")
+
 # These drive other programs: Chromium, JupyterLab, kernels, torchrun, processes that are killed.
 # When the system ends one of those, a second attempt decides; the summary lists every first one.
 SECOND_ATTEMPT = {
@@ -33,7 +38,37 @@ SECOND_ATTEMPT = {
 }
 
 
+# The files that take longest, which workers begin with: else one works on the last of them while
+# the other has nothing left to do.
+LONGEST = (
+    "test_pipeline",
+    "test_escaping",
+    "test_kill",
+    "test_distributed",
+    "test_single_file",
+    "test_report",
+    "test_deviations",
+    "test_lab",
+    "test_browser",
+    "test_headless",
+    "test_studies",
+    "test_explain",
+    "test_faults",
+    "test_concurrency",
+    "test_gpu",
+    "test_one_page",
+    "test_sanity",
+    "test_transcoder",
+)
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # by number of tests, which says nothing of their time
+
+
 def pytest_collection_modifyitems(items):
+    rank = {stem: i for i, stem in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))  # else as they were
     for item in items:
         if item.path.stem in SECOND_ATTEMPT:
             item.add_marker(pytest.mark.flaky(reruns=1))
@@ -64,6 +99,7 @@ def small_overrides(text_folder) -> list[str]:
         "corpus.heldout_tokens=20000",
         "lm.train_tokens=100000",
         "sae.activations=40000",
+        "sae.resampling_inputs=8192",
         "sae.compare=[]",
         "sae.widths=[]",
         "evaluation.tokens=8192",

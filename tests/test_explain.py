@@ -43,6 +43,7 @@ def base(small_run, tmp_path_factory) -> Run:
     folder = tmp_path_factory.mktemp("explain") / "run"
     shutil.copytree(small_run.folder, folder, copy_function=os.link)
     (folder / "settings.yaml").unlink()  # those of this run are others
+    shutil.rmtree(folder / "features", ignore_errors=True)  # and other tests may have made these
     short = settings.FeatureSettings(
         top_k=10, context=8, after=4
     )  # the small run's features fire often; in short excerpts some are silent

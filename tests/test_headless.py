@@ -56,6 +56,13 @@ def execute(tmp_path, monkeypatch):
     assert not left, f"kernels left behind: {left}"
 
 
+@pytest.fixture
+def bare_kernels(monkeypatch):
+    """Kernels that do not import the library first, which takes seconds."""
+    monkeypatch.setattr(headless, "START", "pass")
+    monkeypatch.setattr(headless, "MEANWHILE", "pass")
+
+
 def command_line(process: psutil.Process) -> str:
     """Empty for a process that has ended, also between the listing and the asking."""
     try:
@@ -104,7 +111,7 @@ def background_job():
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.usefixtures("background_job")
+@pytest.mark.usefixtures("background_job", "bare_kernels")
 def test_a_lost_reply_is_noticed_and_the_notebook_starts_again(execute, tmp_path, monkeypatch):
     monkeypatch.setattr(watch, "STALLED", 2)
     monkeypatch.setattr(watch, "AGAIN", 1)
@@ -113,12 +120,14 @@ def test_a_lost_reply_is_noticed_and_the_notebook_starts_again(execute, tmp_path
     assert re.fullmatch(r"\[2/2\] 02_fake: \d+ s", said[-1])
 
 
+@pytest.mark.usefixtures("bare_kernels")
 def test_a_cell_that_waits_in_silence_is_left_alone(execute, monkeypatch):
     monkeypatch.setattr(watch, "STALLED", 1)
     monkeypatch.setattr(watch, "AGAIN", 1)
     assert not any("lost" in line for line in execute("import time; time.sleep(8)"))
 
 
+@pytest.mark.usefixtures("bare_kernels")
 def test_a_kernel_that_dies_is_noticed_at_once_and_named(execute):
     began = time.monotonic()
     with pytest.raises(headless.NotebookError) as error:
@@ -143,6 +152,7 @@ def test_a_kernel_that_never_starts_is_given_up(execute, tmp_path, monkeypatch, 
     assert message in str(error.value) and error.value.status == 2
 
 
+@pytest.mark.usefixtures("bare_kernels")
 def test_ctrl_c_before_the_first_cell_goes_through_and_leaves_no_kernel(execute, monkeypatch):
     def interrupted(*args, **how):
         raise KeyboardInterrupt

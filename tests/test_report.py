@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import typst
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -349,12 +350,19 @@ def studied() -> dict:
         "study_absorption": {
             "points": [
                 point(
-                    name, s, 0.9, f1=0.61, rate=0.187 + s / 100, null=0.05, excess=0.137 + s / 100
+                    name,
+                    s,
+                    0.9,
+                    f1=0.61,
+                    rate=0.187 + s / 100,
+                    null=0.05,
+                    excess=0.137 + s / 100,
+                    examples=[{"parent": "a | part", "child": "<b>|", "rate": 0.7654}],
                 )
                 for name in ("topk", "matryoshka")
                 for s in (0, 1)
             ],
-            "about": about | {"pairs": 217},
+            "about": about | {"pairs": 217, "carried": 0.5},
         },
         "study_universality": universality_of(about),
     }
@@ -997,7 +1005,7 @@ def test_numbers_in_the_template_are_no_results():
 def test_tables_are_well_formed_and_nothing_is_undefined(run):
     text = render.markdown(run)
     found = tables_of(text)
-    assert len(found) == 38
+    assert len(found) == 39
     for rows in found:
         assert len({len(row) for row in rows}) == 1, rows
         assert all(re.fullmatch("-+:?", cell) for cell in rows[1])
@@ -1230,7 +1238,7 @@ def check_page(text: str) -> Page:
 def test_the_page_is_self_contained(run):
     page = check_page(pages.html(render.markdown(run), run.folder))
     assert page.tags.count("img") == len(FIGURES)
-    assert page.tags.count("table") == 38
+    assert page.tags.count("table") == 39
     assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in [
         v for _, k, v in page.attributes if k == "content"
     ]
@@ -1442,6 +1450,19 @@ def test_a_damaged_picture_costs_the_paper_alone(run, caplog):
     assert "no report.pdf: " in caplog.text and not (run.folder / "report.pdf").exists()
 
 
+def test_a_paper_whose_tags_fail_is_made_without_them(tmp_path, monkeypatch):
+    compile, asked = typst.compile, []
+
+    def fails_with_tags(*args, pdf_tags=True, **given):
+        asked.append(pdf_tags)
+        if pdf_tags:
+            raise typst.TypstError("internal error: parent group")
+        return compile(*args, pdf_tags=False, **given)
+
+    monkeypatch.setattr(typst, "compile", fails_with_tags)
+    assert pages.pdf("# Title\n", tmp_path).startswith(b"%PDF") and asked == [True, False]
+
+
 def test_publishing_copies_the_report_with_links_that_resolve(run, tmp_path):
     root = tmp_path / "repository"
     (root / "report" / "figures").mkdir(parents=True)
@@ -1450,9 +1471,9 @@ def test_publishing_copies_the_report_with_links_that_resolve(run, tmp_path):
     (root / "report" / "toy" / "gates.json").write_text("{}")
     path = publish_report(run, root)
     text = path.read_text()
-    assert len(publish.links(text)) == len(FIGURES) + 5 and all(
+    assert len(publish.links(text)) == len(FIGURES) + 6 and all(
         (root / link).is_file() for link in publish.links(text)
-    )  # and the studies’ five
+    )  # and the studies’ six
     name = "results/evaluation.json"
     assert (root / "report" / name).read_bytes() == (run.folder / name).read_bytes()
     assert (
@@ -1511,11 +1532,18 @@ def test_no_commit_outside_of_git(tmp_path):
     assert commit(tmp_path) is None
 
 
+@pytest.fixture(scope="module")
+def published_once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("published")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(project, "published", lambda what: folder / "nothing" / what)
+        publish_report(make(folder / "run", results()), folder / "repository")
+    return folder / "repository"
+
+
 @pytest.fixture
-def published(run, tmp_path):
-    root = tmp_path / "repository"
-    publish_report(run, root)
-    return root
+def published(published_once, tmp_path):
+    return shutil.copytree(published_once, tmp_path / "repository")
 
 
 def test_the_committed_report_follows_from_its_results(published):
@@ -1560,7 +1588,7 @@ def test_readings_are_shown_for_the_very_weights_alone(run, monkeypatch):
     monkeypatch.setattr(content, "NAMES", {"f00d": names})
     text = render.markdown(run)
     assert "&lt;b&gt;zyx" in text and "It \\*begins\\*." in text and "a \\| reader" in text
-    assert "Of the 2 drawn, 0 got a name; of the 1 selected, 1." in text
+    assert "0 of the 2 drawn got a name, and 1 of the 1 selected." in text
     monkeypatch.setattr(content, "NAMES", {"beef": names})
     assert "zyx" not in render.markdown(run)
 
@@ -1606,9 +1634,19 @@ def test_the_blind_test_is_told_as_it_came_out(tmp_path, neurons, level):
     kinds = {"features": kind(19), "neurons": kind(neurons)}
     values["study_blind"] = {"by": "two | readers", "seed": 0, "units": 20, "kinds": kinds}
     text = section(rendered(tmp_path, values), "4 ")
-    assert f"19 of 20 features and {neurons} of 20 neurons were matched" in text
-    assert "two \\| readers" in text and "11 of 20 features" in text
+    assert f"19 features and {neurons} neurons were recognised" in text
+    assert "two \\| readers" in text and "11 features" in text
     assert ("about as well" in text) == level
+
+
+def test_two_texts_stand_side_by_side():
+    assert content.side_by_side("\na bcd ef\n  g", "x", 5) == "a bcd | x\nef    |\n  g   |"
+
+
+def test_a_question_names_a_figure_that_comes_later(run):
+    text = render.markdown(run)
+    number = re.search(r"(?m)^\*Figure (\d+)\. The rank of each feature", text)[1]
+    assert f"(figure {number})" in section(text, "13 ")
 
 
 def test_four_cards_are_shown():

@@ -18,7 +18,7 @@ from suite.runs import Run
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A `smoke` run of installed text with its evaluation."""
-    overrides = ["sae.compare=[]", "sae.widths=[]"]
+    overrides = ["sae.compare=[]", "sae.widths=[]", "sae.resampling_inputs=8192"]
     run = stages.open_run("smoke", tmp_path_factory.mktemp("runs") / "smoke", overrides)
     run.results("evaluation")
     return run

@@ -176,7 +176,7 @@ def fit(
     buffer = ActivationBuffer(
         hook, rows[rank::ranks], recipe.batch, settings.buffer_rows, seed, state.step
     )
-    take_step = captured(partial(training_step, state, dtype), device)
+    take_step = captured(partial(training_step, state, dtype), sae.W_dec)
     steps = zip(range(state.step, n_steps), buffer, strict=False)
     bar = tqdm(steps, desc=recipe.name, initial=state.step, total=n_steps, disable=rank > 0)
     for step, x in bar:
@@ -199,8 +199,7 @@ def fit(
             state.save(store, settings.checkpoint_gb)
             if stop:
                 raise checkpoints.interrupted_at(recipe.name, state.step, n_steps)
-    summary = state.summary(state.step * recipe.batch * ranks, settings.dead_window)
-    return finished(state), summary
+    return finished(state), state.summary(state.step * recipe.batch * ranks, settings.dead_window)
 
 
 def finished(state: AutoencoderTraining) -> SparseAutoencoder:

@@ -18,6 +18,7 @@ TINY = [
     "sae.activations=20000",
     "sae.d_sae=32",
     "sae.checkpoint_every=4",
+    "sae.resampling_inputs=2048",
     "sae.compare=[]",
     "sae.widths=[]",
     "evaluation.tokens=4096",

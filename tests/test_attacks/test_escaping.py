@@ -50,6 +50,7 @@ SMALL = [
     "tokenizer.vocab_size=600",
     "lm.train_tokens=40000",
     "sae.activations=20000",
+    "sae.resampling_inputs=2048",
     "sae.compare=[]",
     "sae.widths=[]",
     "evaluation.tokens=10000",
@@ -57,6 +58,7 @@ SMALL = [
     "interpretability.tokens=6000",
     "last_mlp.lm.train_tokens=20000",
     "last_mlp.sae.activations=10000",
+    "last_mlp.sae.resampling_inputs=2048",
 ]
 OUR_OWN = {"cdnjs.cloudflare.com", "cdn.jsdelivr.net", "unpkg.com"}  # nbconvert's template asks
 
