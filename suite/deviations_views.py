@@ -103,12 +103,11 @@ def sentence(study: dict) -> str:
         apart = [r for r in shown if r["low"] > 0 or r["high"] < 0]
         named = []
         for r in sorted(apart, key=lambda r: r["effect"]):
-            ends = interval(r["low"], r["high"], signed)
-            named.append(f"{TITLES[r['deviation']]} {signed(r['effect'])} ({ends})")
+            named.append(f"{TITLES[r['deviation']]} {signed(r['effect'])}")
         none = [TITLES[r["deviation"]] for r in of.to_dict("records") if r not in apart]
         said.append(
-            f"{WHERE[base].capitalize()}, {len(apart)} of {len(of)} change the loss recovered at"
-            f" equal L0, in percentage points"
+            f"{WHERE[base].capitalize()}, {len(apart)} of {len(of)} change the loss recovered, in"
+            f" percentage points"
             + (f": {'; '.join(named)}." if named else ".")
             + (f" No change is shown by: {'; '.join(none)}." if none else "")
         )

@@ -214,8 +214,7 @@ def resampling_study(run: Run, hook: HookPoint) -> dict:
             seen = {"activations": at_step["step"] * summary["recipe"]["batch"]}
             curves.append(cell | seen | {"silent": at_step["silent_quarter"]})
     study = {"points": points, "curves": curves, "window": base.dead_window // 4}
-    study |= {"differences": study_figures.resampling_differences(points)}
-    return study | {"sentence": study_figures.resampling_sentence(study)}
+    return study | {"differences": study_figures.resampling_differences(points)}
 
 
 def of_seeds(run: Run, hook: HookPoint, settings: SAESettings) -> list[dict]:

@@ -312,7 +312,6 @@ def studied() -> dict:
             ],
             "window": 750,
             "differences": differences,
-            "sentence": study_figures.resampling_sentence({"differences": differences}),
             "about": about,
         },
         "study_classical": {

@@ -258,12 +258,12 @@ def test_differences_of_resampling_are_paired_by_seed_and_said_whichever_way_the
     tied, independent = said.split(" From ")
     assert tied.count("no difference is shown") == 2
     assert "the share of dead features by −40.0 percentage points" in independent
-    assert "it falls; resampling changes the loss recovered by +10.0" in independent
-    assert independent.endswith("it rises.")
+    assert "; it falls) and the loss recovered by +10.0" in independent
+    assert independent.endswith("; it rises).")
     swapped = [p | {"resampling": not p["resampling"]} for p in points]
     other = study_figures.resampling_differences(swapped)
     said = study_figures.resampling_sentence({"differences": other}).split(" From ")[1]
-    assert "+40.0 percentage points" in said and "it rises; resampling" in said
+    assert "+40.0 percentage points" in said and "; it rises) and the loss" in said
     once = study_figures.resampling_differences([p for p in points if p["seed"] == 0])
     once = json.loads(json.dumps(files.plain({"differences": once})))
     said = study_figures.resampling_sentence(once)
@@ -281,7 +281,8 @@ def test_a_study_of_resampling_crosses_starts_with_resampling(study_run, hook):
     last = max(c["activations"] for c in curve)
     assert last == study["points"][0]["activations"]
     assert len(study_figures.resampling_rows(study)) == 4
-    assert study["sentence"].count("percentage points") == 4
+    said = study_figures.resampling_sentence(study)
+    assert said.count("percentage points") == 4
     figure = study_figures.resampling_figure(study)
     assert [trace.mode for trace in figure.data].count("lines") == 4
     topk = study_run.settings.sae.model_copy(update={"recipe": "topk"})
