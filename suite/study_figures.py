@@ -282,7 +282,8 @@ def transcoder_rows(study: dict) -> pd.DataFrame:
     """
     table = []
     for name, of in pd.DataFrame(study["points"]).groupby("contender", sort=False):
-        cells = {"Transcoder": name, "L0": f"{of['l0_mean'].mean():.1f}"}
+        kind = "with a linear skip" if name == "skip_transcoder" else "plain"
+        cells = {"Transcoder": kind, "L0": f"{of['l0_mean'].mean():.1f}"}
         for title, column in (("zero", "recovered_zero"), ("mean", "recovered_mean")):
             cells[f"Loss recovered, {title}"] = percent(of[column].mean())
         cells["Fire at all"] = percent(1 - of["dead_share"].mean())

@@ -1634,7 +1634,7 @@ def test_the_blind_test_is_told_as_it_came_out(tmp_path, neurons, level):
     values["study_blind"] = {"by": "two | readers", "seed": 0, "units": 20, "kinds": kinds}
     text = section(rendered(tmp_path, values), "4 ")
     assert f"19 features and {neurons} neurons were recognised" in text
-    assert "two \\| readers" in text and "11 features" in text
+    assert "two \\| readers" in text and "it was 11 and 11;" in text
     assert ("about as well" in text) == level
 
 

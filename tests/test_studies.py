@@ -47,6 +47,15 @@ def test_the_penalty_is_found_for_an_l0(small_run, hook, monkeypatch, slope, fac
     )
 
 
+def test_a_rate_begins_with_the_penalty_that_the_rate_before_found(small_run, hook, monkeypatch):
+    measure, asked = fake_measure(-1.0, 80.0)
+    monkeypatch.setattr(sweep, "measure", lambda *args: measure(*args) | {"density": []})
+    given = small_run.settings.sae
+    best, found = sweep.at_its_best_rate(small_run, hook, given, 0.004, sweep.RATES)
+    assert len(found) == 4 and asked[1:] == [5.0] * 4  # three rates, and one beyond the first
+    assert best.l1 == 5.0 and asked[0] != 5.0
+
+
 def test_topk_is_given_its_k_and_trained_once(small_run, hook, monkeypatch):
     measure, asked = fake_measure(-1, 1)
     monkeypatch.setattr(
