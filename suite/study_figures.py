@@ -317,8 +317,8 @@ def resampling_sentence(study: dict) -> str:
         if low is not None and (low > 0 or high < 0):
             verdict = "it rises" if low > 0 else "it falls"
         parts[d["start"]].append(
-            f"{DECIDING[d['measure']]} by {signed(100 * d['mean'])} percentage points (95 % interval"
-            f" {interval(*ends, signed)}; {verdict})"
+            f"{DECIDING[d['measure']]} by {signed(100 * d['mean'])} percentage points"
+            f" (95 % interval {interval(*ends, signed)}; {verdict})"
         )
     return " ".join(
         f"From the {STARTS[s]}, resampling changes {' and '.join(said)}."
