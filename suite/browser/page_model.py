@@ -70,6 +70,11 @@ def weights(model: Any, dictionary: Dictionary) -> dict[str, Tensor]:
         found[short] = weight.T if conv1d else weight  # Conv1D stores [in, out]
     if isinstance(dictionary, SparseAutoencoder):
         found |= dict(dictionary.named_parameters())
+    else:  # neurons or directions as an autoencoder; of neurons what is below zero counts too
+        W = dictionary.W_dec
+        found |= {"W_enc_T": W, "W_dec": W, "b_enc": W.new_zeros(len(W))}
+        found["b_dec"] = getattr(dictionary, "centre", W.new_zeros(W.shape[1]))
+        found["threshold"] = getattr(dictionary, "threshold", W.new_full((len(W),), -torch.inf))
     return {name: weight.detach().float().cpu() for name, weight in found.items()}
 
 
