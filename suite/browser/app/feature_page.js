@@ -253,14 +253,16 @@ function why_html(features, ids, at, number, { total, own, sources }) {
     ${row("biases", total - push, "", "")}</tbody></table>`;
 }
 
-function here_html(features, { ids, values, strongest, effects = [] }, i) {
-  // What is known of one token of a text: "features here".
+function here_html(features, { ids, values, strongest, strip = [], effects = [] }, i) {
+  // What is known of one token of a text: "features here", and those of the strip.
+  const shown = strip.map(([n, on]) => [n, on[i]]).filter(([, v]) => v > 0);
+  const here = [...new Map([...strongest[i], ...shown])];
   const entry = ([n, v]) => html`<span class="pair">${link_html(n)} <small>${decimal(v)}</small>
     ${features.label(n)}</span> `;
   const lost = effects.length > 0 && html`, loss when ablated <b>${signed(effects[i])}</b> nats`;
   return html`${token_html(features.vocabulary.name(ids[i]))} activation
     <b>${decimal(values[i])}</b>${lost}; ${features.kind}s here:
-    ${strongest[i].length ? strongest[i].map(entry) : "none"}`;
+    ${here.length ? here.map(entry) : "none"}`;
 }
 
 function markdown_of(features, f) {

@@ -20,9 +20,8 @@ class Rate {
     const { rated } = this.app.features;
     this.$("rate-absent").hidden = rated;
     this.$("rate-body").hidden = !rated;
-    const button = ([r, text]) => html`<button data-rating="${r}">${r} ${text}</button> `;
-    const buttons = Object.entries(SCALE).map(button);
-    show(this.$("scale"), html`${buttons}<button id="back">Back</button>`);
+    const item = ([r, text]) => html`<button data-rating="${r}">${r} ${text}</button> `;
+    show(this.$("scale"), html`${Object.entries(SCALE).map(item)}<button id="back">Back</button>`);
     const said = (action) => this.app.try.said.call(this, "rate-note", action);
     on("begin", "click", () => said(() => this.begin()));
     on("back", "click", () => said(() => this.show(this.at - 1)));
