@@ -11,6 +11,7 @@ import torch
 from IPython.display import HTML, display
 
 from sae_lib import figures  # sets the plotly look and renderer
+from sae_lib.formats import decimal
 from suite import project, stages
 from suite.inert import inert_html
 from suite.markup import code
@@ -18,6 +19,7 @@ from suite.runs import Run
 
 for option in ("display.html.use_mathjax", "styler.html.mathjax"):
     pd.set_option(option, False)  # text in tables is text
+pd.set_option("display.float_format", decimal)
 
 
 def start(profile: str, run_dir: str = "", overrides: list[str] | None = None) -> Run:

@@ -4,6 +4,7 @@ inside agrees with torch.
 
 import json
 import re
+from functools import partial
 from xml.etree import ElementTree
 
 import markdown as python_markdown
@@ -13,11 +14,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers import models as tokenizer_models
 from typer.testing import CliRunner
 
-from sae_lib.errors import SettingsError
+from sae_lib.errors import ArtefactError, SettingsError
 from sae_lib.features import clamping
 from sae_lib.features.attribution import Block
 from sae_lib.features.clamping import Clamp, ClampTarget
@@ -25,7 +27,9 @@ from sae_lib.features.weights import direct_logits
 from sae_lib.formats import decimal
 from sae_lib.model import language_model
 from sae_lib.model.activations import HookPoint
+from sae_lib.sae import saelens
 from sae_lib.sae.autoencoder import SparseAutoencoder
+from sae_lib.sae.dictionaries import Neurons
 from sae_lib.text.display import Vocabulary, isolated, plain
 from sae_lib.text.tokenizer import exact_encoder
 from suite import stages
@@ -585,7 +589,8 @@ def test_what_a_chat_model_said_is_shown_and_found(tab, tokenizer, tmp_path):  #
 HEADINGS = """() => [...sae.app.root.querySelectorAll('h1, h2, h3, h4')]
     .filter((h) => h.checkVisibility()).map((h) => Number(h.tagName[1]))"""
 NAMELESS = """() => [...sae.app.root.querySelectorAll('button, a, input, select, textarea')]
-    .filter((e) => e.checkVisibility() && !(e.ariaLabel || e.innerText?.trim() || e.labels?.length))
+    .filter((e) => e.checkVisibility())
+    .filter((e) => !(e.ariaLabel || e.textContent.trim() || e.labels?.length))
     .map((e) => e.outerHTML)"""
 CONTRAST = """() => {
   const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
@@ -622,6 +627,7 @@ def test_every_view_can_be_read_and_named(chromium, written, small_run, scheme):
             tab.wait_for_selector(".expanded h4")
         if "try" in view:
             tab.wait_for_selector("#clamped .sides")
+            tab.wait_for_selector("#graph svg")
         levels = tab.evaluate(HEADINGS)
         assert levels[0] == 1 and max(np.diff(levels), default=0) <= 1, (view, levels)
         assert tab.evaluate(NAMELESS) == []
@@ -937,7 +943,11 @@ def test_own_text_and_clamping_in_the_page(tab, written, small_run):
     assert f"{len(ids)} tokens" in tab.locator("#tokens").inner_text()
     assert 0 < strip.locator("tbody tr").count() <= 12
     strip.locator("thead th").nth(2).click()
-    assert tab.locator("#tried .here a").count() > 0  # the features on the third token
+    cells = strip.locator("tbody tr:not(.chosen) td[data-token='2']").evaluate_all(
+        "tds => tds.map((td) => [td.closest('tr').querySelector('a').textContent, td.title])"
+    )
+    on = {n for n, value in cells if value != "0"}
+    assert on and on <= set(tab.locator("#tried .here a").all_inner_texts())  # no tooltip needed
     link = strip.locator(f"a[href^='#feature=']:not([href='#feature={number}'])").first
     other = int(link.get_attribute("href").split("=")[1])
     link.click()  # another feature, the same text
@@ -1009,20 +1019,20 @@ def test_a_model_that_the_page_cannot_run_is_left_out_with_a_sentence(small_run)
         language_model.open_model(str(small_run.folder / "language_model")),
         small_run.get("tokens").tokenizer,
     )  # noqa: F811
-    assert page_model.why_not(model, tokenizer) == ""
+    assert page_model.why_not(model, tokenizer, Neurons(4)) == ""
     llama = language_model.build(
         small_run.settings.lm.model_copy(update={"architecture": "llama", "n_layer": 2}), 300, 0
     )
-    assert "llama model of 2 layers" in page_model.why_not(llama, tokenizer)
+    assert "llama model of 2 layers" in page_model.why_not(llama, tokenizer, Neurons(4))
     model.config.activation_function = "gelu_new"
-    assert "gelu_new" in page_model.why_not(model, tokenizer)
+    assert "gelu_new" in page_model.why_not(model, tokenizer, Neurons(4))
     from transformers import PreTrainedTokenizerFast
 
     words = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(tokenizer_models.WordLevel({"a": 0}, unk_token="a"))
     )
     model.config.activation_function = "relu"
-    assert "no byte-level BPE" in page_model.why_not(model, words)
+    assert "no byte-level BPE" in page_model.why_not(model, words, Neurons(4))
 
 
 def test_any_autoencoder_has_a_page(tab, small_run, text_folder, tmp_path):
@@ -1070,6 +1080,159 @@ def test_an_autoencoder_of_another_models_layer_is_shown_without_the_model(tab, 
     other.save(tmp_path / "other", {"hook_name": "blocks.2.hook_resid_post"})
     with pytest.raises(SettingsError, match="found an autoencoder of 32 dimensions; expected 64"):
         single_file.write_any(tmp_path / "other", str(MODEL), str(tmp_path / "text.txt"), 2000, out)
+
+
+# what differs from a standard autoencoder: keys of its cfg.json
+SAVED = {
+    "standard": {},
+    "without b_dec": {"apply_b_dec_to_input": False},
+    "jumprelu": {"architecture": "jumprelu"},
+    "topk": {"architecture": "topk", "k": 6},
+    "topk by norm": {"architecture": "topk", "k": 6, "rescale_acts_by_decoder_norm": True},
+    "gated": {"architecture": "gated"},
+    "gated without b_dec": {"architecture": "gated", "apply_b_dec_to_input": False},
+    "batchtopk": {"architecture": "batchtopk", "rescale_acts_by_decoder_norm": True},
+    "matryoshka": {"architecture": "matryoshka_batchtopk"},
+    "transcoder": {"architecture": "transcoder", "apply_b_dec_to_input": False},
+    "jumprelu transcoder": {"architecture": "jumprelu_transcoder", "apply_b_dec_to_input": False},
+}
+N_SAVED = 48  # features of each
+
+
+def saved_by_saelens(folder, d_in: int, **more) -> tuple[dict, dict]:
+    """(configuration, tensors) of such a folder, written. The weights are whole numbers of int8
+    times a scale, so that the page has the same ones.
+    """
+    config = {"architecture": "standard", "d_in": d_in, "d_sae": N_SAVED, "dtype": "float32"}
+    hook = "mlp.hook_in" if "transcoder" in str(more.get("architecture")) else "mlp.hook_post"
+    config |= {"metadata": {"hook_name": f"blocks.0.{hook}", "sae_lens_version": "6.54.12"}} | more
+    random = torch.Generator().manual_seed(0)
+
+    def whole(*shape):
+        levels = torch.randint(-127, 128, shape, generator=random)
+        levels[:, 0] = 127
+        return levels * torch.rand(shape[0], 1, generator=random) / 127
+
+    vector = partial(torch.randn, generator=random)
+    tensors = {"W_enc": whole(N_SAVED, d_in).T, "W_dec": whole(N_SAVED, d_in)}
+    tensors |= {"b_dec": 0.1 * vector(d_in), "b_enc": vector(N_SAVED)}
+    name = config["architecture"] or ""
+    if "jumprelu" in name:
+        tensors["threshold"] = vector(N_SAVED)  # below zero too
+    elif "batchtopk" in name:
+        tensors["topk_threshold"] = torch.tensor(0.7, dtype=torch.double)
+    elif name == "gated":
+        tensors |= {"b_mag": tensors.pop("b_enc"), "b_gate": vector(N_SAVED)}
+        tensors["r_mag"] = 0.3 * vector(N_SAVED)
+    folder.mkdir()
+    (folder / "cfg.json").write_text(json.dumps(config))
+    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "sae_weights.safetensors")
+    return config, tensors
+
+
+def encoded_by_saelens(x, config: dict, t: dict):
+    """Features as `encode` of SAELens 6.54's classes computes them."""
+    x = x - t["b_dec"] if config.get("apply_b_dec_to_input", True) else x
+    if config["architecture"] == "gated":
+        magnitude = (x @ (t["W_enc"] * t["r_mag"].exp()) + t["b_mag"]).relu()
+        return magnitude * (x @ t["W_enc"] + t["b_gate"] > 0)
+    z = x @ t["W_enc"] + t["b_enc"]
+    if config.get("rescale_acts_by_decoder_norm"):
+        z = z * t["W_dec"].norm(dim=-1)
+    if "k" in config:
+        top = z.topk(config["k"])
+        return torch.zeros_like(z).scatter(-1, top.indices, top.values.relu())
+    return z.relu() * (z > t.get("threshold", t.get("topk_threshold", torch.tensor(0.0))))
+
+
+@pytest.mark.parametrize("which", SAVED)
+def test_every_architecture_of_saelens_has_a_page(tab, small_run, text_folder, tmp_path, which):
+    """The library and the page compute what SAELens' formulas say; a transcoder has a page without
+    the model.
+    """
+    transcoder, s = "transcoder" in which, small_run.settings.lm
+    of = saved_by_saelens(tmp_path / "sae", s.d_model if transcoder else s.d_mlp, **SAVED[which])
+    sae, _ = saelens.load_any(tmp_path / "sae")
+    x = torch.randn(64, sae.d_in, generator=torch.Generator().manual_seed(1))
+    expected = encoded_by_saelens(x, *of)
+    assert 0.05 < (expected > 0).float().mean() < 0.9
+    torch.testing.assert_close(sae.encode(x), expected, rtol=1e-4, atol=1e-4)
+    norm = of[1]["W_dec"].norm(dim=1) if "rescale_acts_by_decoder_norm" in of[0] else 1.0
+    decoded = expected / norm @ of[1]["W_dec"] + of[1]["b_dec"]
+    torch.testing.assert_close(sae(x), decoded, rtol=1e-4, atol=1e-4)
+    out = tmp_path / "page.html"
+    command = ["browser", "--sae", str(tmp_path / "sae"), "--text", str(text_folder)]
+    command += ["--model", str(small_run.folder / "language_model"), "--tokens", "2048"]
+    result = CliRunner().invoke(app, [*command, "--out", str(out)])
+    assert result.exit_code == 0, result.exception
+    open_page(tab, out, "#view=try")
+    if transcoder:
+        assert "the features are a transcoder's" in tab.locator("#model-note").inner_text()
+        tab.click("nav a[data-view=feature]")
+        tab.wait_for_selector("#page .examples")
+        return
+    tab.wait_for_selector("#tried .strip")
+    there = worker(tab).evaluate(IN_PAGE, tab.evaluate("sae.app.features.row(3)"))
+    x, *shown = (torch.tensor(part) for part in there)
+    for acts in shown:
+        torch.testing.assert_close(
+            acts[:, :N_SAVED], encoded_by_saelens(x, *of), rtol=1e-4, atol=1e-4
+        )
+
+
+IN_PAGE = """(ids) => {
+    const m = engine.model, rows = m.rows_at_hook(ids), all = rows.map((x) => m.features(x));
+    const one = rows.map((x) => Array.from({ length: 48 }, (_, n) => m.feature(x, n)));
+    return [rows, all, one].map((part) => part.map((row) => [...row])); }"""
+
+
+def test_a_transcoders_features_are_read_where_the_mlp_reads(small_run, tmp_path):
+    of = {"architecture": "transcoder", "apply_b_dec_to_input": False}
+    saved_by_saelens(tmp_path / "sae", small_run.settings.lm.d_model, **of)
+    sae, config = saelens.load_any(tmp_path / "sae")
+    model, seen = stages.hook(small_run).model, []
+    ids = torch.tensor([ids_of(small_run, 32)])
+    with model.transformer.h[0].ln_2.register_forward_hook(lambda *a: seen.append(a[2])):
+        model(ids)
+    for name in (config["hook_name"], "blocks.0.ln2.hook_normalized"):
+        hook = saelens.hook_of(sae, model, name)
+        torch.testing.assert_close(hook.activations(ids), seen[0])
+        torch.testing.assert_close(direct_logits(hook, sae.W_dec[:3]), into_logits(model, sae))
+
+
+def into_logits(model, sae):
+    """What the first three features add to the logits, centred, from the residual stream."""
+    rows = sae.W_dec[:3] - sae.W_dec[:3].mean(1, keepdim=True)
+    logits = (rows * model.transformer.ln_f.weight) @ model.get_output_embeddings().weight.T
+    return (logits - logits.mean(1, keepdim=True)).detach()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"architecture": "temporal"}, "architecture 'temporal' is not supported; expected one of"),
+        ({"architecture": "abstopk", "k": 3}, "architecture 'abstopk' is not supported"),
+        ({"architecture": "matching_pursuit"}, "'matching_pursuit' is not supported"),
+        ({"architecture": "topk"}, "'topk' with its k"),
+        ({"normalize_activations": "layer_norm"}, "normalize_activations is 'layer_norm'"),
+        (
+            {"architecture": "gated", "reshape_activations": "hook_z"},
+            "is 'hook_z'; expected 'none'",
+        ),
+        (
+            {"architecture": "gated", "d_sae": 7},
+            "expected a gated autoencoder of d_in 8 and d_sae 7",
+        ),
+        ({"architecture": None}, "architecture None is not supported"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_with_one_message(tmp_path, more, message):
+    saved_by_saelens(tmp_path / "sae", 8, **({"architecture": "standard"} | more))
+    with pytest.raises(ArtefactError, match=message) as refused:
+        saelens.load_any(tmp_path / "sae")
+    assert str(tmp_path / "sae") in str(refused.value)
+    with pytest.raises(ArtefactError, match="is not a readable autoencoder"):
+        saelens.load_any(tmp_path)
 
 
 def test_neurons_have_a_page_of_their_own(tab, small_run):

@@ -17,15 +17,18 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.dictionaries import Dictionary
+from sae_lib.sae.transcoder import Transcoder
 from suite.browser.packing import with_binary
 
 LEVELS = 127
 UNUSUAL = "continuing_subword_prefix end_of_word_suffix ignore_merges byte_fallback dropout".split()
 
 
-def why_not(model: Any, tokenizer: Any) -> str:
-    """Empty where the page can run the model; else the reason, as the end of a sentence."""
+def why_not(model: Any, tokenizer: Any, dictionary: Dictionary) -> str:
+    """Empty where the page can run both models; else the reason, as the end of a sentence."""
     c = model.config
+    if isinstance(dictionary, Transcoder):
+        return "the features are a transcoder's, and the page runs only autoencoders"
     if c.model_type != "gpt2" or c.n_layer != 1:
         found = f"it is a {c.model_type} model of {c.num_hidden_layers} layers"
         return f"{found}, and the page runs only GPT-2's shape with one layer"
@@ -67,6 +70,11 @@ def weights(model: Any, dictionary: Dictionary) -> dict[str, Tensor]:
         found[short] = weight.T if conv1d else weight  # Conv1D stores [in, out]
     if isinstance(dictionary, SparseAutoencoder):
         found |= dict(dictionary.named_parameters())
+    else:  # neurons or directions as an autoencoder; of neurons what is below zero counts too
+        W = dictionary.W_dec
+        found |= {"W_enc_T": W, "W_dec": W, "b_enc": W.new_zeros(len(W))}
+        found["b_dec"] = getattr(dictionary, "centre", W.new_zeros(W.shape[1]))
+        found["threshold"] = getattr(dictionary, "threshold", W.new_full((len(W),), -torch.inf))
     return {name: weight.detach().float().cpu() for name, weight in found.items()}
 
 

@@ -7,7 +7,6 @@ script by its hash, a Worker of its text, and no connection.
 """
 
 import html
-import json
 import zlib
 from base64 import b64encode
 from collections.abc import Iterable
@@ -26,8 +25,8 @@ from sae_lib.formats import decimal
 from sae_lib.model import language_model
 from sae_lib.model.activations import HookPoint, harvest
 from sae_lib.progress import tqdm
-from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.dictionaries import Dictionary
+from sae_lib.sae.saelens import hook_of, load_any
 from sae_lib.settings import FeatureSettings
 from sae_lib.text.text_files import read_files
 from sae_lib.text.tokenizer import load_tokenizer, separator_id, token_ids
@@ -63,7 +62,7 @@ def write_page(
     run that model.
     """
     blocks.logits = lambda part: direct_logits(hook, dictionary.W_dec[part])
-    blocks.about |= {"no_model": (reason := why_not(hook.model, tokenizer))}
+    blocks.about |= {"no_model": (reason := why_not(hook.model, tokenizer, dictionary))}
     if reason:
         blocks.rows = None
     else:
@@ -77,12 +76,9 @@ def write_any(sae: Path, model: str, text: str, n_tokens: int, path: Path) -> Pa
 
     Raises `ArtefactError`, `ModelError`, `CorpusError` and `SettingsError`.
     """
-    dictionary, tokenizer = SparseAutoencoder.load(sae), load_tokenizer(model)
-    config = json.loads((sae / "cfg.json").read_text())
-    config |= config.get("metadata") or {}
-    hook = HookPoint(
-        language_model.load(model, 0, torch.device("cpu")), str(config.get("hook_name"))
-    )
+    (dictionary, config), tokenizer = load_any(sae), load_tokenizer(model)
+    opened = language_model.load(model, 0, torch.device("cpu"))
+    hook = hook_of(dictionary, opened, str(config.get("hook_name")))
     context = min(CONTEXT, getattr(hook.model.config, "max_position_embeddings", CONTEXT))
     ids, owners = [], []
     for document, _, origin in read_files(text):
@@ -108,7 +104,7 @@ def write_any(sae: Path, model: str, text: str, n_tokens: int, path: Path) -> Pa
     table = FeatureTable(features, examples.to_pandas(), tokenizer)
     said = {
         "title": f"Features of {sae.resolve().name}",
-        "facts": f"{decimal(len(table))} features on {hook.name} of {Path(model).name}, "
+        "facts": f"{decimal(len(table))} features on {config['hook_name']} of {Path(model).name}, "
         f"{decimal(rows.size)} tokens of {text}",
         "text": tokenizer.decode(rows[0, 1:25]),
         "temperature": 0.8,

@@ -235,8 +235,7 @@ class App {
   // --- examples and tokens ---
 
   async expand_place(row, position) {
-    const all = this.page ? [...this.page.examples, ...this.page.samples] : [];
-    const at = all.findIndex((e) => e.row === row && e.position === position);
+    const at = this.page?.all.findIndex((e) => e.row === row && e.position === position);
     const tr = this.$("page").querySelector(`tr[data-example="${at}"]`);
     if (tr && !tr.querySelector("[aria-expanded=true]")) await this.expand(tr);
   }
@@ -246,7 +245,7 @@ class App {
     const open = tr.querySelector("[aria-expanded=true]");
     tr.querySelector("button").setAttribute("aria-expanded", String(!open));
     if (open) return tr.nextElementSibling.remove();
-    const { page, features } = this, e = [...page.examples, ...page.samples][tr.dataset.example];
+    const { page, features } = this, e = page.all[tr.dataset.example];
     const more = document.createElement("tr");
     more.className = "expanded";
     show(more, html`<td colspan="2">reading the whole text…</td>`);
@@ -255,8 +254,8 @@ class App {
     this.note({ feature: String(this.number), row: String(e.row), position: String(e.position) });
     const question = { row: e.row, feature: page.number, ablate: true };
     const absent = `The whole text needs the language model; it is not here: ${features.no_model}.`;
-    const asked = features.whole ? this.ask("context", question) : Promise.reject(Error(absent));
-    const given = await asked.catch((error) => ({ problem: error.message }));
+    const given = !features.whole ? { problem: absent } :
+      await this.ask("context", question).catch((error) => ({ problem: error.message }));
     show(cell, expanded_html(features, e, given, features.maximum(page.number)));
     if (!given.ids) return;
     this.enliven(cell, given);
@@ -327,9 +326,8 @@ class App {
     const article = button.closest("article"), off = button.getAttribute("aria-pressed") === "true";
     for (const other of article.querySelectorAll("[data-act=tenth]"))
       other.setAttribute("aria-pressed", String(other === button && !off));
-    for (const part of article.querySelectorAll("tbody[data-tenth]"))
+    for (const part of article.querySelectorAll("tbody[data-tenth], .examples, .examples-head"))
       part.hidden = !off && part.dataset.tenth !== tenth;
-    for (const part of article.querySelectorAll(".examples, .examples-head")) part.hidden = !off;
   }
 
   // --- features side by side ---

@@ -28,7 +28,6 @@ function tokens_html(vocabulary, { ids, values }, largest, options = {}) {
   });
 }
 
-const text_html = (...given) => html`<div class="text" dir="ltr">${tokens_html(...given)}</div>`;
 const joined = (items) => items.map((item, i) => html`${i > 0 && " "}${item}`);
 
 function live_html(name, ...given) {
@@ -52,9 +51,8 @@ function example_html(vocabulary, e, scale, factor, at) {
 }
 
 function strongest_on(examples) {
-  const counts = new Map();
-  for (const { token_id: token } of examples) counts.set(token, (counts.get(token) ?? 0) + 1);
-  return [...counts].sort((a, b) => b[1] - a[1] || a[0] - b[0]).slice(0, TOKENS_LISTED);
+  const counts = [...Map.groupBy(examples, (e) => e.token_id)].map(([t, of]) => [t, of.length]);
+  return counts.sort((a, b) => b[1] - a[1] || a[0] - b[0]).slice(0, TOKENS_LISTED);
 }
 
 const svg_button = (title) => html`<button type="button" class="quiet" data-act="svg"
@@ -70,7 +68,7 @@ function bars_svg(counts, ends, said) {
       width="${(0.9 * width).toFixed(1)}" height="${height.toFixed(1)}"/>`;
   };
   return html`<svg viewBox="0 0 280 66" role="img" aria-label="${said}">${counts.map(bar)}
-    <text y="63">${ends[0]}</text><text x="280" y="63" text-anchor="end">${ends[1]}</text></svg>`;
+    ${svg_text(0, 63, "start", ends[0])}${svg_text(280, 63, "end", ends[1])}</svg>`;
 }
 
 function histograms_html(features, f) {
@@ -182,16 +180,16 @@ function lists_html(features, f, blind) {
 
 function examples_html(features, f, blind, factor) {
   // The strongest, and those of each tenth of the range.
-  const maximum = f.maximum || f.maximum_all, all = [...f.examples, ...f.samples];
+  const maximum = f.maximum || f.maximum_all;
   const width = ((f.maximum_all ?? maximum) * factor) / 10, scale = maximum * factor;
-  const place = (e) => (f.opens ? all.indexOf(e) : undefined);
+  const place = (e) => (f.opens ? f.all.indexOf(e) : undefined);
   const row = (e) => example_html(features.vocabulary, e, scale, factor, place(e));
-  const tenths = [...new Set(f.samples.map((e) => e.tenth))];
+  const tenths = [...Map.groupBy(f.samples, (e) => e.tenth)];
   const share = (t) => !blind && f.tenths &&
     html` <small>${percent(f.tenths[t])} of its activations</small>`;
-  const group = (t) => html`<tbody data-tenth="${t}"><tr class="tenth"><th colspan="2">
+  const group = ([t, samples]) => html`<tbody data-tenth="${t}"><tr class="tenth"><th colspan="2">
     ${decimal(width * t)} to ${decimal(width * (t + 1))}${share(t)}</th></tr>
-    ${f.samples.filter((e) => e.tenth === t).map(row)}</tbody>`;
+    ${samples.map(row)}</tbody>`;
   return html`${f.examples.length > 0 && html`<h3 class="examples-head">Strongest examples
       ${f.opens && html`<small>choose one for its whole text</small>`}</h3>
     <table class="examples"><tbody>${f.examples.map(row)}</tbody></table>`}
@@ -229,41 +227,42 @@ function expanded_html(features, e, { problem, ...given }, largest) {
   return html`${from}${live_html(name, vocabulary, given, largest, { focus })}
     ${effects.length > 0 && html`<h4>Change of the loss when the ${kind} is ablated
       <small>red: the model needs it there; sum ${total}, largest ${decimal(most)} nats</small></h4>
-      ${text_html(vocabulary, lost, most, how)}`}`;
+      <div class="text" dir="ltr">${tokens_html(vocabulary, lost, most, how)}</div>`}`;
 }
 
 function why_html(features, ids, at, number, { total, own, sources }) {
   // What makes a feature fire at a place, the largest parts first; shares are of what pushes.
-  const token = (t) => token_html(features.vocabulary.name(t)), by_size = (a, b) => b[0] - a[0];
-  const of_head = (value, h) => [Math.abs(value), `head ${h} ${signed(value)}`];
-  const through = (heads) => heads.map(of_head)
-    .sort(by_size).slice(0, 3).map(([, said]) => said).join(", ");
-  const where = (s) => (s === at ? "itself" : `${at - s} before`);
-  const parts = sources.map((heads, s) => [Math.abs(total_of(heads)), total_of(heads),
-    html`token ${s} ${token(ids[s])} ${where(s)}`, through(heads)]).sort(by_size);
-  const rest = parts.splice(SOURCES), push = total_of(own) + total_of(sources.flat());
+  const token = (t) => token_html(features.vocabulary.name(t)), sums = sources.map(total_of);
+  const largest = (values, k) => top_of(values.map(Math.abs), k), chosen = largest(sums, SOURCES);
+  const through = (heads) => largest(heads, 3).map((h) => `head ${h} ${signed(heads[h])}`);
+  const where = (s) => (s === at ? "itself" : `${at - s} before`), n = sums.length - chosen.length;
+  const rest = total_of(sums.filter((_, s) => !chosen.includes(s)));
+  const push = total_of(own) + total_of(sums);
   const row = (title, value, heads, share = push > 0 && percent(value / push)) => html`<tr>
     <th scope="row">${title}</th><td>${signed(value)}</td><td>${share}</td>
     <td><small>${heads}</small></td></tr>`;
+  const part = (s) => row(html`token ${s} ${token(ids[s])} ${where(s)}`, sums[s],
+    through(sources[s]).join(", "));
   return html`<h4>Why ${features.kind} ${number} is at ${signed(total)} on ${token(ids[at])}
       <small>exact with the attention pattern, the norms’ scales and the MLP’s gates of this
       place held; the biases act as a threshold</small></h4>
     <table class="next"><thead><tr><th>part</th><th>adds</th><th>share</th><th>through</th></tr>
     </thead><tbody>${row(html`own token ${token(ids[at])}`, own[0])}
     ${row(`own position ${at}`, own[1])}
-    ${parts.map(([, value, title, heads]) => row(title, value, heads))}
-    ${rest.length > 0 && row(`${rest.length} other tokens`, total_of(rest.map((part) => part[1])))}
+    ${chosen.map(part)} ${n > 0 && row(`${n} other tokens`, rest)}
     ${row("biases", total - push, "", "")}</tbody></table>`;
 }
 
-function here_html(features, { ids, values, strongest, effects = [] }, i) {
-  // What is known of one token of a text: "features here".
+function here_html(features, { ids, values, strongest, strip = [], effects = [] }, i) {
+  // What is known of one token of a text: "features here", and those of the strip.
+  const shown = strip.map(([n, on]) => [n, on[i]]).filter(([, v]) => v > 0);
+  const here = [...new Map([...strongest[i], ...shown])];
   const entry = ([n, v]) => html`<span class="pair">${link_html(n)} <small>${decimal(v)}</small>
     ${features.label(n)}</span> `;
   const lost = effects.length > 0 && html`, loss when ablated <b>${signed(effects[i])}</b> nats`;
   return html`${token_html(features.vocabulary.name(ids[i]))} activation
     <b>${decimal(values[i])}</b>${lost}; ${features.kind}s here:
-    ${strongest[i].length ? strongest[i].map(entry) : "none"}`;
+    ${here.length ? here.map(entry) : "none"}`;
 }
 
 function markdown_of(features, f) {

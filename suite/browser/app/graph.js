@@ -7,8 +7,7 @@ function graph_html(features, ids, at, { tokens, total, features: through, direc
   const names = (t) => features.vocabulary.name(t), [better, worse] = tokens.map(names);
   const size = Math.abs, { token, feature: [left, right], end, width } = GRAPH;
   const weight = (s) => size(direct[s]) + total_of(through.map(([, , paths]) => size(paths[s])));
-  const sources = [...direct.keys()].sort((a, b) => weight(b) - weight(a)).slice(0, SOURCES);
-  sources.sort((a, b) => a - b);
+  const sources = top_of(direct.map((_, s) => weight(s)), SOURCES).sort((a, b) => a - b);
   const y = (i) => GRAPH.row * (i + 1), rows = Math.max(sources.length, through.length);
   const middle = y((rows - 1) / 2), to_end = [...direct, ...through.map(([, value]) => value)];
   const most = Math.max(...to_end.map(size));
@@ -21,8 +20,7 @@ function graph_html(features, ids, at, { tokens, total, features: through, direc
     ...through.flatMap(([, , paths], j) =>
       sources.map((s, i) => edge(token, y(i), left, y(j), paths[s]))),
   ];
-  const label = (x, row, anchor, text) => html`<text x="${x}" y="${row + 4}"
-    text-anchor="${anchor}">${text}</text>`;
+  const label = (x, row, anchor, text) => svg_text(x, row + 4, anchor, text);
   const named = (n) => `${n} ${features.notes[n]?.name ?? features.token(n)}`.slice(0, 18);
   const box = ([n, value], j) => html`<a href="#feature=${n}"><rect x="${left}" y="${y(j) - 11}"
     width="${right - left}" height="22" rx="4"/>${label(left + 6, y(j), "start", named(n))}

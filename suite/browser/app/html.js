@@ -18,6 +18,8 @@ function html(strings, ...values) {
   return new Safe(String.raw({ raw: strings }, ...values.map(escaped)));
 }
 
+const svg_text = (x, y, anchor, text) =>
+  html`<text x="${x}" y="${y}" text-anchor="${anchor}">${text}</text>`;
 const problem_html = (error) => html`<p class="note">${error.message}</p>`;
 
 function show(element, content) {

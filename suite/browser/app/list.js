@@ -75,7 +75,7 @@ class List {
       aria-posinset="${at + 1}" aria-setsize="${found.length}"><bdi>${number}</bdi>
       <span class="label">${star}${features.label(number)}${this.chips(number)}</span>
       ${sparkline_html(columns.histogram?.[number])}<bdi>${percent(columns.density[number])}</bdi>
-      <bdi>${value !== null && score_text(score, value)}</bdi>
+      <bdi>${value !== null && (score === "information" ? percent : decimal)(value)}</bdi>
       <div class="text">${snippet_html(features, number)}</div></div>`;
   }
 
@@ -111,5 +111,3 @@ function snippet_html(features, number) {
   const [focus, ids, levels] = features.columns.snippet?.[number] ?? [0, [], ""];
   return tokens_html(features.vocabulary, { ids, values: [...levels].map(Number) }, 9, { focus });
 }
-
-const score_text = (column, value) => (column === "information" ? percent(value) : decimal(value));

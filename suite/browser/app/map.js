@@ -44,21 +44,15 @@ class FeatureMap {
 
   place(i) { return [this.x.at(this.x.values[i]), this.y.at(this.y.values[i])]; }
 
-  dots(numbers) {
-    const dot = (i) => `M${this.place(i).map((v) => v.toFixed(1)).join(" ")}h0`;
-    return numbers.map(dot).join("");
-  }
-
   draw() {
     // The features found are in colour.
     const { x, y, app } = this, hit = new Set(app.list.found), { left, right, top, bottom } = MAP;
-    const text = (at, down, anchor, written) => html`<text x="${at}" y="${down}"
-      text-anchor="${anchor}">${written}</text>`;
-    const dots = (found) => this.dots(this.shown.filter((i) => hit.has(i) === found));
+    const dot = (i) => `M${this.place(i).map((v) => v.toFixed(1)).join(" ")}h0`;
+    const dots = (found) => this.shown.filter((i) => hit.has(i) === found).map(dot).join("");
     show(app.$("map"), html`<rect class="field" x="${left}" y="${top - 4}"
       width="${right - left}" height="${bottom - top + 8}"/>
-      ${x.ticks.map((v) => text(x.at(v), bottom + 16, "middle", x.written(v)))}
-      ${y.ticks.map((v) => text(left - 5, y.at(v) + 4, "end", y.written(v)))}
+      ${x.ticks.map((v) => svg_text(x.at(v), bottom + 16, "middle", x.written(v)))}
+      ${y.ticks.map((v) => svg_text(left - 5, y.at(v) + 4, "end", y.written(v)))}
       <path d="${dots(false)}"/><path class="hit" d="${dots(true)}"/>
       <circle id="map-here" r="5"/><path id="brush"/>`);
     this.mark();

@@ -11,23 +11,21 @@ class Model {
     let [header, at] = with_binary(buffer);
     const tokenizer = new Tokenizer(header.tokenizer);
     Object.assign(this, header, { tokenizer, weights: {}, cache: [], kept: {} });
-    for (const [name, [rows]] of Object.entries(this.layout)) {
-      // vectors, and the scales of matrices
-      this.weights[name] = new Float32Array(buffer.slice(at, at + 4 * rows));
+    const shapes = Object.entries(this.layout);
+    let levels = at + 4 * total_of(shapes.map(([, [rows]]) => rows)); // of all matrices
+    for (const [name, [rows, columns = 0]] of shapes) {
+      // a vector, or the scales of a matrix's rows
+      const vector = new Float32Array(buffer.slice(at, at + 4 * rows));
+      const weight = new Float32Array(new Int8Array(buffer, levels, rows * columns));
+      for (let i = 0; i < weight.length; i++) weight[i] *= vector[Math.floor(i / columns)];
+      this.weights[name] = columns ? weight : vector;
       at += 4 * rows;
-    }
-    for (const [name, [rows, columns]] of Object.entries(this.layout)) {
-      if (columns === undefined) continue;
-      const weight = Float32Array.from(new Int8Array(buffer, at, rows * columns));
-      const scales = this.weights[name];
-      for (let i = 0; i < weight.length; i++) weight[i] *= scales[Math.floor(i / columns)];
-      this.weights[name] = weight;
-      at += rows * columns;
+      levels += rows * columns;
     }
     const w = this.weights, embedding = this.layout["wte.weight"];
     w["lm_head.weight"] ??= w["wte.weight"]; // tied
     [this.vocabulary_size, this.d_model] = this.layout["lm_head.weight"] ?? embedding;
-    if (w.W_enc_T) this.turn_encoder();
+    this.turn_encoder();
   }
 
   turn_encoder() {
@@ -37,10 +35,7 @@ class Model {
     w.W_enc = new Float32Array(d_in * d_sae);
     for (let f = 0; f < d_sae; f++)
       for (let i = 0; i < d_in; i++) w.W_enc[i * d_sae + f] = w.W_enc_T[f * d_in + i];
-    this.at_zero = w.b_enc.map((bias, f) => {
-      for (let i = 0; i < d_in; i++) bias -= w.b_dec[i] * w.W_enc_T[f * d_in + i];
-      return bias;
-    });
+    this.at_zero = w.b_enc.map((bias, f) => bias - dot(w.b_dec, w.W_enc_T, f));
     delete w.W_enc_T;
   }
 
@@ -146,14 +141,10 @@ class Model {
 
   held(ids) {
     // What is held at the end of a text: the attention pattern, the norms' scales, the gates.
-    if (!this.at_zero || this.hook !== "mlp.hook_post")
+    if (this.architecture === "neurons" || this.hook !== "mlp.hook_post")
       throw new Error("only features of an autoencoder can be split into their causes");
-    const n = ids.length, d = this.d_model, x = this.embedded(ids);
-    const qkv = this.linear("attn.c_attn", this.norm("ln_1", x, n), n);
-    const mid = this.linear("attn.c_proj", this.attention(qkv, n, n - 1), 1);
-    for (let i = 0; i < d; i++) mid[i] += x[(n - 1) * d + i];
-    const hidden = this.linear("mlp.c_fc", this.norm("ln_2", mid, 1), 1);
-    return { ids, x, qkv, mid, hidden: hidden.map((value) => Math.max(0, value)) };
+    const kept = {}, hidden = this.rows_at_hook(ids, kept).at(-1);
+    return { ids, x: this.embedded(ids), hidden, ...kept };
   }
 
   reading({ hidden, mid }, feature) {
@@ -180,7 +171,7 @@ class Model {
     const heads = Array.from({ length: this.heads }, (_, h) => {
       const own = heard.slice(h * size, (h + 1) * size);
       const value = rows_times(own, w["attn.c_attn.weight"], d, 2 * d + h * size);
-      return [this.through_norm(value, "ln_1"), this.pattern(qkv, h, p).slice()];
+      return [this.through_norm(value, "ln_1"), this.pattern(qkv, h, p)];
     });
     const scales = ids.map((_, s) => this.scale(x, s));
     const of = (weight, row) => ids.map((_, s) => heads.map(([value, pattern]) =>
@@ -203,7 +194,7 @@ class Model {
   run(ids, change = () => {}, last_only = true, kept = {}) {
     // Logits [position][token] of the last position, or of all. `change(x, d)` sees, and may write
     // into, what passes the hook. `kept` has queries, keys and values of the first `kept.n`
-    // tokens, which are not run again.
+    // tokens, which are not run again, and what the MLP's norm was last given.
     const d = this.d_model, { n: first = 0 } = kept, n = ids.length - first;
     let x = this.embedded(ids, first);
     const add = (written) => { for (let i = 0; i < x.length; i++) x[i] += written[i]; };
@@ -212,6 +203,7 @@ class Model {
     kept.qkv.set(this.linear("attn.c_attn", this.norm("ln_1", x, n), n), first * 3 * d);
     kept.n = ids.length;
     add(this.linear("attn.c_proj", this.attention(kept.qkv, ids.length, first), n));
+    kept.mid = x.slice(-d);
     const hidden = this.linear("mlp.c_fc", this.norm("ln_2", x, n), n), width = hidden.length / n;
     this.at("mlp.hook_pre", hidden, width, change);
     for (let i = 0; i < hidden.length; i++) if (!(hidden[i] > 0)) hidden[i] = 0;
@@ -229,7 +221,13 @@ class Model {
 
   norm(name, x, n) {
     const { [`${name}.weight`]: weight, [`${name}.bias`]: bias } = this.weights;
-    return normalised(x, n, this.d_model, weight, bias, this.epsilon);
+    const d = this.d_model, out = new Float32Array(n * d);
+    for (let t = 0; t < n; t++) {
+      const [mean, inverse] = moments(x, t * d, d, this.epsilon);
+      for (let i = 0, at = t * d; i < d; i++, at++)
+        out[at] = (x[at] - mean) * inverse * weight[i] + bias[i];
+    }
+    return out;
   }
 
   linear(name, x, n) {
@@ -250,31 +248,21 @@ class Model {
     for (let h = 0; h < this.heads; h++) {
       for (let t = first; t < n; t++) {
         const pattern = this.pattern(qkv, h, t), to = (t - first) * d + h * size;
-        for (let i = 0; i < size; i++) {
-          let sum = 0;
-          for (let s = 0; s <= t; s++) sum += pattern[s] * qkv[s * 3 * d + 2 * d + h * size + i];
-          out[to + i] = sum;
-        }
+        for (let s = 0; s <= t; s++)
+          for (let i = 0, at = (3 * s + 2) * d + h * size; i < size; i++, at++)
+            out[to + i] += pattern[s] * qkv[at];
       }
     }
     return out;
   }
 
   pattern(qkv, h, t) {
-    // How a head shares its attention at position t; the array is used again.
-    const d = this.d_model, size = d / this.heads, root = Math.sqrt(size);
-    const weights = (this.shares ??= new Float64Array(this.n_positions));
-    let largest = -Infinity, total = 0;
-    for (let s = 0; s <= t; s++) {
-      let dot = 0;
-      for (let i = 0; i < size; i++)
-        dot += qkv[t * 3 * d + h * size + i] * qkv[s * 3 * d + d + h * size + i];
-      weights[s] = dot / root;
-      largest = Math.max(largest, weights[s]);
-    }
-    for (let s = 0; s <= t; s++) total += weights[s] = Math.exp(weights[s] - largest);
-    for (let s = 0; s <= t; s++) weights[s] /= total;
-    return weights;
+    // How a head shares its attention at position t.
+    const { heads } = this, size = this.d_model / heads, from = (3 * t * heads + h) * size;
+    const query = qkv.subarray(from, from + size), scores = new Float64Array(t + 1);
+    for (let s = 0; s <= t; s++)
+      scores[s] = dot(query, qkv, (3 * s + 1) * heads + h) / Math.sqrt(size);
+    return softmax(scores);
   }
 
   // --- the autoencoder ---
@@ -305,7 +293,6 @@ class Model {
 
   features(x) {
     // Activations of all features of one activation vector.
-    if (this.architecture === "neurons") return Float32Array.from(x);
     const { W_enc: w, threshold } = this.weights, z = this.at_zero.slice(), d_sae = z.length;
     const on = [...x.entries()].filter(([, value]) => value !== 0);
     while (on.length % 4) on.push([0, 0]);
@@ -319,19 +306,18 @@ class Model {
       const kept = new Set(top_of(z, this.k, 0));
       return z.map((value, f) => (kept.has(f) ? value : 0));
     }
-    for (let f = 0; f < d_sae; f++) if (!(z[f] > Math.max(0, threshold?.[f] ?? 0))) z[f] = 0;
+    for (let f = 0; f < d_sae; f++) if (!(z[f] > (threshold?.[f] ?? 0))) z[f] = 0;
     return z;
   }
 
   feature(x, number, before = false) {
     // One feature's activation, or its pre-activation, without the others where it does not depend
     // on them.
-    if (this.architecture === "neurons") return x[number];
     if (this.architecture === "topk" && !before) return this.features(x)[number];
     const { W_enc, threshold } = this.weights, d_sae = this.at_zero.length;
     let z = this.at_zero[number];
     for (let i = 0; i < x.length; i++) z += x[i] * W_enc[i * d_sae + number];
-    return before || z > Math.max(0, threshold?.[number] ?? 0) ? Math.fround(z) : 0;
+    return before || z > (threshold?.[number] ?? 0) ? Math.fround(z) : 0;
   }
 
   clamped(clamps, keep_error = true, directions = []) {
@@ -348,17 +334,18 @@ class Model {
     };
   }
 
-  add(row, feature, by, direction) {
-    const { W_dec } = this.weights, d = row.length;
-    if (direction) for (let i = 0; i < d; i++) row[i] += by * direction[i];
-    else if (this.architecture === "neurons") row[feature] += by;
-    else for (let i = 0; i < d; i++) row[i] += by * W_dec[feature * d + i];
+  direction(feature) {
+    const [, d] = this.layout.W_dec;
+    return this.weights.W_dec.subarray(feature * d, (feature + 1) * d);
+  }
+
+  add(row, feature, by, direction = this.direction(feature)) {
+    for (let i = 0; i < row.length; i++) row[i] += by * direction[i];
   }
 
   random_direction(feature, seed) {
     // Of the norm of the feature's own: normal numbers by Box and Muller.
-    const own = new Float32Array(this.layout.W_dec?.[1] ?? this.layout["mlp.c_fc.weight"][0]);
-    this.add(own, feature, 1);
+    const own = this.direction(feature);
     const random = mulberry32(seed), length = (v) => Math.hypot(...v);
     const normal = () => Math.sqrt(-2 * Math.log(1 - random())) * Math.cos(2 * Math.PI * random());
     const drawn = own.map(normal), scale = length(own) / length(drawn);
@@ -366,7 +353,6 @@ class Model {
   }
 
   decoded(f) {
-    if (this.architecture === "neurons") return f;
     const x = this.weights.b_dec.slice();
     f.forEach((value, number) => { if (value) this.add(x, number, value); });
     return x;
@@ -414,16 +400,6 @@ function affine(x, n, weight, bias) {
   return out;
 }
 
-function normalised(x, n, d, weight, bias, epsilon) {
-  const out = new Float32Array(n * d);
-  for (let t = 0; t < n; t++) {
-    const [mean, inverse] = moments(x, t * d, d, epsilon);
-    for (let i = 0; i < d; i++)
-      out[t * d + i] = (x[t * d + i] - mean) * inverse * weight[i] + bias[i];
-  }
-  return out;
-}
-
 function moments(x, from, d, epsilon) {
   // [mean, what a norm multiplies by]
   let mean = 0, variance = 0;
@@ -450,25 +426,13 @@ function dot(v, matrix, row) {
 }
 
 function softmax(logits) {
-  const p = new Float64Array(logits.length);
-  let largest = -Infinity, total = 0;
-  for (const l of logits) largest = Math.max(largest, l);
-  for (let i = 0; i < p.length; i++) total += p[i] = Math.exp(logits[i] - largest);
-  for (let i = 0; i < p.length; i++) p[i] /= total;
-  return p;
+  const largest = logits.reduce((a, b) => Math.max(a, b));
+  const p = new Float64Array(logits).map((logit) => Math.exp(logit - largest)), total = total_of(p);
+  return p.map((value) => value / total);
 }
 
 function divergence(p, q) {
   // KL(p ‖ q) in nats
-  let sum = 0;
-  for (let i = 0; i < p.length; i++)
-    if (p[i] > 0) sum += p[i] * Math.log(p[i] / Math.max(q[i], 1e-300));
-  return sum;
-}
-
-function top_of(values, k, above = -Infinity) {
-  // Places of the k largest, the largest first.
-  const places = [];
-  for (let i = 0; i < values.length; i++) if (values[i] > above) places.push(i);
-  return places.sort((a, b) => values[b] - values[a] || a - b).slice(0, k);
+  const nats = (value, i) => (value ? value * Math.log(value / Math.max(q[i], 1e-300)) : 0);
+  return total_of(p.map(nats));
 }

@@ -23,10 +23,8 @@ const TEXTS = {
 const PLACES = ["text", ...Object.keys(TOKENS).filter(Boolean), ...Object.keys(TEXTS)];
 const PART = new RegExp(`(?:(${PLACES.join("|")}):)?(?:"([^"]+)"(?=\\s|$)|(\\S+))`, "g");
 const COMPARISON = /^([a-z_]{3,})(<=|>=|<|>|=)(\d+\.?\d*|\.\d+)(%?)$/i;
-const HOLDS = {
-  "<": (a, b) => a < b, "<=": (a, b) => a <= b, "=": (a, b) => a === b,
-  ">": (a, b) => a > b, ">=": (a, b) => a >= b,
-};
+// which signs the difference of the two sides may have
+const HOLDS = { "<": [-1], "<=": [-1, 0], "=": [0], ">=": [0, 1], ">": [1] };
 // what a reader copies from the page, back to the characters that it shows
 const SHOWN = { "\u23ce": "\n", "\u00b7": " ", "\u21e5": "\t" };
 // how well a token answers a word; in running text a word begins with its blank
@@ -69,11 +67,6 @@ function parse_query(query) {
   return parts;
 }
 
-function named_feature(query) {
-  const digits = query.trim().match(/^#?(\d+)$/);
-  return digits ? Number(digits[1]) : -1;
-}
-
 function problem_of(features, parts) {
   // What cannot be answered, as a sentence; empty where all can.
   const { count, columns, kind } = features;
@@ -89,9 +82,9 @@ function problem_of(features, parts) {
 
 async function matches(features, query, column = "relevance", descending = true) {
   // {found, parts, problem}: numbers of the features found, sorted; the dead and those without a
-  // value last. The feature that the query names is first.
-  const parts = parse_query(query), named = named_feature(query), relevance = new Map();
-  const problem = problem_of(features, parts.filter((p) => p.field !== "number" || named < 0));
+  // value last. The feature whose number the query is comes first.
+  const parts = parse_query(query), problem = problem_of(features, parts), relevance = new Map();
+  const named = /^\s*\d+\s*$/.test(query) ? Number(query) : -1;
   if (problem) return { found: [], parts, problem };
   for (const part of parts) await prepare(features, part);
   for (let i = 0; i < features.count; i++) {
@@ -104,8 +97,7 @@ async function matches(features, query, column = "relevance", descending = true)
   const keys = column === "relevance" ? value : (i) => features.columns[column][i];
   const order = sorted(features, [...relevance.keys()], keys, descending, column === "feature");
   const found = relevance.has(named) ? [named, ...order.filter((i) => i !== named)] : order;
-  const missing = /^\s*#/.test(query) && named >= features.count;
-  return { found, parts, problem: missing ? problem_of(features, parts) : "" };
+  return { found, parts, problem };
 }
 
 async function prepare(features, part) {
@@ -125,7 +117,7 @@ function relevance_of(features, part, i) {
   // Zero where the part does not hold.
   if ("field" in part) {
     const value = features.columns[FIELDS[part.field]][i];
-    return value !== null && HOLDS[part.sign](value, part.value) ? 1e-9 : 0;
+    return value !== null && HOLDS[part.sign].includes(Math.sign(value - part.value)) ? 1e-9 : 0;
   }
   const scores = hits(features, part, i).map(([score]) => score);
   return Math.max(0, ...scores) + 0.05 * scores.reduce((sum, score) => sum + score, 0);
@@ -152,10 +144,7 @@ function hits(features, { place, wanted, quality, owners }, i) {
 }
 
 function sorted(features, found, value, descending, by_number) {
-  const dead = features.columns.n_active, sign = descending ? -1 : 1, keys = found.map(value);
-  const last = keys.map((key, at) => key === null || (dead[found[at]] === 0 && !by_number));
-  const by_key = (a, b) => (keys[a] === null ? 0 : sign * (keys[a] - keys[b]));
-  const order = (a, b) => last[a] - last[b] || by_key(a, b) || found[a] - found[b];
-  const places = found.map((_, at) => at).sort(order);
-  return places.map((at) => found[at]);
+  const { n_active } = features.columns, sign = descending ? -1 : 1;
+  const last = (i) => value(i) === null || (n_active[i] === 0 && !by_number);
+  return found.sort((a, b) => last(a) - last(b) || sign * (value(a) - value(b)) || a - b);
 }

@@ -20,9 +20,8 @@ class Rate {
     const { rated } = this.app.features;
     this.$("rate-absent").hidden = rated;
     this.$("rate-body").hidden = !rated;
-    const button = ([r, text]) => html`<button data-rating="${r}">${r} ${text}</button> `;
-    const buttons = Object.entries(SCALE).map(button);
-    show(this.$("scale"), html`${buttons}<button id="back">Back</button>`);
+    const item = ([r, text]) => html`<button data-rating="${r}">${r} ${text}</button> `;
+    show(this.$("scale"), html`${Object.entries(SCALE).map(item)}<button id="back">Back</button>`);
     const said = (action) => this.app.try.said.call(this, "rate-note", action);
     on("begin", "click", () => said(() => this.begin()));
     on("back", "click", () => said(() => this.show(this.at - 1)));
@@ -68,12 +67,11 @@ class Rate {
   summary(ratings) {
     // All raters' ratings, by kind. Several ratings of one unit are not independent: its mean
     // counts once.
-    const average = (values) => values.reduce((sum, v) => sum + v, 0) / values.length;
     const row = ([kind, original]) => {
-      const own = ratings.filter((r) => r.kind === kind), of_unit = {};
+      const own = ratings.filter((r) => r.kind === kind);
       if (!own.length) return "";
-      for (const r of own) (of_unit[r.unit] ??= []).push(r.rating);
-      const units = Object.values(of_unit).map(average), mean = average(units);
+      const of_unit = Object.values(Object.groupBy(own, (r) => r.unit));
+      const units = of_unit.map((of) => average(of.map((r) => r.rating))), mean = average(units);
       const variance = average(units.map((u) => (u - mean) ** 2));
       const error = 1.96 * Math.sqrt(variance / Math.max(units.length - 1, 1));
       const share = (r) => own.filter((o) => o.rating === Number(r)).length / own.length;

@@ -1,9 +1,32 @@
 // Where the page's data and answers come from: the file that it lies in, or the kernel of a
 // notebook. See suite/browser/__init__.py.
 
-class FileSource {
+class Source {
+  // Sends questions with `post`, and knows by their numbers who waits for the answers.
+  constructor() { Object.assign(this, { waiting: new Map(), prefix: Math.random(), asked: 0 }); }
+
+  ask(question, given, ahead) {
+    const id = `${this.prefix}-${this.asked++}`;
+    return new Promise((done, failed) => {
+      this.waiting.set(id, { done, failed, ahead });
+      this.post({ id, question, arguments: given });
+    });
+  }
+
+  answered({ id, error, answer, part }, buffers) {
+    const { done, failed, ahead } = this.waiting.get(id) ?? {};
+    if (!done) return; // another view of the same widget asked
+    if (part) return ahead?.(part);
+    this.waiting.delete(id);
+    if (error) failed(new Error(error));
+    else done(buffers?.length ? buffers[0] : answer);
+  }
+}
+
+class FileSource extends Source {
   constructor(title) {
-    Object.assign(this, { title, waiting: new Map(), asked: 0, kept: {}, progress: () => {} });
+    super();
+    Object.assign(this, { title, kept: {}, progress: () => {} });
     this.address = {
       get: () => location.hash.slice(1), set: (text) => { location.hash = text; },
       replace: (text) => history.replaceState(null, "", `#${text}`),
@@ -25,7 +48,7 @@ class FileSource {
     if (["notes", "note", "ratings", "rate"].includes(question)) return this[question](given);
     await (question === "texts" ? this.index() : this.load_model());
     if (question === "context") given.ids = await this.features.row(given.row);
-    return this.work(question, given, ahead);
+    return super.ask(question, given, ahead);
   }
 
   async warm_up() {
@@ -36,27 +59,17 @@ class FileSource {
 
   load_model() { return (this.loaded ??= this.hand_over("load_model", "model")); }
 
-  work(question, given, ahead) {
-    // An answer of the Worker; `ahead` gets what is known of it before.
+  post(message) {
     if (!this.worker) {
       const url = URL.createObjectURL(new Blob([WORKER], { type: "text/javascript" }));
       this.worker = new Worker(url);
-      this.worker.onmessage = ({ data: { id, answer, error, part } }) => {
-        const [done, failed, ahead] = this.waiting.get(id);
-        if (part) return ahead?.(part);
-        this.waiting.delete(id);
-        if (error) failed(new Error(error));
-        else done(answer);
-      };
+      this.worker.onmessage = ({ data }) => this.answered(data);
     }
-    return new Promise((...settled) => {
-      this.waiting.set(++this.asked, [...settled, ahead]);
-      this.worker.postMessage({ id: this.asked, question, given });
-    });
+    this.worker.postMessage(message);
   }
 
   async hand_over(question, name) {
-    return this.work(question, await this.text(name)); // inflated there, beside the page
+    return super.ask(question, await this.text(name)); // inflated there, beside the page
   }
 
   index() {
@@ -103,9 +116,10 @@ class FileSource {
   }
 }
 
-class KernelSource {
+class KernelSource extends Source {
   constructor(model) {
-    Object.assign(this, { model, waiting: new Map(), asked: 0, in_kernel: true });
+    super();
+    Object.assign(this, { model, in_kernel: true });
     const now = () => model.get("address");
     let shown = now(), changed = () => {};
     const replace = (text) => {
@@ -117,29 +131,15 @@ class KernelSource {
     const listen = (act) => { changed = act; }, link = () => `#${now()}`;
     this.address = { get: now, set, replace, listen, link };
     model.on("change:address", () => now() !== shown && set(now())); // Python set it
-    model.on("msg:custom", (message, buffers) => {
-      const answered = this.waiting.get(message.id);
-      if (!answered) return; // another view of the same widget asked
-      this.waiting.delete(message.id);
-      answered(message, buffers);
-    });
+    model.on("msg:custom", (message, buffers) => this.answered(message, buffers));
   }
 
-  send(question, given) {
-    const id = `${(this.prefix ??= Math.random().toString(36).slice(2))}-${this.asked++}`;
-    return new Promise((done, failed) => {
-      this.waiting.set(id, ({ error, answer }, buffers) =>
-        error ? failed(new Error(error)) : done([answer, buffers]));
-      this.model.send({ id, question, arguments: given });
-    });
-  }
+  post(message) { this.model.send(message); }
 
   async block(name) {
-    const [, [data]] = await this.send("block", { name });
+    const data = await this.ask("block", { name });
     return data.buffer.slice(data.byteOffset, data.byteOffset + data.byteLength); // aligned
   }
-
-  async ask(question, given) { return (await this.send(question, given))[0]; }
 
   warm_up() {
     return this.ask("texts", { wanted: "\uffff\uffff" }); // nowhere, but now there is an index

@@ -39,6 +39,5 @@ function kept_html({ lists, columns }) {
     (${n})</a> `;
   const named = Object.entries(lists).map(([name, of]) => link(`list:"${name}"`, name, of.length));
   return html`Yours: ${stars > 0 && link("star=1", "★", stars)}${named}
-    ${!stars && !named.length && "no stars and no lists yet."}
-    <button type="button" data-act="export">Save names, stars, lists and ratings as JSON</button>`;
+    ${!stars && !named.length && "no stars and no lists yet."}`;
 }

@@ -94,13 +94,13 @@ class Features {
   }
 
   async page(number, kind = this.kind) {
-    // A row of the table, with `examples`, the strongest first, and `samples` of the tenths of its
-    // range, the highest first.
-    const { features, examples } = await this.pages(kind, Math.floor(number / this.chunk));
-    const own = examples.filter((e) => e.feature === number);
+    // A row of the table, with `examples`, the strongest first, `samples` of the tenths of its
+    // range, the highest first, and `all` of both.
+    const { features, examples: every } = await this.pages(kind, Math.floor(number / this.chunk));
+    const own = every.filter((e) => e.feature === number);
     const samples = own.filter((e) => e.tenth >= 0).sort((a, b) => b.tenth - a.tenth);
-    const row = features[number % this.chunk];
-    return { ...row, kind, number, examples: own.filter((e) => e.tenth < 0), samples };
+    const examples = own.filter((e) => e.tenth < 0), all = [...examples, ...samples];
+    return { ...features[number % this.chunk], kind, number, examples, samples, all };
   }
 
   async logits(number) {

@@ -56,13 +56,10 @@ const LENGTHS = [[0x80, 1], [0xc2, 0], [0xe0, 2], [0xf0, 3], [0xf5, 4], [0x100, 
 function bytes_of(text) {
   // UTF-8, with lone surrogates U+DC80 to U+DCFF standing for single bytes (Python's
   // surrogateescape)
-  const bytes = [];
-  for (const c of text) {
+  return [...text].flatMap((c) => {
     const code = c.codePointAt(0);
-    if (code >= 0xdc80 && code <= 0xdcff) bytes.push(code - 0xdc00);
-    else bytes.push(...ENCODER.encode(c));
-  }
-  return bytes;
+    return code >= 0xdc80 && code <= 0xdcff ? code - 0xdc00 : [...ENCODER.encode(c)];
+  });
 }
 
 function text_of_bytes(bytes) {
@@ -70,13 +67,12 @@ function text_of_bytes(bytes) {
   let text = "", i = 0;
   while (i < bytes.length) {
     const length = LENGTHS.find(([below]) => bytes[i] < below)[1];
-    let c;
+    let c = "";
     try {
-      if (length && i + length <= bytes.length)
-        c = STRICT.decode(Uint8Array.from(bytes.slice(i, i + length)));
+      c = STRICT.decode(Uint8Array.from(bytes.slice(i, i + length)));
     } catch { /* no character */ }
-    text += c ?? String.fromCharCode(0xdc00 + bytes[i]);
-    i += c === undefined ? 1 : length;
+    text += c || String.fromCharCode(0xdc00 + bytes[i]);
+    i += c ? length : 1;
   }
   return text;
 }
@@ -96,13 +92,12 @@ class Vocabulary {
   characters(ids) {
     // Place → the character, for tokens that are only a part of one that the sequence holds
     // whole.
-    const found = new Map(), owner = [], bytes = [];
+    const found = new Map();
     if (!ids.some((t) => this.partial[t])) return found;
-    ids.forEach((t, i) => {
-      for (const b of bytes_of(this.texts[t] ?? "")) { owner.push(i); bytes.push(b); }
-    });
+    const bytes = ids.map((t) => bytes_of(this.texts[t] ?? ""));
+    const owner = bytes.flatMap((of, i) => of.map(() => i));
     let at = 0;
-    for (const c of text_of_bytes(bytes)) {
+    for (const c of text_of_bytes(bytes.flat())) {
       const { length } = bytes_of(c);
       if (owner[at] !== owner[at + length - 1])
         for (const i of owner.slice(at, at + length)) if (this.partial[ids[i]]) found.set(i, c);
@@ -113,6 +108,7 @@ class Vocabulary {
 }
 
 const total_of = (values) => values.reduce((sum, value) => sum + value, 0);
+const average = (values) => total_of(values) / values.length;
 
 function mulberry32(seed) {
   // A small random generator with a seed (Tommy Ettinger, public domain): numbers in [0, 1).
@@ -126,10 +122,13 @@ function mulberry32(seed) {
 }
 
 function shuffled(values, random) {
-  const result = [...values];
-  for (let i = result.length - 1; i > 0; i--) {
-    const other = Math.floor(random() * (i + 1));
-    [result[i], result[other]] = [result[other], result[i]];
-  }
-  return result;
+  const drawn = values.map((value) => [random(), value]).sort(([a], [b]) => a - b);
+  return drawn.map(([, value]) => value);
+}
+
+function top_of(values, k, above = -Infinity) {
+  // Places of the k largest, the largest first.
+  const places = [];
+  for (let i = 0; i < values.length; i++) if (values[i] > above) places.push(i);
+  return places.sort((a, b) => values[b] - values[a] || a - b).slice(0, k);
 }

@@ -32,12 +32,9 @@ class Tokenizer {
   }
 
   word(word) {
-    let ids = this.cache.get(word);
-    if (ids === undefined) {
-      ids = this.merge(Array.from(ENCODER.encode(word), (b) => this.bytes[b]));
-      this.cache.set(word, ids);
-    }
-    return ids;
+    if (!this.cache.has(word))
+      this.cache.set(word, this.merge(Array.from(ENCODER.encode(word), (b) => this.bytes[b])));
+    return this.cache.get(word);
   }
 
   merge(ids) {

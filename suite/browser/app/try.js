@@ -181,7 +181,7 @@ function strip_html(features, { ids, strip, values: shown }, number) {
 }
 
 function clamped_html(features, { kl, null: random, next, sides, prompt }, clamps) {
-  const { vocabulary, kind } = features, mean = random.reduce((a, b) => a + b, 0) / random.length;
+  const { vocabulary, kind } = features, mean = average(random);
   const told = { pin: "held at ", scale: "times ", ablate: "switched off" };
   const what = clamps.map(({ feature, how, value }) =>
     `${kind} ${feature} ${told[how]}${how === "ablate" ? "" : decimal(value)}`);

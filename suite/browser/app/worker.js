@@ -1,6 +1,6 @@
 // What runs in a Worker beside `browser.html`: the model in the file, and the search in the texts
-// of all examples. A message {id, question, given} is answered by {id, answer} or {id, error}, and
-// maybe by some {id, part} before that.
+// of all examples. A message {id, question, arguments} is answered by {id, answer} or {id, error},
+// and maybe by some {id, part} before that.
 
 class Engine {
   async load_model(text) { this.model = new Model(await inflated(text)); }
@@ -22,7 +22,7 @@ class Engine {
 }
 
 const engine = new Engine();
-onmessage = async ({ data: { id, question, given } }) => {
+onmessage = async ({ data: { id, question, arguments: given } }) => {
   try {
     const owner = question in engine ? engine : engine.model;
     const ahead = (part) => postMessage({ id, part });
