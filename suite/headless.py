@@ -7,13 +7,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import papermill
 from jupyter_client.manager import KernelManager
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from nbformat.sign import NotebookNotary
 from papermill.exceptions import PapermillExecutionError
 
 from sae_lib import progress
@@ -99,7 +101,16 @@ def run_notebooks(
                     _execute(notebook, out, parameters, kernel, watch)
             _stop(kernel)
             kernel = following
+            trust(out / notebook.name)
     return {n.stem: measured[n.stem] for n in chosen}
+
+
+def trust(path: Path) -> None:
+    """Sign an executed notebook, so that this user's JupyterLab shows its figures, which are
+    scripts. Where Jupyter's folder cannot be written, it stays unsigned.
+    """
+    with suppress(OSError):
+        NotebookNotary().sign(nbformat.read(path, nbformat.NO_CONVERT))
 
 
 @contextmanager

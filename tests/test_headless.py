@@ -20,6 +20,7 @@ from types import SimpleNamespace
 import nbformat
 import psutil
 import pytest
+from nbformat.sign import NotebookNotary
 
 from sae_lib import settings
 from suite import estimate, headless, project, stages, watch
@@ -90,6 +91,23 @@ def test_every_notebook_has_a_kernel_of_its_own_and_its_log_is_named(execute, tm
     assert Path(said[2].split("log: ")[1]).exists()
     assert re.fullmatch(r"\[1/2\] 01_fake: \d+ s, about \d+ s left", said[3])
     assert re.fullmatch(r"\[2/2\] 02_fake: \d+ s", said[5])
+
+
+def test_jupyter_trusts_what_was_executed_here(execute, tmp_path, monkeypatch, bare_kernels):
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
+    execute("1", "2")
+    for path in sorted((tmp_path / "run/notebooks").glob("*.ipynb")):
+        book = nbformat.read(path, nbformat.NO_CONVERT)
+        assert NotebookNotary().check_signature(book)
+        book.cells[-1].source = "3"
+        assert not NotebookNotary().check_signature(book)
+
+
+def test_a_notebook_stays_unsigned_where_jupyter_cannot_write(tmp_path, monkeypatch):
+    nbformat.write(nbformat.v4.new_notebook(), tmp_path / "a.ipynb")
+    (tmp_path / "jupyter").touch()  # a file where its folder belongs
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
+    headless.trust(tmp_path / "a.ipynb")
 
 
 LOST = """
