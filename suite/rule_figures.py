@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from sae_lib.figures import PALETTE
+from sae_lib.formats import number, percent
 from sae_lib.interpretability.scores import MEASURES
 from suite.charts import chart
 from suite.markup import label
@@ -52,11 +53,20 @@ def against_neurons(scores: pd.DataFrame) -> go.Figure:
             shown = {"histnorm": "percent", "opacity": 0.6, "marker_color": colour}
             fig.add_histogram(x=values, xbins=bins, **shown, **legend, **at)
             fig.add_vline(x=values.median(), line={"color": colour, "dash": "dash"}, **at)
-    title = "How well a short rule predicts when a unit fires (dashed: medians)"
+    neurons, features = (median_of(scores, kind, "auroc") for kind in panels["at equal densities"])
+    lead = "neurons" if neurons > features else "features"
+    title = f"At equal densities rules predict {lead} better"
+    if number(neurons) == number(features):
+        title = "At equal densities rules predict neurons and features alike"
+    title += f" (dashed medians: features {number(features)}, neurons {number(neurons)})"
     fig.update_layout(barmode="overlay", title=title, legend={"x": 0.01, "y": 0.98})
     fig.update_xaxes(title="AUROC on the other documents", range=[0.45, 1.0])
     fig.update_yaxes(title="share of units (%)", col=1)
     return fig
+
+
+def median_of(scores: pd.DataFrame, kind: str, measure: str) -> float:
+    return scores.loc[scores["kind"] == kind, measure].median()
 
 
 def by_kind(scores: pd.DataFrame) -> go.Figure:
@@ -69,7 +79,14 @@ def by_kind(scores: pd.DataFrame) -> go.Figure:
     colours = {name: shades.get(kind.partition("_")[0], PALETTE[5]) for kind, name in KINDS.items()}
     known = set(scores["kind"])
     order = {"kind": [name for kind, name in KINDS.items() if kind in known]}
-    how = {"color_discrete_map": colours, "category_orders": order}
+    beside = {"feature": "features", "neuron_matched": "neurons", "random": "random"}
+    said = [
+        f"{name} {percent(median_of(scores, kind, 'information'))}"
+        for kind, name in beside.items()
+        if kind in known
+    ]
+    title = f"Information explained at equal densities (medians): {', '.join(said)}"
+    how = {"color_discrete_map": colours, "category_orders": order, "title": title}
     fig = chart("rules_by_kind", table.replace({"kind": KINDS}), **how)
     fig.update_xaxes(range=[0.4, 1.0], col=1)
     return fig.update_xaxes(range=[-0.15, 1.0], tickformat=".0%", col=2)
@@ -93,7 +110,6 @@ def cluster_map(table: pd.DataFrame, unnamed: str) -> go.Figure:
         members = named[named["cluster"] == cluster]
         x, y = members[["x", "y"]].median()
         fig.add_annotation(x=x, y=y, text=label(members["name"].iloc[0], 40), **box)
-    title = "Features by decoder direction and firing together (t-SNE)"
-    title += "; clusters named by what their rules share"
+    title = "Which features belong together? Groups by direction and firing, named by their rules"
     fig.update_layout(title=title, hoverlabel={"align": "left"})
     return fig.update_xaxes(visible=False).update_yaxes(visible=False)
