@@ -196,9 +196,9 @@ def sweep_figure(spreads: dict[str, pd.DataFrame], maxima: Sequence[float]) -> g
         top = table[table["value"] == table["value"].max()].set_index("direction")
         ahead += top.loc["feature", "kl"] > top.loc["random directions", "kl_most"]
         times = exact(round(top["value"].iloc[0] / maximum, 3))
-    title = f"At {times} × its maximum {ahead} of {len(spreads)} features move the next token"
+    title = f"{ahead} of {len(spreads)} features beat every random direction at {times} × maximum"
     fig = chart("clamp_sweep", pd.concat(parts), color_discrete_map=COLOURS)
-    return fig.update_layout(title_text=f"{title} further than every random direction")
+    return fig.update_layout(title_text=f"{title} (KL)")
 
 
 def ranks_figure(ranks: pd.DataFrame) -> go.Figure:
@@ -208,7 +208,7 @@ def ranks_figure(ranks: pd.DataFrame) -> go.Figure:
     step = 1 / (1 + clamping.RANK_DRAWS)
     first = (ranks["p"] < 1.5 * step).mean()
     title = f"{percent(first)} of the features beat all {clamping.RANK_DRAWS} random directions;"
-    title += f" by chance it would be {percent(step)}"
+    title += f" by chance it would be {exact(100 * step)} %"
     fig = chart("clamp_ranks", table, color_discrete_sequence=[PALETTE[0]], title=title)
     fig.add_hline(100 * step, line_dash="dash", line_color=PALETTE[5], annotation_text="by chance")
     return fig.update_traces(width=0.8 * step)

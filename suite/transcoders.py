@@ -144,6 +144,8 @@ def figure(graph: LogitGraph, names: list[str], tokens: tuple[str, str]) -> go.F
     labels[end] = f"{tokens[0]} over {tokens[1]}: {signed(graph.total)}"
     for (x, y), label in labels.items():
         fig.add_annotation(x=x, y=y, text=markup.label(label, 40), showarrow=False, bgcolor="white")
+    for x, column in enumerate(("tokens", "features", "difference of logits")):
+        fig.add_annotation(x=x, y=1, yref="paper", yanchor="bottom", text=column, showarrow=False)
     fig.update_xaxes(visible=False, range=[-0.4, 2.6])
     fig.update_yaxes(visible=False, range=[-max(len(sources), len(features)) + 0.4, 0.6])
     named = " over ".join(markup.label(token, 20) for token in tokens)
