@@ -65,7 +65,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     """The table in words: every cell as text, and the first column at the head of the rows where
     they are only numbered. Columns without any value are left out.
     """
-    if isinstance(table.index, pd.RangeIndex):
+    if isinstance(table.index, pd.RangeIndex) and not table.index.name:
         table = table.set_index(table.columns[0])
     head = table.index.name
     shown = {c: [cell(c, value) for value in table[c]] for c in table.columns}
