@@ -148,6 +148,6 @@ def figure(graph: LogitGraph, names: list[str], tokens: tuple[str, str]) -> go.F
         fig.add_annotation(x=x, y=1, yref="paper", yanchor="bottom", text=column, showarrow=False)
     fig.update_xaxes(visible=False, range=[-0.4, 2.6])
     fig.update_yaxes(visible=False, range=[-max(len(sources), len(features)) + 0.4, 0.6])
-    named = " over ".join(markup.label(token, 20) for token in tokens)
+    named = " over ".join(f"“{markup.label(token, 20)}”" for token in tokens)
     title = f"What favours {named}? Blue adds, grey takes away"
-    return fig.update_layout(title=title)
+    return fig.update_layout(title=title, margin_b=20)
