@@ -50,6 +50,7 @@ NAMES = SHARES | {
     "token_id": "token's number",
     "strongest_neuron": "strongest neuron",
 }
+NO_BREAK = "\u00a0"  # at which no line ends
 SET = ("lambda", "k", "lr")  # as they were chosen; a recipe may lack one
 VARIANTS = {r"-no_resampling$": ", no resampling", r"-d_sae_(\d+)$": r", \1 features"}
 
@@ -85,7 +86,7 @@ def cell(column: object, value: object) -> str:
     if pd.isna(value) or (column in SET and value == 0):
         return NONE
     if column in SHARES:
-        return percent(float(value))
+        return percent(float(value)).replace(" ", NO_BREAK)
     if float(value).is_integer():
         return count(float(value))
     return short(float(value), 3) if column in SET else number(float(value))
