@@ -15,7 +15,7 @@ from sae_lib.errors import SettingsError
 from sae_lib.features import clamping
 from sae_lib.features.clamping import Clamp, ClampContext, NextTokens
 from sae_lib.figures import PALETTE
-from sae_lib.formats import decimal, exact, percent
+from sae_lib.formats import decimal, exact, number, percent, signed
 from sae_lib.text.display import Vocabulary, isolated, plain
 from suite import markup, stages
 from suite.browser.page import ENVIRONMENT, TEMPLATE
@@ -144,7 +144,8 @@ def side_by_side_html(
 # --- tables ---
 
 
-TABLES = ENVIRONMENT.get_template("clamping.html.j2").module
+WRITERS = {"number": number, "percent": percent, "signed": signed}
+TABLES = ENVIRONMENT.get_template("clamping.html.j2", globals=WRITERS).module
 
 
 def table(name: str, *values: object) -> HTML:

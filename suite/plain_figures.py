@@ -266,3 +266,5 @@ class Picture:
             va=(note.yanchor or "center").replace("middle", "center"),
             size=(note.font.size or 14) * POINT,
         )
+        if note.bgcolor:
+            text.set_bbox({"facecolor": rgba(note.bgcolor), "edgecolor": "none", "pad": 1})

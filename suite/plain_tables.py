@@ -27,6 +27,8 @@ SHARES = {
     "balanced_accuracy": "balanced accuracy",
     "explained": "explained",
     "active_share": "share of active neurons",
+    "share": "share",
+    "positive": "share above zero",
 }
 NAMES = SHARES | {
     "l0_mean": "L0",
@@ -51,6 +53,7 @@ NAMES = SHARES | {
     "strongest_neuron": "strongest neuron",
 }
 NO_BREAK = "\u00a0"  # at which no line ends
+IDS = ("feature", "neuron", "unit", "token_id", "strongest_neuron", "seed")  # no quantities
 SET = ("lambda", "k", "lr")  # as they were chosen; a recipe may lack one
 VARIANTS = {r"-no_resampling$": ", no resampling", r"-d_sae_(\d+)$": r", \1 features"}
 
@@ -83,6 +86,8 @@ def cell(column: object, value: object) -> str:
         return interval(*value, percent if column in SHARES else number)
     if isinstance(value, bool) or not isinstance(value, Real):
         return {True: "yes", False: "no", None: NONE}.get(value, str(value))
+    if column in IDS:
+        return str(value)
     if pd.isna(value) or (column in SET and value == 0):
         return NONE
     if column in SHARES:

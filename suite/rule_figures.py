@@ -4,6 +4,7 @@ name.
 
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.colors import qualitative
 from plotly.subplots import make_subplots
 
 from sae_lib.figures import PALETTE
@@ -27,7 +28,9 @@ KINDS = {  # in the order of the figure
     "principal": "principal directions, unmatched",
     "untrained": "untrained model's features, unmatched",
 }
-LABELS = 14  # clusters whose names are written on the map
+LABELS = 14  # clusters whose names are written on the map, and which have colours
+CLUSTERS = qualitative.Prism[:10]  # no recipe's
+UNNAMED = "#d5dae0"
 
 
 def against_neurons(scores: pd.DataFrame) -> go.Figure:
@@ -93,23 +96,25 @@ def by_kind(scores: pd.DataFrame) -> go.Figure:
 
 
 def cluster_map(table: pd.DataFrame, unnamed: str) -> go.Figure:
-    """Every feature as a point with its rule on hover; colours repeat, the largest clusters but
-    those called `unnamed` are written on the map.
+    """Every feature as a point with its rule on hover; the largest clusters but those called
+    `unnamed` have colours, which repeat, and are written on the map.
     """
+    named = table[table["name"] != unnamed]
+    largest = named["cluster"].value_counts().index[:LABELS].tolist()
+    shades = {c: CLUSTERS[i % len(CLUSTERS)] for i, c in enumerate(largest)}
     text = [
         f"feature {r.feature}<br>cluster {r.cluster}: {label(r.name, 80)}<br>{label(r.rule, 160)}"
         for r in table.itertuples(index=False)
     ]
-    colours = [PALETTE[c % len(PALETTE)] for c in table["cluster"]]
+    colours = [shades.get(c, UNNAMED) for c in table["cluster"]]
     marker = {"size": 5, "color": colours, "opacity": 0.75}
     hover = {"text": text, "hovertemplate": "%{text}<extra></extra>"}
     fig = go.Figure(go.Scatter(x=table["x"], y=table["y"], mode="markers", marker=marker, **hover))
-    named = table[table["name"] != unnamed]
     box = {"showarrow": False, "bgcolor": "rgba(255,255,255,0.75)", "font": {"size": 11}}
-    for cluster in named["cluster"].value_counts().index[:LABELS]:
+    for cluster in largest:
         members = named[named["cluster"] == cluster]
         x, y = members[["x", "y"]].median()
         fig.add_annotation(x=x, y=y, text=label(members["name"].iloc[0], 40), **box)
     title = "Which features belong together? Groups by direction and firing, named by their rules"
-    fig.update_layout(title=title, hoverlabel={"align": "left"})
+    fig.update_layout(title=title, hoverlabel={"align": "left"}, height=700)
     return fig.update_xaxes(visible=False).update_yaxes(visible=False)
