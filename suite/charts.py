@@ -9,6 +9,8 @@ import plotly.graph_objects as go
 import yaml
 
 CHARTS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+# What is of no recipe: the language model; what takes away, where blue adds; features beside one.
+MODEL, AGAINST, OTHERS = "#12355b", "#a9b4c0", "#93b1de"
 
 
 def chart(name: str, table: pd.DataFrame, **more: Any) -> go.Figure:

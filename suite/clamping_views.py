@@ -15,15 +15,15 @@ from sae_lib.errors import SettingsError
 from sae_lib.features import clamping
 from sae_lib.features.clamping import Clamp, ClampContext, NextTokens
 from sae_lib.figures import PALETTE
-from sae_lib.formats import decimal
+from sae_lib.formats import decimal, exact, number, percent, signed
 from sae_lib.text.display import Vocabulary, isolated, plain
 from suite import markup, stages
 from suite.browser.page import ENVIRONMENT, TEMPLATE
-from suite.charts import chart
+from suite.charts import OTHERS, chart
 from suite.runs import Run, verify
 
 TOKENS = 10  # that the command lists
-COLOURS = {"random directions": PALETTE[5], "other features": PALETTE[1], "feature": PALETTE[0]}
+COLOURS = {"random directions": PALETTE[5], "other features": OTHERS, "feature": PALETTE[0]}
 MEASURES = {"kl": "KL, nats", "change": "probability gained"}
 
 
@@ -144,7 +144,8 @@ def side_by_side_html(
 # --- tables ---
 
 
-TABLES = ENVIRONMENT.get_template("clamping.html.j2").module
+WRITERS = {"number": number, "percent": percent, "signed": signed}
+TABLES = ENVIRONMENT.get_template("clamping.html.j2", globals=WRITERS).module
 
 
 def table(name: str, *values: object) -> HTML:
@@ -162,9 +163,7 @@ def label(context: ClampContext, feature: int, how: str) -> str:
     return f"feature {feature} ({how})<br><span style='font-size:12px'>raises  {raised}</span>"
 
 
-def next_tokens_figure(
-    vocabulary: Vocabulary, found: dict[str, NextTokens], title: str
-) -> go.Figure:
+def next_tokens_figure(vocabulary: Vocabulary, found: dict[str, NextTokens]) -> go.Figure:
     """The tokens whose probability a clamp changed most, before and after: a panel per clamp,
     under its `label`.
     """
@@ -174,34 +173,43 @@ def next_tokens_figure(
         names = [markup.label(vocabulary.name(int(t))) for t in table["token_id"]]
         parts.append(table.assign(token=names, clamp=f"{name}<br>KL {decimal(n.kl)} nats"))
     colours = [PALETTE[5], PALETTE[0]]
+    kls = [n.kl for n in found.values()]
+    title = "Held at its maximum, a feature moves the next token"
+    title += f" by {decimal(min(kls))} to {decimal(max(kls))} nats (KL)"
     fig = chart("next_tokens", pd.concat(parts), color_discrete_sequence=colours)
     return fig.update_layout(title_text=title)
 
 
-def sweep_figure(
-    spreads: dict[str, pd.DataFrame], maxima: Sequence[float], title: str
-) -> go.Figure:
+def sweep_figure(spreads: dict[str, pd.DataFrame], maxima: Sequence[float]) -> go.Figure:
     """KL, and the change of the probability of the feature's top-logit tokens, over the pinned
     value.
 
     A column per feature, under its `label`; bars reach from the least to the most of the draws.
+    The title counts features that at the largest value move KL more than every random draw.
     """
-    parts = []
+    parts, ahead = [], 0
     for (name, table), maximum in zip(spreads.items(), maxima, strict=True):
         for column, measure in MEASURES.items():
             mean, least, most = (table[column + end] for end in ("", "_least", "_most"))
             part = pd.DataFrame({"mean": mean, "above": most - mean, "below": mean - least})
             part = part.assign(direction=table["direction"], multiple=table["value"] / maximum)
             parts.append(part.assign(feature=name, measure=measure))
+        top = table[table["value"] == table["value"].max()].set_index("direction")
+        ahead += top.loc["feature", "kl"] > top.loc["random directions", "kl_most"]
+        times = exact(round(top["value"].iloc[0] / maximum, 3))
+    title = f"{ahead} of {len(spreads)} features beat every random direction at {times} × maximum"
     fig = chart("clamp_sweep", pd.concat(parts), color_discrete_map=COLOURS)
-    return fig.update_layout(title_text=title)
+    return fig.update_layout(title_text=f"{title} (KL)")
 
 
 def ranks_figure(ranks: pd.DataFrame) -> go.Figure:
     """How many of the features of `clamping.clamp_ranks` have which p, and how many by chance."""
     counts = 100 * ranks["p"].round(4).value_counts(normalize=True).sort_index()
     table = counts.rename("share").reset_index()
-    fig = chart("clamp_ranks", table, color_discrete_sequence=[PALETTE[0]])
     step = 1 / (1 + clamping.RANK_DRAWS)
+    first = (ranks["p"] < 1.5 * step).mean()
+    title = f"{percent(first)} of the features beat all {clamping.RANK_DRAWS} random directions;"
+    title += f" by chance it would be {exact(100 * step)} %"
+    fig = chart("clamp_ranks", table, color_discrete_sequence=[PALETTE[0]], title=title)
     fig.add_hline(100 * step, line_dash="dash", line_color=PALETTE[5], annotation_text="by chance")
     return fig.update_traces(width=0.8 * step)

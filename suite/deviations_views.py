@@ -148,6 +148,14 @@ def mechanisms(study: dict) -> list[dict[str, str]]:
     return table
 
 
+def described(name: str) -> str:
+    """A contender in words: `original+norm` is the original with its norm put right."""
+    base = next(base for base in WHERE if name.startswith(base))
+    deviation = name[len(base) :].strip("+-, ")
+    how = "without: " if "+" in name else "with: " if "-" in name else ", "
+    return f"{base}{' ' if how != ', ' else ''}{how}{TITLES[deviation]}" if deviation else base
+
+
 def contenders(study: dict) -> pd.DataFrame:
     """Means over seeds: what each is like, and whom the original's test calls dead."""
     points = pd.DataFrame(study["points"])
@@ -161,13 +169,20 @@ def contenders(study: dict) -> pd.DataFrame:
 def figure(study: dict) -> go.Figure:
     """What each deviation changes, a panel per measure; bars are 95 % intervals over seeds."""
     found = effects(study)
+    primary = found[(found["measure"] == PRIMARY) & (found["deviation"] != "other seeds")]
+    apart = (primary["low"].astype(float) > 0) | (primary["high"].astype(float) < 0)
+    said = [
+        f"{apart[of.index].sum()} of {len(of)} {WHERE[base]}"
+        for base, of in primary.groupby("base", sort=False)
+    ]
+    title = f"Deviations that change the loss recovered: {', '.join(said)}"
     found["half"] = (found["high"].astype(float) - found["low"].astype(float)) / 2
     titles = {measure: title for measure, (title, _) in MEASURES.items()}
     colours = [colour("ward_2024"), colour("bricken_2023")]
     order = {"deviation": [TITLES[d] for d in TITLES if d in set(found["deviation"])]}
     how = {"category_orders": order, "color_discrete_sequence": colours}
     found = found.replace({"deviation": TITLES, "base": WHERE, "measure": titles})
-    fig = chart("deviations", found, **how)
+    fig = chart("deviations", found, title=title, **how)
     fig.add_vline(0, line_dash="dot", line_color=PALETTE[5])
     return fig
 
@@ -209,7 +224,10 @@ def full_sentence(study: dict) -> str:
 
 def full_figure(study: dict) -> go.Figure:
     """Dead by the original's test at every resampling, and silent on the training stream."""
-    fig = chart("full_budget", pd.DataFrame(study["dead"]))
+    dead = pd.DataFrame(study["dead"])
+    most, last = percent(dead["dead"].max()), percent(dead["dead"].iloc[-1])
+    title = f"At its full budget, the original's test calls {most} dead at most, {last} at the end"
+    fig = chart("full_budget", dead, title=title)
     for value, text in (("dead_low", "least"), ("dead_high", "most"), ("dead_peak", "peak")):
         look = {"line_dash": "dot", "line_color": PALETTE[5]}
         fig.add_hline(FACTS[value], **look, annotation_text=f"reported: {text}")

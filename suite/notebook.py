@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from IPython.display import HTML, display
+from transformers.utils.logging import disable_progress_bar
 
 from sae_lib import figures  # sets the plotly look and renderer
 from sae_lib.formats import decimal
@@ -29,6 +30,8 @@ def start(profile: str, run_dir: str = "", overrides: list[str] | None = None) -
     if (root := project.find()) and Path.cwd() == root / "notebooks":
         os.chdir(root)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if profile != "runpod":  # small models are read at once
+        disable_progress_bar()
     run = stages.open_run(profile, run_dir, overrides or [])
     packages = ", ".join(
         f"{name} {version(name)}" for name in ("torch", "transformers", "transformer-lens")

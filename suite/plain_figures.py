@@ -233,6 +233,7 @@ class Picture:
         ax.set(**{f"{which}lim": (high, low) if spec.autorange == "reversed" else (low, high)})
         if spec.tickformat:
             form = spec.tickformat.replace("~", "")
+            form = ",.10g" if form == "," else form  # 4,100 and not 4,100.0
             si = EngFormatter(sep="")  # 1k, 2M; Python's own formats have no such thing
             axis.set_major_formatter(si if form == "s" else "{x:" + form + "}")
         if spec.tickvals is not None:
@@ -265,3 +266,5 @@ class Picture:
             va=(note.yanchor or "center").replace("middle", "center"),
             size=(note.font.size or 14) * POINT,
         )
+        if note.bgcolor:
+            text.set_bbox({"facecolor": rgba(note.bgcolor), "edgecolor": "none", "pad": 1})

@@ -4,9 +4,11 @@ name.
 
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.colors import qualitative
 from plotly.subplots import make_subplots
 
 from sae_lib.figures import PALETTE
+from sae_lib.formats import number, percent
 from sae_lib.interpretability.scores import MEASURES
 from suite.charts import chart
 from suite.markup import label
@@ -26,7 +28,9 @@ KINDS = {  # in the order of the figure
     "principal": "principal directions, unmatched",
     "untrained": "untrained model's features, unmatched",
 }
-LABELS = 14  # clusters whose names are written on the map
+LABELS = 14  # clusters whose names are written on the map, and which have colours
+CLUSTERS = qualitative.Prism[:10]  # no recipe's
+UNNAMED = "#d5dae0"
 
 
 def against_neurons(scores: pd.DataFrame) -> go.Figure:
@@ -52,11 +56,20 @@ def against_neurons(scores: pd.DataFrame) -> go.Figure:
             shown = {"histnorm": "percent", "opacity": 0.6, "marker_color": colour}
             fig.add_histogram(x=values, xbins=bins, **shown, **legend, **at)
             fig.add_vline(x=values.median(), line={"color": colour, "dash": "dash"}, **at)
-    title = "How well a short rule predicts when a unit fires (dashed: medians)"
+    neurons, features = (median_of(scores, kind, "auroc") for kind in panels["at equal densities"])
+    lead = "neurons" if neurons > features else "features"
+    title = f"At equal densities rules predict {lead} better"
+    if number(neurons) == number(features):
+        title = "At equal densities rules predict neurons and features alike"
+    title += f" (dashed medians: features {number(features)}, neurons {number(neurons)})"
     fig.update_layout(barmode="overlay", title=title, legend={"x": 0.01, "y": 0.98})
     fig.update_xaxes(title="AUROC on the other documents", range=[0.45, 1.0])
     fig.update_yaxes(title="share of units (%)", col=1)
     return fig
+
+
+def median_of(scores: pd.DataFrame, kind: str, measure: str) -> float:
+    return scores.loc[scores["kind"] == kind, measure].median()
 
 
 def by_kind(scores: pd.DataFrame) -> go.Figure:
@@ -69,31 +82,39 @@ def by_kind(scores: pd.DataFrame) -> go.Figure:
     colours = {name: shades.get(kind.partition("_")[0], PALETTE[5]) for kind, name in KINDS.items()}
     known = set(scores["kind"])
     order = {"kind": [name for kind, name in KINDS.items() if kind in known]}
-    how = {"color_discrete_map": colours, "category_orders": order}
+    beside = {"feature": "features", "neuron_matched": "neurons", "random": "random"}
+    said = [
+        f"{name} {percent(median_of(scores, kind, 'information'))}"
+        for kind, name in beside.items()
+        if kind in known
+    ]
+    title = f"Information explained at equal densities (medians): {', '.join(said)}"
+    how = {"color_discrete_map": colours, "category_orders": order, "title": title}
     fig = chart("rules_by_kind", table.replace({"kind": KINDS}), **how)
     fig.update_xaxes(range=[0.4, 1.0], col=1)
     return fig.update_xaxes(range=[-0.15, 1.0], tickformat=".0%", col=2)
 
 
 def cluster_map(table: pd.DataFrame, unnamed: str) -> go.Figure:
-    """Every feature as a point with its rule on hover; colours repeat, the largest clusters but
-    those called `unnamed` are written on the map.
+    """Every feature as a point with its rule on hover; the largest clusters but those called
+    `unnamed` have colours, which repeat, and are written on the map.
     """
+    named = table[table["name"] != unnamed]
+    largest = named["cluster"].value_counts().index[:LABELS].tolist()
+    shades = {c: CLUSTERS[i % len(CLUSTERS)] for i, c in enumerate(largest)}
     text = [
         f"feature {r.feature}<br>cluster {r.cluster}: {label(r.name, 80)}<br>{label(r.rule, 160)}"
         for r in table.itertuples(index=False)
     ]
-    colours = [PALETTE[c % len(PALETTE)] for c in table["cluster"]]
+    colours = [shades.get(c, UNNAMED) for c in table["cluster"]]
     marker = {"size": 5, "color": colours, "opacity": 0.75}
     hover = {"text": text, "hovertemplate": "%{text}<extra></extra>"}
     fig = go.Figure(go.Scatter(x=table["x"], y=table["y"], mode="markers", marker=marker, **hover))
-    named = table[table["name"] != unnamed]
     box = {"showarrow": False, "bgcolor": "rgba(255,255,255,0.75)", "font": {"size": 11}}
-    for cluster in named["cluster"].value_counts().index[:LABELS]:
+    for cluster in largest:
         members = named[named["cluster"] == cluster]
         x, y = members[["x", "y"]].median()
         fig.add_annotation(x=x, y=y, text=label(members["name"].iloc[0], 40), **box)
-    title = "Features by decoder direction and firing together (t-SNE)"
-    title += "; clusters named by what their rules share"
-    fig.update_layout(title=title, hoverlabel={"align": "left"})
+    title = "Which features belong together? Groups by direction and firing, named by their rules"
+    fig.update_layout(title=title, hoverlabel={"align": "left"}, height=700)
     return fig.update_xaxes(visible=False).update_yaxes(visible=False)

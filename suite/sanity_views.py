@@ -122,7 +122,11 @@ def figure(study: dict) -> go.Figure:
     melted = points.melt(["contender", "seed", "is"], list(MEASURES), "measure").dropna()
     order = {"contender": points["contender"].unique(), "measure": list(titles.values())}
     colours = {"autoencoder": PALETTE[0], "baseline": PALETTE[5]}
+    found = strongest(study)
+    ahead = sum(best["ahead"] for best in found.values())
+    title = f"The autoencoder leads every baseline on {ahead} of {len(found)} measures"
     how = {"category_orders": order, "color_discrete_map": colours}
+    how["title"] = f"{title} (a point per seed)"
     fig = chart("sanity", melted.replace({"measure": titles}), **how)
     for column, measure in enumerate(MEASURES, 1):
         if measure in CHANCE:

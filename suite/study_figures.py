@@ -16,7 +16,7 @@ from sae_lib import figures
 from sae_lib.files import write_atomically
 from sae_lib.formats import count, interval, number, percent, signed
 from suite import project
-from suite.charts import chart
+from suite.charts import MODEL, chart
 from suite.runs import Run
 
 STUDIES = ("recipes", "widths", "classical", "saelens", "resampling", "sanity", "deviations")
@@ -395,7 +395,7 @@ ROWS = {
 # --- figures ---
 
 
-def frontier(points: pd.DataFrame, title: str = "") -> go.Figure:
+def frontier(points: pd.DataFrame, title: str = "Who keeps more at the same L0?") -> go.Figure:
     """Loss recovered over L0, a line per contender in its recipe's colour; bars span the seeds.
     What is lost is drawn logarithmically, and points of SAELens' own trainer are crosses.
     """
@@ -425,16 +425,25 @@ def recipes_figure(study: dict, saelens: dict | None = None) -> go.Figure:
         theirs = pd.DataFrame(saelens["points"])
         theirs = theirs[theirs["contender"].str.startswith("SAELens")]
         points = pd.concat([points, theirs[theirs["activations"].isin(points["activations"])]])
-    title = "Sparsity against faithfulness: every recipe on the same activations"
-    return frontier(points, title)
+    best, at = recipes_rows(study).iloc[0], study["about"]["l0"]
+    title = f"At L0 {at:.0f}, {best['contender']} recovers most: {percent(best['recovered_mean'])}"
+    return frontier(points, f"{title} (mean ablation, mean over seeds)")
 
 
 def absorption_figure(study: dict) -> go.Figure:
     """The share absorbed by each recipe, a point per seed, beside that of shuffled labels."""
     kinds = {"rate": "exact labels", "null": "shuffled labels"}
-    points = pd.DataFrame(study["points"]).melt("contender", list(kinds), "labels")
+    points = pd.DataFrame(study["points"])
+    more = points.groupby("contender")["excess"].apply(_clearly_above_zero)
+    title = f"{more.sum()} of {len(more)} recipes absorb more tokens than shuffled labels give"
+    points = points.melt("contender", list(kinds), "labels").replace({"labels": kinds})
     colours = {"exact labels": figures.PALETTE[0], "shuffled labels": figures.PALETTE[5]}
-    return chart("absorption", points.replace({"labels": kinds}), color_discrete_map=colours)
+    return chart("absorption", points, color_discrete_map=colours, title=title)
+
+
+def _clearly_above_zero(values: pd.Series) -> bool:
+    mean, half = mean_and_half_width(values)
+    return mean > half
 
 
 def widths_figure(study: dict) -> go.Figure:
@@ -443,7 +452,8 @@ def widths_figure(study: dict) -> go.Figure:
     null = rows[["d_sae"]].assign(mmcs=rows["mmcs_null"], of="random directions")
     both = pd.concat([rows.assign(of="features"), null]).melt(["d_sae", "of"], list(PANELS))
     titles = {"variable": {key: name for key, (name, _) in PANELS.items()}}
-    title = f"The same recipe at the same L0 ({study['about']['l0']:.0f}) and different widths"
+    more = "more" if rows["recovered_mean"].iloc[-1] > rows["recovered_mean"].iloc[0] else "no more"
+    title = f"At the same L0 ({study['about']['l0']:.0f}) a wider dictionary recovers {more}"
     colours = [figures.PALETTE[0], figures.PALETTE[5]]
     how = {"title": title, "color_discrete_sequence": colours}
     fig = chart("widths", both.dropna().replace(titles), **how)
@@ -460,8 +470,11 @@ def classical_figure(study: dict) -> go.Figure:
     points["rate"] = points["lr"].map("rate {:g}".format)
     points["width"] = points["d_sae"].map("{:,} features".format)
     points["symbol"] = np.where(points["activations"] < whole, "star", "circle")
-    colours = plotly.colors.sequential.Plasma  # rates are no recipes
-    fig = chart("classical", points, color_discrete_sequence=colours)
+    colours = plotly.colors.sequential.Plasma[::3]  # rates are no recipes
+    best = study["best"][0]
+    title = f"Tied weights do best at λ = {best['lambda']:g}, rate {best['lr']:g},"
+    title += f" {count(best['d_sae'])} features (stars stopped early)"
+    fig = chart("classical", points, color_discrete_sequence=colours, title=title)
     for trace in fig.data:
         trace.marker.update(size=10, symbol=trace.customdata[:, 0].tolist())
     return fig.update_xaxes(tickvals=sorted(points["lambda"].unique()))
@@ -477,7 +490,7 @@ def resampling_figure(study: dict) -> go.Figure:
     fig = make_subplots(1, 4, column_widths=widths, subplot_titles=titles, horizontal_spacing=0.09)
     cells = pd.DataFrame(study["points"]).groupby(["start", "resampling"], sort=False)
     curves = pd.DataFrame(study["curves"]).groupby(["start", "resampling"], sort=False)
-    colours = dict(zip(STARTS, (figures.PALETTE[0], "#222222"), strict=True))
+    colours = dict(zip(STARTS, (figures.PALETTE[0], MODEL), strict=True))  # of one recipe
     for (start, on), curve in curves:
         side = -0.1 if start == "small_tied" else 0.1  # so that no bar hides another
         silent = curve.groupby("activations")["silent"].agg(["mean", "min", "max"])
@@ -499,7 +512,23 @@ def resampling_figure(study: dict) -> go.Figure:
         fig.update_yaxes(tickformat=form, col=column)
     fig.update_xaxes(title="activations seen", col=1)
     legend = {"orientation": "h", "x": 0, "y": -0.3, "yanchor": "top"}
-    return fig.update_layout(title="What resampling does, from two starts", legend=legend)
+    fig.update_xaxes(tickformat="~s", col=1)
+    return fig.update_layout(title=resampling_title(study["differences"]), legend=legend)
+
+
+def resampling_title(differences: list[dict]) -> str:
+    """Which of the deciding measures resampling is shown to change, and which way."""
+    said = []
+    for d in (d for d in differences if d["interval"][0] is not None):
+        if d["interval"][0] > 0 or d["interval"][1] < 0:
+            what = DECIDING[d["measure"]].removeprefix("the ")
+            way = "raises" if d["mean"] > 0 else "lowers"
+            said.append(f"{way} {what} from the {STARTS[d['start']]}")
+    if not said:
+        return "Resampling is not shown to change dead features or the loss, from either start"
+    if len(said) > 2:
+        return f"Resampling changes dead features or the loss in {len(said)} of 4 comparisons"
+    return f"Resampling {' and '.join(said)}"
 
 
 def study_figures(studies: dict[str, dict | None]) -> dict[str, go.Figure]:

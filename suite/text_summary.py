@@ -18,6 +18,7 @@ from sae_lib.text.tokens import Tokens
 QUANTILES = [0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0]
 ORIGIN = "(?P<distribution>.*) (?P<version>[^ ]+): (?P<path>.*)"
 FREQUENT = 30
+KIND_NAMES = {kind: of_kind.get("name", kind) for kind, of_kind in KINDS.items()}
 CHUNK = 1 << 24
 MISSING = {
     "monology/pile-uncopyrighted": "The Pile without Books3, BookCorpus2, OpenSubtitles, "
@@ -37,8 +38,7 @@ def write(corpus: CorpusSettings, tokens: Tokens) -> None:
             sizes = table["tokens"].groupby(parts["distribution"]).sum()
             values[split]["distributions"] = sizes.sort_values(ascending=False).to_dict()
             manifest.append(table.join(parts))
-    names = {kind: of_kind.get("name", kind) for kind, of_kind in KINDS.items()}
-    known = {"kind_names": names, "prose_kinds": PROSE, "missing": MISSING, "name": name}
+    known = {"kind_names": KIND_NAMES, "prose_kinds": PROSE, "missing": MISSING, "name": name}
     values["what"] = SENTENCE.render(values, revision=corpus.revision, **known)
     if manifest:
         columns = ["distribution", "version", "path", "kind", "split", "bytes", "sha256"]

@@ -35,7 +35,8 @@ def arrow_panels(titles: list[str], title: str, columns: int = 5, panel: int = 1
     frame = BARE | dict(range=[-1.4, 1.4], mirror=True, showline=True, linecolor="#dddddd")
     fig.update_xaxes(frame).update_yaxes(frame).update_annotations(font_size=13)
     fig.for_each_yaxis(lambda axis: axis.update(scaleanchor=axis.anchor))
-    size = dict(width=max(panel * columns + 90, 480), height=(panel + 38) * rows + 70)
+    width = max(panel * columns + 90, 10 * len(title) + 40)  # at which the title fits
+    size = dict(width=width, height=(panel + 38) * rows + 70)
     return fig.update_layout(title=title, margin=dict(l=60, r=20, t=95, b=20), **size)
 
 

@@ -17,6 +17,7 @@ from sae_lib.sae.recipes import RECIPES, of_recipe, read_recipes
 from sae_lib.sae.transcoder import INPUT, MLPPair, Transcoder
 from sae_lib.settings import SAESettings
 from suite import markup, stages, study_figures, sweep
+from suite.charts import AGAINST
 from suite.runs import Run
 
 OWN = read_recipes(Path(__file__).with_suffix(".yaml"), RECIPES)
@@ -134,7 +135,8 @@ def figure(graph: LogitGraph, names: list[str], tokens: tuple[str, str]) -> go.F
     largest, fig = max(abs(value) for *_, value in edges), go.Figure()
     for (x0, y0), (x1, y1), value in edges:
         if abs(value) > 0.02 * largest:
-            line = {"color": PALETTE[int(value < 0)], "width": 0.5 + 7 * abs(value) / largest}
+            colour, width = AGAINST if value < 0 else PALETTE[0], 0.5 + 7 * abs(value) / largest
+            line = {"color": colour, "width": width}
             look = {"mode": "lines", "line": line, "opacity": 0.5, "hoverinfo": "skip"}
             fig.add_scatter(x=[x0, x1], y=[y0, y1], showlegend=False, **look)
     labels = {at["token", s]: names[s] for s in sources}
@@ -142,7 +144,10 @@ def figure(graph: LogitGraph, names: list[str], tokens: tuple[str, str]) -> go.F
     labels[end] = f"{tokens[0]} over {tokens[1]}: {signed(graph.total)}"
     for (x, y), label in labels.items():
         fig.add_annotation(x=x, y=y, text=markup.label(label, 40), showarrow=False, bgcolor="white")
+    for x, column in enumerate(("tokens", "features", "difference of logits")):
+        fig.add_annotation(x=x, y=1, yref="paper", yanchor="bottom", text=column, showarrow=False)
     fig.update_xaxes(visible=False, range=[-0.4, 2.6])
     fig.update_yaxes(visible=False, range=[-max(len(sources), len(features)) + 0.4, 0.6])
-    title = "From tokens through features to a difference of logits: blue adds, red takes away"
-    return fig.update_layout(title=title)
+    named = " over ".join(f"“{markup.label(token, 20)}”" for token in tokens)
+    title = f"What favours {named}? Blue adds, grey takes away"
+    return fig.update_layout(title=title, margin_b=20)

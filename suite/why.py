@@ -15,6 +15,7 @@ from sae_lib.figures import PALETTE
 from sae_lib.formats import decimal, percent, signed
 from sae_lib.text.display import Vocabulary, isolated
 from suite import markup, stages
+from suite.charts import AGAINST
 from suite.runs import Run
 
 SHOWN, HEADS, NEURONS = 8, 3, 5  # source tokens, heads of each and neurons that are listed
@@ -105,10 +106,14 @@ def why(run: Run, feature: int, text: str, position: int | None = None) -> str:
     )
 
 
-def figure(found: Firing, title: str) -> go.Figure:
+def figure(found: Firing, feature: int) -> go.Figure:
     """What each part of one firing adds, in a bar."""
     table = found.parts[found.parts["part"] != SUMS[0]]
-    colours = np.where(table["adds"] < 0, PALETTE[1], PALETTE[0])
+    parts = table.iloc[:-2]
+    most = parts.loc[parts["adds"].idxmax()]
+    title = f"Feature {feature} at token {found.position}: most is added by"
+    title += f" {markup.label(most['part'], 40)} ({signed(most['adds'])})"
+    colours = np.where(table["adds"] < 0, AGAINST, PALETTE[0])
     bars = go.Bar(
         x=table["adds"], y=table["part"].map(markup.label), orientation="h", textposition="outside"
     )

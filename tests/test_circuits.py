@@ -17,6 +17,7 @@ from sae_lib.errors import ModelError, SettingsError
 from sae_lib.features import attribution, circuits, firing
 from sae_lib.features.attribution import PARTS, Block
 from sae_lib.features.circuits import Counts
+from sae_lib.formats import signed
 from sae_lib.model.activations import HookPoint
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from suite import __main__
@@ -307,8 +308,10 @@ def test_why_explains_the_strongest_place_or_a_given_one(small_run, hook):
     assert why_module.firing(small_run, feature, TEXT, -1).position == ids.shape[1] - 1
     printed = why_module.why(small_run, feature, TEXT, 0)
     assert "token 0, `def`" in printed and "biases" in printed and "neuron " in printed
-    fig = why_module.figure(found, "a title")
+    fig = why_module.figure(found, feature)
     assert len(fig.data[0].x) == len(found.parts) - 1
+    most = parts.drop(why_module.SUMS).max()
+    assert fig.layout.title.text.endswith(f"({signed(most)})")
 
 
 def test_why_refuses_what_it_cannot_explain(small_run, capsys, monkeypatch):

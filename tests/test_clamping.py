@@ -589,5 +589,6 @@ def test_the_figure_of_next_tokens_shows_both_sides(small_run):
     table = pd.DataFrame({"token_id": [3, 5], "before": [0.8, 0.1], "after": [0.3, 0.6]})
     vocabulary = Vocabulary(small_run.get("tokens").tokenizer)
     found = {"feature 1": NextTokens(0.5, torch.zeros(6), torch.zeros(6), table)}
-    fig = clamping_views.next_tokens_figure(vocabulary, found, "title")
+    fig = clamping_views.next_tokens_figure(vocabulary, found)
+    assert "by 0.5 to 0.5 nats" in fig.layout.title.text
     assert {t.name: list(t.x) for t in fig.data} == {"before": [0.8, 0.1], "after": [0.3, 0.6]}

@@ -29,7 +29,12 @@ def named_densities(
         pd.DataFrame({"density": np.array(of["density"]), "kind": kind})
         for kind, of in found.items()
     ).query("density > 0")
-    fig = chart("named_densities", table.assign(log=np.log10(table["density"])))
+    neurons, features = (
+        percent(table.loc[table["kind"] == kind, "density"].median())
+        for kind in ("neurons", "features")
+    )
+    title = f"The median neuron fires on {neurons} of tokens, the median feature on {features}"
+    fig = chart("named_densities", table.assign(log=np.log10(table["density"])), title=title)
     ticks = range(-5, 1)
     fig.update_xaxes(tickvals=list(ticks), ticktext=[f"{exact(100 * 10.0**t)} %" for t in ticks])
     density = np.array(found["features"]["density"])
