@@ -9,6 +9,7 @@ from suite.charts import chart
 from suite.original import FACTS
 from suite.study_figures import mean_and_half_width
 
+NULL = "other seeds"
 TITLES = {
     "norm": "decoder normalised along dimensions",
     "dead_test": f"dead after {FACTS['dead_sample']:,} silent activations",
@@ -18,7 +19,7 @@ TITLES = {
     "encoder_start": "encoder starts independently",
     "positions": "one position of each row",
     "attention": "the original's attention",
-    "other seeds": "nothing but other seeds (null)",
+    NULL: "nothing but other seeds (null)",
 }
 PRIMARY = "recovered_mean"  # declared before the study was run
 # measure → (what it is called, factor)
@@ -96,9 +97,8 @@ def effects(study: dict) -> pd.DataFrame:
 
 def sentence(study: dict) -> str:
     """Which deviations change the primary measure, and which do not, whichever way it came out."""
-    rows = effects(study)
-    said = []
-    for base, of in rows[rows["measure"] == PRIMARY].groupby("base", sort=False):
+    rows, said = effects(study).query("measure == @PRIMARY"), []
+    for base, of in rows[rows["deviation"] != NULL].groupby("base", sort=False):
         shown = [r for r in of.to_dict("records") if r["low"] is not None]
         apart = [r for r in shown if r["low"] > 0 or r["high"] < 0]
         named = []
@@ -111,8 +111,10 @@ def sentence(study: dict) -> str:
             + (f": {'; '.join(named)}." if named else ".")
             + (f" No change is shown by: {'; '.join(none)}." if none else "")
         )
-    n = len(rows[rows["measure"] == PRIMARY])
-    by_chance = f"Of {n} intervals of 95 %, {0.05 * n:.1f} exclude zero by chance."
+    for r in rows[rows["deviation"] == NULL].dropna().to_dict("records"):
+        ends = interval(r["low"], r["high"], signed)
+        said.append(f"Other seeds alone, the null, change it by {signed(r['effect'])} ({ends}).")
+    by_chance = f"Of {len(rows)} intervals of 95 %, {0.05 * len(rows):.1f} exclude zero by chance."
     return " ".join([*said, by_chance])
 
 
@@ -169,7 +171,7 @@ def contenders(study: dict) -> pd.DataFrame:
 def figure(study: dict) -> go.Figure:
     """What each deviation changes, a panel per measure; bars are 95 % intervals over seeds."""
     found = effects(study)
-    primary = found[(found["measure"] == PRIMARY) & (found["deviation"] != "other seeds")]
+    primary = found[(found["measure"] == PRIMARY) & (found["deviation"] != NULL)]
     apart = (primary["low"].astype(float) > 0) | (primary["high"].astype(float) < 0)
     said = [
         f"{apart[of.index].sum()} of {len(of)} {WHERE[base]}"

@@ -58,10 +58,10 @@ def against_neurons(scores: pd.DataFrame) -> go.Figure:
             fig.add_vline(x=values.median(), line={"color": colour, "dash": "dash"}, **at)
     neurons, features = (median_of(scores, kind, "auroc") for kind in panels["at equal densities"])
     lead = "neurons" if neurons > features else "features"
-    title = f"At equal densities rules predict {lead} better"
+    title = f"By AUROC, rules predict {lead} better at equal densities"
     if number(neurons) == number(features):
-        title = "At equal densities rules predict neurons and features alike"
-    title += f" (dashed medians: features {number(features)}, neurons {number(neurons)})"
+        title = "By AUROC, rules predict neurons and features alike at equal densities"
+    title += f" (dashed: medians, {number(features)} and {number(neurons)})"
     fig.update_layout(barmode="overlay", title=title, legend={"x": 0.01, "y": 0.98})
     fig.update_xaxes(title="AUROC on the other documents", range=[0.45, 1.0])
     fig.update_yaxes(title="share of units (%)", col=1)

@@ -153,7 +153,7 @@ def test_effects_have_the_deviations_sign_and_are_said_whichever_way():
     said = deviations_views.sentence(study)
     original, method = said.split("In the method, ")
     assert "1 of 1 change" in original and "decoder normalised along dimensions −10.3" in original
-    assert method.startswith("1 of 2 change") and "shown by: nothing but other seeds" in method
+    assert method.startswith("1 of 1 change") and "Other seeds alone, the null, change" in method
     once = made_up({"method": [0.9], "method-norm": [0.5]})
     assert "0 of 1 change" in deviations_views.sentence(once)
     table = deviations_views.rows(study)
