@@ -170,9 +170,9 @@ def absorption_rows(study: dict) -> pd.DataFrame:
         cells["Loss recovered (mean ablation)"] = percent(of["recovered_mean"].mean())
         for title, column in (("F1 of the parent", "f1"), ("Absorbed", "rate"), ("Null", "null")):
             cells[title] = percent(of[column].mean())
-        written = f"{100 * mean:+.1f}"
+        written = signed(100 * mean)
         if not np.isnan(half):
-            written += f" ({100 * (mean - half):+.1f} to {100 * (mean + half):+.1f})"
+            written += f" ({interval(100 * (mean - half), 100 * (mean + half), signed)})"
         table.append(cells | {"Above the null, points": written})
     return pd.DataFrame(table)
 
@@ -192,9 +192,9 @@ def absorption_sentence(study: dict) -> str:
     shown = "" if mean > half else ", which is not shown to be a difference"
     return (
         f"More is absorbed than in the null, with a 95 % interval over seeds, by"
-        f" {', '.join(above) or 'no recipe'} ({len(above)} of {len(found)}). Above its null least"
-        f" is absorbed by `{least}` and most by `{most}`, {signed(100 * mean)} points"
-        f"{f' ({ends})' if ends else ''} apart{shown}."
+        f" {', '.join(above) or 'no recipe'} ({len(above)} of {len(found)}; by chance"
+        f" {0.025 * len(found):.1f}). Above its null least is absorbed by `{least}` and most by"
+        f" `{most}`, {signed(100 * mean)} points{f' ({ends})' if ends else ''} apart{shown}."
     )
 
 
