@@ -97,12 +97,14 @@ def written(measure: str, value: float) -> str:
 
 
 def rows(study: dict) -> list[dict[str, str]]:
-    """The table: a row per contender, in words; in brackets by how much the subject is above it."""
+    """The table: a row per contender, in words; in brackets by how much the subject is above it.
+    L0 is a column where it is not the same for all.
+    """
     compared, points = comparisons(study), pd.DataFrame(study["points"])
-    l0 = points.groupby("contender", sort=False)["l0"].mean()
+    l0 = points.groupby("contender", sort=False)["l0"].mean().map(number)
     table = []
     for name in l0.index:
-        cells = {"Contender": name, "L0": number(l0[name])}
+        cells = {"Contender": name} | ({"L0": l0[name]} if l0.nunique() > 1 else {})
         for measure, title in MEASURES.items():
             (row,) = compared.query("measure == @measure and contender == @name").to_dict("records")
             cells[title] = written(measure, row["mean"])

@@ -29,10 +29,7 @@ def named_densities(
         pd.DataFrame({"density": np.array(of["density"]), "kind": kind})
         for kind, of in found.items()
     ).query("density > 0")
-    neurons, features = (
-        percent(table.loc[table["kind"] == kind, "density"].median())
-        for kind in ("neurons", "features")
-    )
+    neurons, features = (percent(found[of]["density_median"]) for of in ("neurons", "features"))
     title = f"The median neuron fires on {neurons} of tokens, the median feature on {features}"
     fig = chart("named_densities", table.assign(log=np.log10(table["density"])), title=title)
     ticks = range(-5, 1)
