@@ -443,7 +443,7 @@ def absorption_figure(study: dict) -> go.Figure:
 
 def _clearly_above_zero(values: pd.Series) -> bool:
     mean, half = mean_and_half_width(values)
-    return mean > half
+    return bool(mean > half)
 
 
 def widths_figure(study: dict) -> go.Figure:
