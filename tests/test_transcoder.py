@@ -304,5 +304,7 @@ def test_notebook_08_takes_the_studys_transcoder_where_there_is_one(small_run, s
     assert graph.error < 1e-5
     fig = transcoders.figure(graph, [f"t{i}" for i in range(32)], ("a <b>", "c$"))
     shown = [note.text for note in fig.layout.annotations]
-    assert len(shown) > 3 and "&lt;b&gt;" in shown[-1] and "$" not in shown[-1]
+    assert any("&lt;b&gt;" in text for text in shown) and "&lt;b&gt;" in fig.layout.title.text
+    assert not any("<b>" in text or "$" in text for text in (*shown, fig.layout.title.text))
+    assert shown[-3:] == ["tokens", "features", "difference of logits"]
     assert len(fig.data) > 3 and tokens[0] != tokens[1]
