@@ -61,9 +61,9 @@ MECHANISMS = {
         ("dead_share", "dead on held-out text", percent),
     ),
     "positions": (
-        "All positions of a row are computed, and one is kept. The activations are of more rows,"
-        " at the price of computing the others.",
-        ("seconds", "seconds of training, with the harvest", number),
+        "A batch has no neighbours of the same text, and training sees activations of more rows. All"
+        " positions of these have to be computed.",
+        ("fvu", "FVU", number),
     ),
     "attention": (
         "Smaller logits spread the attention, and without a projection each head writes to its own"

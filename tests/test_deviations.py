@@ -61,9 +61,17 @@ def test_only_the_start_of_b_dec_differs():
             assert torch.equal(own[1], given[1]) == (own[0] != "b_dec")
 
 
-def test_one_position_of_each_row(hook, small_run):
+def test_one_position_of_each_row(hook, small_run, monkeypatch):
     rows = small_run.get("tokens").rows("train", small_run.settings.lm.context)[:40]
+    computed, activations = [], hook.activations
+
+    def counted(tokens: torch.Tensor) -> torch.Tensor:
+        computed.append(len(tokens))
+        return activations(tokens)
+
+    monkeypatch.setattr(hook, "activations", counted)
     table, chosen = one_position_each(hook, rows, 1000, 0)
+    assert sum(computed) == 40, "a row that is drawn again is not computed again"
     assert chosen.shape[1] == rows.shape[1] and chosen.size <= 1000 == len(table.table)
     whole = hook.activations(torch.from_numpy(rows.astype(np.int64))).flatten(0, 1)
     distance = torch.cdist(table.table.double(), whole.double())

@@ -39,16 +39,17 @@ def fold_attention_scale(model: "transformers.PreTrainedModel") -> "transformers
 def one_position_each(
     hook: HookPoint, rows: np.ndarray, n: int, seed: int
 ) -> tuple[ActivationTable, np.ndarray]:
-    """The activations of `n` tokens, one at a random position of each row, which are gone through
-    again with other positions until there are enough: (table, its rows, in the shape of `rows`).
+    """The activations of `n` tokens, each at a random position of a row drawn at random: (table,
+    its rows, in the shape of `rows`). A row that is drawn again is computed once, as it is the same
+    text: the original, with more text than it needed, computed a row for each.
     """
     rng, width = np.random.default_rng(seed), rows.shape[1]
-    table, filled = torch.empty(0), 0
-    while filled < n:
-        drawn = rows[rng.integers(len(rows), size=min(ROWS_AT_ONCE, n - filled))]
-        acts = hook.activations(upload(drawn.astype(np.int64), hook.device))
-        acts = acts[torch.arange(len(drawn)), rng.integers(width, size=len(drawn))]
-        table = acts.new_empty(n, acts.shape[1]) if filled == 0 else table
-        table[filled : filled + len(drawn)] = acts
-        filled += len(drawn)
+    distinct, row = np.unique(rng.integers(len(rows), size=n), return_inverse=True)
+    position, by_row, table = rng.integers(width, size=n), np.argsort(row), torch.empty(0)
+    for start in range(0, len(distinct), ROWS_AT_ONCE):
+        part = distinct[start : start + ROWS_AT_ONCE]
+        acts = hook.activations(upload(rows[part].astype(np.int64), hook.device))
+        table = acts.new_empty(n, acts.shape[-1]) if start == 0 else table
+        chosen = by_row[slice(*np.searchsorted(row[by_row], (start, start + len(part))))]
+        table[chosen] = acts[row[chosen] - start, position[chosen]]
     return ActivationTable(table), np.arange(n // width * width).reshape(-1, width)
