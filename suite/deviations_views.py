@@ -61,8 +61,8 @@ MECHANISMS = {
         ("dead_share", "dead on held-out text", percent),
     ),
     "positions": (
-        "A batch has no neighbours of the same text, and training sees activations of more rows. All"
-        " positions of these have to be computed.",
+        "A batch has no neighbours of the same text, and training sees activations of more rows."
+        " All positions of these have to be computed.",
         ("fvu", "FVU", number),
     ),
     "attention": (
