@@ -417,11 +417,11 @@ def frontier(points: pd.DataFrame, title: str = "Who keeps more at the same L0?"
 
 
 def recipes_figure(study: dict, saelens: dict | None = None) -> go.Figure:
-    """The frontier of every recipe; SAELens' own trainer beside them where it was measured on as
-    many activations.
+    """The frontier of every recipe; SAELens' own trainer beside them where it was measured on the
+    same activations.
     """
     points = pd.DataFrame(study["points"])
-    if saelens:
+    if saelens and saelens["about"] == study["about"]:
         theirs = pd.DataFrame(saelens["points"])
         theirs = theirs[theirs["contender"].str.startswith("SAELens")]
         points = pd.concat([points, theirs[theirs["activations"].isin(points["activations"])]])

@@ -399,7 +399,7 @@ def test_the_time_to_a_quality_is_that_of_the_fastest_training_that_has_it():
     assert rows[1]["Seconds to 98.0 %"] == "not reached"
 
 
-def test_a_point_of_saelens_is_drawn_where_it_saw_as_many_activations(study_run):
+def test_a_point_of_saelens_is_drawn_where_it_saw_the_same_activations(study_run):
     study = made(study_run, "study_recipes")
     n = study["points"][0]["activations"]
     theirs = [
@@ -407,12 +407,9 @@ def test_a_point_of_saelens_is_drawn_where_it_saw_as_many_activations(study_run)
         | {"contender": "SAELens standard", "lambda": float(i), "activations": n * i}
         for i in (1, 2)
     ]
-    crosses = [
-        trace
-        for trace in study_figures.recipes_figure(study, {"points": theirs}).data
-        if trace.name == "SAELens standard"
-    ]
-    assert [len(trace.x) for trace in crosses] == [1]
+    for about, drawn in ((study["about"], [1]), (study["about"] | {"lm_tokens": 1}, [])):
+        traces = study_figures.recipes_figure(study, {"points": theirs, "about": about}).data
+        assert [len(t.x) for t in traces if t.name == "SAELens standard"] == drawn
 
 
 def test_a_gaussian_has_the_mean_and_covariance_and_nothing_else():
