@@ -16,12 +16,13 @@ TITLES = {
     "resampling_end": "resampling to the end of training",
     "loss_units": "squared error as a mean, λ to match",
     "b_dec": "b_dec starts at random",
-    "encoder_start": "encoder starts independently",
+    "encoder_start": "encoder starts independently (as in the paper)",
     "positions": "one position of each row",
     "attention": "the original's attention",
     NULL: "nothing but other seeds (null)",
 }
 PRIMARY = "recovered_mean"  # declared before the study was run
+MOST_APART = 1.15  # times: pairs whose mean L0 differ by more are not compared
 # measure → (what it is called, factor)
 MEASURES = {
     PRIMARY: ("loss recovered, points", 100),
@@ -71,6 +72,11 @@ MECHANISMS = {
         ("fvu", "FVU", number),
     ),
 }
+UNITS = {  # of the squared error
+    "original": "mean over dimensions (original)",
+    "original+loss_units": "sum over dimensions",
+    "method": "sum, activations scaled to d_in (method)",
+}
 WHERE = {"original": "in the original", "method": "in the method"}
 
 
@@ -78,7 +84,10 @@ def effects(study: dict) -> pd.DataFrame:
     """A row per deviation, base and measure: what the deviation changes, with it minus without it,
     paired by seed: `effect` and its 95 % interval `low`, `high` (Student's t; None for one seed).
 
-    `original+X` has X put right, so the effect of X is the original's value minus its.
+    `original+X` has X put right, so the effect of X is the original's value minus its. `l0` is the
+    mean L0 with the deviation and without it, and `verdict` what the interval says: "change" where
+    it excludes zero and, where other seeds were tried as the null, the effect is larger than either
+    end of theirs; "none shown"; "L0 apart" where the two are not comparable.
     """
     points, records = pd.DataFrame(study["points"]).set_index("seed"), []
     values = dict(list(points.groupby("contender", sort=False)))
@@ -86,35 +95,47 @@ def effects(study: dict) -> pd.DataFrame:
         base = next(base for base in WHERE if name.startswith(base))
         if name == base:
             continue
-        deviation, sign = name[len(base) :].strip("+-, "), -1 if "+" in name else 1
+        deviation, put_right = name[len(base) :].strip("+-, "), "+" in name
+        l0 = [of["l0_mean"].mean(), values[base]["l0_mean"].mean()][:: -1 if put_right else 1]
         for measure, (_, factor) in MEASURES.items():
-            changes = sign * factor * (of[measure] - values[base][measure]).astype(float)
-            mean, half = mean_and_half_width(changes.dropna())
+            changes = factor * (of[measure] - values[base][measure]).astype(float)
+            mean, half = mean_and_half_width((-changes if put_right else changes).dropna())
             ends = [mean - half, mean + half] if half == half else [None, None]
-            records.append((base, deviation, measure, mean, *ends))
-    return pd.DataFrame(records, columns=["base", "deviation", "measure", "effect", "low", "high"])
+            records.append((base, deviation, measure, l0, mean, *ends))
+    columns = ["base", "deviation", "measure", "l0", "effect", "low", "high"]
+    table = pd.DataFrame(records, columns=columns).astype({"low": float, "high": float})
+    null = table[table["deviation"] == NULL].set_index(["base", "measure"])[["low", "high"]]
+    chance = null.abs().max(axis=1).reindex(table[["base", "measure"]]).fillna(0).to_numpy()
+    apart = (table["low"] > 0) | (table["high"] < 0)
+    change = apart & (table["effect"].abs() > chance)
+    verdict = change.map({True: "change", False: "none shown"})
+    far = table["l0"].map(max) > MOST_APART * table["l0"].map(min)
+    return table.assign(verdict=verdict.mask(far, "L0 apart"))
 
 
 def sentence(study: dict) -> str:
     """Which deviations change the primary measure, and which do not, whichever way it came out."""
-    rows, said = effects(study).query("measure == @PRIMARY"), []
-    for base, of in rows[rows["deviation"] != NULL].groupby("base", sort=False):
-        shown = [r for r in of.to_dict("records") if r["low"] is not None]
-        apart = [r for r in shown if r["low"] > 0 or r["high"] < 0]
-        named = []
-        for r in sorted(apart, key=lambda r: r["effect"]):
-            named.append(f"{TITLES[r['deviation']]} {signed(r['effect'])}")
-        none = [TITLES[r["deviation"]] for r in of.to_dict("records") if r not in apart]
+    table = effects(study).query("measure == @PRIMARY")
+    said, judged = [], table[table["deviation"] != NULL]
+    for base, of in judged.groupby("base", sort=False):
+        named = {verdict: [] for verdict in ("change", "none shown", "L0 apart")}
+        for r in of.sort_values("effect", kind="stable").to_dict("records"):
+            l0 = f" ({number(r['l0'][0])} with it, {number(r['l0'][1])} without)"
+            more = {"change": f" {signed(r['effect'])}", "L0 apart": l0}.get(r["verdict"], "")
+            named[r["verdict"]].append(TITLES[r["deviation"]] + more)
+        n = len(of) - len(named["L0 apart"])
+        changes, none, apart = ("; ".join(names) for names in named.values())
         said.append(
-            f"{WHERE[base].capitalize()}, {len(apart)} of {len(of)} change the loss recovered, in"
-            f" percentage points"
-            + (f": {'; '.join(named)}." if named else ".")
-            + (f" No change is shown by: {'; '.join(none)}." if none else "")
+            f"{WHERE[base].capitalize()}, {len(named['change'])} of {n} change the loss recovered"
+            + (f", in percentage points: {changes}." if changes else ".")
         )
-    for r in rows[rows["deviation"] == NULL].dropna().to_dict("records"):
+        said += [f"No change is shown by: {none}."] if none else []
+        said += [f"Not compared, as their L0 are too far apart: {apart}."] if apart else []
+    for r in table[table["deviation"] == NULL].dropna().to_dict("records"):
         ends = interval(r["low"], r["high"], signed)
         said.append(f"Other seeds alone, the null, change it by {signed(r['effect'])} ({ends}).")
-    by_chance = f"Of {len(rows)} intervals of 95 %, {0.05 * len(rows):.1f} exclude zero by chance."
+    n = (judged["verdict"] != "L0 apart").sum()
+    by_chance = f"Of {n} intervals of 95 %, {0.05 * n:.1f} exclude zero by chance."
     return " ".join([*said, by_chance])
 
 
@@ -124,8 +145,9 @@ def rows(study: dict) -> list[dict[str, str]]:
     for (base, deviation), of in effects(study).groupby(["base", "deviation"], sort=False):
         cells = {"Deviation": TITLES[deviation], "": WHERE[base]}
         for r in of.to_dict("records"):
-            ends = f" ({interval(r['low'], r['high'], signed)})" if r["low"] is not None else ""
+            ends = f" ({interval(r['low'], r['high'], signed)})" if r["low"] == r["low"] else ""
             cells[MEASURES[r["measure"]][0]] = signed(r["effect"]) + ends
+        cells["L0 with it, without"] = ", ".join(map(number, r["l0"]))
         table.append(cells)
     return table
 
@@ -169,16 +191,17 @@ def contenders(study: dict) -> pd.DataFrame:
 
 
 def figure(study: dict) -> go.Figure:
-    """What each deviation changes, a panel per measure; bars are 95 % intervals over seeds."""
-    found = effects(study)
+    """What each deviation changes, a panel per measure; bars are 95 % intervals over seeds. Pairs
+    whose L0 are too far apart are left out.
+    """
+    found = effects(study).query("verdict != 'L0 apart'")
     primary = found[(found["measure"] == PRIMARY) & (found["deviation"] != NULL)]
-    apart = (primary["low"].astype(float) > 0) | (primary["high"].astype(float) < 0)
     said = [
-        f"{apart[of.index].sum()} of {len(of)} {WHERE[base]}"
+        f"{(of['verdict'] == 'change').sum()} of {len(of)} {WHERE[base]}"
         for base, of in primary.groupby("base", sort=False)
     ]
     title = f"Deviations that change the loss recovered: {', '.join(said)}"
-    found["half"] = (found["high"].astype(float) - found["low"].astype(float)) / 2
+    found = found.assign(half=(found["high"] - found["low"]) / 2)
     titles = {measure: title for measure, (title, _) in MEASURES.items()}
     colours = [colour("ward_2024"), colour("bricken_2023")]
     order = {"deviation": [TITLES[d] for d in TITLES if d in set(found["deviation"])]}
@@ -194,16 +217,19 @@ def carried_rows(study: dict) -> list[dict[str, str]]:
     table = pd.DataFrame(study["carried"]).pivot(
         index="contender", columns="d_mlp", values="l0_mean"
     )
-    names = {
-        "original": "mean over dimensions (original)",
-        "original+loss_units": "sum over dimensions",
-        "method": "sum, activations scaled to d_in (method)",
-    }
     return [
         {"Squared error": title}
         | {f"L0 at {count(width)} neurons": f"{table.loc[name, width]:.1f}" for width in table}
-        for name, title in names.items()
+        for name, title in UNITS.items()
     ]
+
+
+def carried_sentence(study: dict) -> str:
+    """How far λ carries over to other widths: the largest L0 over the smallest."""
+    l0 = pd.DataFrame(study["carried"]).groupby("contender", sort=False)["l0_mean"]
+    times = l0.max() / l0.min()
+    said = [f"{number(times[name])} ({title})" for name, title in UNITS.items()]
+    return f"Over these widths the largest L0 is this many times the smallest: {'; '.join(said)}."
 
 
 def full_sentence(study: dict) -> str:

@@ -190,6 +190,13 @@ def on_token(run: Run, table: FeatureTable) -> dict[str, Any]:
     }
 
 
+def writers_by_chance(d_in: int, n: int) -> float:
+    """How many of `n` random directions have at least `HEAVY` of their length on a given neuron: a
+    coordinate's square has a beta distribution.
+    """
+    return n * scipy.stats.beta.sf(HEAVY**2, 0.5, (d_in - 1) / 2)
+
+
 def _with_sources(run: Run, table: FeatureTable, i: int, at: int, value: float) -> dict[str, Any]:
     parts = firing(run, i, TEXT, at).parts.dropna(subset="share")
     parts = parts[~parts["part"].isin(SUMS)]

@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sae_lib.figures import PALETTE
-from sae_lib.formats import number, percent
+from sae_lib.formats import interval, number, percent, signed
 from suite.charts import chart
 from suite.study_figures import mean_and_half_width
 
@@ -83,6 +83,21 @@ def sentence(study: dict, brief: bool = False) -> str:
         f"The autoencoder ({study['subject']}) is ahead of every baseline, with a 95 % interval"
         f" {over}above zero, on {len(ahead)} of {len(MEASURES)} measures{named}."
         + (f" The strongest baseline on the others: {'; '.join(rest)}." if rest else "")
+    )
+
+
+def against(study: dict, measure: str, contender: str) -> str:
+    """How the subject compares with one contender by one measure, as a sentence."""
+    table = comparisons(study).query("measure == @measure").set_index("contender")
+    if contender not in table.index or np.isnan(table["low"][contender]):
+        return ""
+    ours, theirs = table.loc[study["subject"]], table.loc[contender]
+    shown = "ahead" if theirs["low"] > 0 else "behind" if theirs["high"] < 0 else "neither ahead"
+    ends = interval(theirs["low"], theirs["high"], signed)
+    return (
+        f"In the study of sanity baselines, with another recipe, the mean {_short(measure)} is"
+        f" {number(ours['mean'])}, of {contender} {number(theirs['mean'])}: {shown}"
+        f" ({signed(theirs['difference'])}, {ends})."
     )
 
 

@@ -129,9 +129,10 @@ def splitting_rows(study: dict) -> pd.DataFrame:
 def agreement_sentence(study: dict) -> str:
     """Whether the recipe that recovers most is also the one whose seeds agree most."""
     rows = recipes_rows(study)
+    rows = rows[~rows["contender"].str.contains("bfloat16|as given")].reset_index()
     measure = "matched" if rows["matched"].notna().all() else "mmcs"
     best, agree = rows.iloc[0], rows[measure].astype(float)
-    rank = int((agree < agree[0]).sum()) + 1
+    more = (agree > agree[0]).sum()
     link = scipy.stats.spearmanr(rows["recovered_mean"], agree)
     meaning = "no relation of reconstruction and agreement is shown"
     if link.pvalue < 0.05:
@@ -139,9 +140,9 @@ def agreement_sentence(study: dict) -> str:
         meaning = f"a better reconstruction goes with features that other seeds {finds}"
     return (
         f"`{best['contender']}` recovers most ({percent(best['recovered_mean'])}, mean ablation);"
-        f" by the agreement of its seeds ({number(agree[0])}, of {number(agree.min())} to"
-        f" {number(agree.max())}) it is number {rank} of {len(rows)} from below. Over all of them"
-        f" the two have a rank correlation of {signed(link.statistic)}: {meaning}."
+        f" the seeds of {more} of the other {len(rows) - 1} recipes agree more than its own"
+        f" ({number(agree[0])}, of {number(agree.min())} to {number(agree.max())}). Over the"
+        f" recipes the two have a rank correlation of {signed(link.statistic)}: {meaning}."
     )
 
 
@@ -223,7 +224,7 @@ def universality_sentences(study: dict) -> list[str]:
     regressed out; and for the second question with the density held.
     """
     points, beside = pd.json_normalize(study["points"]), {}
-    for column in ("residual", "raw"):
+    for column in ("residual", "raw", "residual_share", "raw_share"):
         level = []
         for null, what in [*COMPARED.items()][2:]:
             ours, theirs = (points[f"compared.{name}.{column}"] for name in ("models", null))
@@ -231,8 +232,10 @@ def universality_sentences(study: dict) -> list[str]:
             level += [] if mean > half else [what.removesuffix(" (null)")]
         beside[column] = "every null" + (f" but {', '.join(level)}" if level else "")
     said = [
-        f"With the token regressed out, two language models agree more than {beside['residual']};"
-        f" raw, more than {beside['raw']}."
+        f"By the mean best correlation, two language models agree more than {beside['residual']}"
+        f" with the token regressed out, and raw more than {beside['raw']}; by the share of"
+        f" features that are universal, more than {beside['residual_share']}, and raw more than"
+        f" {beside['raw_share']}."
     ]
     for quality, what in QUALITIES.items():
         held, free, most, least = (

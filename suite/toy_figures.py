@@ -6,18 +6,19 @@ import math
 
 import pandas as pd
 import plotly.graph_objects as go
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from sae_lib.formats import short
+from sae_lib.formats import interval, percent, short
 from sae_lib.toy import metrics
 from suite.charts import chart
 
 IMPORTANCE = [[0, "#12355b"], [0.5, "#3b8ea5"], [1, "#e0b13c"]]  # most important: dark blue
 SHARED = [[0, "#3b6fb6"], [0.25, "#b9a3c9"], [1, "#d1603d"]]  # alone: blue, in superposition: red
 GREY = "#c4ccd6"
+AGREES = 0.9  # of the cases, from which a statement about all of them counts as held
 BARE = dict(showticklabels=False, ticks="", showgrid=False, zeroline=False)
 
 
@@ -99,40 +100,72 @@ def curves(
     return fig.update_layout(legend=legend)
 
 
+def talk_cases(
+    W: Float[Tensor, "cell seed 2 5"], cells: list[tuple[str, float, float]]
+) -> list[dict[str, str]]:
+    """A row per case, over all its ranges of density: how many features the models represent, and
+    how many of these are in superposition, with Wilson's intervals.
+    """
+    kept, table = metrics.represented(W), []
+    for case in dict.fromkeys(cell[0] for cell in cells):
+        here = [cell[0] == case for cell in cells]
+        k, n = kept[here], kept[here].sum(-1).flatten()
+        row = {"Case": case, "Models": str(len(n))}
+        row |= {"Three or fewer represented": str(int((n <= 3).sum()))}
+        row |= {"Four": str(int((n == 4).sum())), "All five": share_of(n == 5)}
+        shared = ~metrics.alone(W[here])
+        table.append(row | {"In superposition, of the represented": share_of(shared[k])})
+    return table
+
+
 def talk_claims(
     W: Float[Tensor, "cell seed 2 5"], cells: list[tuple[str, float, float]]
 ) -> list[dict[str, str]]:
-    """The statements of the talk's five cases, each with the density ranges where it holds and
-    where not.
-
-    "Every" means at least 95 % of the represented features, "almost every" at least 80 %; intervals
-    are Wilson's.
+    """The statements of the talk's five cases, each by the same threshold: it holds where the whole
+    interval of the share that agrees lies above `AGREES`, and does not where all of it lies below.
     """
     kept = metrics.represented(W)
     shared, five = kept & ~metrics.alone(W), kept.all(-1)
-    features = "share of represented features in superposition"
-    # the statement, what is measured, cases, hits among which, and the least and most of them
-    claims = [
-        ("no case represents all five", "share of seeds with five", "", five, five | True, 0, 0),
+    features, table = "represented features that are in superposition", []
+    for claim, measured, case, hits, among in (
         (
-            "most important = least dense: every feature in superposition",
-            *(features, "2", shared, kept, 0.95, 1),
+            "no case represents all five",
+            "models that represent at most four",
+            "",
+            ~five,
+            five | True,
         ),
-        (
-            "equal importance: almost every feature in superposition",
-            *(features, "5", shared, kept, 0.8, 1),
-        ),
-    ]
-    table = []
-    for claim, measured, case, hits, among, least, most in claims:
-        row = {"the talk says": claim, "measured": measured, "holds": [], "does not hold": []}
-        for span in dict.fromkeys(cell[1:] for cell in cells):
-            here = [c[1:] == span and c[0].startswith(case) for c in cells]
-            k, n = int(hits[here].sum()), int(among[here].sum())
-            (low, high), part = metrics.wilson(k, n), k / max(n, 1)
-            text = f"p {span[0]:g}–{span[1]:g}: {part:.0%} ({low:.0%} to {high:.0%})"
-            row["holds" if n and least <= part <= most else "does not hold"].append(text)
-        for name in ("holds", "does not hold"):
-            row[name] = "; ".join(row[name]) or "nowhere"
-        table.append(row)
+        ("in case 2 every feature is in superposition", features, "2", shared, kept),
+        ("at equal importance almost every feature is", features, "5", shared, kept),
+    ):
+        here = [cell[0].startswith(case) for cell in cells]
+        agree = hits[here][among[here]]
+        low, high = metrics.wilson(int(agree.sum()), len(agree))
+        verdict = "holds" if low > AGREES else "does not hold" if high < AGREES else "open"
+        row = {"The talk says": claim, "Measured": measured, "Share": share_of(agree)}
+        table.append(row | {f"At {100 * AGREES:.0f} %": verdict})
     return table
+
+
+def talk_mechanism(W: Float[Tensor, "cell seed 2 5"], cells: list[tuple[str, float, float]]) -> str:
+    """Whether features stand alone more often where the important ones are dense (case 1) than
+    where they are sparse (case 2).
+    """
+    kept, alone = metrics.represented(W), metrics.alone(W)
+    found = []
+    for case in "12":
+        here = [cell[0].startswith(case) for cell in cells]
+        found.append(alone[here][kept[here]])
+    (low, _), (_, high) = (metrics.wilson(int(of.sum()), len(of)) for of in found)
+    shown = "so that difference is seen" if low > high else "no such difference is shown"
+    first, second = map(share_of, found)
+    return (
+        f"Of the represented features {first} stand alone in case 1, {second} in case 2: {shown}."
+    )
+
+
+def share_of(hits: Bool[Tensor, " n"]) -> str:
+    """`3 of 72, 4.2 % (1.4 % to 12 %)`."""
+    k, n = int(hits.sum()), len(hits)
+    low, high = map(percent, metrics.wilson(k, n))
+    return f"{k} of {n}, {percent(k / max(n, 1))} ({interval(low, high, str)})"

@@ -133,9 +133,10 @@ def test_the_first_firings_are_not_the_strongest():
     assert deviations.first_against_top([rare])["shared"] is None
 
 
-def made_up(values: dict[str, list[float]]) -> dict:
+def made_up(values: dict[str, list[float]], **l0: float) -> dict:
+    same = {"information": 0.4, "alive": 1000}
     points = [
-        {"contender": name, "seed": seed, "recovered_mean": v, "information": 0.4, "alive": 1000}
+        {"contender": name, "seed": seed, "recovered_mean": v, "l0_mean": l0.get(name, 16.0)} | same
         for name, of in values.items()
         for seed, v in enumerate(of)
     ]
@@ -174,6 +175,21 @@ def test_effects_have_the_deviations_sign_and_are_said_whichever_way():
     assert how["With it"].endswith(f": {ends}")
     names = {y for trace in deviations_views.figure(study).data for y in trace.y}
     assert names == {deviations_views.TITLES[d] for d in ("norm", "other seeds")}
+
+
+def test_no_verdict_where_l0_differ_and_none_smaller_than_other_seeds():
+    values = {"method": [0.9, 0.9, 0.9], "method-norm": [0.91, 0.911, 0.912]}
+    study = made_up(values)
+    assert "In the method, 1 of 1 change" in deviations_views.sentence(study)
+    study = made_up(values, method=8.0)
+    said = deviations_views.sentence(study)
+    assert "0 of 0 change" in said and "(16.0 with it, 8.00 without)" in said
+    assert not {y for trace in deviations_views.figure(study).data for y in trace.y}
+    assert deviations_views.rows(study)[0]["L0 with it, without"] == "16.0, 8.00"
+    study = made_up(values | {"method, other seeds": [0.93, 0.89, 0.90]})
+    said = deviations_views.sentence(study)
+    assert "0 of 1 change" in said and "No change is shown by: decoder normalised" in said
+    assert "Of 1 intervals of 95 %, 0.1 exclude zero by chance" in said
 
 
 @pytest.fixture(scope="module")

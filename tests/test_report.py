@@ -637,14 +637,16 @@ def results() -> dict:
         },
         "toy": {
             "preset": "smoke",
+            "cases": [{"Case": "1 important = dense", "Models": "72", "All five": "7 of 72"}],
             "observations": [
                 {
-                    "the talk says": "no case represents all five",
-                    "measured": "share | of seeds",
-                    "holds": "p 0.1–0.2: 97 %",
-                    "does not hold": "nowhere",
+                    "The talk says": "no case represents all five",
+                    "Measured": "models that represent | at most four",
+                    "Share": "304 of 432, 70.4 %",
+                    "At 90 %": "does not hold",
                 }
             ],
+            "mechanism": "Of the represented features 13 of 279 stand alone in case 1.",
             "autoencoder": "All five found by 1 of 16.",
             "introduction": "At p = 1 it keeps 2.",
             "geometry": "Half.",
@@ -730,6 +732,7 @@ def results() -> dict:
             "d_sae": 128,
             "hook_name": "blocks.3.mlp.hook_post",
             "positive_share": 0.4712,
+            "left_out": {"long": 0.0, "special": 0.0, "first": 0.01},
             "kept": 16,
             "carried": [
                 {
@@ -1282,7 +1285,7 @@ def test_text_of_the_corpus_is_inert(tmp_path, bad):
     a["prompts"]["prompt"]["most_frequent"] = {bad: 3}
     values["last_mlp"]["model"], values["clamping"] = bad, clamping_of(bad)
     values["circuits"] = circuits_of(bad)
-    values["toy"]["introduction"] = values["toy"]["observations"][0]["holds"] = values["run"][
+    values["toy"]["introduction"] = values["toy"]["observations"][0]["Share"] = values["run"][
         "machine"
     ]["cpu"] = bad
     text = render.markdown(run := make(tmp_path / "bad", values))

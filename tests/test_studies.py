@@ -160,11 +160,13 @@ def agreeing(*values):
 def test_who_recovers_most_is_held_against_who_agrees_most():
     apart = agreeing(("a", 0.9, 0.8), ("b", 0.98, 0.4), ("c", 0.95, 0.6))
     said = study_figures.agreement_sentence(apart)
-    assert said.startswith("`b` recovers most (98.0 %") and "number 1 of 3 from below" in said
+    assert said.startswith("`b` recovers most (98.0 %") and "seeds of 2 of the other 2" in said
     assert "−1.00: a better reconstruction goes with features that other seeds do not" in said
     together = agreeing(("a", 0.9, 0.4), ("b", 0.98, 0.8), ("c", 0.95, 0.6))
     said = study_figures.agreement_sentence(together)
-    assert "number 3 of 3 from below" in said and said.endswith("that other seeds find too.")
+    assert "seeds of 0 of the other 2" in said and said.endswith("that other seeds find too.")
+    more = agreeing(("a", 0.9, 0.4), ("b", 0.98, 0.8), ("c", 0.95, 0.6), ("d, as given", 1, 0.9))
+    assert study_figures.agreement_sentence(more) == said, "it is not at the same L0"
     mixed = agreeing(("a", 0.9, 0.4), ("b", 0.98, 0.8), ("c", 0.95, 0.3), ("d", 0.92, 0.7))
     assert "no relation of reconstruction and agreement" in study_figures.agreement_sentence(mixed)
 

@@ -487,16 +487,28 @@ def test_the_talks_claims_count_what_they_say():
     cells = toy_experiments.case_cells(1)
     square = [[1.0, -1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, -1.0, 0.0]]
     W = pentagon_weights(len(cells), square)
-    never_five, every, almost = toy_figures.talk_claims(W, cells)
-    assert never_five["holds"].startswith("p 0.01–0.1: 0%")
-    assert every["holds"].startswith("p 0.01–0.1: 100%") and almost["does not hold"] == "nowhere"
-    W[4, :3, :, 1] = 0  # equal importance: in three of ten seeds one feature stands alone
-    _, every, almost = toy_figures.talk_claims(W, cells)
-    assert every["does not hold"] == "nowhere" and almost["holds"].startswith("p 0.01–0.1: 92%")
+
+    def claims() -> list[str]:
+        rows = toy_figures.talk_claims(W, cells)
+        return [f"{row['Share'].split(',')[0]}: {row['At 90 %']}" for row in rows]
+
+    assert claims() == ["60 of 60: holds", "40 of 40: holds", "40 of 40: holds"]
+    W[4, :3, :, 1] = 0  # equal importance: in three of ten models one feature stands alone
+    assert claims()[1:] == ["40 of 40: holds", "34 of 37: open"]
     W[4, :, :, 1] = 0
-    assert toy_figures.talk_claims(W, cells)[2]["does not hold"].startswith("p 0.01–0.1: 67%")
+    assert claims()[2] == "20 of 30: does not hold"
     W[0, 0] = circle(5).float()
-    assert toy_figures.talk_claims(W, cells)[0]["does not hold"].startswith("p 0.01–0.1: 2%")
+    assert claims()[0] == "59 of 60: holds"
+    first, *_, fifth, _ = toy_figures.talk_cases(W, cells)
+    counts = ["Models", "Three or fewer represented", "Four"]
+    assert [first[c] for c in counts] == ["10", "0", "9"] and first["All five"].startswith(
+        "1 of 10"
+    )
+    assert [fifth[c] for c in counts] == ["10", "10", "0"]
+    assert fifth["In superposition, of the represented"].startswith("20 of 30, 66.7 % (48.8 % to")
+    assert toy_figures.talk_mechanism(W, cells).endswith("no such difference is shown.")
+    W[0, :, :, 1] = 0
+    assert toy_figures.talk_mechanism(W, cells).endswith("so that difference is seen.")
 
 
 def test_gates_fail_on_untrained_models(smoke):

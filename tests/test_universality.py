@@ -74,7 +74,7 @@ def test_the_sentences_say_either():
             for name in study_figures.COMPARED:
                 value = (models if name == "models" else 0.3) + (name == "fresh") * wiggle
                 compared[name] = dict.fromkeys(("raw", "residual"), value)
-                compared[name] |= {"raw_share": 0.5, "residual_share": 0.25}
+                compared[name] |= {"raw_share": value / 2, "residual_share": value / 4}
             link = {"spearman": rho, "density_held": rho + wiggle, "most": 0.4, "least": 0.2}
             links = dict.fromkeys(study_figures.QUALITIES, link)
             points.append({"seed": seed, "compared": compared, "links": links})

@@ -14,7 +14,7 @@ import yaml
 from sae_lib import settings as settings_module
 from sae_lib.errors import ArtefactError
 from sae_lib.settings import Section, Settings
-from suite import deviations_views, sanity_views, study_figures
+from suite import deviations_views, project, sanity_views, study_figures
 from suite.original import ORIGINAL
 from suite.runs import Run, settings_hash
 
@@ -81,7 +81,7 @@ def context(run: Run) -> dict[str, Any]:
     from sae_lib.features.evaluation import ALIVE
     from sae_lib.interpretability import scores
     from sae_lib.sae.recipes import RECIPES
-    from suite import circuits
+    from suite import circuits, gallery
     from suite.rule_figures import KINDS as UNIT_KINDS
 
     studies = study_figures.load_studies(run)
@@ -111,8 +111,16 @@ def context(run: Run) -> dict[str, Any]:
         "rows": study_figures.rows_of(studies),
         "sanity": sanity_views if studies["sanity"] else None,
         "deviations_views": deviations_views,
+        "by_chance": gallery.writers_by_chance,
+        "rehearsal": rehearsal(),
         "study_views": study_figures,
     }
+
+
+def rehearsal() -> dict[str, Any] | None:
+    """The rehearsal of a large model's path (`benchmarks/rehearsal.py`), where it was published."""
+    path = (project.find() or Path()) / "benchmarks" / "rehearsal.json"
+    return json.loads(path.read_text("utf-8")) if path.is_file() else None
 
 
 def cards_of(gallery: dict[str, Any]) -> list[dict[str, Any]]:
