@@ -19,6 +19,7 @@ Makes a bare GPU pod (Debian or Ubuntu) ready, from inside a clone of this repos
 
   --no-lab      stop after step 4
   --port N      JupyterLab's port, 8888 unless given; the pod must expose it
+Then start the job: make run PROFILE=runpod (it goes on after a stop with the same command).
 Environment: PYTHON chooses the interpreter, VOLUME the volume, HF_TOKEN is passed on and never shown.
 As a pod's start command: bash -c './runpod_setup.sh && sleep infinity'
 TEXT
@@ -42,6 +43,7 @@ export VENV=.venv
 py=$VENV/bin/python
 pin=$(sed -n 's/^torch==\([^ ;]*\).*/\1/p' requirements.txt)
 say() { printf '\n== %s\n' "$*"; }
+say_next() { echo 'then start the job: make run PROFILE=runpod (it goes on after a stop with the same command); in JupyterLab set profile = "runpod" in the second cell of a notebook'; }
 apt_install() {
     [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 1
     apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
@@ -125,7 +127,7 @@ scripts/chromium.sh --download || true
 
 say "Doctor"
 "$py" -m suite doctor --profile runpod || echo "(fix what is marked FAIL; JupyterLab starts all the same)"
-[ "$lab" = yes ] || exit 0
+if [ "$lab" = no ]; then say_next; exit 0; fi
 
 say "JupyterLab"
 state=$HOME/.local/state/sae_lib
@@ -163,6 +165,7 @@ for _ in $(seq 60); do
         echo "the token it asks for: cat $state/token"
         [ -n "$pod" ] || echo "from another machine: ssh -L $port:127.0.0.1:$port <this machine>, then the address above there"
         echo "(log: $state/jupyter.log; stop: kill \$(cat $state/jupyter.pid); a new run makes a new token)"
+        say_next
         exit 0
     fi
     sleep 0.5
