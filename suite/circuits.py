@@ -12,10 +12,18 @@ from sae_lib.formats import percent
 from sae_lib.text.display import Vocabulary
 
 CARDS = 8  # that are listed
+HEAVY = 0.1  # of a feature's direction, which has length 1, on one neuron
 EXPLAINED = 0.8  # AUROC from which the weights alone explain a unit
 WAYS = {"fires": "the token that it fires on", "follows": "the token that follows"}
 UNITS = {"feature": "features", "neuron": "neurons", "random": "random directions"}
 UNITS["shuffled"] = "features, each with the prediction of another"
+
+
+def writers_by_chance(d_in: int, n: int) -> float:
+    """How many of `n` random directions have at least `HEAVY` of their length on a given neuron: a
+    coordinate's square has a beta distribution.
+    """
+    return n * scipy.stats.beta.sf(HEAVY**2, 0.5, (d_in - 1) / 2)
 
 
 def ranked(cards: pd.DataFrame) -> pd.DataFrame:

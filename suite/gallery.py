@@ -18,6 +18,7 @@ from sae_lib.model.activations import harvest
 from sae_lib.sae.directions import random_directions, thresholded
 from sae_lib.text.tokenizer import token_ids
 from suite import close_reading, stages
+from suite.circuits import HEAVY
 from suite.runs import Run
 from suite.table import FeatureTable, open_table
 from suite.why import SUMS, firing
@@ -37,7 +38,6 @@ KINDS = {
 CARDS, RANKED = 20, 500  # of each list; best features whose kinds are looked at for it
 SOURCES, NEURONS = 3, 10
 SAMPLE = 32_768  # activations that the thresholds of random directions are taken from
-HEAVY = 0.1  # of a feature's direction, which has length 1, on one neuron
 TEXT, TOKEN = (
     "def load(path):\n    with open(path) as file:\n        return json.load(file)\n",
     "return",
@@ -188,13 +188,6 @@ def on_token(run: Run, table: FeatureTable) -> dict[str, Any]:
             "writers": int((of_length.abs() >= HEAVY).sum()),
         },
     }
-
-
-def writers_by_chance(d_in: int, n: int) -> float:
-    """How many of `n` random directions have at least `HEAVY` of their length on a given neuron: a
-    coordinate's square has a beta distribution.
-    """
-    return n * scipy.stats.beta.sf(HEAVY**2, 0.5, (d_in - 1) / 2)
 
 
 def _with_sources(run: Run, table: FeatureTable, i: int, at: int, value: float) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 
 from sae_lib.features import firing
 from sae_lib.files import plain, read_record
-from suite import gallery, larger, stages
+from suite import circuits, gallery, larger, stages
 from suite.report.content import cards_of
 from tests.test_circuits import planted
 
@@ -119,3 +119,9 @@ def gallery_token(run):
     words = [tokenizer.decode([i]).strip() for i in token_ids(tokenizer, gallery.TEXT)]
     wanted = gallery.TOKEN if gallery.TOKEN in words else len(words) // 2
     return of_token(stages.hook(run), tokenizer, gallery.TEXT, wanted)
+
+
+def test_how_many_random_directions_write_a_neuron():
+    x = np.random.default_rng(0).standard_normal((200_000, 64))
+    share = (np.abs(x[:, 0]) >= circuits.HEAVY * np.linalg.norm(x, axis=1)).mean()
+    assert circuits.writers_by_chance(64, 1) == pytest.approx(share, rel=0.01)

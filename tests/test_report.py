@@ -873,6 +873,21 @@ def test_each_cell_of_the_main_table_is_its_json_value_formatted(tmp_path):
         assert cells in [row[1:] for name, row in rows.items() if name.startswith(label)], label
 
 
+def test_a_resampling_just_before_the_end_is_told(tmp_path):
+    values = results()
+    assert "has not recovered" not in rendered(tmp_path / "early", values)
+    summary = values["training"]["summaries"]["ward_2024"]
+    summary["resampling"], summary["curve"][1]["l0"] = (
+        [{"step": 500, "dead": 9, "resampled": 9}],
+        29,
+    )
+    text = rendered(tmp_path / "late", values)
+    assert (
+        "It resampled 9 features at step 500 of 600, and its L0 on the training text went" in text
+    )
+    assert "from 17.0 to 29.0: its column shows an autoencoder that has not recovered" in text
+
+
 def leaves(value, path=()):
     """(path, number) of every number in nested results, booleans and long lists left out."""
     if isinstance(value, dict):
@@ -1012,7 +1027,7 @@ def test_numbers_in_the_template_are_no_results():
 def test_tables_are_well_formed_and_nothing_is_undefined(run):
     text = render.markdown(run)
     found = tables_of(text)
-    assert len(found) == 39
+    assert len(found) == 40
     for rows in found:
         assert len({len(row) for row in rows}) == 1, rows
         assert all(re.fullmatch("-+:?", cell) for cell in rows[1])
@@ -1246,7 +1261,7 @@ def check_page(text: str) -> Page:
 def test_the_page_is_self_contained(run):
     page = check_page(pages.html(render.markdown(run), run.folder))
     assert page.tags.count("img") == len(FIGURES)
-    assert page.tags.count("table") == 39
+    assert page.tags.count("table") == 40
     assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in [
         v for _, k, v in page.attributes if k == "content"
     ]

@@ -126,6 +126,10 @@ def test_intervals_and_verdicts_of_known_points():
         "clamping": True,
     }
     assert found["probing"]["contender"] == "equal" and found["recovered"]["contender"] == "weak"
+    said = sanity_views.against(points(), "information", "weak")
+    assert said.endswith("is 0.910, of weak 0.820: ahead (+0.0900, +0.0652 to +0.115).")
+    assert "neither ahead" in sanity_views.against(points(), "probing", "equal")
+    assert sanity_views.against(points(), "recovered", "equal") == "", "it was not measured"
     text = sanity_views.sentence(points())
     assert "above zero, on 3 of 4 measures (loss recovered" in text
     assert "sparse probing (AUROC): equal 0.917, a difference of -0.007" in text

@@ -81,7 +81,7 @@ def context(run: Run) -> dict[str, Any]:
     from sae_lib.features.evaluation import ALIVE
     from sae_lib.interpretability import scores
     from sae_lib.sae.recipes import RECIPES
-    from suite import circuits, gallery
+    from suite import circuits
     from suite.rule_figures import KINDS as UNIT_KINDS
 
     studies = study_figures.load_studies(run)
@@ -111,7 +111,7 @@ def context(run: Run) -> dict[str, Any]:
         "rows": study_figures.rows_of(studies),
         "sanity": sanity_views if studies["sanity"] else None,
         "deviations_views": deviations_views,
-        "by_chance": gallery.writers_by_chance,
+        "by_chance": circuits.writers_by_chance,
         "rehearsal": rehearsal(),
         "study_views": study_figures,
     }
