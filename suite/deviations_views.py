@@ -16,7 +16,7 @@ TITLES = {
     "resampling_end": "resampling to the end of training",
     "loss_units": "squared error as a mean, λ to match",
     "b_dec": "b_dec starts at random",
-    "encoder_start": "encoder starts independently (as in the paper)",
+    "encoder_start": "encoder starts independently, as in the paper",
     "positions": "one position of each row",
     "attention": "the original's attention",
     NULL: "nothing but other seeds (null)",
@@ -120,9 +120,8 @@ def sentence(study: dict) -> str:
     for base, of in judged.groupby("base", sort=False):
         named = {verdict: [] for verdict in ("change", "none shown", "L0 apart")}
         for r in of.sort_values("effect", kind="stable").to_dict("records"):
-            l0 = f" ({number(r['l0'][0])} with it, {number(r['l0'][1])} without)"
-            more = {"change": f" {signed(r['effect'])}", "L0 apart": l0}.get(r["verdict"], "")
-            named[r["verdict"]].append(TITLES[r["deviation"]] + more)
+            effect = f" {signed(r['effect'])}" if r["verdict"] == "change" else ""
+            named[r["verdict"]].append(TITLES[r["deviation"]] + effect)
         n = len(of) - len(named["L0 apart"])
         changes, none, apart = ("; ".join(names) for names in named.values())
         said.append(

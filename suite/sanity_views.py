@@ -70,7 +70,7 @@ def sentence(study: dict, brief: bool = False) -> str:
         said = f"{MEASURES[m]}: {best['contender']} {written(m, best['mean'])}, a difference of"
         said += f" {best['difference']:+.3f} ({best['low']:+.3f} to {best['high']:+.3f})"
         if not best["ahead"]:
-            rest.append(said)
+            rest.append(said.replace("-", "\N{MINUS SIGN}"))
     if brief:
         leads = [_short(m) for m, best in found.items() if best["ahead"]]
         named = f" ({' and '.join(leads)})" if leads else ""

@@ -215,7 +215,8 @@ def universality_rows(study: dict) -> pd.DataFrame:
 def with_interval(values: pd.Series) -> str:
     """The mean over seeds, in brackets its 95 % interval where there is one."""
     mean, half = mean_and_half_width(values)
-    return f"{mean:.2f}" + ("" if np.isnan(half) else f" ({mean - half:.2f} to {mean + half:.2f})")
+    ends = "" if np.isnan(half) else f" ({mean - half:.2f} to {mean + half:.2f})"
+    return f"{mean:.2f}{ends}".replace("-", "\N{MINUS SIGN}")
 
 
 def universality_sentences(study: dict) -> list[str]:

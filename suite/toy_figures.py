@@ -165,7 +165,7 @@ def talk_mechanism(W: Float[Tensor, "cell seed 2 5"], cells: list[tuple[str, flo
 
 
 def share_of(hits: Bool[Tensor, " n"]) -> str:
-    """`3 of 72, 4.2 % (1.4 % to 12 %)`."""
+    """`3 of 72, 4.17 % (1.43 to 11.6)`."""
     k, n = int(hits.sum()), len(hits)
-    low, high = map(percent, metrics.wilson(k, n))
-    return f"{k} of {n}, {percent(k / max(n, 1))} ({interval(low, high, str)})"
+    low, high = metrics.wilson(k, n)
+    return f"{k} of {n}, {percent(k / max(n, 1))} ({interval(100 * low, 100 * high)})"

@@ -132,7 +132,7 @@ def test_intervals_and_verdicts_of_known_points():
     assert sanity_views.against(points(), "recovered", "equal") == "", "it was not measured"
     text = sanity_views.sentence(points())
     assert "above zero, on 3 of 4 measures (loss recovered" in text
-    assert "sparse probing (AUROC): equal 0.917, a difference of -0.007" in text
+    assert "sparse probing (AUROC): equal 0.917, a difference of −0.007" in text
 
 
 def test_a_baseline_that_lacks_a_measure_in_one_seed_is_not_compared_on_it():

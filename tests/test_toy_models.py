@@ -505,7 +505,7 @@ def test_the_talks_claims_count_what_they_say():
         "1 of 10"
     )
     assert [fifth[c] for c in counts] == ["10", "10", "0"]
-    assert fifth["In superposition, of the represented"].startswith("20 of 30, 66.7 % (48.8 % to")
+    assert fifth["In superposition, of the represented"].startswith("20 of 30, 66.7 % (48.8 to")
     assert toy_figures.talk_mechanism(W, cells).endswith("no such difference is shown.")
     W[0, :, :, 1] = 0
     assert toy_figures.talk_mechanism(W, cells).endswith("so that difference is seen.")

@@ -56,7 +56,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    filters = {name: getattr(formats, name) for name in FORMATS}
+    filters = {name: _typeset(getattr(formats, name)) for name in FORMATS}
     filters |= {
         "plain": plain,
         "prose": prose,
@@ -65,11 +65,16 @@ def _environment() -> Environment:
         "span": span,
         "shell": shlex.quote,
         "python": repr,
-        "written": lambda value, format: getattr(formats, format)(value),
+        "written": lambda value, format: _typeset(getattr(formats, format))(value),
         "notebook": lambda name: content.NOTEBOOK_OF.get(name, "the run itself"),
     }
     environment.filters |= {name: _of_defined(made) for name, made in filters.items()}
     return environment
+
+
+def _typeset(write: Callable[..., str]) -> Callable[..., str]:
+    """The same with a minus sign for a hyphen, as in print."""
+    return lambda *given: write(*given).replace("-", "\N{MINUS SIGN}")
 
 
 def _of_defined(made: Callable[..., str]) -> Callable[..., str]:
