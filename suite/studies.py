@@ -105,14 +105,14 @@ def _agrees(record: dict, same: dict, *but: str) -> bool:
 
 
 def widths_study(run: Run, hook: HookPoint) -> dict:
-    """The run's recipe at several widths and the same L0: what width buys, and which features of
-    a narrow dictionary split in a wider one.
+    """The run's recipe at several widths and the same L0, each at its best rate: what width buys,
+    and which features of a narrow dictionary split in a wider one.
     """
     base, points, agreement, first = run.settings.sae, [], {}, {}
     for width in WIDTHS:
-        settings, _ = sweep.at_l0(
-            run, hook, sweep.changed(base, d_sae=width, precision="float32"), sweep.L0
-        )
+        given = sweep.changed(base, d_sae=width, precision="float32")
+        best, _ = sweep.at_its_best_rate(run, hook, given, resolve(given).lr, sweep.RATES)
+        settings, _ = sweep.at_l0(run, hook, best, sweep.L0)
         points += of_seeds(run, hook, settings)
         agreement[width] = agreement_of_seeds(run, hook, settings)
         first[width] = sweep.changed(settings, seed=sweep.SEEDS[0])

@@ -110,11 +110,10 @@ def talk_cases(
     for case in dict.fromkeys(cell[0] for cell in cells):
         here = [cell[0] == case for cell in cells]
         k, n = kept[here], kept[here].sum(-1).flatten()
-        row = {"Case": case, "Models": str(len(n))}
-        row |= {"Three or fewer represented": str(int((n <= 3).sum()))}
+        row = {"Case": case, "Three or fewer": str(int((n <= 3).sum()))}
         row |= {"Four": str(int((n == 4).sum())), "All five": share_of(n == 5)}
         shared = ~metrics.alone(W[here])
-        table.append(row | {"In superposition, of the represented": share_of(shared[k])})
+        table.append(row | {"In superposition": share_of(shared[k])})
     return table
 
 
