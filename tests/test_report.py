@@ -877,6 +877,9 @@ def test_a_resampling_just_before_the_end_is_told(tmp_path):
     values = results()
     assert "has not recovered" not in rendered(tmp_path / "early", values)
     summary = values["training"]["summaries"]["ward_2024"]
+    for quiet in ([], [{"step": 500, "dead": 0, "resampled": 0}]):
+        summary["resampling"] = quiet
+        assert "has not recovered" not in rendered(tmp_path / f"none{len(quiet)}", values)
     summary["resampling"], summary["curve"][1]["l0"] = (
         [{"step": 500, "dead": 9, "resampled": 9}],
         29,
