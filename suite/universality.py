@@ -52,7 +52,6 @@ def study(run: Run) -> dict:
     about |= {"l0": sanity.L0, "units": sanity.UNITS, "universal": study_figures.UNIVERSAL}
     found = {"points": [shared.point(m) for m in MODELS], "about": sweep.about(run) | about}
     found["carriers"] = pd.DataFrame([shared.carriers(m) for m in MODELS]).mean().to_dict()
-    found["sentences"] = study_figures.universality_sentences(found)
     run.save_results("study_universality", found)
     return run.load_results("study_universality")
 

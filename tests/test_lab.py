@@ -393,8 +393,9 @@ def test_clamping_shows_both_sides(widget):
 
 def test_a_whole_row_is_opened(widget):
     widget.view("feature")
-    widget("#page .value button").first.click()
-    widget(".expanded h4").wait_for()
+    if not widget(".expanded").count():  # a second try finds it open, and a click would close it
+        widget("#page .value button").first.click()
+    widget(".expanded h4").first.wait_for()  # "why" has a heading of its own, a little later
     assert widget(".expanded .live bdi").count() == 64  # the whole row
     assert widget(".expanded .text").nth(1).locator("bdi[title$=nats]").count() == 64
 

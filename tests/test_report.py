@@ -377,7 +377,7 @@ def universality_of(about: dict) -> dict:
     study |= {"about": about | {"tokens": 4093, "autoencoders": 2, "universal": 0.5}}
     names = ("neurons", "random", "shared", "same", "others")
     study |= {"carriers": dict(zip(names, (37.1, 171.2, 0.81, 0.19, 0.07), strict=True))}
-    return study | {"sentences": study_figures.universality_sentences(study)}
+    return study
 
 
 def sanity_of() -> dict:
@@ -877,9 +877,10 @@ def test_a_resampling_just_before_the_end_is_told(tmp_path):
     values = results()
     assert "has not recovered" not in rendered(tmp_path / "early", values)
     summary = values["training"]["summaries"]["ward_2024"]
-    for quiet in ([], [{"step": 500, "dead": 0, "resampled": 0}]):
+    long_before = {"step": 300, "dead": 9, "resampled": 9}
+    for i, quiet in enumerate(([], [long_before], [long_before | {"step": 500, "resampled": 0}])):
         summary["resampling"] = quiet
-        assert "has not recovered" not in rendered(tmp_path / f"none{len(quiet)}", values)
+        assert "has not recovered" not in rendered(tmp_path / str(i), values)
     summary["resampling"], summary["curve"][1]["l0"] = (
         [{"step": 500, "dead": 9, "resampled": 9}],
         29,
