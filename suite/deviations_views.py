@@ -123,13 +123,14 @@ def sentence(study: dict) -> str:
             effect = f" {signed(r['effect'])}" if r["verdict"] == "change" else ""
             named[r["verdict"]].append(TITLES[r["deviation"]] + effect)
         n = len(of) - len(named["L0 apart"])
-        changes, none, apart = ("; ".join(names) for names in named.values())
+        changes, none, _ = ("; ".join(names) for names in named.values())
+        left = len(of) - n
+        apart = f" ({left} are not compared: their L0 are too far apart)" if left else ""
         said.append(
             f"{WHERE[base].capitalize()}, {len(named['change'])} of {n} change the loss recovered"
-            + (f", in percentage points: {changes}." if changes else ".")
+            + (f", in percentage points: {changes}{apart}." if changes else f"{apart}.")
         )
         said += [f"No change is shown by: {none}."] if none else []
-        said += [f"Not compared, as their L0 are too far apart: {apart}."] if apart else []
     for r in table[table["deviation"] == NULL].dropna().to_dict("records"):
         ends = interval(r["low"], r["high"], signed)
         said.append(f"Other seeds alone, the null, change it by {signed(r['effect'])} ({ends}).")

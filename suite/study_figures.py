@@ -178,7 +178,7 @@ def absorption_rows(study: dict) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def absorption_sentence(study: dict) -> str:
+def absorption_sentences(study: dict) -> list[str]:
     """Which recipes absorb more than the null, and which absorbs least: by the mean over seeds of
     the excess over the null, declared primary before the study was run.
     """
@@ -191,12 +191,13 @@ def absorption_sentence(study: dict) -> str:
     mean, half = mean_and_half_width((pairs[most] - pairs[least]).dropna())
     ends = interval(100 * (mean - half), 100 * (mean + half), signed) if half == half else None
     shown = "" if mean > half else ", which is not shown to be a difference"
-    return (
-        f"More is absorbed than in the null, with a 95 % interval over seeds, by"
+    return [
+        f"More is absorbed than with shuffled labels, the null, with a 95 % interval over seeds, by"
         f" {', '.join(above) or 'no recipe'} ({len(above)} of {len(found)}; by chance"
-        f" {0.025 * len(found):.1f}). Above its null least is absorbed by `{least}` and most by"
-        f" `{most}`, {signed(100 * mean)} points{f' ({ends})' if ends else ''} apart{shown}."
-    )
+        f" {0.025 * len(found):.1f}).",
+        f"Above its null least is absorbed by `{least}` and most by"
+        f" `{most}`, {signed(100 * mean)} points{f' ({ends})' if ends else ''} apart{shown}.",
+    ]
 
 
 def universality_rows(study: dict) -> pd.DataFrame:
@@ -233,9 +234,10 @@ def universality_sentences(study: dict) -> list[str]:
             level += [] if mean > half else [what.removesuffix(" (null)")]
         beside[column] = "every null" + (f" but {', '.join(level)}" if level else "")
     said = [
-        f"By the mean best correlation, two language models agree more than {beside['residual']}"
-        f" with the token regressed out, and raw more than {beside['raw']}; by the share of"
-        f" features that are universal, more than {beside['residual_share']}, and raw more than"
+        "With the current token regressed out, two language models agree more than"
+        f" {beside['residual']} by the mean best correlation, and more than"
+        f" {beside['residual_share']} by the share of features with one of at least"
+        f" {study['about']['universal']}; raw, more than {beside['raw']}, and more than"
         f" {beside['raw_share']}."
     ]
     for quality, what in QUALITIES.items():

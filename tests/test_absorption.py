@@ -123,7 +123,7 @@ def test_what_is_absorbed_is_said_whichever_way_it_came_out():
             for name, values in excess.items()
             for seed, value in enumerate(values)
         ]
-        return study_figures.absorption_sentence({"points": points})
+        return " ".join(study_figures.absorption_sentences({"points": points}))
 
     apart = said(a=[0.10, 0.11, 0.12], b=[0.01, -0.02, 0.01], c=[0.05, 0.06, 0.05])
     assert (
@@ -158,6 +158,6 @@ def test_the_study_compares_recipes_over_seeds_and_goes_on(small_run, monkeypatc
     assert table["Recipe"].tolist() == ["topk", "matryoshka"]
     shown = study_figures.absorption_figure(study)
     assert sum(len(trace.y) for trace in shown.data) == 8, "a point per seed, and its null"
-    assert "absorbed by `" in study_figures.absorption_sentence(study)
+    assert "absorbed by `" in study_figures.absorption_sentences(study)[1]
     monkeypatch.setattr(stages, "train", lambda *_: pytest.fail("trained again"))
     assert study_module.study(run)["points"] == study["points"]

@@ -183,7 +183,7 @@ def test_no_verdict_where_l0_differ_and_none_smaller_than_other_seeds():
     assert "In the method, 1 of 1 change" in deviations_views.sentence(study)
     study = made_up(values, method=8.0)
     said = deviations_views.sentence(study)
-    assert "0 of 0 change" in said and "too far apart: decoder normalised along" in said
+    assert "0 of 0 change" in said and "too far apart" in said
     assert not {y for trace in deviations_views.figure(study).data for y in trace.y}
     assert deviations_views.rows(study)[0]["L0 with it, without"] == "16.0, 8.00"
     study = made_up(values | {"method, other seeds": [0.93, 0.89, 0.90]})

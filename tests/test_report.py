@@ -1509,6 +1509,10 @@ def test_publishing_copies_the_report_with_links_that_resolve(run, tmp_path):
         and (root / "report" / "toy" / "gates.json").exists()
     )
     assert text.replace("](report/figures/", "](figures/") == (run.folder / "report.md").read_text()
+    assert (root / "report.pdf").is_file()
+    (run.folder / "report.pdf").unlink()
+    publish.publish(run, root)
+    assert not (root / "report.pdf").exists()  # rather than one of another text
 
 
 @pytest.mark.parametrize("harm", ["large", "broken", "path", "setting"])

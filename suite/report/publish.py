@@ -61,6 +61,7 @@ def publish(run: Run, root: Path) -> Path:
             )
     for folder in ("figures", "results"):
         shutil.rmtree(root / "report" / folder, ignore_errors=True)
+    (root / "report.pdf").unlink(missing_ok=True)  # where there is none now, none of before stays
     for name, data in files.items():
         write_atomically(root / name, data)
     return root / "report.md"
