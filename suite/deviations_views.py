@@ -143,7 +143,7 @@ def rows(study: dict) -> list[dict[str, str]]:
     """The table: a row per deviation and base."""
     table = []
     for (base, deviation), of in effects(study).groupby(["base", "deviation"], sort=False):
-        cells = {"Deviation": TITLES[deviation], "": WHERE[base]}
+        cells = {"Deviation": TITLES[deviation], "In": base}
         for r in of.to_dict("records"):
             ends = f" ({interval(r['low'], r['high'], signed)})" if r["low"] == r["low"] else ""
             cells[MEASURES[r["measure"]][0]] = signed(r["effect"]) + ends

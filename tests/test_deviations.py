@@ -166,7 +166,7 @@ def test_effects_have_the_deviations_sign_and_are_said_whichever_way():
     once = made_up({"method": [0.9], "method-norm": [0.5]})
     assert "0 of 1 change" in deviations_views.sentence(once)
     table = deviations_views.rows(study)
-    assert [row[""] for row in table] == ["in the original", "in the method", "in the method"]
+    assert [row["In"] for row in table] == ["original", "method", "method"]
     for point in study["points"]:
         point |= {"norms": [0.9, 1.5 if point["contender"] in ("original", "method-norm") else 1]}
     (how,) = deviations_views.mechanisms(study)

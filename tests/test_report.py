@@ -287,7 +287,7 @@ def studied() -> dict:
     return {
         "study_recipes": {
             "points": [point(n, s, v + s / 1000) for n, v in names.items() for s in (0, 1)],
-            "tuning": [point("", 0, 0.9, lr=0.0035)],
+            "tuning": [point("", 0, 0.9, lr=0.0035, recipe="bricken_2023")],
             "mmcs": {n: agreement for n in names},
             "about": about,
         },
@@ -1031,7 +1031,7 @@ def test_numbers_in_the_template_are_no_results():
 def test_tables_are_well_formed_and_nothing_is_undefined(run):
     text = render.markdown(run)
     found = tables_of(text)
-    assert len(found) == 40
+    assert len(found) == 41
     for rows in found:
         assert len({len(row) for row in rows}) == 1, rows
         assert all(re.fullmatch("-+:?", cell) for cell in rows[1])
@@ -1265,7 +1265,7 @@ def check_page(text: str) -> Page:
 def test_the_page_is_self_contained(run):
     page = check_page(pages.html(render.markdown(run), run.folder))
     assert page.tags.count("img") == len(FIGURES)
-    assert page.tags.count("table") == 40
+    assert page.tags.count("table") == 41
     assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in [
         v for _, k, v in page.attributes if k == "content"
     ]
