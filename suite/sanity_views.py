@@ -58,9 +58,22 @@ def strongest(study: dict) -> dict[str, dict]:
     return found
 
 
-def sentence(study: dict, brief: bool = False) -> str:
-    """On how many of the measures the subject is ahead and, unless `brief`, what is strongest on
-    the others, with the difference and its interval.
+def brief(study: dict, named: bool = True) -> str:
+    """On how many of the measures the subject is ahead of every baseline, and on how many behind at
+    least one; `named`: which is strongest.
+    """
+    leads = [_short(m) for m, best in strongest(study).items() if best["ahead"]]
+    behind = {m: best for m, best in strongest(study).items() if best["high"] < 0}
+    on = [_short(m) + (f" ({best['contender']})" if named else "") for m, best in behind.items()]
+    what = "a TopK autoencoder" if study["subject"] == "trained" else "the autoencoder"
+    said = f"{what} is ahead of every sanity baseline on {len(leads)}"
+    said += f" ({' and '.join(leads)})" if leads else ""
+    return said + (f", and behind at least one on {len(on)}: {', '.join(on)}" if on else "")
+
+
+def sentence(study: dict) -> str:
+    """On how many of the measures the subject is ahead, and what is strongest on the others, with
+    the difference and its interval.
     """
     found, n = strongest(study), study["about"]["seeds"]
     ahead = [MEASURES[m] for m, best in found.items() if best["ahead"]]
@@ -71,13 +84,6 @@ def sentence(study: dict, brief: bool = False) -> str:
         said += f" {best['difference']:+.3f} ({best['low']:+.3f} to {best['high']:+.3f})"
         if not best["ahead"]:
             rest.append(said.replace("-", "\N{MINUS SIGN}"))
-    if brief:
-        leads = [_short(m) for m, best in found.items() if best["ahead"]]
-        named = f" ({' and '.join(leads)})" if leads else ""
-        said = [f"the autoencoder is ahead of every sanity baseline on {len(leads)}{named}"]
-        behind = [f"{_short(m)} ({b['contender']})" for m, b in found.items() if b["high"] < 0]
-        said += [f"behind at least one on {len(behind)}: {', '.join(behind)}"] if behind else []
-        return ", and ".join(said) + "."
     over = f"over {n} seed{'s' if n != 1 else ''} "
     return (
         f"The autoencoder ({study['subject']}) is ahead of every baseline, with a 95 % interval"

@@ -134,15 +134,16 @@ def agreement_sentence(study: dict) -> str:
     best, agree = rows.iloc[0], rows[measure].astype(float)
     more = (agree > agree[0]).sum()
     link = scipy.stats.spearmanr(rows["recovered_mean"], agree)
-    meaning = "no relation of reconstruction and agreement is shown"
+    meaning = "no relation is shown"
     if link.pvalue < 0.05:
         finds = "find too" if link.statistic > 0 else "do not find"
         meaning = f"a better reconstruction goes with features that other seeds {finds}"
     return (
         f"`{best['contender']}` recovers most ({percent(best['recovered_mean'])}, mean ablation);"
         f" the seeds of {more} of the other {len(rows) - 1} recipes agree more than its own"
-        f" ({number(agree[0])}, of {number(agree.min())} to {number(agree.max())}). Over the"
-        f" recipes the two have a rank correlation of {signed(link.statistic)}: {meaning}."
+        f" ({number(agree[0])}; all: {number(agree.min())} to {number(agree.max())}). Over the"
+        f" {len(rows)} recipes reconstruction and agreement have a rank correlation of"
+        f" {signed(link.statistic)}: {meaning}."
     )
 
 
@@ -192,8 +193,8 @@ def absorption_sentences(study: dict) -> list[str]:
     ends = interval(100 * (mean - half), 100 * (mean + half), signed) if half == half else None
     shown = "" if mean > half else ", which is not shown to be a difference"
     return [
-        f"More is absorbed than with shuffled labels, the null, with a 95 % interval over seeds, by"
-        f" {', '.join(above) or 'no recipe'} ({len(above)} of {len(found)}; by chance"
+        f"Above the null, shuffled labels, by a 95 % interval over seeds:"
+        f" {', '.join(above) or 'no recipe'} ({len(above)} of {len(found)} recipes; by chance"
         f" {0.025 * len(found):.1f}).",
         f"Above its null least is absorbed by `{least}` and most by"
         f" `{most}`, {signed(100 * mean)} points{f' ({ends})' if ends else ''} apart{shown}.",
@@ -227,17 +228,18 @@ def universality_sentences(study: dict) -> list[str]:
     """
     points, beside = pd.json_normalize(study["points"]), {}
     for column in ("residual", "raw", "residual_share", "raw_share"):
-        level = []
+        but = []
         for null, what in [*COMPARED.items()][2:]:
             ours, theirs = (points[f"compared.{name}.{column}"] for name in ("models", null))
             mean, half = mean_and_half_width(ours - theirs)
-            level += [] if mean > half else [what.removesuffix(" (null)")]
-        beside[column] = "every null" + (f" but {', '.join(level)}" if level else "")
+            if not mean > half:
+                verdict = "less" if mean < -half else "level"
+                but.append(f"{what.removesuffix(' (null)')} ({verdict})")
+        beside[column] = "more than every null" + (f" but {', '.join(but)}" if but else "")
     said = [
-        "With the current token regressed out, two language models agree more than"
-        f" {beside['residual']} by the mean best correlation, and more than"
-        f" {beside['residual_share']} by the share of features with one of at least"
-        f" {study['about']['universal']}; raw, more than {beside['raw']}, and more than"
+        f"By the mean best correlation, two language models agree {beside['residual']} with the"
+        f" current token regressed out, and raw {beside['raw']}; by the share of features with one"
+        f" of at least {study['about']['universal']}, {beside['residual_share']}, and raw"
         f" {beside['raw_share']}."
     ]
     for quality, what in QUALITIES.items():

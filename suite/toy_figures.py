@@ -11,7 +11,7 @@ from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from sae_lib.formats import interval, percent, short
+from sae_lib.formats import interval, percent, short, signed
 from sae_lib.toy import metrics
 from suite.charts import chart
 
@@ -141,6 +141,9 @@ def talk_claims(
         agree = hits[here][among[here]]
         low, high = metrics.wilson(int(agree.sum()), len(agree))
         verdict = "holds" if low > AGREES else "does not hold" if high < AGREES else "open"
+        if not case:
+            few = kept[here].sum(-1) <= 3
+            measured += f" (at most three: {int(few.sum())} of {few.numel()})"
         row = {"The talk says": claim, "Measured": measured, "Share": share_of(agree)}
         table.append(row | {f"At {100 * AGREES:.0f} %": verdict})
     return table
@@ -155,11 +158,13 @@ def talk_mechanism(W: Float[Tensor, "cell seed 2 5"], cells: list[tuple[str, flo
     for case in "12":
         here = [cell[0].startswith(case) for cell in cells]
         found.append(alone[here][kept[here]])
-    (low, _), (_, high) = (metrics.wilson(int(of.sum()), len(of)) for of in found)
-    shown = "so that difference is seen" if low > high else "no such difference is shown"
+    low, high = metrics.shares_apart(*(n for of in found for n in (int(of.sum()), len(of))))
+    shown = "a difference is seen" if low > 0 else "no difference is shown"
     first, second = map(share_of, found)
     return (
-        f"Of the represented features {first} stand alone in case 1, {second} in case 2: {shown}."
+        f"Of the represented features {first} stand alone in case 1, {second} in case 2,"
+        f" {interval(100 * low, 100 * high, signed)} points apart: {shown}, as far as features of"
+        " one model count as independent."
     )
 
 

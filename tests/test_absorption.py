@@ -127,12 +127,12 @@ def test_what_is_absorbed_is_said_whichever_way_it_came_out():
 
     apart = said(a=[0.10, 0.11, 0.12], b=[0.01, -0.02, 0.01], c=[0.05, 0.06, 0.05])
     assert (
-        "by `a`, `c` (2 of 3; by chance 0.1)" in apart
+        "over seeds: `a`, `c` (2 of 3 recipes; by chance 0.1)" in apart
         and "least is absorbed by `b` and most by `a`" in apart
     )
     assert "+11.0 points (+6.03 to +16.0) apart." in apart
     same = said(a=[0.02, -0.01, 0.01], b=[-0.01, 0.01, 0.02])
-    assert "by no recipe (0 of 2;" in same and "not shown to be a difference" in same
+    assert "over seeds: no recipe (0 of 2 recipes;" in same and "not shown to be a difference" in same
     once = said(a=[0.02], b=[0.01])
     assert "by no recipe" in once and "(+" not in once
 

@@ -504,9 +504,15 @@ def test_the_talks_claims_count_what_they_say():
     assert [first[c] for c in counts] == ["0", "9"] and first["All five"].startswith("1 of 10")
     assert [fifth[c] for c in counts] == ["10", "0"]
     assert fifth["In superposition"].startswith("20 of 30, 66.7 % (48.8 to")
-    assert toy_figures.talk_mechanism(W, cells).endswith("no such difference is shown.")
+    assert "apart: no difference is shown" in toy_figures.talk_mechanism(W, cells)
     W[0, :, :, 1] = 0
-    assert toy_figures.talk_mechanism(W, cells).endswith("so that difference is seen.")
+    assert "apart: a difference is seen" in toy_figures.talk_mechanism(W, cells)
+
+
+def test_the_interval_of_a_difference_of_shares():
+    # the example of Newcombe 1998, method 10
+    assert metrics.shares_apart(56, 70, 48, 80) == pytest.approx((0.0524, 0.3339), abs=1e-4)
+    assert metrics.shares_apart(9, 10, 3, 10) == pytest.approx((0.1705, 0.8090), abs=1e-4)
 
 
 def test_gates_fail_on_untrained_models(smoke):

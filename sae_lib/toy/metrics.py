@@ -59,6 +59,15 @@ def wilson(k: int, n: int) -> tuple[float, float]:
     return tuple(binomtest(k, n).proportion_ci(method="wilson")) if n else (0.0, 1.0)
 
 
+def shares_apart(k: int, n: int, other_k: int, other_n: int) -> tuple[float, float]:
+    """95 % interval of the difference of two shares, k/n − other_k/other_n (Newcombe 1998)."""
+    (low, high), (other_low, other_high) = wilson(k, n), wilson(other_k, other_n)
+    share, other = k / max(n, 1), other_k / max(other_n, 1)
+    below = ((share - low) ** 2 + (other_high - other) ** 2) ** 0.5
+    above = ((high - share) ** 2 + (other - other_low) ** 2) ** 0.5
+    return share - other - below, share - other + above
+
+
 def cosines(W: Weights) -> OfPairs:
     """Cosine between every two feature directions."""
     unit = F.normalize(W, dim=-2)

@@ -14,6 +14,7 @@ import yaml
 from sae_lib import settings as settings_module
 from sae_lib.errors import ArtefactError
 from sae_lib.settings import Section, Settings
+from sae_lib.toy import metrics
 from suite import deviations_views, project, sanity_views, study_figures
 from suite.original import ORIGINAL
 from suite.runs import Run, settings_hash
@@ -112,6 +113,7 @@ def context(run: Run) -> dict[str, Any]:
         "sanity": sanity_views if studies["sanity"] else None,
         "deviations_views": deviations_views,
         "by_chance": circuits.writers_by_chance,
+        "shares_apart": metrics.shares_apart,
         "rehearsal": rehearsal(),
         "study_views": study_figures,
     }
