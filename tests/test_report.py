@@ -891,6 +891,24 @@ def test_a_resampling_just_before_the_end_is_told(tmp_path):
     assert "shortly after a resampling" in section(text, "Abstract")
 
 
+def test_the_originals_full_budget_is_told_where_it_was_run(tmp_path):
+    values = results()
+    assert "the original's budget, Stheno-8B" in section(rendered(tmp_path / "no", values), "Abst")
+    record = values["study_recipes"]["points"][0] | {"activations": 2_000_000}
+    dead = [{"activations": 1000 * n, "dead": d} for n, d in ((9, 0.07), (90, 0.73), (1900, 0.31))]
+    values["study_full_budget"] = {
+        "record": record | {"recovered_zero": 0.7531},
+        "dead": dead,
+        "curve": [],
+        "about": values["study_recipes"]["about"],
+    }
+    text = rendered(tmp_path / "full", values)
+    assert "recovers 75.3 % (zero); it reported 74.0 %" in section(text, "Abstract")
+    said = section(text, "3 ")
+    assert "73.0 % at most (after 0.1 million), and 31.0 % to 31.0 % after" in said
+    assert "75.3 % of the loss is recovered against zero ablation (74.0 % there)" in said
+
+
 def leaves(value, path=()):
     """(path, number) of every number in nested results, booleans and long lists left out."""
     if isinstance(value, dict):
