@@ -174,7 +174,7 @@ def tab(chromium):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Why a test had a second attempt: a cause that nobody sees is not mended."""
+    """Why a test had a second attempt: a cause that nobody sees is not removed."""
     for report in terminalreporter.stats.get("rerun", []):
         said = [line for line in report.longreprtext.splitlines() if line.startswith("E ")]
         terminalreporter.write_line(f"second attempt of {report.nodeid}: {' '.join(said[:3])}")
