@@ -906,7 +906,7 @@ def test_the_originals_full_budget_is_told_where_it_was_run(tmp_path):
     assert "recovers 75.3 % (zero); it reported 74.0 %" in section(text, "Abstract")
     said = section(text, "3 ")
     assert "73.0 % at most (after 0.1 million), and 31.0 % to 31.0 % after" in said
-    assert "75.3 % of the loss is recovered against zero ablation (74.0 % there)" in said
+    assert "it recovers 75.3 % (zero; 74.0 % there)" in said
 
 
 def leaves(value, path=()):
