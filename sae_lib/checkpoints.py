@@ -41,7 +41,8 @@ class CheckpointFolder:
     """Where one training keeps its checkpoints: the newest is found again by the same settings on
     the same machine.
 
-    `made_from` is what the weights depend on; `interrupted` is set where Ctrl-C wants the training
+    `made_from` is what the weights depend on, besides what the training itself adds to it;
+    `interrupted` is set where Ctrl-C wants the training
     to save and stop. Without a folder nothing is kept.
     """
 

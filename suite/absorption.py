@@ -1,13 +1,12 @@
 """The study of feature absorption: recipes at the same L0, over seeds, on exact labels."""
 
-from functools import cache
-
 import numpy as np
 import pandas as pd
 
 from sae_lib.features.absorption import (
     CARRIED,
     MIN_GAIN,
+    MIN_RECALL,
     Fires,
     Half,
     absorption,
@@ -16,7 +15,7 @@ from sae_lib.features.absorption import (
     shuffled_labels,
 )
 from sae_lib.features.firing import firing_tables
-from sae_lib.model.activations import harvest
+from sae_lib.model.activations import harvest, spread
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.recipes import of_recipe
 from sae_lib.settings import SAESettings
@@ -27,8 +26,6 @@ from suite.sanity import Sanity
 RECIPES = ("bricken_2023", "topk", "jumprelu", "matryoshka")
 DIRECTION_TOKENS = 65_536  # of the learning half, that parents' directions are taken from
 EXAMPLES = 6  # pairs of each recipe that are named
-# labels of both halves, their pairs, and a direction of each pair
-Described = tuple[tuple[np.ndarray, np.ndarray], list[tuple[int, int]], np.ndarray]
 
 
 def study(run: Run) -> dict:
@@ -42,7 +39,8 @@ def study(run: Run) -> dict:
         settings, _ = sweep.at_l0(run, hook, given, sweep.L0)
         points += [absorbed.point(sweep.changed(settings, seed=seed)) for seed in sweep.SEEDS]
     about = {"pairs": len(absorbed.pairs), "parents": len({parent for parent, _ in absorbed.pairs})}
-    about |= {"carried": CARRIED, "min_gain": MIN_GAIN, "d_sae": run.settings.sae.d_sae}
+    about |= {"carried": CARRIED, "min_gain": MIN_GAIN, "min_recall": MIN_RECALL}
+    about["d_sae"] = run.settings.sae.d_sae
     run.save_results("study_absorption", {"points": points, "about": sweep.about(run) | about})
     return run.load_results("study_absorption")
 
@@ -55,43 +53,41 @@ class Absorption:
         self.halves, self.tasks = sanity.halves, list(sanity.tasks)
         self.ids = tuple(rows.ravel().astype(np.int64) for rows in self.halves.rows)
         labels = zip(*sanity.tasks.values(), strict=True)
-        labels = tuple(np.array(half).T for half in labels)  # a column lies together
-        context = run.settings.lm.context
-        few = self.halves.rows[0][: DIRECTION_TOKENS // context]
-        self.x = harvest(stages.hook(run), few).float().cpu().numpy()
-        self.exact, self.shuffled = self.described(labels), cache(self._shuffled)
-        self.pairs = self.exact[1]
+        self.labels = tuple(np.array(half).T for half in labels)  # a column lies together
+        rows = self.halves.rows[0]
+        some = spread(np.arange(len(rows)), max(1, DIRECTION_TOKENS // rows.shape[1]))
+        self.x = harvest(stages.hook(run), rows[some]).float().cpu().numpy()
+        self.some = (some[:, None] * rows.shape[1] + np.arange(rows.shape[1])).ravel()
+        pairs = find_pairs(self.ids, self.labels)
+        shuffled = [shuffled_labels(self.ids, self.labels, seed) for seed in sweep.SEEDS]
+        along = np.array([self.directions(of, pairs) for of in (self.labels, *shuffled)])
+        there = np.isfinite(along).all((0, 2))
+        self.pairs = [pair for pair, kept in zip(pairs, there, strict=True) if kept]
+        self.along, *null = along[:, there]
+        self.null = dict(zip(sweep.SEEDS, null, strict=True))
 
-    def described(self, labels: tuple[np.ndarray, np.ndarray]) -> Described:
-        """Labels with their pairs and those pairs' `label_directions`: the same for every
-        autoencoder.
-        """
-        pairs = find_pairs(self.ids, labels)
-        return labels, pairs, label_directions(self.x, self.ids[0], labels[0], pairs)
+    def directions(self, labels: tuple[np.ndarray, np.ndarray], pairs: list) -> np.ndarray:
+        return label_directions(self.x, self.ids[0][self.some], labels[0][self.some], pairs)
 
-    def _shuffled(self, seed: int) -> Described:
-        return self.described(shuffled_labels(self.ids, self.exact[0], seed))
-
-    def tables(self, sae: SparseAutoencoder, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """`absorption` of all pairs, and of those of shuffled labels."""
-        hook, W_dec, found = stages.hook(self.run), sae.W_dec.cpu().numpy(), []
+    def table(self, sae: SparseAutoencoder, seed: int) -> pd.DataFrame:
+        """`absorption` of all pairs, with shuffled labels of its own for each seed."""
+        hook, W_dec = stages.hook(self.run), sae.W_dec.cpu().numpy()
         fires = [Fires(firing_tables(hook, {"": sae}, rows)[""]) for rows in self.halves.rows]
-        for labels, pairs, directions in (self.exact, self.shuffled(seed)):
-            halves = tuple(map(Half, self.ids, fires, labels))
-            found.append(absorption(W_dec, directions, halves, pairs))
-        return tuple(found)
+        halves = tuple(map(Half, self.ids, fires, self.labels))
+        return absorption(W_dec, self.along, self.null[seed], halves, self.pairs)
 
     def point(self, settings: SAESettings) -> dict:
-        """Means over pairs of one autoencoder, and those pairs where most is absorbed."""
+        """Of one autoencoder means over pairs whose parent is told, and the most absorbed ones."""
         run, hook = self.run, stages.hook(self.run)
         record = sweep.plain_record(sweep.measure(run, hook, settings))
         folder = sweep.folder_of(run, settings)
         made_from = stages.fingerprint_of(run, settings) | stages.section(run, "interpretability")
         if (found := run.saved_results(f"absorption/{folder.name}", made_from)) is None:
             sae = SparseAutoencoder.load(folder, hook.device)
-            table, null = self.tables(sae, settings.seed)
-            means = table[["f1", "recall", "rate"]].mean().to_dict()
-            means |= {"null": null["rate"].mean(), "null_pairs": len(null)}
+            table = self.table(sae, settings.seed)
+            table = table[table["recall"] >= MIN_RECALL]
+            means = {"pairs": len(table)}
+            means |= table[["f1", "recall", "rate", "null"]].mean().to_dict()
             examples = table.nlargest(EXAMPLES, "rate").to_dict("records")
             name = run.get("tokens").tokenizer.decode
             for example in examples:

@@ -1,5 +1,6 @@
 """What the study of the original's deviations found, as sentences, tables and figures."""
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -87,7 +88,7 @@ def effects(study: dict) -> pd.DataFrame:
     `original+X` has X put right, so the effect of X is the original's value minus its. `l0` is the
     mean L0 with the deviation and without it, and `verdict` what the interval says: "change" where
     it excludes zero and, where other seeds were tried as the null, the effect is larger than either
-    end of theirs; "none shown"; "L0 apart" where the two are not comparable.
+    end of theirs; "none shown"; "L0 apart" where those of any seed are too far apart.
     """
     points, records = pd.DataFrame(study["points"]).set_index("seed"), []
     values = dict(list(points.groupby("contender", sort=False)))
@@ -97,20 +98,21 @@ def effects(study: dict) -> pd.DataFrame:
             continue
         deviation, put_right = name[len(base) :].strip("+-, "), "+" in name
         l0 = [of["l0_mean"].mean(), values[base]["l0_mean"].mean()][:: -1 if put_right else 1]
+        times = (of["l0_mean"] / values[base]["l0_mean"]).dropna()  # seed by seed
+        apart = np.maximum(times, 1 / times).max()
         for measure, (_, factor) in MEASURES.items():
             changes = factor * (of[measure] - values[base][measure]).astype(float)
             mean, half = mean_and_half_width((-changes if put_right else changes).dropna())
             ends = [mean - half, mean + half] if half == half else [None, None]
-            records.append((base, deviation, measure, l0, mean, *ends))
-    columns = ["base", "deviation", "measure", "l0", "effect", "low", "high"]
+            records.append((base, deviation, measure, l0, apart, mean, *ends))
+    columns = ["base", "deviation", "measure", "l0", "apart", "effect", "low", "high"]
     table = pd.DataFrame(records, columns=columns).astype({"low": float, "high": float})
     null = table[table["deviation"] == NULL].set_index(["base", "measure"])[["low", "high"]]
     chance = null.abs().max(axis=1).reindex(table[["base", "measure"]]).fillna(0).to_numpy()
     apart = (table["low"] > 0) | (table["high"] < 0)
     change = apart & (table["effect"].abs() > chance)
     verdict = change.map({True: "change", False: "none shown"})
-    far = table["l0"].map(max) > MOST_APART * table["l0"].map(min)
-    return table.assign(verdict=verdict.mask(far, "L0 apart"))
+    return table.assign(verdict=verdict.mask(table["apart"] > MOST_APART, "L0 apart"))
 
 
 def sentence(study: dict) -> str:

@@ -31,7 +31,7 @@ KINDS = {
     "token": "its own token brings at least half of the push",
     "context": f"it fires on at least {MANY} different tokens, and its own brings less than half",
     "continuation": "one of the ten tokens that it raises follows at least four times as often "
-    "as elsewhere",
+    "as on average",
     "none found": "none of these",
     "too rare": f"it fires fewer than {RARE} times on this text",
 }

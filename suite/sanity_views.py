@@ -34,13 +34,15 @@ def measured(study: dict) -> pd.DataFrame:
 def comparisons(study: dict) -> pd.DataFrame:
     """A row per measure and contender: `mean` over seeds, and by how much the study's subject is
     above it, seed by seed: `difference`, with a 95 % interval over seeds (Student's t), `low` and
-    `high`, NaN where there are fewer than two.
+    `high`, NaN where there are fewer than two, or where neither side varies.
     """
     points, records = measured(study).set_index("seed"), []
     contenders = dict(list(points.groupby("contender", sort=False)))
     for measure, (name, theirs) in itertools.product(MEASURES, contenders.items()):
         values, ours = (of[measure] for of in (theirs, contenders[study["subject"]]))
         mean, half = mean_and_half_width((ours - values).dropna())
+        if ours.nunique() == 1 and values.nunique() == 1:
+            half = float("nan")  # one object on each side: nothing of it varies with the seed
         records.append((measure, name, values.mean(), mean, mean - half, mean + half))
     columns = ["measure", "contender", "mean", "difference", "low", "high"]
     return pd.DataFrame(records, columns=columns)

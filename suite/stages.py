@@ -4,7 +4,6 @@ what.
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.dictionaries import Dictionary, Directions, Neurons
 from sae_lib.sae.early_stopping import ACTIVATIONS
 from sae_lib.sae.engine import distributed
-from sae_lib.sae.recipes import resolve, variant, variants
+from sae_lib.sae.recipes import resolve, training_fingerprint, variant, variants
 from sae_lib.settings import SAESettings, Settings, load
 from sae_lib.text.corpus import documents
 from sae_lib.text.dialogues import with_dialogues
@@ -211,18 +210,6 @@ def make_prompts(run: Run, name: str, out: Path) -> None:
 
 def sae_fingerprint(run: Run, name: str = "") -> Made:
     return fingerprint_of(run, variant(run.settings, name or run.settings.sae.recipe))
-
-
-def training_fingerprint(sae: SAESettings) -> dict:
-    """The settings that the trained weights depend on, with what they leave to the recipe."""
-    no_effect = {"compare", "widths", "checkpoint_every", "checkpoint_gb", "resample_at"}
-    # what came later, and changes nothing where it is not set
-    no_effect |= {name for name in ("tuned_at", "outlier_norm") if getattr(sae, name) is None}
-    values = asdict(resolve(sae))
-    later = [name for name in ("prefixes", "transcoder") if not values[name]]
-    for name in ("name", "source", "differences", *later):
-        del values[name]
-    return sae.model_dump(mode="json", exclude=no_effect) | values
 
 
 def fingerprint_of(run: Run, sae: SAESettings) -> Made:

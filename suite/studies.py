@@ -155,9 +155,9 @@ def fvu_left(
     train: Float[Tensor, "n d"], test: Float[Tensor, "m d"], settings: SAESettings, context: int
 ) -> dict:
     """Train on activations that are given; the FVU on others."""
-    rows = np.arange(len(train) // context * context).reshape(-1, context)
+    table = ActivationTable(train)
     with torch.enable_grad():
-        sae, _ = training.fit(ActivationTable(train), rows, settings, settings.seed)
+        sae, _ = training.fit(table, table.rows(context), settings, settings.seed)
     left = sum((part - sae(part)).square().sum() for part in test.split(8192))
     return {"fvu": float(left / (test - test.mean(0)).square().sum())}
 

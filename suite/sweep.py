@@ -18,7 +18,7 @@ from sae_lib.features import evaluation
 from sae_lib.files import digest
 from sae_lib.model.activations import HookPoint
 from sae_lib.sae.autoencoder import SparseAutoencoder
-from sae_lib.sae.recipes import RECIPES, Recipe, resolve, uses
+from sae_lib.sae.recipes import RECIPES, Recipe, resolve, training_fingerprint, uses
 from sae_lib.settings import RECIPE_VALUES, SAESettings, load
 from suite import stages, study_figures
 from suite.runs import Run
@@ -162,7 +162,7 @@ def folder_of(run: Run, settings: SAESettings) -> Path:
 
 
 def point_name(settings: SAESettings) -> str:
-    return f"{settings.recipe}-{digest(stages.training_fingerprint(settings))[:8]}"
+    return f"{settings.recipe}-{digest(training_fingerprint(settings))[:8]}"
 
 
 def changed(settings: SAESettings, **values) -> SAESettings:

@@ -97,8 +97,8 @@ def _train(hidden: Float[Tensor, "n d_in"], name: str, resampling: bool, size: S
         checkpoint_every=10**9,
         k=1 if RECIPES[name].k else None,
     )
-    rows = torch.arange(TABLE_ROWS * POSITIONS).reshape(TABLE_ROWS, POSITIONS).numpy()
-    return training.fit(ActivationTable(hidden), rows, settings, seed)[0]
+    table = ActivationTable(hidden)
+    return training.fit(table, table.rows(POSITIONS), settings, seed)[0]
 
 
 RUNS: dict[str, Callable[[str], dict]] = {

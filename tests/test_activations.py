@@ -5,12 +5,13 @@ import itertools
 import numpy as np
 import pytest
 import torch
+import transformers
 from transformer_lens.model_bridge import TransformerBridge
 
 from sae_lib.errors import CorpusError, ModelError, SettingsError
 from sae_lib.features.clamping import ClampTarget
 from sae_lib.model import activations, generation, language_model
-from sae_lib.model.activations import ActivationBuffer, HookPoint
+from sae_lib.model.activations import ActivationBuffer, ActivationTable, HookPoint
 from sae_lib.settings import LanguageModelSettings
 from sae_lib.text.tokenizer import exact_encoder, token_ids
 from sae_lib.text.tokens import load_tokenizer
@@ -183,3 +184,20 @@ def test_the_prompt_corpus_is_aligned(small_run):
     summary = prompts.summary(folder)
     assert summary["prompt"]["tokens"] + summary["generated"]["tokens"] == len(tokens)
     assert texts["text"][1].startswith(small_run.settings.prompts.prompts[1])
+
+
+def test_dropout_in_training_mode_is_refused(small_run):
+    config = transformers.GPT2Config(
+        vocab_size=50, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    model = transformers.GPT2LMHeadModel(config).train()
+    with pytest.raises(ModelError, match=r"call model.eval\(\)"):
+        HookPoint(model, "blocks.0.mlp.hook_post")
+    HookPoint(model.eval(), "blocks.0.mlp.hook_post")
+
+
+def test_a_table_gives_all_of_its_activations_as_rows():
+    table = ActivationTable(torch.arange(14.0).reshape(7, 2))
+    assert table.rows(3).tolist() == [[0, 1, 2], [3, 4, 5]] and table.rows().shape == (1, 7)
+    with pytest.raises(ModelError, match="NaN"):
+        ActivationTable(torch.tensor([[1.0, float("nan")]]))

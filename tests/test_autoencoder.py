@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from sae_lib.errors import ArtefactError, SettingsError
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.export import to_dictionary_learning
+from sae_lib.sae.saelens import load_any
 from tests.test_sparse_step import random_sae
 
 
@@ -163,3 +164,40 @@ def test_a_folder_whose_encoder_does_not_subtract_b_dec_computes_the_same(tmp_pa
         expected = (x @ sae.W_enc + sae.b_enc).relu()
     assert (expected > 0).any() and sae.b_dec.abs().max() > 0
     torch.testing.assert_close(SparseAutoencoder.load(tmp_path).encode(x), expected)
+
+
+@pytest.mark.parametrize("architecture, k", [("relu", 0), ("TopK", 4), ("topk", 0)])
+def test_an_unknown_architecture_is_refused(architecture, k):
+    with pytest.raises(SettingsError, match="expected one of standard, topk, batchtopk, jumprelu"):
+        SparseAutoencoder(4, 8, architecture, k)
+
+
+def test_batchtopk_is_saved_as_what_it_is_for_inference(tmp_path):
+    sae = SparseAutoencoder(4, 8, "batchtopk", 2)
+    with pytest.raises(SettingsError, match="for_inference"):
+        sae.save(tmp_path)
+    sae.for_inference()
+    sae.save(str(tmp_path))
+    assert SparseAutoencoder.load(str(tmp_path)).architecture == "jumprelu"
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_activations_of_another_width_are_refused(width):
+    with pytest.raises(ValueError, match=rf"has {width} numbers; this autoencoder reads 4"):
+        SparseAutoencoder(4, 8).encode(torch.zeros(2, width))
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    sae = random_sae(5, 7, 0)
+    sae.b_enc.data[3] = float("nan")
+    sae.save(tmp_path, {})
+    with pytest.raises(ArtefactError, match="b_enc holds NaN or infinity"):
+        SparseAutoencoder.load(tmp_path)
+
+
+def test_another_activation_function_than_relu_is_refused(tmp_path):
+    random_sae(5, 7, 0).save(tmp_path, {})
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    (tmp_path / "cfg.json").write_text(json.dumps(config | {"activation_fn_str": "topk"}))
+    with pytest.raises(ArtefactError, match="activation_fn is 'topk'"):
+        load_any(tmp_path)

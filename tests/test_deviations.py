@@ -186,6 +186,10 @@ def test_no_verdict_where_l0_differ_and_none_smaller_than_other_seeds():
     assert "0 of 0 change" in said and "too far apart" in said
     assert not {y for trace in deviations_views.figure(study).data for y in trace.y}
     assert deviations_views.rows(study)[0]["L0 with it, without"] == "16.0, 8.00"
+    study = made_up(values)
+    of_seed_1 = [p for p in study["points"] if (p["contender"], p["seed"]) == ("method", 1)]
+    of_seed_1[0]["l0_mean"] *= 1.4  # the means over seeds are near each other
+    assert "too far apart" in deviations_views.sentence(study)
     study = made_up(values | {"method, other seeds": [0.93, 0.89, 0.90]})
     said = deviations_views.sentence(study)
     assert "0 of 1 change" in said and "No change is shown by: decoder normalised" in said

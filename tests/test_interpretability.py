@@ -183,7 +183,7 @@ def test_thresholds_do_not_see_the_scoring_half(scored, monkeypatch):
         untrained,
     )
     assert list(units)
-    assert len(seen) == 2 and all(rows is parts.rows[0] for rows in seen)
+    assert len(seen) == 1 and seen[0] is parts.rows[0]
 
 
 def test_units_that_hardly_fire_are_left_out_and_counted(scored):
@@ -197,7 +197,9 @@ def test_units_that_hardly_fire_are_left_out_and_counted(scored):
         for kind in KINDS
     )
     assert counts["feature"]["units"] == 256 and counts["feature"]["left_out"] > 0
-    assert counts["untrained_matched"]["units"] == counts["feature"]["units"]
+    matched = table[table["kind"] == "untrained_matched"]
+    assert counts["untrained_matched"] == {"units": len(matched), "left_out": 0}
+    assert len(matched) > 5 and matched["unit"].is_unique
     parts = stages.split_heldout(run)
     units = interpretability.Units(
         "feature",
@@ -326,3 +328,10 @@ def test_made_from_the_settings_that_matter(scored):
         and made_from["interpretability"]["tokens"] == 8192
         and "clusters" not in made_from["interpretability"]
     )
+
+
+def test_units_are_paired_by_density_each_at_most_once():
+    found = interpretability.paired(
+        np.array([0.01, 0.012, 0.5]), np.array([0.4, 0.011, 0.02, 1e-5])
+    )
+    assert found.tolist() == [1, 2, 0]

@@ -460,3 +460,19 @@ def test_both_halves_of_a_split_are_counted_by_their_own_tokens(real, monkeypatc
     firing = np.union1d(text.where(np.array([most])), text.where(np.array(others)))
     learn(text, firing[firing % 7 > 0])
     assert {len(path) for path in nodes} >= {0, 1, 2}
+
+
+def test_where_a_unit_fires_may_be_a_mask():
+    rng = np.random.default_rng(0)
+    raw = rng.integers(0, 9, (3000, 2))
+    fires = raw[:, 0] == 3
+    encoding = Encoding(raw)
+    texts = (Text(encoding.encode(raw), encoding),) * 2
+    masks, numbers = (fires, fires), (np.flatnonzero(fires),) * 2
+    found = [learn_and_score_one(texts, of, 4, 6)[1] for of in (masks, numbers)]
+    assert found[0] == found[1] and found[0].auroc == 1
+
+
+def test_a_rule_sorts_its_leaves():
+    leaves = Leaf(((0, False),), 0.1), Leaf(((0, True),), 0.9)
+    assert [leaf.rate for leaf in Rule((), leaves, 0.2).leaves] == [0.9, 0.1]

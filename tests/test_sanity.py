@@ -156,6 +156,16 @@ def test_one_seed_has_no_interval_and_no_lead():
     assert "over 1 seed above zero, on 0 of 4 measures." in sanity_views.sentence(study)
 
 
+def test_two_objects_that_do_not_vary_have_no_interval():
+    """As `--sae FOLDER` beside the strongest neurons: three seeds measure one and the same."""
+    study = points()
+    for point in study["points"]:
+        point["recovered"] = {study["subject"]: 0.9, "weak": 0.8}.get(point["contender"])
+    row = sanity_views.comparisons(study).query("measure == 'recovered' and contender == 'weak'")
+    assert row["difference"].item() == pytest.approx(0.1) and row[["low", "high"]].isna().all(axis=None)
+    assert not sanity_views.strongest(study)["recovered"]["ahead"]
+
+
 def test_the_table_and_the_figure_show_every_contender():
     table = sanity_views.rows(points())
     assert [row["Contender"] for row in table] == ["trained", "weak", "equal"]

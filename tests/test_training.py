@@ -643,3 +643,24 @@ def test_a_resampled_feature_counts_as_silent_until_it_fires(tmp_path, monkeypat
     assert silent[600] > 0.1 and silent[620] >= silent[600] - 0.02
     quarters = [point["silent_quarter"] for point in summary["curve"]]
     assert all(q >= s for q, s in zip(quarters, silent.values(), strict=True))
+
+
+@pytest.mark.parametrize("what", ["seed", "settings", "activations"])
+def test_a_checkpoint_of_another_training_is_refused(tmp_path, what):
+    settings = SAESettings(
+        d_sae=32, activations=5000, batch=100, buffer_rows=50, checkpoint_every=20, resampling=False
+    )
+    table = SyntheticHook()
+    training.fit(table, ROWS, settings, 0, CheckpointFolder(tmp_path))
+    if what == "activations":
+        table = ActivationTable(table.table * 2)
+    settings = settings.model_copy(update={"lr": 0.02} if what == "settings" else {})
+    with pytest.raises(ArtefactError, match="training"):
+        training.fit(table, ROWS, settings, int(what == "seed"), CheckpointFolder(tmp_path))
+
+
+def test_activations_that_are_all_zero_are_refused():
+    table = ActivationTable(torch.zeros(500, 4))
+    settings = SAESettings(d_sae=8, activations=1000, batch=100, resampling=False)
+    with pytest.raises(TrainingError, match="all activations are zero"):
+        training.fit(table, table.rows(), settings, 0)

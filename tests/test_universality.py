@@ -49,7 +49,7 @@ def test_features_over_neurons_with_a_known_answer():
     W_dec = torch.tensor([[3.0, 1, 1, 0, 0, 0], [3, 0, 0, 1, 1, 0], [0, 0, 0, 0, 0, -2]])
     found = carriers(W_dec, 0)
     assert found["neurons"] == pytest.approx(121 / 83)
-    assert found["shared"] == pytest.approx(1 / 6) and found["same"] == found["others"] == 0
+    assert found["same"] == found["others"] == 0
     alike = carriers(torch.tensor([[3.0, 1, 0], [3, 1, 0], [0, 0, 1]]), 0)
     assert alike["same"] == pytest.approx(1) and alike["others"] == pytest.approx(1 / 3)
     assert carriers(torch.randn(50, 300), 1)["neurons"] == pytest.approx(100, abs=10)

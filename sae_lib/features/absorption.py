@@ -13,7 +13,10 @@ measured on the other:
 - A token of the child is **absorbed** where none of the parent's features fires and one other
   feature writes at least `CARRIED` of that difference along the direction.
 
-The null asks the same of `shuffled_labels`: sets of tokens drawn at random, as frequent.
+Where the features miss most of the parent's tokens anyway, silence on the child says nothing: what
+counts are the pairs whose `recall` is at least `MIN_RECALL`. The null keeps pairs, features and
+silence, and asks the same of a direction of equal length that means nothing here: `shuffled_labels`
+have it, sets of tokens drawn at random, as frequent.
 """
 
 from itertools import groupby
@@ -31,6 +34,7 @@ Array = np.ndarray
 MIN_GAIN = 0.03  # of F1, as in SAEBench
 MOST = 10  # features of a parent
 CARRIED = 0.5
+MIN_RECALL = 0.5
 MIN_TOKENS = 20  # of a child in each half
 CHILDREN = 12  # of a parent, at most: the most frequent ones
 MOST_SHARE = 0.5  # of a parent's tokens that may be one child's
@@ -78,32 +82,38 @@ def find_pairs(
 def shuffled_labels(
     ids: tuple[Integer[Array, " _"], ...], labels: tuple[Bool[Array, "_ parent"], ...], seed: int
 ) -> tuple[Bool[Array, "_ parent"], ...]:
-    """In place of each parent a set of token types, drawn at random until it is as frequent."""
+    """In place of each parent a set of token types, drawn at random until it is as frequent, or as
+    near as the last one allows.
+    """
     rng, n_types = np.random.default_rng((seed, 14)), 1 + max(map(np.max, ids))
     counts, found = np.bincount(ids[0], minlength=n_types), []
     for wanted in labels[0].sum(0):
         order = rng.permutation(n_types)
-        has = np.zeros(n_types, dtype=bool)
-        has[order[: 1 + np.searchsorted(counts[order].cumsum(), wanted)]] = True
+        has, tokens = np.zeros(n_types, dtype=bool), counts[order].cumsum()
+        has[order[: 1 + np.abs(tokens - wanted).argmin()]] = True
         found.append([has[half] for half in ids])
     return tuple(np.array(half).T for half in zip(*found, strict=True))  # a column lies together
 
 
 def label_directions(
     x: Float[Array, "m d_in"],
-    ids: Integer[Array, " n"],
-    labels: Bool[Array, "n parent"],
+    ids: Integer[Array, " m"],
+    labels: Bool[Array, "m parent"],
     pairs: list[tuple[int, int]],
 ) -> Float[Array, "pair d_in"]:
     """Of each pair the mean activation of the parent's other tokens less that of all tokens without
-    the label; `x` are activations of the first m tokens.
+    the label; not finite where there are none. `x` are the activations of these tokens.
     """
-    ids, labels, found = ids[: len(x)], labels[: len(x)], []
+    found = []
     for parent, of_parent in groupby(pairs, itemgetter(0)):
         has = labels[:, parent]
-        without = x[~has].mean(0)
-        found += [x[has & (ids != child)].mean(0) - without for _, child in of_parent]
-    return np.reshape(found, (len(pairs), x.shape[1]))
+        total, without = (x[of].sum(0, dtype=np.float64) for of in (has, ~has))
+        for _, child in of_parent:
+            own = has & (ids == child)
+            left = total - x[own].sum(0, dtype=np.float64)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                found.append(left / (has.sum() - own.sum()) - without / (~has).sum())
+    return np.reshape(found, (len(pairs), x.shape[1])).astype(np.float32)
 
 
 def parent_features(
@@ -136,22 +146,26 @@ def parent_features(
 def absorption(
     W_dec: Float[Array, "d_sae d_in"],
     directions: Float[Array, "pair d_in"],
+    null: Float[Array, "pair d_in"],
     halves: tuple[Half, Half],
     pairs: list[tuple[int, int]],
 ) -> pd.DataFrame:
     """A row per pair: parent, child, the child's tokens `n` in the second half, the parent's `f1`
     in the first and the `recall` of its features on its other tokens in the second, and the share
-    of the child's tokens that is absorbed, `rate`. `directions` are `label_directions`.
+    of the child's tokens that is absorbed, `rate`; and that along the direction in `null`, made as
+    long. `directions` are `label_directions`.
     """
     (learn, score), records = halves, []
     parents = {parent for parent, _ in pairs}
     hits = {p: learn.fires.count(np.flatnonzero(learn.labels[:, p])) for p in parents}
-    described = zip(pairs, directions, strict=True)
-    for (parent, child), direction in tqdm(described, desc="absorption", total=len(pairs)):
+    described = zip(pairs, directions, null, strict=True)
+    for (parent, child), *along in tqdm(described, desc="absorption", total=len(pairs)):
         has, own = learn.labels[:, parent], learn.ids == child
         left_out = np.flatnonzero(has & own)
         features, f1 = parent_features(learn.fires, has, hits[parent], left_out)
-        writes = W_dec @ direction / (direction @ direction)  # per unit of activation
+        along = np.stack(along)
+        along /= np.linalg.norm(along, axis=1, keepdims=True) * np.linalg.norm(along[0])
+        writes = W_dec @ along.T  # per unit of activation, as a share of the direction
         writes[features] = 0
         has, own = score.labels[:, parent], score.ids == child
         silent = np.ones(len(has), dtype=bool)
@@ -159,9 +173,11 @@ def absorption(
             silent[score.fires.tokens(feature)] = False
         tokens = np.flatnonzero(has & own)
         active = score.fires.rows[tokens]
-        carried = active.tocoo().row[active.data * writes[active.indices] >= CARRIED]
-        absorbed = silent[tokens] & np.isin(np.arange(len(tokens)), carried)
+        carried = np.zeros((len(tokens), 2), dtype=bool)
+        written = active.data[:, None] * writes[active.indices]
+        np.logical_or.at(carried, active.tocoo().row, written >= CARRIED)
         found = {"parent": parent, "child": child, "n": len(tokens), "f1": f1}
-        found |= {"recall": 1 - silent[has & ~own].mean(), "rate": absorbed.mean()}
+        found["recall"] = 1 - silent[has & ~own].mean()
+        found["rate"], found["null"] = (silent[tokens, None] & carried).mean(0)
         records.append(found)
     return pd.DataFrame(records)

@@ -30,7 +30,7 @@ def matched_correlation(
     with the largest sum; of two sets the smaller is matched in full. Signed, as features are; give
     it living ones only.
     """
-    ours, theirs = (F.normalize(d, dim=1, eps=1e-8) for d in (directions, others))
+    ours, theirs = (F.normalize(d.detach(), dim=1, eps=1e-8) for d in (directions, others))
     cosines = (ours @ theirs.T).cpu().numpy()
     return float(cosines[scipy.optimize.linear_sum_assignment(cosines, maximize=True)].mean())
 
@@ -76,18 +76,16 @@ def _norm_left(table: csc_array, projected: Float[np.ndarray, "_ feature"]) -> B
 @torch.no_grad()
 def carriers(W_dec: Float[Tensor, "d_sae d_in"], seed: int) -> dict[str, float]:
     """How features are spread over neurons: `neurons`, the median participation ratio (Σw²)² / Σw⁴
-    of a feature's decoder weights, beside that of `random` directions; `shared`, the share of
-    neurons that are the strongest one of several features; and the mean cosine, without that
-    neuron, of two features that share it (`same`) and of any two (`others`).
+    of a feature's decoder weights, beside that of `random` directions; and the mean cosine of two
+    features that share their strongest neuron, without it (`same`), and of any two (`others`).
     """
     random = torch.randn(W_dec.shape, generator=torch.Generator().manual_seed(seed))
     unit, null = (F.normalize(w.cpu(), dim=1) for w in (W_dec, random))
     ratio, ratio_null = ((1 / w.pow(4).sum(1)).median().item() for w in (unit, null))
     strongest = unit.abs().argmax(1)
-    often = strongest.bincount(minlength=unit.shape[1])
     rest = F.normalize(unit.scatter(1, strongest[:, None], 0.0), dim=1)
     cosines, same = rest @ rest.T, strongest[:, None] == strongest
-    found = {"neurons": ratio, "random": ratio_null, "shared": (often > 1).float().mean().item()}
+    found = {"neurons": ratio, "random": ratio_null}
     for name, pairs in (("same", same), ("others", torch.ones_like(same))):
         found[name] = cosines[pairs.fill_diagonal_(False)].mean().item()
     return found

@@ -38,8 +38,9 @@ def density_and_error(
     """By dictionary: L0, density and the squared error over all of `rows`, in one pass; and the
     mean of what is reconstructed.
 
-    FVU = Σ‖x − x̂‖² / Σ‖x − mean(x)‖² over the whole set; `mse` is the mean over tokens and
-    dimensions. Activations that `hook.left_out` leaves out count nowhere, `left_out` says how many.
+    `dead_share` of the features never fire here; `alive`, a count, at least `ALIVE` times. FVU =
+    Σ‖x − x̂‖² / Σ‖x − mean(x)‖² over the whole set; `mse` is the mean over tokens and dimensions.
+    Activations that `hook.left_out` leaves out count nowhere, `left_out` says how many.
     """
     counts = {name: torch.zeros(d.d_sae, dtype=torch.int64) for name, d in dictionaries.items()}
     l0: dict[str, list[Tensor]] = {name: [] for name in dictionaries}

@@ -96,13 +96,17 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Rule:
-    """`conditions`: codes of one attribute each. `leaves`: by falling rate. `density`: of the
-    unit, on the learning half.
+    """`conditions`: codes of one attribute each, at most eight. `leaves`: by falling rate.
+    `density`: of the unit, on the learning half.
     """
 
     conditions: tuple[Array, ...]
     leaves: tuple[Leaf, ...]
     density: float
+
+    def __post_init__(self):
+        by_rate = sorted(self.leaves, key=lambda leaf: -leaf.rate)
+        object.__setattr__(self, "leaves", tuple(by_rate))
 
     @property
     def says_fires(self) -> tuple[Leaf, ...]:
@@ -167,7 +171,7 @@ def learn(text: Text, firing: Tokens, conditions: int = 4, values: int = 6) -> R
             for leaf in (yes, no):
                 _find_split(text, leaf, values, min_gain)
     rated = [Leaf(leaf.path, (len(leaf.firing) + density) / (leaf.n + 1)) for leaf in leaves]
-    return Rule(tuple(chosen), tuple(sorted(rated, key=lambda leaf: -leaf.rate)), density)
+    return Rule(tuple(chosen), tuple(rated), density)
 
 
 def _split(text: Text, node: _Node, number: int) -> tuple[_Node, _Node]:
@@ -243,7 +247,7 @@ def leaf_of(rule: Rule, text: Text) -> Int[Array, " n"]:
 @np.errstate(divide="ignore", invalid="ignore")
 def score(rule: Rule, leaf: Int[Array, " n"], firing: Tokens) -> Score:
     """The rule's scores on tokens in its leaves `leaf`, where the unit fires on the tokens
-    `firing`; NaN where it fires on all of them, since nothing is left to predict.
+    `firing`; NaN where it fires on all of them or on none: nothing is left to predict.
     """
     n = np.bincount(leaf, minlength=len(rule.leaves)).astype(float)
     p = np.bincount(leaf[firing], minlength=len(rule.leaves)).astype(float)
@@ -265,7 +269,10 @@ def score(rule: Rule, leaf: Int[Array, " n"], firing: Tokens) -> Score:
 def learn_and_score(
     texts: tuple[Text, Text], firing: tuple[Array, ...], conditions: int, values: int
 ) -> tuple[Rule, Score]:
-    """Rule and score of a unit that fires on the tokens `firing` of the two halves."""
+    """Rule and score of a unit that fires on the tokens `firing` of the two halves: of each half
+    their numbers, rising, or a mask of all its tokens.
+    """
+    firing = tuple(np.flatnonzero(half) if half.dtype == bool else half for half in firing)
     rule = learn(texts[0], firing[0], conditions, values)
     return rule, score(rule, leaf_of(rule, texts[1]), firing[1])
 

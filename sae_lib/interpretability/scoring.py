@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import joblib
 import numpy as np
 import pandas as pd
+import scipy
 import torch
 from jaxtyping import Bool, Float, Int
 from numpy.random import Generator
@@ -31,7 +32,6 @@ from sae_lib.sae.directions import (
     coordinate_directions,
     principal_directions,
     random_directions,
-    thresholded,
 )
 from sae_lib.settings import InterpretabilitySettings
 from sae_lib.text.display import Vocabulary
@@ -146,6 +146,10 @@ class Units:
     numbers: Numbers
     firing: list[tuple[Array, ...]]
 
+    def some(self, kind: str, which: Int[Array, " chosen"]) -> "Units":
+        """These of them, as a kind of its own."""
+        return Units(kind, self.numbers[which], [self.firing[i] for i in which])
+
     def often_active(self, at_least: int) -> Int[Array, " chosen"]:
         """Which of them are active so often in both halves."""
         return np.flatnonzero([min(map(len, tokens)) >= at_least for tokens in self.firing])
@@ -176,7 +180,9 @@ def every_kind(
     untrained: Callable[[], tuple[HookPoint, SparseAutoencoder]] | None,
 ) -> Iterator[Units]:
     """Features first, then what they are compared with; `untrained` opens hook and autoencoder
-    of a model that never learned, of which as many features are matched as there are here.
+    of a model that never learned. Features keep the thresholds that they learned, those of the
+    untrained model too: of them, each at most once, those are `untrained_matched` whose densities
+    are nearest to features'.
     """
     rng = np.random.default_rng((seed if s.seed is None else s.seed, 2))
     numbers = _draw(rng, sae.d_sae, s.features)
@@ -194,14 +200,22 @@ def every_kind(
     yield from _everything_of(hook, _directions(rng, hook, sae.d_in, halves, density, s), halves)
     if untrained:
         hook, sae = untrained()
-        numbers, x = _draw(rng, sae.d_sae, s.features), sample(hook, halves.rows[0])
-        # around the mean, so that the threshold of a low density is above zero
-        own = Directions(sae.W_enc_T[numbers], x.mean(0))
-        matched, _ = _at_densities(rng, own, numbers, x, density)["_matched"]
-        few = numbers[_draw(rng, len(numbers), s.units)]
-        own = (Selected(sae, torch.from_numpy(few)), few)
-        units = {"untrained": own, "untrained_matched": (thresholded(matched), numbers)}
-        yield from _everything_of(hook, units, halves)
+        numbers = _draw(rng, sae.d_sae, s.features)
+        of = {"untrained": (Selected(sae, torch.from_numpy(numbers)), numbers)}
+        (own,) = _everything_of(hook, of, halves)
+        yield own.some("untrained", _draw(rng, len(numbers), s.units))
+        often = own.often_active(s.min_active)
+        there = np.array([len(own.firing[i][0]) for i in often]) / halves.texts[0].n
+        n = min(s.units, len(often), len(density))
+        yield own.some("untrained_matched", often[paired(rng.choice(density, n, False), there)])
+
+
+def paired(wanted: Float[Array, " n"], there: Float[Array, " m"]) -> Int[Array, " n"]:
+    """Which of the densities `there`, each at most once, come nearest to `wanted`: the least sum of
+    differences in log density.
+    """
+    apart = np.abs(np.log(wanted)[:, None] - np.log(there))
+    return scipy.optimize.linear_sum_assignment(apart)[1]
 
 
 def tokens_of(fired: Iterable[tuple[Firing, ...]]) -> list[tuple[Array, ...]]:

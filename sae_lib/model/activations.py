@@ -71,8 +71,10 @@ class HookPoint:
         except AttributeError:
             raise ModelError(
                 f"{type(model).__name__} has neither GPT-2's nor Llama's layout; only these two"
-                " are supported"
+                " are supported, each with its head for the next token"
             ) from None
+        if any(m.training and isinstance(m, nn.Dropout) and m.p for m in model.modules()):
+            raise ModelError("the model is in training mode with dropout; call model.eval() first")
 
     @torch.no_grad()
     def activations(self, tokens: TokenIds) -> ActsByRow:
@@ -129,19 +131,26 @@ class HookPoint:
 
 
 class ActivationTable:
-    """Stands where a model's hook would: token t has row t of a table. For experiments whose
-    ground truth is known.
+    """Stands where a model's hook would: token t has row t of a table. For activations that are
+    there already, and for experiments whose ground truth is known.
     """
 
     left_out: LeftOut | None = None
     n_before = 0  # tokens that stand before every row
 
     def __init__(self, table: Float[Tensor, "vocab d_in"]):
-        self.table, self.device = table, table.device
+        if not table.isfinite().all():
+            raise ModelError("the table of activations holds NaN or infinity; leave those rows out")
+        self.table, self.device = table.detach(), table.device
         self.token_bytes = table[0].nbytes
 
     def activations(self, tokens: TokenIds) -> ActsByRow:
         return self.table[tokens]
+
+    def rows(self, width: int = 128) -> Int[np.ndarray, "row position"]:
+        """All of the table but the rest of the last row, as rows of tokens for training."""
+        width = min(width, len(self.table))
+        return np.arange(len(self.table) // width * width).reshape(-1, width)
 
 
 Source = HookPoint | ActivationTable  # what activations come from

@@ -52,4 +52,5 @@ def one_position_each(
         table = acts.new_empty(n, acts.shape[-1]) if start == 0 else table
         chosen = by_row[slice(*np.searchsorted(row[by_row], (start, start + len(part))))]
         table[chosen] = acts[row[chosen] - start, position[chosen]]
-    return ActivationTable(table), np.arange(n // width * width).reshape(-1, width)
+    activations = ActivationTable(table)
+    return activations, activations.rows(width)

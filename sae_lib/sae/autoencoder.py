@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sae_lib.device import CentredLinear, on_gpu
-from sae_lib.errors import ArtefactError
+from sae_lib.errors import ArtefactError, SettingsError
 from sae_lib.files import RECORD, verify
 
 SHAPES = {
@@ -20,6 +20,8 @@ SHAPES = {
     "W_dec": ("d_sae", "d_in"),
     "b_dec": ("d_in",),
 }
+# and whether each keeps k
+ARCHITECTURES = {"standard": False, "topk": True, "batchtopk": True, "jumprelu": False}
 OPTIONAL = {"threshold": ("d_sae",), "W_skip": ("d_in", "d_in")}
 
 
@@ -42,6 +44,12 @@ class SparseAutoencoder(nn.Module):
 
     def __init__(self, d_in: int, d_sae: int, architecture: str = "standard", k: int = 0):
         super().__init__()
+        if architecture not in ARCHITECTURES or (ARCHITECTURES[architecture] and k < 1):
+            chosen = " or ".join(name for name, chooses in ARCHITECTURES.items() if chooses)
+            raise SettingsError(
+                f"there is no autoencoder of architecture {architecture!r} with k = {k}; expected"
+                f" one of {', '.join(ARCHITECTURES)}; {chosen} with k of at least 1"
+            )
         self.architecture, self.k = architecture, k
         # Kept transposed: a feature's weights lie together, as sparse gradients and the fused
         # optimiser want them.
@@ -86,6 +94,10 @@ class SparseAutoencoder(nn.Module):
 
     def encoded_part(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_in"]:
         """What the encoder's weights are multiplied with: here x − b_dec."""
+        if x.shape[-1] != self.d_in:
+            raise ValueError(
+                f"each activation has {x.shape[-1]} numbers; this autoencoder reads {self.d_in}"
+            )
         return x - self.centre
 
     @property
@@ -155,9 +167,17 @@ class SparseAutoencoder(nn.Module):
         if self.architecture == "batchtopk":
             self.architecture, self.k = "jumprelu", 0
 
-    def save(self, folder: Path, metadata: dict) -> None:
-        """Write `cfg.json` and `sae_weights.safetensors` as SAELens 6 reads them."""
-        arguments = {"architecture": self.architecture}
+    def extra_repr(self) -> str:
+        kept = f", k={self.k}" if self.k else ""
+        return f"d_in={self.d_in}, d_sae={self.d_sae}, architecture={self.architecture!r}{kept}"
+
+    def save(self, folder: Path | str, metadata: dict | None = None) -> None:
+        """Write `cfg.json` and `sae_weights.safetensors` as SAELens 6 reads them; of its
+        `metadata`, `hook_name` says where the activations are from.
+        """
+        if self.architecture == "batchtopk":
+            raise SettingsError("batchtopk is for training; call for_inference() before save()")
+        folder, arguments = Path(folder), {"architecture": self.architecture}
         arguments |= {} if self.W_skip is None else {"skip": True}
         config = {
             "architecture": next(n for n, of in self.SAVED_AS.items() if of == arguments),
@@ -168,7 +188,7 @@ class SparseAutoencoder(nn.Module):
             "apply_b_dec_to_input": self.subtracts_b_dec,
             "normalize_activations": "none",
             "reshape_activations": "none",
-            "metadata": {"sae_lens_version": "6.0.0"} | metadata,
+            "metadata": {"sae_lens_version": "6.0.0"} | (metadata or {}),
         }
         if self.architecture == "topk":
             config["k"] = self.k
@@ -195,15 +215,15 @@ class SparseAutoencoder(nn.Module):
                 " sae_weights.safetensors in SAELens' layout"
             ) from None
         architecture, k = config.get("architecture"), config.get("k", 0)
-        if architecture not in cls.SAVED_AS or (architecture == "topk" and not k):
+        whole = isinstance(k, int) and k >= 1
+        if architecture not in cls.SAVED_AS or (architecture == "topk" and not whole):
             raise ArtefactError(
-                f"{folder}/cfg.json: architecture {architecture!r} with k {k} is not supported;"
-                f" expected one of {', '.join(cls.SAVED_AS)}; 'topk' with its k"
+                f"{folder}/cfg.json: architecture {architecture!r} with k {k!r} is not supported;"
+                f" expected one of {', '.join(cls.SAVED_AS)}; 'topk' with its k; `load_any` opens"
+                " further ones"
             )
         arguments = cls.SAVED_AS[architecture]
-        for key in ("normalize_activations", "reshape_activations"):
-            if (value := config.get(key, "none")) != "none":
-                raise ArtefactError(f"{folder}/cfg.json: {key} is {value!r}; expected 'none'")
+        check_plain(folder, config, tensors)
         sizes = {axis: config.get(axis) for axis in ("d_in", "d_sae")}
         shapes = _shapes(**arguments).items()
         expected = {name: tuple(map(sizes.get, axes)) for name, axes in shapes}
@@ -220,6 +240,22 @@ class SparseAutoencoder(nn.Module):
             if cls.subtracts_b_dec and not config.get("apply_b_dec_to_input", True):
                 sae.b_enc += sae.W_enc_T @ sae.b_dec
         return sae.to(device).requires_grad_(False)
+
+
+def check_plain(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """`ArtefactError` where what SAELens saved scales or reshapes activations, has another
+    activation function than its architecture's, or holds a weight that is not finite.
+    """
+    for key in ("normalize_activations", "reshape_activations"):
+        if (value := config.get(key)) not in (None, False, "none"):
+            raise ArtefactError(f"{folder}/cfg.json: {key} is {value!r}; expected 'none'")
+    function = config.get("activation_fn_str") or config.get("activation_fn") or "relu"
+    if config.get("architecture") == "standard" and function != "relu":
+        raise ArtefactError(f"{folder}/cfg.json: activation_fn is {function!r}; expected 'relu'")
+    if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise ArtefactError(
+            f"{folder}/sae_weights.safetensors: {', '.join(broken)} holds NaN or infinity"
+        )
 
 
 def _shapes(architecture: str, skip: bool = False) -> dict[str, tuple[str, ...]]:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from sae_lib.errors import TrainingError
 from sae_lib.model.activations import Source, harvest, harvest_kept, spread
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.recipes import Recipe
@@ -35,7 +36,10 @@ def statistics(
         scale = acts.unflatten(1, (2, -1)).pow(2).mean((0, 2), keepdim=True).rsqrt()
         scale = scale.expand(1, 2, acts.shape[1] // 2).flatten()
     elif recipe.scale_activations:
-        scale = math.sqrt(acts.shape[1] / acts.pow(2).sum(1).mean().item())
+        squared = acts.pow(2).sum(1).mean().item()
+        if not squared:
+            raise TrainingError("all activations are zero; check the hook and the text")
+        scale = math.sqrt(acts.shape[1] / squared)
     return acts.mean(0), scale
 
 

@@ -229,3 +229,15 @@ def variant(settings: Settings, name: str) -> SAESettings:
             f"this run has no autoencoder {shown(name)}; it has: {', '.join(found)}"
         )
     return found[name]
+
+
+def training_fingerprint(sae: SAESettings) -> dict:
+    """The settings that the trained weights depend on, with what they leave to the recipe."""
+    no_effect = {"compare", "widths", "checkpoint_every", "checkpoint_gb", "resample_at"}
+    # what came later, and changes nothing where it is not set
+    no_effect |= {name for name in ("tuned_at", "outlier_norm") if getattr(sae, name) is None}
+    values = asdict(resolve(sae))
+    later = [name for name in ("prefixes", "transcoder") if not values[name]]
+    for name in ("name", "source", "differences", *later):
+        del values[name]
+    return sae.model_dump(mode="json", exclude=no_effect) | values

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sae_lib.errors import ArtefactError
 from sae_lib.model.activations import HookPoint
-from sae_lib.sae.autoencoder import SparseAutoencoder
+from sae_lib.sae.autoencoder import SparseAutoencoder, check_plain
 from sae_lib.sae.transcoder import MLPPair, Transcoder
 
 OURS = {name: kind for kind in (SparseAutoencoder, Transcoder) for name in kind.SAVED_AS}
@@ -44,13 +44,14 @@ def hook_of(dictionary: SparseAutoencoder, model: Any, name: str) -> HookPoint:
 
 
 @torch.no_grad()
-def load_any(folder: Path) -> tuple[SparseAutoencoder, dict[str, Any]]:
+def load_any(folder: Path | str) -> tuple[SparseAutoencoder, dict[str, Any]]:
     """(the autoencoder in a folder, its metadata); `ArtefactError` says what cannot be read."""
+    folder = Path(folder)
     try:
         config = json.loads((folder / "cfg.json").read_text())
-        name = config["architecture"]
+        name = config.get("architecture")
         held = load_file(folder / "sae_weights.safetensors")
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, AttributeError, SafetensorError) as error:
         raise ArtefactError(
             f"{folder} is not a readable autoencoder ({error!r}); expected cfg.json and"
             " sae_weights.safetensors in SAELens' layout"
@@ -58,7 +59,7 @@ def load_any(folder: Path) -> tuple[SparseAutoencoder, dict[str, Any]]:
     if name not in (*OURS, *AS_JUMPRELU):
         raise ArtefactError(
             f"{folder}/cfg.json: architecture {name!r} is not supported; expected one of"
-            f" {', '.join((*OURS, *AS_JUMPRELU))}"
+            f" {', '.join((*OURS, *AS_JUMPRELU))}, as SAELens 6 writes it"
         )
     sae = _as_jumprelu(folder, config, held) if name in AS_JUMPRELU else OURS[name].load(folder)
     if config.get("rescale_acts_by_decoder_norm"):  # and divided by it before they are decoded
@@ -77,9 +78,7 @@ def _as_jumprelu(
     """Gated: z = eʳ (x − b_dec) W_enc + b_mag is active where (x − b_dec) W_enc > −b_gate, so above
     b_mag − eʳ b_gate. Batchtopk: with the threshold that training has found so far.
     """
-    for key in ("normalize_activations", "reshape_activations"):
-        if (value := config.get(key, "none")) != "none":
-            raise ArtefactError(f"{folder}/cfg.json: {key} is {value!r}; expected 'none'")
+    check_plain(folder, config, held)
     sizes, found = [config.get("d_in"), config.get("d_sae")], dict(held)
     try:
         sae = SparseAutoencoder(*sizes, "jumprelu").requires_grad_(False)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sae_lib import checkpoints
 from sae_lib.device import on_gpu, precision
-from sae_lib.model.activations import ActivationBuffer, Source, harvest_kept
+from sae_lib.model.activations import ActivationBuffer, Source, harvest, harvest_kept
 from sae_lib.progress import tqdm
 from sae_lib.sae import resampling
 from sae_lib.sae.autoencoder import SparseAutoencoder
@@ -25,7 +25,14 @@ from sae_lib.sae.engine.sparse_step import gradients
 from sae_lib.sae.initialise import initialise, statistics, stay_near
 from sae_lib.sae.objective import StepResult
 from sae_lib.sae.optimiser import adam, set_learning_rate, trained
-from sae_lib.sae.recipes import Recipe, at_width, is_resampling_step, rate, resolve
+from sae_lib.sae.recipes import (
+    Recipe,
+    at_width,
+    is_resampling_step,
+    rate,
+    resolve,
+    training_fingerprint,
+)
 from sae_lib.settings import SAESettings
 
 MAX_LOSS_RATIO = 1000  # times the loss of the first step
@@ -160,8 +167,9 @@ def fit(
 ) -> tuple[SparseAutoencoder, dict]:
     """(autoencoder for unscaled activations, summary): trained on all positions of `rows`.
 
-    Goes on from the newest checkpoint in `store`, which Ctrl-C makes it write. `heldout` rows are
-    for early stopping.
+    Goes on from the newest checkpoint in `store`, which Ctrl-C makes it write; `ArtefactError`
+    where that is of other settings, seed or activations. `settings.seed` goes before `seed`.
+    `heldout` rows are for early stopping.
     """
     team = distributed.TEAM
     (rank, ranks), hook = team.replica(), team.source(hook)
@@ -171,7 +179,10 @@ def fit(
     sae, recipe, device = state.model, state.recipe, state.silent.device
     n_steps = max(1, settings.activations // (recipe.batch * ranks))
     dtype = precision(settings.precision, device)
-    store.depends_on(device, dtype, processes=ranks)
+    first = harvest(hook, rows[:1])
+    data = [*rows.shape, f"{first.norm():.4g}"]
+    made_from = {"settings": training_fingerprint(settings), "seed": seed, "data": data}
+    store.depends_on(device, dtype, processes=ranks, training=made_from)
     state.restore(store)
     buffer = ActivationBuffer(
         hook, rows[rank::ranks], recipe.batch, settings.buffer_rows, seed, state.step

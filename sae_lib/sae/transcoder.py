@@ -63,8 +63,9 @@ class Transcoder(SparseAutoencoder):
     def forward(self, x: Float[Tensor, "*n either"]) -> Float[Tensor, "*n d_in"]:
         return self.decode(self.encode(x)) + self.skipped(x)
 
-    def save(self, folder: Path, metadata: dict) -> None:
+    def save(self, folder: Path | str, metadata: dict | None = None) -> None:
         """As an autoencoder; the metadata also name the output's hook."""
+        metadata = metadata or {}
         output = metadata.get("hook_name", "").replace(INPUT, OUTPUT)
         super().save(folder, metadata | {"hook_name_out": output})
 
