@@ -127,6 +127,9 @@ def sentence(study: dict) -> str:
         n = len(of) - len(named["L0 apart"])
         changes, none, _ = ("; ".join(names) for names in named.values())
         left = len(of) - n
+        if n == 0:
+            said.append(f"{WHERE[base].capitalize()}, none is compared: L0 lie too far apart.")
+            continue
         apart = f" ({left} are not compared: their L0 are too far apart)" if left else ""
         said.append(
             f"{WHERE[base].capitalize()}, {len(named['change'])} of {n} change the loss recovered"
@@ -205,9 +208,10 @@ def figure(study: dict) -> go.Figure:
     title = f"Deviations that change the loss recovered: {', '.join(said)}"
     found = found.assign(half=(found["high"] - found["low"]) / 2)
     titles = {measure: title for measure, (title, _) in MEASURES.items()}
-    colours = [colour("ward_2024"), colour("bricken_2023")]
+    colours = {"original": colour("ward_2024"), "method": colour("bricken_2023")}
+    colours = {WHERE[base]: of for base, of in colours.items()}
     order = {"deviation": [TITLES[d] for d in TITLES if d in set(found["deviation"])]}
-    how = {"category_orders": order, "color_discrete_sequence": colours}
+    how = {"category_orders": order, "color_discrete_map": colours}
     found = found.replace({"deviation": TITLES, "base": WHERE, "measure": titles})
     fig = chart("deviations", found, title=title, **how)
     fig.add_vline(0, line_dash="dot", line_color=PALETTE[5])

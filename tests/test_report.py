@@ -960,7 +960,7 @@ QUOTED = [  # numbers in prose and in every table: a change of the result must c
     ("features", "misleading", "lower_share"),
     ("interpretability", "scores", "neuron_matched", "auroc_median"),
     ("interpretability", "density_match", "neuron_matched", "factor"),
-    ("interpretability", "kinds", "untrained_matched", "left_out"),
+    ("interpretability", "kinds", "untrained_matched", "units"),
     ("interpretability", "scores", "neuron_matched", "information_median_interval", 1),
     (
         "interpretability",

@@ -162,7 +162,9 @@ def test_two_objects_that_do_not_vary_have_no_interval():
     for point in study["points"]:
         point["recovered"] = {study["subject"]: 0.9, "weak": 0.8}.get(point["contender"])
     row = sanity_views.comparisons(study).query("measure == 'recovered' and contender == 'weak'")
-    assert row["difference"].item() == pytest.approx(0.1) and row[["low", "high"]].isna().all(axis=None)
+    assert row["difference"].item() == pytest.approx(0.1) and row[["low", "high"]].isna().all(
+        axis=None
+    )
     assert not sanity_views.strongest(study)["recovered"]["ahead"]
 
 
