@@ -157,6 +157,14 @@ def prepare(
     return AutoencoderTraining(sae, optimiser, **own)
 
 
+def identity(hook: Source, rows: np.ndarray, settings: SAESettings, seed: int) -> dict[str, Any]:
+    """What tells a training from others: settings, seed, and of the data the shape of its rows and
+    the norm of the first one's activations.
+    """
+    data = [*rows.shape, f"{harvest(hook, rows[:1]).norm():.4g}"]
+    return {"settings": training_fingerprint(settings), "seed": seed, "data": data}
+
+
 def fit(
     hook: Source,
     rows: np.ndarray,
@@ -179,10 +187,7 @@ def fit(
     sae, recipe, device = state.model, state.recipe, state.silent.device
     n_steps = max(1, settings.activations // (recipe.batch * ranks))
     dtype = precision(settings.precision, device)
-    first = harvest(hook, rows[:1])
-    data = [*rows.shape, f"{first.norm():.4g}"]
-    made_from = {"settings": training_fingerprint(settings), "seed": seed, "data": data}
-    store.depends_on(device, dtype, processes=ranks, training=made_from)
+    store.depends_on(device, dtype, processes=ranks, training=identity(hook, rows, settings, seed))
     state.restore(store)
     buffer = ActivationBuffer(
         hook, rows[rank::ranks], recipe.batch, settings.buffer_rows, seed, state.step
