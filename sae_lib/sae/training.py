@@ -161,7 +161,7 @@ def identity(hook: Source, rows: np.ndarray, settings: SAESettings, seed: int) -
     """What tells a training from others: settings, seed, and of the data the shape of its rows and
     the norm of the first one's activations.
     """
-    data = [*rows.shape, f"{harvest(hook, rows[:1]).norm():.4g}"]
+    data = [*rows.shape, f"{harvest(hook, rows[:1]).norm().item():.4g}"]
     return {"settings": training_fingerprint(settings), "seed": seed, "data": data}
 
 
@@ -187,7 +187,9 @@ def fit(
     sae, recipe, device = state.model, state.recipe, state.silent.device
     n_steps = max(1, settings.activations // (recipe.batch * ranks))
     dtype = precision(settings.precision, device)
-    store.depends_on(device, dtype, processes=ranks, training=identity(hook, rows, settings, seed))
+    if store.folder:
+        training = identity(hook, rows, settings, seed)
+        store.depends_on(device, dtype, processes=ranks, training=training)
     state.restore(store)
     buffer = ActivationBuffer(
         hook, rows[rank::ranks], recipe.batch, settings.buffer_rows, seed, state.step
