@@ -11,6 +11,7 @@ import pytest
 import scipy.stats
 import torch
 
+from benchmarks import saelens_best
 from sae_lib import figures, files
 from sae_lib.errors import SettingsError, TrainingError
 from sae_lib.features.agreement import mmcs
@@ -399,6 +400,28 @@ def test_the_time_to_a_quality_is_that_of_the_fastest_training_that_has_it():
     assert rows[0]["Seconds to 98.0 %"] == "12 (2 of 2 seeds)"  # of 5 and 20
     assert rows[0]["L0"] == "16.0" and rows[0]["Seconds"] == "10"
     assert rows[1]["Seconds to 98.0 %"] == "not reached"
+
+
+def test_the_best_of_each_side_trains_on_all_budgets():
+    class Contender:
+        def __init__(self, recovered):
+            self.recovered, self.trained = recovered, []
+
+        def at_its_best_rate(self):
+            return {"lr": 1e-3}
+
+        def of_seeds(self, best, activations):
+            self.trained.append(activations)
+            record = best | {"activations": activations, "recovered_mean": self.recovered}
+            return [record | {"seed": seed} for seed in (0, 1)]
+
+    given = {"SAELens topk": 0.7, "SAELens standard": 0.9, "ours": 0.8, "ours, too": 0.6}
+    contenders = {name: Contender(recovered) for name, recovered in given.items()}
+    found = saelens_best.compared(contenders, 4096, (0.5, 1.0, 2.0))
+    trained = {name: contender.trained for name, contender in contenders.items()}
+    assert trained["SAELens topk"] == trained["ours, too"] == [4096]
+    assert trained["SAELens standard"] == trained["ours"] == [4096, 2048, 8192]
+    assert len(found) == 2 * 8 and found[0]["contender"] == "SAELens topk"
 
 
 def test_a_point_of_saelens_is_drawn_where_it_saw_the_same_activations(study_run):
