@@ -130,22 +130,26 @@ def splitting_rows(study: dict) -> pd.DataFrame:
 
 
 def agreement_sentence(study: dict) -> str:
-    """Whether the recipe that recovers most is also the one whose seeds agree most."""
+    """Whether the recipe that recovers most is also the one whose seeds agree most, beyond the
+    directions of activations.
+    """
     rows = recipes_rows(study)
-    rows = rows[~rows["contender"].str.contains("bfloat16|as given")].reset_index()
-    measure = "matched" if rows["matched"].notna().all() else "mmcs"
-    best, agree = rows.iloc[0], rows[measure].astype(float)
-    more = (agree > agree[0]).sum()
+    rows = rows[~rows["contender"].str.contains("bfloat16|as given")].set_index("contender")
+    agree = (rows["matched"] - rows["matched_data"]).astype(float)
+    best, least, most = agree.index[0], agree.idxmin(), agree.idxmax()
+    more = (agree > agree[best]).sum()
     link = scipy.stats.spearmanr(rows["recovered_mean"], agree)
     meaning = "no relation is shown"
     if link.pvalue < 0.05:
         finds = "find too" if link.statistic > 0 else "do not find"
         meaning = f"a better reconstruction goes with features that other seeds {finds}"
     return (
-        f"`{best['contender']}` recovers most ({percent(best['recovered_mean'])}, mean ablation);"
-        f" the seeds of {more} of the other {len(rows) - 1} recipes agree more than its own"
-        f" ({number(agree[0])}; all: {number(agree.min())} to {number(agree.max())}). Over the"
-        f" {len(rows)} recipes reconstruction and agreement have a rank correlation of"
+        f"`{best}` recovers most ({percent(rows['recovered_mean'].iloc[0])}, mean ablation). Its"
+        f" seeds agree by {signed(agree[best])} beyond the activations (matched), those of {more}"
+        f" of the other {len(rows) - 1} recipes by more; the extremes are {signed(agree[least])}"
+        f" (`{least}`) and {signed(agree[most])} (`{most}`)."
+        f"{' So what reconstructs best is not what another seed finds best.' if more else ''} Over"
+        f" the {len(rows)} recipes reconstruction and this difference have a rank correlation of"
         f" {signed(link.statistic)}: {meaning}."
     )
 

@@ -233,6 +233,7 @@ def studied() -> dict:
         "lm_tokens": 90000,
         "l0": 16.0,
         "seeds": 2,
+        "choosing": 0.25,
     }
     point = lambda name, seed, value, **more: (  # noqa: E731
         {
@@ -1156,21 +1157,6 @@ def test_a_value_that_is_not_defined_is_said(tmp_path):
         if r[0].startswith("Loss recovered, mean")
     )
     assert row[2] == "not defined"
-
-
-def test_a_study_from_before_the_recipes_changed_says_so_and_lacks_the_newer_columns(tmp_path):
-    new, old = results(), results()
-    study = old["study_recipes"]
-    new["study_recipes"]["about"]["choosing"] = 0.25
-    for agreement in study["mmcs"].values():
-        for key in ("data", "matched", "matched_data"):
-            agreement.pop(key, None)
-    said = {name: rendered(tmp_path, values) for name, values in (("new", new), ("old", old))}
-    assert "older than two of the recipes" in said["old"] and "PW-MCC" not in said["old"]
-    assert "older than two of the recipes" not in said["new"] and "PW-MCC" in said["new"]
-    heads = {name: [t[0] for t in tables_of(text)] for name, text in said.items()}
-    assert any("MMCS (random)" in head for head in heads["old"])
-    assert any("Matched (data)" in head for head in heads["new"])
 
 
 def test_text_that_is_not_of_an_installation_has_no_distributions(tmp_path):

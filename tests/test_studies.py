@@ -154,18 +154,23 @@ def agreeing(*values):
     """A study of recipes: (name, loss recovered, agreement of seeds)."""
     point = dict.fromkeys([*study_figures.SETTING, *study_figures.MEASURES], 1.0) | {"l0": 16.0}
     points = [point | {"contender": n, "recovered_mean": r, "seed": 0} for n, r, _ in values]
-    agreement = {n: {"mean": m, "null": 0.1, "matched": m} for n, _, m in values}
+    agreement = {
+        n: {"mean": 1.0, "null": 0.1, "matched": m + i, "matched_data": float(i)}
+        for i, (n, _, m) in enumerate(values)
+    }
     return {"points": points, "mmcs": agreement, "about": {"l0": 16.0}}
 
 
 def test_who_recovers_most_is_held_against_who_agrees_most():
     apart = agreeing(("a", 0.9, 0.8), ("b", 0.98, 0.4), ("c", 0.95, 0.6))
     said = study_figures.agreement_sentence(apart)
-    assert said.startswith("`b` recovers most (98.0 %") and "seeds of 2 of the other 2" in said
+    assert said.startswith("`b` recovers most (98.0 %") and "those of 2 of the other 2" in said
+    assert "+0.400 (`b`) and +0.800 (`a`)" in said and "not what another seed finds best" in said
     assert "−1.00: a better reconstruction goes with features that other seeds do not" in said
     together = agreeing(("a", 0.9, 0.4), ("b", 0.98, 0.8), ("c", 0.95, 0.6))
     said = study_figures.agreement_sentence(together)
-    assert "seeds of 0 of the other 2" in said and said.endswith("that other seeds find too.")
+    assert "those of 0 of the other 2" in said and "not what" not in said
+    assert said.endswith("that other seeds find too.")
     more = agreeing(("a", 0.9, 0.4), ("b", 0.98, 0.8), ("c", 0.95, 0.6), ("d, as given", 1, 0.9))
     assert study_figures.agreement_sentence(more) == said, "it is not at the same L0"
     mixed = agreeing(("a", 0.9, 0.4), ("b", 0.98, 0.8), ("c", 0.95, 0.3), ("d", 0.92, 0.7))
