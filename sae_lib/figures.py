@@ -16,8 +16,8 @@ COLOURS = dict(
     topk=PALETTE[4],
     ward_2024="#7a4b2b",
     tied=PALETTE[6],
-    batchtopk=PALETTE[7],
-    matryoshka="#7fb03a",
+    batchtopk="#5ab4e5",
+    matryoshka="#b5bd2b",
     SAELens="#222222",
 )
 AXIS = dict(

@@ -44,6 +44,7 @@ QUALITIES = {
 }
 QUALITY = 0.98  # loss recovered (mean ablation) at the study's L0, to which trainers are timed …
 NEAR_L0 = 1.05  # … where L0 is at most so many times that
+AROUND = 4  # the figure of recipes shows L0 from the study's over this to this many times it
 UNIVERSAL = 0.5  # the correlation from which a feature counts as universal
 MEASURES = ["recovered_zero", "recovered_mean", "fvu", "l0_mean", "dead_share", "alive"]
 AGREEMENT = {  # of seeds: columns, and what they are called in a study
@@ -423,8 +424,8 @@ def frontier(points: pd.DataFrame, title: str = "Who keeps more at the same L0?"
 
 
 def recipes_figure(study: dict, saelens: dict | None = None) -> go.Figure:
-    """The frontier of every recipe; SAELens' own trainer beside them where it was measured on the
-    same activations.
+    """The frontier of every recipe, within `AROUND` of the study's L0; SAELens' own trainer beside
+    them where it was measured on the same activations.
     """
     points = pd.DataFrame(study["points"])
     if saelens and saelens["about"] == study["about"]:
@@ -432,6 +433,7 @@ def recipes_figure(study: dict, saelens: dict | None = None) -> go.Figure:
         theirs = theirs[theirs["contender"].str.startswith("SAELens")]
         points = pd.concat([points, theirs[theirs["activations"].isin(points["activations"])]])
     best, at = recipes_rows(study).iloc[0], study["about"]["l0"]
+    points = points[points["l0_mean"].between(at / AROUND, at * AROUND)]
     title = f"At L0 {at:.0f}, {best['contender']} recovers most: {percent(best['recovered_mean'])}"
     return frontier(points, f"{title} (mean ablation, mean over seeds)")
 
