@@ -21,6 +21,7 @@ OWN = read_recipes(Path(__file__).with_suffix(".yaml"), RECIPES)
 BASES = ("original", "method")
 OTHER_SEEDS, SHIFT = "method, other seeds", 1000  # the null: nothing differs but the seeds
 WIDTHS = (256, 512, 1024)  # of the language model's MLP, to which λ is carried over
+NEAR, TRIES = 0.07, 6  # how near every seed comes to the L0, and in how many trainings at most
 CURVE = 200  # points of a curve that are kept
 KEPT, SHOWN = 511, 20  # firings of a feature that the original kept, and examples that are shown
 
@@ -51,7 +52,8 @@ class Deviations:
         for name in OWN:
             settings = self.settings(name, lr=rates[base_of(name)])
             points += self.points(self.run, name, settings)
-        method = self.settings("method", lr=rates["method"])
+        l1 = next(point["lambda"] for point in points if point["contender"] == "method")
+        method = self.settings("method", lr=rates["method"], l1=l1)
         points += self.points(self.run, OTHER_SEEDS, method, SHIFT)
         model = self.other_model("attention", attention="ward_2024")
         points += self.points(model, "method-attention", method)
@@ -74,12 +76,13 @@ class Deviations:
         return Run(settings, folder, self.run.stages, self.run, self.run.reading)
 
     def points(self, run: Run, name: str, given: SAESettings, shift: int = 0) -> list[dict]:
-        hook = stages.hook(run)
-        settings, _ = sweep.at_l0(run, hook, given, sweep.L0)
-        found = []
+        """Of every seed, at the λ that brings it to the same L0; the search goes on from the seed
+        before.
+        """
+        hook, found = stages.hook(run), []
         for seed in sweep.SEEDS:
-            seeded = sweep.changed(settings, seed=seed + shift)
-            record = sweep.measure(run, hook, seeded)
+            seeded, record = sweep.at_l0(run, hook, given, sweep.L0, NEAR, TRIES, seed + shift)
+            given = sweep.changed(given, l1=seeded.l1)
             made_from = stages.fingerprint_of(run, seeded) | stages.section(run, "interpretability")
             where = f"deviations/{run.folder.name}/{sweep.point_name(seeded)}"
             density = np.array(record["density"])

@@ -196,15 +196,20 @@ def classical_study(run: Run, hook: HookPoint) -> dict:
 
 
 def resampling_study(run: Run, hook: HookPoint) -> dict:
-    """The run's recipe from either start, with resampling and without it, at the run's own λ:
-    what is dead at the end and along the way, and the differences that resampling makes.
+    """The run's recipe from either start, with resampling and without it, at the λ that brings
+    it, with resampling, to the same L0 from that start: what is dead at the end and along the way,
+    and the differences that resampling makes.
     """
     base, points, curves = sweep.changed(run.settings.sae, resampling=True), [], []
     if resolve(base).resampling is None:
         raise SettingsError(f"study resampling: recipe {base.recipe} resamples nothing")
-    for start, on, seed in itertools.product(study_figures.STARTS, (False, True), sweep.SEEDS):
+    found = {
+        start: sweep.at_l0(run, hook, sweep.changed(base, init=start), sweep.L0)[0]
+        for start in study_figures.STARTS
+    }
+    for start, on, seed in itertools.product(found, (False, True), sweep.SEEDS):
         at = base.resample_at if on else None
-        settings = sweep.changed(base, init=start, resampling=on, resample_at=at, seed=seed)
+        settings = sweep.changed(found[start], resampling=on, resample_at=at, seed=seed)
         record = sweep.plain_record(sweep.measure(run, hook, settings))
         summary = stages.read_summary(sweep.folder_of(run, settings))
         touched = sum(event["resampled"] for event in summary["resampling"])

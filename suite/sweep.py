@@ -248,13 +248,15 @@ def at_l0(
     l0: float,
     tolerance: float = 0.05,
     tries: int = 4,
+    seed: int = SEEDS[0],
 ) -> tuple[SAESettings, dict]:
-    """The settings with λ (or k) such that the L0 on the choosing part of the held-out documents
-    is within `tolerance` of `l0`, or as near as `tries` trainings come; and that training's record.
+    """The settings with that seed, and λ (or k) such that the L0 on the choosing part of the
+    held-out documents is within `tolerance` of `l0`, or as near as `tries` trainings come; and that
+    training's record.
 
     log L0 falls about linearly with log λ: a first guess from the recipe's λ, then secants.
     """
-    settings = changed(settings, seed=SEEDS[0])
+    settings = changed(settings, seed=seed)
     recipe = resolve(settings)
     if recipe.k:
         settings = changed(settings, k=round(l0))
