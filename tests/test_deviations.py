@@ -1,7 +1,6 @@
 """Notebook 07: each deviation changes what it says and nothing else, and what is concluded."""
 
 from dataclasses import asdict, replace
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -210,7 +209,7 @@ def small_study(small_overrides, small_run):
         patch.setattr(deviations, "WIDTHS", (32, 64))
         for name, value in (("SEEDS", (0, 1)), ("RATES", (1.0,)), ("WARD_RATES", (10.0,))):
             patch.setattr(sweep, name, value)
-        patch.setattr(sweep, "at_l0", partial(sweep.at_l0, tries=2))
+        patch.setattr(deviations, "TRIES", 2)
         patch.setattr(sanity, "UNITS", 20)
         patch.setitem(FACTS, "activations", 30000)
         yield run, deviations.study(run), deviations.full_budget(run)
@@ -249,3 +248,19 @@ def test_the_full_budget_is_the_originals_recipe_as_given(small_study):
     assert full["record"]["lr"] == recipe.lr and full["record"]["lambda"] == recipe.l1
     assert full["record"]["activations"] == 30000 // recipe.batch * recipe.batch
     assert full["dead"] == [] and len(full["curve"]) > 0
+
+
+def test_lambda_is_searched_for_every_seed_from_that_of_the_seed_before(small_run, monkeypatch):
+    asked = []
+
+    def at_l0(run, hook, given, l0, tolerance, tries, seed):
+        asked.append((given.l1, seed))
+        return given.model_copy(update={"l1": 2.0 + seed, "seed": seed}), {"density": [0.5]}
+
+    monkeypatch.setattr(sweep, "at_l0", at_l0)
+    monkeypatch.setattr(deviations.Deviations, "more", lambda *_: {"information": 0.1})
+    study = object.__new__(deviations.Deviations)
+    given = small_run.settings.sae.model_copy(update={"l1": 1.5})
+    points = study.points(small_run, "method", given, shift=100)
+    assert asked == [(1.5, 100), (102.0, 101), (103.0, 102)]
+    assert [p["seed"] for p in points] == [0, 1, 2], "pairs are those of the same number"
