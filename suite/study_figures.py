@@ -27,7 +27,7 @@ STARTS = {
     "independent": "independent start",
 }
 # what the study of resampling decides by, declared before it was run: the first is primary
-DECIDING = {"dead_share": "the share of dead features", "recovered_mean": "the loss recovered"}
+DECIDING = {"dead_share": "dead features", "recovered_mean": "loss recovered"}
 SETTING = ["lambda", "k", "lr"]
 LOOKS = (("solid", "circle"), ("dash", "diamond"), ("dot", "square"))  # of one recipe's contenders
 COMPARED = {  # in the study of universality: whose features are compared with whose
@@ -140,19 +140,27 @@ def agreement_sentence(study: dict) -> str:
     best, least, most = agree.index[0], agree.idxmin(), agree.idxmax()
     more = (agree > agree[best]).sum()
     link = scipy.stats.spearmanr(rows["recovered_mean"], agree)
-    meaning = "no relation is shown"
+    meaning = "no relation is shown, and so few could show only a strong one"
     if link.pvalue < 0.05:
         finds = "find too" if link.statistic > 0 else "do not find"
         meaning = f"a better reconstruction goes with features that other seeds {finds}"
     return (
-        f"`{best}` recovers most ({percent(rows['recovered_mean'].iloc[0])}, mean ablation). Its"
-        f" seeds agree by {signed(agree[best])} beyond the activations (matched), those of {more}"
-        f" of the other {len(rows) - 1} recipes by more; the extremes are {signed(agree[least])}"
-        f" (`{least}`) and {signed(agree[most])} (`{most}`)."
-        f"{' So what reconstructs best is not what another seed finds best.' if more else ''} Over"
-        f" the {len(rows)} recipes reconstruction and this difference have a rank correlation of"
-        f" {signed(link.statistic)}: {meaning}."
+        f"`{best}` recovers most ({percent(rows['recovered_mean'].iloc[0])}, mean ablation),"
+        f" {_lead(study, *rows.index[:2])} Its seeds match by {number(rows['matched'].iloc[0])},"
+        f" {signed(agree[best])} beyond the activations; those of {more} of the other"
+        f" {len(rows) - 1} recipes by more beyond theirs, from {signed(agree[least])} (`{least}`)"
+        f" to {signed(agree[most])} (`{most}`). Over the {len(rows)} recipes reconstruction and"
+        f" this difference have a rank correlation of {signed(link.statistic)}: {meaning}."
     )
+
+
+def _lead(study: dict, best: str, second: str) -> str:
+    """By how much the best recipe recovers more than the second, paired by seed."""
+    points = pd.DataFrame(study["points"]).query("l0 == l0")  # those of all seeds
+    of = points.pivot(index="seed", columns="contender", values="recovered_mean")
+    mean, half = mean_and_half_width(100 * (of[best] - of[second]))
+    ends = [None, None] if half != half else [mean - half, mean + half]
+    return f"{signed(mean)} points ({interval(*ends, signed)}) more than `{second}`."
 
 
 def _with_agreement(points: pd.DataFrame, by: str, study: dict) -> pd.DataFrame:
@@ -196,7 +204,8 @@ def absorption_sentence(study: dict) -> str:
     above = [f"`{name}`" for name, (mean, half) in found.items() if mean > half]
     return (
         f"Above the null, by a 95 % interval over seeds: {', '.join(above) or 'no recipe'}"
-        f" ({len(above)} of {len(found)} recipes; by chance {0.025 * len(found):.1f})."
+        f" ({len(above)} of {len(found)} recipes; {0.025 * len(found):.1f} by chance, as only the"
+        " upper side counts)."
     )
 
 
@@ -322,14 +331,14 @@ def resampling_sentence(study: dict) -> str:
         low, high = ends = [None if end is None else 100 * end for end in d["interval"]]
         verdict = "no difference is shown"
         if low is not None and (low > 0 or high < 0):
-            verdict = "it rises" if low > 0 else "it falls"
-        parts[d["start"]].append(
-            f"{DECIDING[d['measure']]} by {signed(100 * d['mean'])} percentage points"
-            f" (95 % interval {interval(*ends, signed)}; {verdict})"
-        )
-    return " ".join(
-        f"From the {STARTS[s]}, resampling changes {' and '.join(said)}."
-        for s, said in parts.items()
+            verdict = "more" if low > 0 else "less"
+        said = f"{DECIDING[d['measure']]} {signed(100 * d['mean'])} ({interval(*ends, signed)};"
+        parts[d["start"]].append(f"{said} {verdict})")
+    starts = "; ".join(f"from the {STARTS[s]}, {', '.join(said)}" for s, said in parts.items())
+    n = len(study["differences"])
+    return (
+        f"With resampling minus without it, in percentage points with 95 % intervals: {starts}."
+        f" Of {n} intervals {0.05 * n:.1f} exclude zero by chance."
     )
 
 
@@ -439,13 +448,15 @@ def recipes_figure(study: dict, saelens: dict | None = None) -> go.Figure:
 
 
 def absorption_figure(study: dict) -> go.Figure:
-    """The share absorbed by each recipe, a point per seed, beside that of shuffled labels."""
-    kinds = {"rate": "exact labels", "null": "shuffled labels"}
+    """The share absorbed by each recipe, a point per seed, beside that of random sets of tokens."""
+    kinds = {"rate": "exact labels", "null": "random sets of tokens"}
     points = pd.DataFrame(study["points"])
     more = points.groupby("contender")["excess"].apply(_clearly_above_zero)
-    title = f"{more.sum()} of {len(more)} recipes absorb more tokens than shuffled labels give"
+    title = (
+        f"{more.sum()} of {len(more)} recipes absorb more tokens than random sets of tokens give"
+    )
     points = points.melt("contender", list(kinds), "labels").replace({"labels": kinds})
-    colours = {"exact labels": figures.PALETTE[0], "shuffled labels": figures.PALETTE[5]}
+    colours = {"exact labels": figures.PALETTE[0], "random sets of tokens": figures.PALETTE[5]}
     return chart("absorption", points, color_discrete_map=colours, title=title)
 
 
@@ -529,7 +540,7 @@ def resampling_title(differences: list[dict]) -> str:
     said = []
     for d in (d for d in differences if d["interval"][0] is not None):
         if d["interval"][0] > 0 or d["interval"][1] < 0:
-            what = DECIDING[d["measure"]].removeprefix("the ")
+            what = DECIDING[d["measure"]]
             way = "raises" if d["mean"] > 0 else "lowers"
             said.append(f"{way} {what} from the {STARTS[d['start']]}")
     if not said:

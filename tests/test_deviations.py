@@ -170,8 +170,12 @@ def test_effects_have_the_deviations_sign_and_are_said_whichever_way():
         point |= {"norms": [0.9, 1.5 if point["contender"] in ("original", "method-norm") else 1]}
     (how,) = deviations_views.mechanisms(study)
     assert how["Deviation"] == deviations_views.TITLES["norm"]
-    ends = "in the original 1.50, without it 1.00; in the method 1.50, without it 1.00"
-    assert how["With it"].endswith(f": {ends}")
+    ends = [f"in the {base} 1.50, without it 1.00: as expected" for base in ("original", "method")]
+    assert how["With it"].endswith("; ".join(ends))
+    for point in study["points"]:
+        point["norms"] = [0.9, 1.0 + (point["seed"] if "+" in point["contender"] else 0)]
+    (how,) = deviations_views.mechanisms(study)
+    assert how["With it"].count("no difference is shown") == 2, "of three seeds one has no change"
     names = {y for trace in deviations_views.figure(study).data for y in trace.y}
     assert names == {deviations_views.TITLES[d] for d in ("norm", "other seeds")}
 
@@ -182,7 +186,7 @@ def test_no_verdict_where_l0_differ_and_none_smaller_than_other_seeds():
     assert "In the method, 1 of 1 change" in deviations_views.sentence(study)
     study = made_up(values, method=8.0)
     said = deviations_views.sentence(study)
-    assert "In the method, none is compared: L0 lie too far apart." in said
+    assert "In the method, none is compared: L0 differ by more than 15 %." in said
     assert not {y for trace in deviations_views.figure(study).data for y in trace.y}
     assert deviations_views.rows(study)[0]["L0 with it, without"] == "16.0, 8.00"
     study = made_up(values)
@@ -230,7 +234,7 @@ def test_a_study_measures_every_deviation(small_study):
     assert {(c["contender"], c["d_mlp"]) for c in study["carried"]} >= {("original", 32)}
     assert study["models"]["standard"] != study["models"]["attention"]
     said = deviations_views.sentence(study)
-    assert "In the original, " in said and "In the method, " in said
+    assert "In the original, " in said and "makes another language model" in said
     assert len(deviations_views.carried_rows(study)) == 3
     assert len(deviations_views.contenders(study)) == len(names)
     assert len(deviations_views.mechanisms(study)) == 3  # units, positions, attention
@@ -257,6 +261,7 @@ def test_lambda_is_searched_for_every_seed_from_that_of_the_seed_before(small_ru
         asked.append((given.l1, seed))
         return given.model_copy(update={"l1": 2.0 + seed, "seed": seed}), {"density": [0.5]}
 
+    monkeypatch.setattr(sweep, "SEEDS", (0, 1, 2))
     monkeypatch.setattr(sweep, "at_l0", at_l0)
     monkeypatch.setattr(deviations.Deviations, "more", lambda *_: {"information": 0.1})
     study = object.__new__(deviations.Deviations)

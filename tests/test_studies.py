@@ -165,12 +165,11 @@ def test_who_recovers_most_is_held_against_who_agrees_most():
     apart = agreeing(("a", 0.9, 0.8), ("b", 0.98, 0.4), ("c", 0.95, 0.6))
     said = study_figures.agreement_sentence(apart)
     assert said.startswith("`b` recovers most (98.0 %") and "those of 2 of the other 2" in said
-    assert "+0.400 (`b`) and +0.800 (`a`)" in said and "not what another seed finds best" in said
+    assert "from +0.400 (`b`) to +0.800 (`a`)" in said and "+3.00 points (" in said
     assert "−1.00: a better reconstruction goes with features that other seeds do not" in said
     together = agreeing(("a", 0.9, 0.4), ("b", 0.98, 0.8), ("c", 0.95, 0.6))
     said = study_figures.agreement_sentence(together)
-    assert "those of 0 of the other 2" in said and "not what" not in said
-    assert said.endswith("that other seeds find too.")
+    assert "those of 0 of the other 2" in said and said.endswith("that other seeds find too.")
     more = agreeing(("a", 0.9, 0.4), ("b", 0.98, 0.8), ("c", 0.95, 0.6), ("d, as given", 1, 0.9))
     assert study_figures.agreement_sentence(more) == said, "it is not at the same L0"
     mixed = agreeing(("a", 0.9, 0.4), ("b", 0.98, 0.8), ("c", 0.95, 0.3), ("d", 0.92, 0.7))
@@ -272,15 +271,15 @@ def test_differences_of_resampling_are_paired_by_seed_and_said_whichever_way_the
     expected = scipy.stats.ttest_1samp(differences, 0).confidence_interval(0.95)
     assert fewer["interval"] == pytest.approx([expected.low, expected.high])
     said = study_figures.resampling_sentence({"differences": found})
-    tied, independent = said.split(" From ")
+    tied, independent = said.split("; from the ")
     assert tied.count("no difference is shown") == 2
-    assert "the share of dead features by −40.0 percentage points" in independent
-    assert "; it falls) and the loss recovered by +10.0" in independent
-    assert independent.endswith("; it rises).")
+    assert "dead features −40.0 (" in independent
+    assert "; less), loss recovered +10.0 (" in independent
+    assert independent.endswith("; more). Of 4 intervals 0.2 exclude zero by chance.")
     swapped = [p | {"resampling": not p["resampling"]} for p in points]
     other = study_figures.resampling_differences(swapped)
-    said = study_figures.resampling_sentence({"differences": other}).split(" From ")[1]
-    assert "+40.0 percentage points" in said and "; it rises) and the loss" in said
+    said = study_figures.resampling_sentence({"differences": other}).split("; from the ")[1]
+    assert "dead features +40.0 (" in said and "; more), loss recovered" in said
     once = study_figures.resampling_differences([p for p in points if p["seed"] == 0])
     once = json.loads(json.dumps(files.plain({"differences": once})))
     said = study_figures.resampling_sentence(once)
@@ -299,7 +298,7 @@ def test_a_study_of_resampling_crosses_starts_with_resampling(study_run, hook):
     assert last == study["points"][0]["activations"]
     assert len(study_figures.resampling_rows(study)) == 4
     said = study_figures.resampling_sentence(study)
-    assert said.count("percentage points") == 4
+    assert said.count("from the ") == 2 and said.count("dead features ") == 2
     figure = study_figures.resampling_figure(study)
     assert [trace.mode for trace in figure.data].count("lines") == 4
     topk = study_run.settings.sae.model_copy(update={"recipe": "topk"})
