@@ -49,24 +49,25 @@ def comparisons(study: dict) -> pd.DataFrame:
 
 
 def strongest(study: dict) -> dict[str, dict]:
-    """By measure: the baseline with the largest mean, and whether the subject is `ahead` of every
-    one, with the interval of each difference above zero.
+    """By measure: the baseline with the largest mean, whether the subject is `ahead` of every one,
+    with the interval of each difference above zero, and those ahead of it: `above`.
     """
     rows, found = comparisons(study), {}
     others = rows[(rows["contender"] != study["subject"]) & rows["mean"].notna()]
     for measure, of in others.groupby("measure", sort=False):
         best = of.loc[of["mean"].idxmax()].to_dict()
-        found[measure] = best | {"ahead": bool((of["low"] > 0).all())}
+        above = of[of["high"] < 0].sort_values("difference")["contender"].tolist()
+        found[measure] = best | {"ahead": bool((of["low"] > 0).all()), "above": above}
     return found
 
 
 def brief(study: dict, named: bool = True) -> str:
     """On how many of the measures the subject is ahead of every baseline, and on how many behind at
-    least one; `named`: which is strongest.
+    least one; `named`: which those are.
     """
     leads = [_short(m) for m, best in strongest(study).items() if best["ahead"]]
-    behind = {m: best for m, best in strongest(study).items() if best["high"] < 0}
-    on = [_short(m) + (f" ({best['contender']})" if named else "") for m, best in behind.items()]
+    behind = {m: best["above"] for m, best in strongest(study).items() if best["above"]}
+    on = [_short(m) + (f" ({', '.join(of)})" if named else "") for m, of in behind.items()]
     what = "a TopK autoencoder" if study["subject"] == "trained" else "the autoencoder"
     said = f"{what} is ahead of every sanity baseline on {len(leads)}"
     said += f" ({' and '.join(leads)})" if leads else ""
