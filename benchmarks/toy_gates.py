@@ -311,9 +311,11 @@ def check(folder: Path, preset: str = "full") -> bool:
     passed = sum(row["passed"] for row in rows)
     recipes = [{"recipe": name, **row} for name, row in get("recipes").items()]
     summary = {"preset": preset, "passed": passed, "gates": rows, "recipes": recipes}
-    (folder / "gates.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     (folder / "gates.md").write_text(gates_table(rows))
     headless.run_notebooks(opened, overrides, "01", log.info)
+    found = opened.load_results("toy")
+    summary |= {key: found[key] for key in ("cases", "observations", "mechanism")}
+    (folder / "gates.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     taken = time.perf_counter() - start
     log.info("toy check: %d of %d gates passed in %.0f s", passed, len(rows), taken)
     return passed == len(rows)

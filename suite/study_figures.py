@@ -158,9 +158,25 @@ def _lead(study: dict, best: str, second: str) -> str:
     """By how much the best recipe recovers more than the second, paired by seed."""
     points = pd.DataFrame(study["points"]).query("l0 == l0")  # those of all seeds
     of = points.pivot(index="seed", columns="contender", values="recovered_mean")
-    mean, half = mean_and_half_width(100 * (of[best] - of[second]))
-    ends = [None, None] if half != half else [mean - half, mean + half]
-    return f"{signed(mean)} points ({interval(*ends, signed)}) more than `{second}`."
+    return f"{_in_points(of[best] - of[second])} points more than `{second}`."
+
+
+def _in_points(differences: pd.Series) -> str:
+    """The mean of paired differences of shares in percentage points, and its 95 % interval."""
+    mean, half = mean_and_half_width(100 * differences)
+    ends = "one seed" if half != half else interval(mean - half, mean + half, signed)
+    return f"{signed(mean)} ({ends})"
+
+
+def widths_sentence(study: dict) -> str:
+    """What each step to a wider dictionary adds to the loss recovered, paired by seed."""
+    points = pd.DataFrame(study["points"])
+    of = points.pivot(index="seed", columns="d_sae", values="recovered_mean")
+    steps = [
+        f"to {count(wide)} features {_in_points(of[wide] - of[narrow])}"
+        for narrow, wide in itertools.pairwise(of.columns)
+    ]
+    return f"Each step adds, in percentage points with 95 % intervals: {'; '.join(steps)}."
 
 
 def _with_agreement(points: pd.DataFrame, by: str, study: dict) -> pd.DataFrame:

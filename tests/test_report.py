@@ -666,6 +666,8 @@ def results() -> dict:
                         "passed": True,
                     }
                 ],
+                "observations": [{"The talk says": "at full size", "Share": "71.7 %"}],
+                "cases": [{"Case": "1", "All five": "11.3 %"}],
             },
         },
         "features": {

@@ -165,7 +165,7 @@ def test_who_recovers_most_is_held_against_who_agrees_most():
     apart = agreeing(("a", 0.9, 0.8), ("b", 0.98, 0.4), ("c", 0.95, 0.6))
     said = study_figures.agreement_sentence(apart)
     assert said.startswith("`b` recovers most (98.0 %") and "those of 2 of the other 2" in said
-    assert "from +0.400 (`b`) to +0.800 (`a`)" in said and "+3.00 points (" in said
+    assert "from +0.400 (`b`) to +0.800 (`a`)" in said and "+3.00 (one seed)" in said
     assert "−1.00: a better reconstruction goes with features that other seeds do not" in said
     together = agreeing(("a", 0.9, 0.4), ("b", 0.98, 0.8), ("c", 0.95, 0.6))
     said = study_figures.agreement_sentence(together)
@@ -449,6 +449,18 @@ def test_a_gaussian_has_the_mean_and_covariance_and_nothing_else():
     torch.testing.assert_close(torch.cov(drawn.T), torch.cov(x.T), atol=0.02, rtol=0.05)
     skew = (drawn - drawn.mean(0)).div(drawn.std(0)).pow(3).mean(0)
     assert skew.abs().max() < 0.05 < (x - x.mean(0)).div(x.std(0)).pow(3).mean(0).abs().max()
+
+
+def test_what_each_step_of_width_adds_is_paired_by_seed():
+    values = {64: [0.90, 0.91, 0.92], 128: [0.92, 0.93, 0.94], 256: [0.91, 0.95, 0.94]}
+    points = [
+        {"d_sae": width, "seed": seed, "recovered_mean": value}
+        for width, of in values.items()
+        for seed, value in enumerate(of)
+    ]
+    said = study_figures.widths_sentence({"points": points})
+    assert "to 128 features +2.00 (+2.00 to +2.00)" in said
+    assert "; to 256 features +0.333 (−3.46 to +4.13)." in said
 
 
 def test_a_study_of_the_gaussian_crosses_data_with_widths(study_run):
