@@ -118,6 +118,12 @@ def effects(study: dict) -> pd.DataFrame:
     return table.assign(verdict=verdict.mask(table["apart"] > MOST_APART, "L0 apart"))
 
 
+def searched(study: dict) -> str:
+    """For whom λ was searched: older studies kept that of the first seed."""
+    each = pd.DataFrame(study["points"]).groupby("contender")["lambda"].nunique()
+    return "for every seed" if (each > 1).any() else "on the first seed"
+
+
 def sentence(study: dict) -> str:
     """Which deviations change the primary measure, and which do not, whichever way it came out."""
     table = effects(study).query("measure == @PRIMARY")

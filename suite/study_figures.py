@@ -158,7 +158,7 @@ def _lead(study: dict, best: str, second: str) -> str:
     """By how much the best recipe recovers more than the second, paired by seed."""
     points = pd.DataFrame(study["points"]).query("l0 == l0")  # those of all seeds
     of = points.pivot(index="seed", columns="contender", values="recovered_mean")
-    return f"{_in_points(of[best] - of[second])} points more than `{second}`."
+    return f"in percentage points {_in_points(of[best] - of[second])} more than `{second}`."
 
 
 def _in_points(differences: pd.Series) -> str:

@@ -907,9 +907,13 @@ def test_the_originals_full_budget_is_told_where_it_was_run(tmp_path):
         "about": values["study_recipes"]["about"],
     }
     text = rendered(tmp_path / "full", values)
-    assert "recovers 75.3 % (zero); it reported 74.0 %" in section(text, "Abstract")
+    assert "recovers 75.3 % (zero) at L0 16.1; it reported 74.0 %" in section(text, "Abstract")
     said = section(text, "3 ")
-    assert "73.0 % at most (after 0.1 million), and 31.0 % to 31.0 % after" in said
+    assert "73.0 % at most" in said and "a median of 31.0 %" in said
+    assert "1 of 1 tests lie there" in said and "the original's course comes out" in said
+    values["study_full_budget"]["dead"][-1]["dead"] = 0.93
+    said = section(rendered(tmp_path / "other", values), "3 ")
+    assert "0 of 1 tests lie there" in said and "course does not come out" in said
     assert "it recovers 75.3 % (zero; 74.0 % there)" in said
 
 
@@ -1052,7 +1056,7 @@ def test_numbers_in_the_template_are_no_results():
 def test_tables_are_well_formed_and_nothing_is_undefined(run):
     text = render.markdown(run)
     found = tables_of(text)
-    assert len(found) == 41
+    assert len(found) == 43
     for rows in found:
         assert len({len(row) for row in rows}) == 1, rows
         assert all(re.fullmatch("-+:?", cell) for cell in rows[1])
@@ -1271,7 +1275,7 @@ def check_page(text: str) -> Page:
 def test_the_page_is_self_contained(run):
     page = check_page(pages.html(render.markdown(run), run.folder))
     assert page.tags.count("img") == len(FIGURES)
-    assert page.tags.count("table") == 41
+    assert page.tags.count("table") == 43
     assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in [
         v for _, k, v in page.attributes if k == "content"
     ]

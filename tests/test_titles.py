@@ -63,7 +63,7 @@ def test_the_title_on_resampling_says_what_is_shown():
     first, *others = DIFFERENCES
     worse = first | {"mean": 0.2, "interval": [0.1, 0.3]}
     assert say([worse, *others]) == (
-        "Resampling raises share of dead features from the small tied start"
+        "Resampling raises dead features from the small tied start"
     )
     better = worse | {"mean": -0.2, "interval": [-0.3, -0.1]}
     assert "lowers" in say([better, *others])
