@@ -170,20 +170,37 @@ def _in_points(differences: pd.Series) -> str:
 
 def widths_sentence(study: dict) -> str:
     """What each step to a wider dictionary adds to the loss recovered, paired by seed."""
+    steps = [f"to {count(w)} features {_in_points(d)}" for w, d in _steps_of_width(study).items()]
+    return f"Each step adds, in percentage points with 95 % intervals: {'; '.join(steps)}."
+
+
+def _steps_of_width(study: dict) -> dict[int, pd.Series]:
+    """By how much more each width recovers than the one before, seed by seed."""
     points = pd.DataFrame(study["points"])
     of = points.pivot(index="seed", columns="d_sae", values="recovered_mean")
-    steps = [
-        f"to {count(wide)} features {_in_points(of[wide] - of[narrow])}"
-        for narrow, wide in itertools.pairwise(of.columns)
-    ]
-    return f"Each step adds, in percentage points with 95 % intervals: {'; '.join(steps)}."
+    return {wide: of[wide] - of[narrow] for narrow, wide in itertools.pairwise(of.columns)}
+
+
+def widths_title(study: dict) -> str:
+    """Up to which width each step is shown to recover more."""
+    best = None
+    for wide, steps in _steps_of_width(study).items():
+        mean, half = mean_and_half_width(steps)
+        if not mean > half:
+            break
+        best = wide
+    said = f"At the same L0 ({study['about']['l0']:.0f}) a wider dictionary"
+    widest = max(point["d_sae"] for point in study["points"])
+    if best is None:
+        return f"{said} is not shown to recover more"
+    return f"{said} recovers more" + (f", up to {count(best)} features" if best < widest else "")
 
 
 def _with_agreement(points: pd.DataFrame, by: str, study: dict) -> pd.DataFrame:
     rows = over_seeds(points, [by])
     agreement = [study["mmcs"][str(of)] for of in rows[by]]
     for column, key in AGREEMENT.items():
-        rows[column] = [of.get(key) for of in agreement]
+        rows[column] = [of[key] for of in agreement]
     return rows[[by, "seeds", *SETTING, *MEASURES, "least", "most", "spread", *AGREEMENT]]
 
 
@@ -487,10 +504,8 @@ def widths_figure(study: dict) -> go.Figure:
     null = rows[["d_sae"]].assign(mmcs=rows["mmcs_null"], of="random directions")
     both = pd.concat([rows.assign(of="features"), null]).melt(["d_sae", "of"], list(PANELS))
     titles = {"variable": {key: name for key, (name, _) in PANELS.items()}}
-    more = "more" if rows["recovered_mean"].iloc[-1] > rows["recovered_mean"].iloc[0] else "no more"
-    title = f"At the same L0 ({study['about']['l0']:.0f}) a wider dictionary recovers {more}"
     colours = [figures.PALETTE[0], figures.PALETTE[5]]
-    how = {"title": title, "color_discrete_sequence": colours}
+    how = {"title": widths_title(study), "color_discrete_sequence": colours}
     fig = chart("widths", both.dropna().replace(titles), **how)
     for column, (_, form) in enumerate(PANELS.values(), 1):
         fig.update_yaxes(tickformat=form, col=column)

@@ -461,6 +461,12 @@ def test_what_each_step_of_width_adds_is_paired_by_seed():
     said = study_figures.widths_sentence({"points": points})
     assert "to 128 features +2.00 (+2.00 to +2.00)" in said
     assert "; to 256 features +0.333 (−3.46 to +4.13)." in said
+    about = {"about": {"l0": 16.0}}
+    title = study_figures.widths_title({"points": points} | about)
+    assert title == "At the same L0 (16) a wider dictionary recovers more, up to 128 features"
+    assert study_figures.widths_title({"points": points[:6]} | about).endswith("recovers more")
+    worse = study_figures.widths_title({"points": points[3:]} | about)
+    assert worse.endswith("is not shown to recover more")
 
 
 def test_a_study_of_the_gaussian_crosses_data_with_widths(study_run):
