@@ -568,17 +568,18 @@ def resampling_figure(study: dict) -> go.Figure:
 
 def resampling_title(differences: list[dict]) -> str:
     """Which of the deciding measures resampling is shown to change, and which way."""
-    said = []
+    said: dict[str, list[str]] = {}
     for d in (d for d in differences if d["interval"][0] is not None):
         if d["interval"][0] > 0 or d["interval"][1] < 0:
-            what = DECIDING[d["measure"]]
             way = "raises" if d["mean"] > 0 else "lowers"
-            said.append(f"{way} {what} from the {STARTS[d['start']]}")
+            said.setdefault(f"{way} {DECIDING[d['measure']]}", []).append(STARTS[d["start"]])
     if not said:
         return "Resampling is not shown to change dead features or the loss, from either start"
-    if len(said) > 2:
-        return f"Resampling changes dead features or the loss in {len(said)} of 4 comparisons"
-    return f"Resampling {' and '.join(said)}"
+    changes = (
+        f"{what} ({'both starts' if len(starts) == len(STARTS) else starts[0]})"
+        for what, starts in said.items()
+    )
+    return f"Resampling {', '.join(changes)}"
 
 
 def study_figures(studies: dict[str, dict | None]) -> dict[str, go.Figure]:

@@ -155,7 +155,7 @@ def agreeing(*values):
     point = dict.fromkeys([*study_figures.SETTING, *study_figures.MEASURES], 1.0) | {"l0": 16.0}
     points = [point | {"contender": n, "recovered_mean": r, "seed": 0} for n, r, _ in values]
     agreement = {
-        n: {"mean": 1.0, "null": 0.1, "matched": m + i, "matched_data": float(i)}
+        n: dict(mean=1.0, null=0.1, data=0.2, matched=m + i, matched_data=float(i))
         for i, (n, _, m) in enumerate(values)
     }
     return {"points": points, "mmcs": agreement, "about": {"l0": 16.0}}
