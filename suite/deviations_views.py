@@ -245,7 +245,8 @@ def figure(study: dict) -> go.Figure:
     whose L0 are too far apart are left out.
     """
     found = effects(study).query("verdict != 'L0 apart'")
-    primary = found[(found["measure"] == PRIMARY) & (found["deviation"] != NULL)]
+    judged = ~found["deviation"].isin([NULL, ANOTHER_MODEL])
+    primary = found[(found["measure"] == PRIMARY) & judged]
     said = [
         f"{(of['verdict'] == 'change').sum()} of {len(of)} {WHERE[base]}"
         for base, of in primary.groupby("base", sort=False)

@@ -96,7 +96,7 @@ def test_the_title_on_deviations_does_not_count_the_null():
     for point in study["points"]:
         moved = 0.5 * ("norm" in point["contender"]) + 0.25 * ("seeds" in point["contender"])
         point |= {"recovered_mean": moved + 0.001 * point["seed"], "l0_mean": 16.0}
-    assert "1 of 7 in the original, 1 of 8 in the method" in title(deviations_views.figure(study))
+    assert "1 of 7 in the original, 1 of 7 in the method" in title(deviations_views.figure(study))
 
 
 def test_the_title_on_sanity_counts_measures_on_which_it_leads():
