@@ -155,7 +155,7 @@ def test_what_is_absorbed_is_said_whichever_way_it_came_out():
         return study_figures.absorption_sentence({"points": points})
 
     apart = said(a=[0.10, 0.11, 0.12], b=[0.01, -0.02, 0.01], c=[0.05, 0.06, 0.05])
-    assert "over seeds: `a`, `c` (2 of 3 recipes; by chance 0.1)" in apart
+    assert "over seeds: `a`, `c` (2 of 3 recipes; 0.1 by chance, as only" in apart
     assert "over seeds: no recipe (0 of 2" in said(a=[0.02, -0.01, 0.01], b=[-0.01, 0.01, 0.02])
     assert "no recipe" in said(a=[0.02], b=[0.01])
 
