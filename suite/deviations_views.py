@@ -8,7 +8,7 @@ from sae_lib.figures import PALETTE, colour
 from sae_lib.formats import count, interval, number, percent, signed
 from suite.charts import chart
 from suite.original import FACTS
-from suite.study_figures import mean_and_half_width
+from suite.study_figures import MOST_APART, mean_and_half_width
 
 NULL = "other seeds"
 ANOTHER_MODEL = "attention"  # trains a language model of its own
@@ -24,7 +24,6 @@ TITLES = {
     NULL: "nothing but other seeds (null)",
 }
 PRIMARY = "recovered_mean"  # declared before the study was run
-MOST_APART = 1.15  # times: pairs whose L0 differ by more are not compared
 # measure → (what it is called, factor)
 MEASURES = {
     PRIMARY: ("loss recovered, points", 100),
@@ -60,8 +59,8 @@ MECHANISMS = {
         ("fvu", "FVU", number, 1),
     ),
     "encoder_start": (
-        "A feature whose encoder does not point along its decoder writes what it does not read. If"
-        " it never fires, no gradient turns it.",
+        "A feature whose encoder does not point along its decoder writes what it does not read."
+        " More fall silent on the way, and resampling these disturbs the others (section 7).",
         ("dead_share", "dead on held-out text", percent, 1),
     ),
     "positions": (
@@ -119,7 +118,7 @@ def effects(study: dict) -> pd.DataFrame:
 
 
 def searched(study: dict) -> str:
-    """For whom λ was searched: older studies kept that of the first seed."""
+    """For whom λ was searched, by whether the seeds of a contender share it."""
     each = pd.DataFrame(study["points"]).groupby("contender")["lambda"].nunique()
     return "for every seed" if (each > 1).any() else "on the first seed"
 
@@ -176,15 +175,17 @@ def rows(study: dict) -> list[dict[str, str]]:
             cells[MEASURES[r["measure"]][0]] = signed(r["effect"]) + ends
         cells["L0 with it, without"] = ", ".join(map(number, r["l0"]))
         shown = {"change": "yes", "none shown": "no", "L0 apart": "not compared"}
-        verdict = of.loc[of["measure"] == PRIMARY, "verdict"].item()
-        cells["Changes the loss recovered"] = "null" if deviation == NULL else shown[verdict]
+        verdict = shown[of.loc[of["measure"] == PRIMARY, "verdict"].item()]
+        apart = {NULL: "null", ANOTHER_MODEL: "another model"}
+        cells["Changes the loss recovered"] = apart.get(deviation, verdict)
         table.append(cells)
     return table
 
 
 def mechanisms(study: dict) -> list[dict[str, str]]:
     """A row per deviation: how it may work, a measurement with it and without it, and where that
-    bears it out: an interval over paired seeds, without zero, on the side that is expected.
+    bears it out: an interval over paired seeds, without zero, on the side that is expected, of
+    pairs whose L0 are near.
     """
     points, table = pd.DataFrame(study["points"]), []
     points["norms"] = [norms[1] for norms in points["norms"]]
@@ -195,10 +196,13 @@ def mechanisms(study: dict) -> list[dict[str, str]]:
             for pair in ((base, f"{base}+{deviation}"), (f"{base}-{deviation}", base)):
                 if {*pair} <= set(of):
                     having, lacking = (of[name][column].astype(float) for name in pair)
+                    times = of[pair[0]]["l0_mean"] / of[pair[1]]["l0_mean"]
                     mean, half = mean_and_half_width(sign * (having - lacking).dropna())
                     borne_out = "no difference is shown"
                     if abs(mean) > half:
                         borne_out = "as expected" if mean > 0 else "the reverse"
+                    if max(times.max(), (1 / times).max()) > MOST_APART:
+                        borne_out = "not compared"
                     having, lacking = (written(part.mean()) for part in (having, lacking))
                     said.append(f"{where} {having}, without it {lacking}: {borne_out}")
         if said:

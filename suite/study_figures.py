@@ -45,6 +45,7 @@ QUALITIES = {
 QUALITY = 0.98  # loss recovered (mean ablation) at the study's L0, to which trainers are timed …
 NEAR_L0 = 1.05  # … where L0 is at most so many times that
 AROUND = 4  # the figure of recipes shows L0 from the study's over this to this many times it
+MOST_APART = 1.15  # times: the loss recovered of pairs whose L0 differ by more is not compared
 UNIVERSAL = 0.5  # the correlation from which a feature counts as universal
 MEASURES = ["recovered_zero", "recovered_mean", "fvu", "l0_mean", "dead_share", "alive"]
 AGREEMENT = {  # of seeds: columns, and what they are called in a study
@@ -346,27 +347,40 @@ def transcoder_rows(study: dict) -> pd.DataFrame:
 
 def resampling_differences(points: list[dict]) -> list[dict]:
     """With resampling minus without it, by start and deciding measure: the mean over seeds, each
-    against itself, and its 95 % interval.
+    against itself, and its 95 % interval; the mean `l0` with it and without it, and how many times
+    the one is the other in the seed where they are most `apart`.
     """
     table, found = pd.DataFrame(points).set_index(["resampling", "start", "seed"]), []
     for start, measure in itertools.product(STARTS, DECIDING):
         values = table[measure]
         mean, half = mean_and_half_width(values[True][start] - values[False][start])
-        interval = [mean - half, mean + half]
-        found.append({"start": start, "measure": measure, "mean": mean, "interval": interval})
+        cell = {"start": start, "measure": measure, "mean": mean}
+        l0 = [table["l0_mean"][on][start] for on in (True, False)]
+        times = l0[0] / l0[1]
+        apart = {"l0": [of.mean() for of in l0], "apart": max(times.max(), (1 / times).max())}
+        found.append(cell | {"interval": [mean - half, mean + half]} | apart)
     return found
+
+
+def resampling_verdict(d: dict) -> str:
+    """What a difference shows. Loss recovered depends on the L0, so it is not compared where that
+    is another.
+    """
+    low, high = d["interval"]
+    if d["measure"] == "recovered_mean" and d["apart"] > MOST_APART:
+        return f"not compared: L0 {number(d['l0'][0])} with it, {number(d['l0'][1])} without"
+    if low is None or low <= 0 <= high:
+        return "no difference is shown"
+    return "more" if low > 0 else "less"
 
 
 def resampling_sentence(study: dict) -> str:
     """What resampling did, by the deciding measures, whichever way it came out."""
     parts: dict[str, list[str]] = {start: [] for start in STARTS}
     for d in study["differences"]:
-        low, high = ends = [None if end is None else 100 * end for end in d["interval"]]
-        verdict = "no difference is shown"
-        if low is not None and (low > 0 or high < 0):
-            verdict = "more" if low > 0 else "less"
+        ends = [None if end is None else 100 * end for end in d["interval"]]
         said = f"{DECIDING[d['measure']]} {signed(100 * d['mean'])} ({interval(*ends, signed)};"
-        parts[d["start"]].append(f"{said} {verdict})")
+        parts[d["start"]].append(f"{said} {resampling_verdict(d)})")
     starts = "; ".join(f"from the {STARTS[s]}, {', '.join(said)}" for s, said in parts.items())
     n = len(study["differences"])
     return (
@@ -569,9 +583,8 @@ def resampling_figure(study: dict) -> go.Figure:
 def resampling_title(differences: list[dict]) -> str:
     """Which of the deciding measures resampling is shown to change, and which way."""
     said: dict[str, list[str]] = {}
-    for d in (d for d in differences if d["interval"][0] is not None):
-        if d["interval"][0] > 0 or d["interval"][1] < 0:
-            way = "raises" if d["mean"] > 0 else "lowers"
+    for d in differences:
+        if way := {"more": "raises", "less": "lowers"}.get(resampling_verdict(d)):
             said.setdefault(f"{way} {DECIDING[d['measure']]}", []).append(STARTS[d["start"]])
     if not said:
         return "Resampling is not shown to change dead features or the loss, from either start"

@@ -176,8 +176,20 @@ def test_effects_have_the_deviations_sign_and_are_said_whichever_way():
         point["norms"] = [0.9, 1.0 + (point["seed"] if "+" in point["contender"] else 0)]
     (how,) = deviations_views.mechanisms(study)
     assert how["With it"].count("no difference is shown") == 2, "of three seeds one has no change"
+    for point in study["points"]:
+        point["l0_mean"] = 16.0 + 4 * ("+" in point["contender"])
+    (how,) = deviations_views.mechanisms(study)
+    assert "in the original" in how["With it"] and how["With it"].count("not compared") == 1
+
     names = {y for trace in deviations_views.figure(study).data for y in trace.y}
     assert names == {deviations_views.TITLES[d] for d in ("norm", "other seeds")}
+
+
+def test_for_whom_lambda_was_searched():
+    points = [{"contender": "method", "lambda": 2.0}, {"contender": "method", "lambda": 2.0}]
+    assert deviations_views.searched({"points": points}) == "on the first seed"
+    points[1]["lambda"] = 2.1
+    assert deviations_views.searched({"points": points}) == "for every seed"
 
 
 def test_no_verdict_where_l0_differ_and_none_smaller_than_other_seeds():

@@ -246,7 +246,7 @@ def test_a_grid_ends_where_training_fails_and_with_a_single_value():
 def cells(values):
     """Points of a study of resampling: {(start, resampling): [(dead, recovered) by seed]}."""
     return [
-        {"start": start, "resampling": on, "seed": seed, "dead_share": d, "recovered_mean": r}
+        dict(start=start, resampling=on, seed=seed, dead_share=d, recovered_mean=r, l0_mean=16.0)
         for (start, on), of_seeds in values.items()
         for seed, (d, r) in enumerate(of_seeds)
     ]
@@ -284,6 +284,13 @@ def test_differences_of_resampling_are_paired_by_seed_and_said_whichever_way_the
     once = json.loads(json.dumps(files.plain({"differences": once})))
     said = study_figures.resampling_sentence(once)
     assert said.count("no difference is shown") == 4 and "not defined" in said
+    for point in points:
+        point["l0_mean"] += 4 * (point["resampling"] and point["start"] == "independent")
+    other = study_figures.resampling_sentence(
+        {"differences": study_figures.resampling_differences(points)}
+    )
+    assert "not compared: L0 20.0 with it, 16.0 without" in other
+    assert "dead features −40.0 (" in other and "; less), loss recovered" in other
 
 
 def test_a_study_of_resampling_crosses_starts_with_resampling(study_run, hook):

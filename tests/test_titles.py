@@ -51,7 +51,7 @@ def test_titles_of_the_kept_studies_fit_their_figures():
 
 
 DIFFERENCES = [
-    {"start": start, "measure": measure, "mean": 0.0, "interval": [-0.1, 0.1]}
+    dict(start=start, measure=measure, mean=0.0, interval=[-0.1, 0.1], l0=[16.0, 16.0], apart=1.0)
     for start in study_figures.STARTS
     for measure in study_figures.DECIDING
 ]
@@ -67,6 +67,8 @@ def test_the_title_on_resampling_says_what_is_shown():
     assert say(both) == (
         "Resampling raises dead features (both starts), raises loss recovered (both starts)"
     )
+    other_l0 = [d | {"l0": [16.0, 20.0], "apart": 1.25} for d in both]
+    assert say(other_l0) == "Resampling raises dead features (both starts)", "loss is not compared"
     better = worse | {"mean": -0.2, "interval": [-0.3, -0.1]}
     assert "lowers" in say([better, *others])
     assert "is not shown" in say([d | {"interval": [None, None]} for d in DIFFERENCES])
