@@ -137,10 +137,8 @@ def sentence(study: dict) -> str:
         losses = study["models"]
         said.append(
             f"The original's attention makes another language model ({number(losses['attention'])}"
-            f" nats, {number(losses['standard'])} with the usual one), on which the method's loss"
-            f" recovered is {signed(r['effect'])} points from that on ours"
-            f" ({interval(r['low'], r['high'], signed)}; one model each, so chance between models"
-            " is not in the interval)."
+            f" nats for {number(losses['standard'])}): {signed(r['effect'])} points"
+            f" ({interval(r['low'], r['high'], signed)}), from one model each."
         )
     return " ".join(said)
 

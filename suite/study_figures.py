@@ -141,7 +141,7 @@ def agreement_sentence(study: dict) -> str:
     best, least, most = agree.index[0], agree.idxmin(), agree.idxmax()
     more = (agree > agree[best]).sum()
     link = scipy.stats.spearmanr(rows["recovered_mean"], agree)
-    meaning = "no relation is shown, and so few could show only a strong one"
+    meaning = "no relation is shown"
     if link.pvalue < 0.05:
         finds = "find too" if link.statistic > 0 else "do not find"
         meaning = f"a better reconstruction goes with features that other seeds {finds}"
