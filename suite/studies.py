@@ -3,6 +3,7 @@ seeds, on one language model.
 """
 
 import itertools
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -29,6 +30,12 @@ GRID = {
     "lr": (0.5, 1.0, 2.0),
 }  # times the recipe's λ and learning rate, in the study of the classical recipe
 WIDTHS = (512, 1024, 2048, 4096, 8192)
+# changes to how features are resampled, each a possible remedy for what that does to the others
+HOW = {
+    "moments-kept": {"moments": "kept"},
+    "rate-warmed-up-again": {"lr_warmup": 0.05},
+    "weaker-encoders": {"encoder_scale": 0.02},
+}
 NULL_SEED = 10_000_019  # far from the seeds that autoencoders start from
 # cosine, and share of its activations inside the parent's, from which a feature of a wide
 # dictionary counts as part of one of a narrow
@@ -198,7 +205,7 @@ def classical_study(run: Run, hook: HookPoint) -> dict:
 def resampling_study(run: Run, hook: HookPoint) -> dict:
     """The run's recipe from either start, with resampling and without it, at the λ that brings
     it, with resampling, to the same L0 from that start: what is dead at the end and along the way,
-    and the differences that resampling makes.
+    and the differences that resampling makes. From the independent start also with each of `HOW`.
     """
     base, points, curves = sweep.changed(run.settings.sae, resampling=True), [], []
     if resolve(base).resampling is None:
@@ -210,16 +217,35 @@ def resampling_study(run: Run, hook: HookPoint) -> dict:
     for start, on, seed in itertools.product(found, (False, True), sweep.SEEDS):
         at = base.resample_at if on else None
         settings = sweep.changed(found[start], resampling=on, resample_at=at, seed=seed)
-        record = sweep.plain_record(sweep.measure(run, hook, settings))
-        summary = stages.read_summary(sweep.folder_of(run, settings))
-        touched = sum(event["resampled"] for event in summary["resampling"])
+        point, curve = resampled(run, hook, settings)
         cell = {"start": start, "resampling": on, "seed": seed}
-        points.append(record | cell | {"resampled": touched})
-        for at_step in summary["curve"]:
-            seen = {"activations": at_step["step"] * summary["recipe"]["batch"]}
-            curves.append(cell | seen | {"silent": at_step["silent_quarter"]})
+        points.append(point | cell)
+        curves += [cell | at_step for at_step in curve]
+    variants, recipe = [], RECIPES[base.recipe]
+    how = {
+        name: replace(recipe, name=name, resampling=replace(recipe.resampling, **change))
+        for name, change in HOW.items()
+    }
+    with sweep.also_known(how):
+        for name, seed in itertools.product(how, sweep.SEEDS):
+            settings = sweep.changed(found["independent"], recipe=name, seed=seed)
+            variants.append(resampled(run, hook, settings)[0] | {"how": name})
     study = {"points": points, "curves": curves, "window": base.dead_window // 4}
+    study |= {"variants": variants, "how": study_figures.how_differences(points, variants)}
     return study | {"differences": study_figures.resampling_differences(points)}
+
+
+def resampled(run: Run, hook: HookPoint, settings: SAESettings) -> tuple[dict, list[dict]]:
+    """A point, with how many features were resampled, and the squared error and L0 [before, after]
+    the last time, {"disturbed"}; and which share is silent along the way.
+    """
+    record = sweep.plain_record(sweep.measure(run, hook, settings))
+    summary = stages.read_summary(sweep.folder_of(run, settings))
+    events, batch = summary["resampling"], summary["recipe"]["batch"]
+    last = next((e for e in reversed(events) if e["resampled"]), None)
+    record |= {"resampled": sum(event["resampled"] for event in events), "disturbed": last}
+    silent = ((p["step"] * batch, p["silent_quarter"]) for p in summary["curve"])
+    return record, [{"activations": seen, "silent": share} for seen, share in silent]
 
 
 def of_seeds(run: Run, hook: HookPoint, settings: SAESettings) -> list[dict]:

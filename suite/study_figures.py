@@ -29,6 +29,11 @@ STARTS = {
 # what the study of resampling decides by, declared before it was run: the first is primary
 DECIDING = {"dead_share": "dead features", "recovered_mean": "loss recovered"}
 SETTING = ["lambda", "k", "lr"]
+HOW = {  # changes to resampling, in the study of it
+    "moments-kept": "with Adam's moments kept",
+    "rate-warmed-up-again": "with the rate warmed up again over 5 % of training",
+    "weaker-encoders": "with new encoders a tenth as long",
+}
 LOOKS = (("solid", "circle"), ("dash", "diamond"), ("dot", "square"))  # of one recipe's contenders
 COMPARED = {  # in the study of universality: whose features are compared with whose
     "ceiling": "two autoencoders of one language model (ceiling)",
@@ -387,6 +392,52 @@ def resampling_sentence(study: dict) -> str:
         f"With resampling minus without it, in percentage points with 95 % intervals: {starts}."
         f" Of {n} intervals {0.05 * n:.1f} exclude zero by chance."
     )
+
+
+def how_differences(points: list[dict], variants: list[dict]) -> list[dict]:
+    """Of each change in `HOW`: its share of dead features minus that of resampling as published,
+    from the same start and seed, and the 95 % interval.
+    """
+    table, found = pd.DataFrame(points).set_index(["resampling", "start", "seed"]), []
+    published = table["dead_share"][True]["independent"]
+    for how, of in pd.DataFrame(variants).groupby("how", sort=False):
+        changes = of.set_index("seed")["dead_share"] - published
+        mean, half = mean_and_half_width(changes)
+        interval = {"mean": mean, "interval": [mean - half, mean + half]}
+        found.append({"how": how, "dead_share": of["dead_share"].mean()} | interval)
+    return found
+
+
+def how_sentence(study: dict) -> str:
+    """What the last resampling of an independent start disturbs, how many of the dead features it
+    can have touched, and whether changes to it help; empty where it touched none.
+    """
+    points = pd.DataFrame(study["points"])
+    points = points[points["resampling"] & (points["start"] == "independent")]
+    if (points["resampled"] == 0).any():
+        return ""
+    error, l0 = (
+        pd.DataFrame([event[key] for event in points["disturbed"]]).mean()
+        for key in ("squared_error", "l0")
+    )
+    share = (l0[1] - l0[0]) / pd.DataFrame(points["disturbed"].tolist())["resampled"].mean()
+    dead = (points["dead_share"] * points["d_sae"]).mean()
+    untouched = dead - points["resampled"].mean()
+    said = (
+        f"From the independent start the last resampling raises the L0 from {number(l0[0])} to"
+        f" {number(l0[1])} and the squared error {number(error[1] / error[0])} times: a new"
+        f" feature, without a bias, fires on {percent(share)} of the inputs at first."
+    )
+    if untouched > 0:
+        said += (
+            f" Of {count(dead)} features that are dead in the end at least {count(untouched)} had"
+            " never been resampled."
+        )
+    changes = []
+    for d in study["how"]:
+        ends = [None if end is None else 100 * end for end in d["interval"]]
+        changes.append(f"{HOW[d['how']]} {signed(100 * d['mean'])} ({interval(*ends, signed)})")
+    return f"{said} The dead share changes, in percentage points, {'; '.join(changes)}."
 
 
 def resampling_rows(study: dict) -> pd.DataFrame:

@@ -173,16 +173,8 @@ def test_resampling_writes_the_same_rows_and_forgets_the_same_moments(page):
         adam.step()
     before = sae.W_dec.detach().clone()
     page.resample(sae, adams[0], dead, x, torch.Generator().manual_seed(5))
-    resampling = BRICKEN_2023.resampling
-    touched = resample(
-        theirs,
-        adams[1],
-        dead,
-        x,
-        resampling.encoder_scale,
-        resampling.centred,
-        torch.Generator().manual_seed(5),
-    )
+    generator = torch.Generator().manual_seed(5)
+    touched = resample(theirs, adams[1], dead, x, BRICKEN_2023.resampling, generator)
     assert touched == 4 and ((sae.W_dec != before).any(1) == dead).all()
     for name in WEIGHTS:
         close(getattr(sae, name), getattr(theirs, name))

@@ -2,6 +2,7 @@
 
 import torch
 
+from sae_lib.sae.recipes import Resampling
 from sae_lib.sae.resampling import resample, sampling_probabilities
 from tests.test_sparse_step import random_sae
 
@@ -41,7 +42,7 @@ def test_draws_follow_the_squared_loss():
     dead[0] = True
     first = 0
     for seed in range(2000):
-        resample(sae, optimiser, dead, x, 0.2, True, torch.Generator().manual_seed(seed))
+        resample(sae, optimiser, dead, x, Resampling(), torch.Generator().manual_seed(seed))
         first += sae.W_dec[0, 0].item() > 0.5
         with torch.no_grad():
             sae.W_dec.zero_(), sae.W_enc.zero_()
@@ -58,7 +59,7 @@ def test_resampled_features_get_their_slices_and_nothing_else_moves():
     dead = torch.zeros(12, dtype=torch.bool)
     dead[[2, 7]] = True
     x = torch.randn(64, 8)
-    assert resample(sae, optimiser, dead, x, 0.2, True, torch.Generator().manual_seed(0)) == 2
+    assert resample(sae, optimiser, dead, x, Resampling(), torch.Generator().manual_seed(0)) == 2
 
     after, alive = sae.state_dict(), ~dead
     assert torch.equal(after["b_dec"], before["b_dec"])
@@ -85,7 +86,7 @@ def test_a_resampled_feature_fires_on_the_input_it_was_drawn_from():
     dead = torch.zeros(12, dtype=torch.bool)
     dead[:5] = True
     x = torch.randn(64, 8)
-    resample(sae, optimiser, dead, x, 0.2, True, torch.Generator().manual_seed(1))
+    resample(sae, optimiser, dead, x, Resampling(), torch.Generator().manual_seed(1))
     directions = (x - sae.b_dec) / (x - sae.b_dec).norm(dim=1, keepdim=True)
     drawn = (sae.W_dec[:5] @ directions.T).argmax(1)
     assert len(set(drawn.tolist())) == 5, "each dead feature gets an input of its own"
@@ -98,8 +99,18 @@ def test_no_more_features_are_resampled_than_there_are_inputs():
     dead = torch.ones(12, dtype=torch.bool)
     assert (
         resample(
-            sae, optimiser, dead, torch.randn(4, 8), 0.2, True, torch.Generator().manual_seed(0)
+            sae, optimiser, dead, torch.randn(4, 8), Resampling(), torch.Generator().manual_seed(0)
         )
         == 4
     )
     assert torch.equal(sae.W_dec[4:], before[4:])
+
+
+def test_adams_moments_stay_where_that_is_wanted():
+    sae, optimiser = trained()
+    state = optimiser.state[sae.W_dec]
+    before = state["exp_avg"].clone()
+    dead = torch.arange(12) < 5
+    x, generator = torch.randn(64, 8), torch.Generator().manual_seed(0)
+    assert resample(sae, optimiser, dead, x, Resampling(moments="kept"), generator) == 5
+    assert torch.equal(state["exp_avg"], before) and before[dead].abs().sum() > 0

@@ -22,7 +22,9 @@ from sae_lib.sae.recipes import (
     at_width,
     is_resampling_step,
     of_recipe,
+    rate_after_resampling,
     resolve,
+    training_fingerprint,
     variants,
 )
 from sae_lib.settings import SAESettings, load
@@ -142,6 +144,29 @@ def test_resampling_happens_when_the_recipe_says():
     ]
 
 
+def test_the_rate_rises_again_after_each_resampling():
+    again = replace(BRICKEN_2023.resampling, lr_warmup=0.05)
+    recipe = replace(BRICKEN_2023, resampling=again)
+    shares = [rate_after_resampling(recipe, step, 100) for step in range(100)]
+    rises = {at + i: (i + 1) / 5 for at in (20, 40, 60) for i in range(5)}
+    assert shares == pytest.approx([rises.get(step, 1.0) for step in range(100)])
+    assert training.scheduled(recipe, 41, 100)[0] == pytest.approx(0.4 * recipe.lr)
+    assert {rate_after_resampling(BRICKEN_2023, step, 100) for step in range(100)} == {1.0}
+    often = replace(WARD_2024, resampling=replace(WARD_2024.resampling, lr_warmup=0.01))
+    assert rate_after_resampling(often, 0, 3300) == 1.0
+    assert rate_after_resampling(often, 1000, 3300) == pytest.approx(1 / 33)
+
+
+def test_what_came_later_leaves_the_fingerprints_of_older_trainings():
+    sae = SAESettings(recipe="bricken_2023")
+    known = training_fingerprint(sae)["resampling"]
+    assert known.keys() == {"at", "every", "fresh_sample", "encoder_scale", "centred"}
+    kept = replace(BRICKEN_2023.resampling, moments="kept")
+    with sweep.also_known({"kept": replace(BRICKEN_2023, resampling=kept)}):
+        changed = training_fingerprint(SAESettings(recipe="kept"))["resampling"]
+    assert changed == known | {"moments": "kept"}
+
+
 def test_initialisation_of_the_recipes():
     mean = torch.arange(8.0)
     sae = training.initialise(BRICKEN_2023, mean, 32, 0)
@@ -192,6 +217,10 @@ def test_features_die_and_resampling_brings_them_back(tmp_path):
     assert sum(e["resampled"] for e in resampled["resampling"]) > 10
     assert resampled["final_silent"] < summary["final_silent"] - 0.1
     assert [e["step"] for e in resampled["resampling"]] == [200, 400, 600]
+    for event in resampled["resampling"]:
+        before, after = event["l0"]
+        assert (after > before > 0) if event["resampled"] else after == before
+        assert all(error > 0 for error in event["squared_error"])
 
 
 class Killed(Exception):

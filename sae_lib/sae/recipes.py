@@ -28,6 +28,8 @@ class Resampling:
     fresh_sample: int = 0
     encoder_scale: float = 0.2  # new encoder norm as a share of the alive features' mean norm
     centred: bool = True  # the new direction is x − b_dec, else x
+    moments: Literal["zero", "kept"] = "zero"  # Adam's, of the weights that are resampled
+    lr_warmup: float = 0.0  # share of training over which the rate rises again after each
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,16 @@ def is_resampling_step(recipe: Recipe, step: int, n_steps: int) -> bool:
         return False
     is_periodic = r.every > 0 and step % r.every == 0
     return is_periodic or step in {round(share * n_steps) for share in r.at}
+
+
+def rate_after_resampling(recipe: Recipe, step: int, n_steps: int) -> float:
+    """The further share of the learning rate in a step, which rises linearly from the last step at
+    which features were due to be resampled; 1 without `resampling.lr_warmup`.
+    """
+    steps = round(recipe.resampling.lr_warmup * n_steps) if recipe.resampling else 0
+    recent = range(step, max(0, step - steps), -1)
+    last = next((s for s in recent if is_resampling_step(recipe, s, n_steps)), None)
+    return 1.0 if last is None else (step - last + 1) / steps
 
 
 def of_recipe(sae: SAESettings, name: str) -> SAESettings:
@@ -240,4 +252,9 @@ def training_fingerprint(sae: SAESettings) -> dict:
     later = [name for name in ("prefixes", "transcoder") if not values[name]]
     for name in ("name", "source", "differences", *later):
         del values[name]
+    if values["resampling"]:  # these came later, too
+        default = asdict(Resampling())
+        for name in ("moments", "lr_warmup"):
+            if values["resampling"][name] == default[name]:
+                del values["resampling"][name]
     return sae.model_dump(mode="json", exclude=no_effect) | values

@@ -7,6 +7,7 @@ from torch import Tensor
 from sae_lib.sae.autoencoder import SparseAutoencoder
 from sae_lib.sae.dictionaries import reconstruction
 from sae_lib.sae.engine.active_pairs import active_pairs
+from sae_lib.sae.recipes import Resampling
 
 
 def silent_on(sae: SparseAutoencoder, x: Float[Tensor, "n d_in"]) -> Bool[Tensor, " d_sae"]:
@@ -29,8 +30,7 @@ def resample(
     optimiser: torch.optim.Optimizer,
     dead: Bool[Tensor, " d_sae"],
     x: Float[Tensor, "n d_in"],
-    encoder_scale: float,
-    centred: bool,
+    how: Resampling,
     generator: torch.Generator,
 ) -> int:
     """Point each `dead` feature at an input that the autoencoder explains badly; returns how many
@@ -41,13 +41,13 @@ def resample(
     loss 0 are never drawn: where fewer others than dead features are there, the dead ones with the
     highest indices stay as they are.
 
-    The feature's decoder row becomes the unit vector of x − b_dec (`centred`: what the encoder
+    The feature's decoder row becomes the unit vector of x − b_dec (`how.centred`: what the encoder
     sees, so that the feature fires on its input) or of x. Its encoder column becomes the same
-    direction, at `encoder_scale` times the mean encoder norm of the alive features (of 1 where none
-    is alive): weak, so that it does not disturb the others at once. b_enc and a jumprelu's
-    threshold become 0, so that no former bias keeps it silent. Adam's moments of exactly these
-    weights become 0, as they belong to the former feature. The caller then calls
-    `training.constrain`, for unit columns and tied weights.
+    direction, at `how.encoder_scale` times the mean encoder norm of the alive features (of 1 where
+    none is alive): weak, so that it does not disturb the others at once. b_enc and a jumprelu's
+    threshold become 0, so that no former bias keeps it silent. With `how.moments` "zero", Adam's
+    moments of exactly these weights become 0, as they belong to the former feature. The caller then
+    calls `training.constrain`, for unit columns and tied weights.
     """
     loss = torch.cat([((part - reconstruction(sae, part)) ** 2).sum(-1) for part in x.split(4096)])
     indices = dead.nonzero().squeeze(-1)[: int((loss > 0).sum())]
@@ -56,18 +56,18 @@ def resample(
     drawn = torch.multinomial(
         sampling_probabilities(loss).cpu(), len(indices), replacement=False, generator=generator
     ).to(x.device)
-    direction = x[drawn] - sae.b_dec if centred else x[drawn]
+    direction = x[drawn] - sae.b_dec if how.centred else x[drawn]
     direction = direction / direction.norm(dim=-1, keepdim=True).clamp_min(1e-8)
     alive = ~dead
     norm = sae.W_enc_T[alive].norm(dim=1).mean() if alive.any() else torch.ones((), device=x.device)
     sae.W_dec[indices] = direction
-    sae.W_enc_T[indices] = direction * norm * encoder_scale
+    sae.W_enc_T[indices] = direction * norm * how.encoder_scale
     sae.b_enc[indices] = 0
     parameters = [sae.W_dec, sae.W_enc_T, sae.b_enc]
     if sae.architecture == "jumprelu":
         sae.threshold[indices] = 0
         parameters.append(sae.threshold)
-    for parameter in parameters:
+    for parameter in parameters if how.moments == "zero" else []:
         state = optimiser.state.get(parameter, {})
         for moment in ("exp_avg", "exp_avg_sq"):
             if moment in state:

@@ -18,8 +18,10 @@ from sae_lib.model.activations import ActivationBuffer, Source, harvest, harvest
 from sae_lib.progress import tqdm
 from sae_lib.sae import resampling
 from sae_lib.sae.autoencoder import SparseAutoencoder
+from sae_lib.sae.dictionaries import reconstruction
 from sae_lib.sae.early_stopping import EarlyStopping
 from sae_lib.sae.engine import distributed
+from sae_lib.sae.engine.active_pairs import active_pairs
 from sae_lib.sae.engine.captured import captured
 from sae_lib.sae.engine.sparse_step import gradients
 from sae_lib.sae.initialise import initialise, statistics, stay_near
@@ -30,12 +32,14 @@ from sae_lib.sae.recipes import (
     at_width,
     is_resampling_step,
     rate,
+    rate_after_resampling,
     resolve,
     training_fingerprint,
 )
 from sae_lib.settings import SAESettings
 
 MAX_LOSS_RATIO = 1000  # times the loss of the first step
+EXPLAINED = 4096  # inputs on which the error and the L0 are measured before and after resampling
 THRESHOLD_STEPS = 100  # that batchtopk's threshold averages over, at most a tenth of training
 
 
@@ -240,6 +244,7 @@ def scheduled(recipe: Recipe, step: int, n_steps: int) -> tuple[float, float, fl
     """
     threshold_weight = min(1.0, max(1 / THRESHOLD_STEPS, 10 / n_steps)) if step else 1.0
     lr = recipe.lr * rate(step, n_steps, recipe.lr_warmup, recipe.lr_decay)
+    lr *= rate_after_resampling(recipe, step, n_steps)
     return lr, rate(step, n_steps, recipe.l1_warmup, 0), threshold_weight
 
 
@@ -313,8 +318,9 @@ def resample_dead(
     state: AutoencoderTraining,
     seed: int,
 ) -> dict:
-    """Find the dead features and resample them; returns {"step", "dead", "resampled"}, where the
-    latter two are how many. Their silence goes on being counted until they fire.
+    """Find the dead features and resample them. Returns {"step"; "dead", "resampled": how many;
+    "squared_error", "l0": [before, after], see `explained`}. Their silence goes on being counted
+    until they fire.
 
     Dead are those of `dead_mask`, or, with `resampling.fresh_sample`, those that fire on none of so
     many activations drawn here.
@@ -329,13 +335,21 @@ def resample_dead(
         dead_mask = resampling.silent_on(sae, x)
     else:
         dead_mask = state.dead_mask(settings.dead_window)
-    generator = torch.Generator().manual_seed(seed + step)
-    touched = resampling.resample(
-        sae, state.optimiser, dead_mask, x, r.encoder_scale, r.centred, generator
-    )
+    generator, before = torch.Generator().manual_seed(seed + step), explained(sae, x[:EXPLAINED])
+    touched = resampling.resample(sae, state.optimiser, dead_mask, x, r, generator)
     if touched:
         constrain(sae, recipe)
     adam = state.optimiser.state.values()
     moments = [moment[name] for moment in adam for name in ("exp_avg", "exp_avg_sq")]
     distributed.broadcast_from_rank0([*sae.parameters(), *moments, state.silent])
-    return {"step": step, "dead": int(dead_mask.sum()), "resampled": touched}
+    event = {"step": step, "dead": int(dead_mask.sum()), "resampled": touched}
+    pairs = zip(before, explained(sae, x[:EXPLAINED]), strict=True)
+    return event | dict(zip(("squared_error", "l0"), map(list, pairs), strict=True))
+
+
+@torch.no_grad()
+def explained(sae: SparseAutoencoder, x: Float[Tensor, "n d_in"]) -> tuple[float, float]:
+    """The mean squared error ‖x − x̂‖² and L0 on inputs that are scaled as in training."""
+    pairs = active_pairs(sae, x)
+    error = (x - reconstruction(sae, x, pairs)).square().sum(-1).mean()
+    return float(error), len(pairs.row) / len(x)
