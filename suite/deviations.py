@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from sae_lib.checkpoints import CheckpointFolder
 from sae_lib.features.firing import Firing, firing, spread_rows
 from sae_lib.model.activations import HookPoint, harvest
 from sae_lib.sae.autoencoder import SparseAutoencoder
@@ -22,6 +23,7 @@ BASES = ("original", "method")
 OTHER_SEEDS, SHIFT = "method, other seeds", 1000  # the null: nothing differs but the seeds
 WIDTHS = (256, 512, 1024)  # of the language model's MLP, to which λ is carried over
 NEAR, TRIES = 0.07, 6  # how near every seed comes to the L0, and in how many trainings at most
+TURNS = 2  # in which the time of every training is measured
 CURVE = 200  # points of a curve that are kept
 KEPT, SHOWN = 511, 20  # firings of a feature that the original kept, and examples that are shown
 
@@ -61,6 +63,7 @@ class Deviations:
             "points": points,
             "tuning": tuning,
             "carried": self.carried(rates),
+            "times": self.times(points),
             "models": {"standard": self.loss(self.run), "attention": self.loss(model)},
         }
 
@@ -119,6 +122,28 @@ class Deviations:
                 record = sweep.plain_record(sweep.measure(run, stages.hook(run), settings))
                 found.append({"contender": name, "d_mlp": width} | record)
         return found
+
+    def times(self, points: list[dict]) -> list[dict]:
+        """Seconds of every contender's training, at its λ of the first seed, in turns: each once,
+        then each again.
+        """
+        first, timed = {p["contender"]: p for p in reversed(points)}, {}
+        hook = stages.hook(self.run)
+        for name in OWN:
+            at = {"lr": first[name]["lr"], "l1": first[name]["lambda"], "seed": sweep.SEEDS[0]}
+            timed[name] = self.settings(name, **at)
+
+        def seconds() -> dict:
+            return {
+                turn: {
+                    name: stages.fit(self.run, hook, settings, CheckpointFolder())[1]["seconds"]
+                    for name, settings in timed.items()
+                }
+                for turn in map(str, range(TURNS))
+            }
+
+        made_from = {n: stages.fingerprint_of(self.run, of) for n, of in timed.items()}
+        return list(self.run.kept_results("deviations/times", made_from, seconds).values())
 
     def loss(self, run: Run) -> float:
         return run.summary("language_model")["curve"][-1]["heldout"]

@@ -16,9 +16,9 @@ TITLES = {
     "norm": "decoder normalised along dimensions",
     "dead_test": f"dead after {FACTS['dead_sample']:,} silent activations",
     "resampling_end": "resampling to the end of training",
-    "loss_units": "squared error as a mean, λ to match",
+    "loss_units": "squared error as a mean",
     "b_dec": "b_dec starts at random",
-    "encoder_start": "encoder starts independently, as in the paper",
+    "encoder_start": "encoder starts independently",
     "positions": "one position of each row",
     "attention": "the original's attention",
     NULL: "nothing but other seeds (null)",
@@ -165,19 +165,37 @@ def _of_base(base: str, of: pd.DataFrame) -> str:
 
 def rows(study: dict) -> list[dict[str, str]]:
     """The table: a row per deviation and base."""
-    table = []
+    table, timed = [], times(study)
     for (base, deviation), of in effects(study).groupby(["base", "deviation"], sort=False):
         cells = {"Deviation": TITLES[deviation], "In": base}
         for r in of.to_dict("records"):
             ends = f" ({interval(r['low'], r['high'], signed)})" if r["low"] == r["low"] else ""
             cells[MEASURES[r["measure"]][0]] = signed(r["effect"]) + ends
         cells["L0 with it, without"] = ", ".join(map(number, r["l0"]))
+        ratio = timed.get((base, deviation))
+        cells["Time, with over without"] = "–" if ratio is None else ratio
         shown = {"change": "yes", "none shown": "no", "L0 apart": "not compared"}
         verdict = shown[of.loc[of["measure"] == PRIMARY, "verdict"].item()]
         apart = {NULL: "null", ANOTHER_MODEL: "another model"}
         cells["Changes the loss recovered"] = apart.get(deviation, verdict)
         table.append(cells)
     return table
+
+
+def times(study: dict) -> dict[tuple[str, str], str]:
+    """How many times as long a training takes with the deviation as without it: the median over
+    turns and, in brackets, the least and the most, by (base, deviation).
+    """
+    seconds = pd.DataFrame(study["times"])
+    found = {}
+    for name in seconds:
+        base = next(base for base in WHERE if name.startswith(base))
+        ratio = seconds[name] / seconds[base]
+        ratio = 1 / ratio if "+" in name else ratio
+        low, middle, high = ratio.quantile([0, 0.5, 1])
+        said = f"{number(middle)} ({number(low)} to {number(high)})"
+        found[base, name[len(base) :].strip("+-")] = said
+    return found
 
 
 def mechanisms(study: dict) -> list[dict[str, str]]:
@@ -235,8 +253,8 @@ def described(name: str) -> str:
 def contenders(study: dict) -> pd.DataFrame:
     """Means over seeds: what each is like, and whom the original's test calls dead."""
     points = pd.DataFrame(study["points"])
-    columns = ["l0_mean", PRIMARY, "alive", "information", "called_dead", "wrongly"]
-    columns += ["wrongly_expected", "seconds"]
+    columns = ["l0_mean", PRIMARY, "alive", "information", "called_dead"]
+    columns += ["wrongly", "wrongly_expected"]
     return (
         points.astype({c: float for c in columns}).groupby("contender", sort=False)[columns].mean()
     )

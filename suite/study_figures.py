@@ -441,8 +441,12 @@ def how_sentence(study: dict) -> str:
 
 
 def resampling_rows(study: dict) -> pd.DataFrame:
-    """A row per start, without and with resampling: means over seeds."""
-    rows = over_seeds(pd.DataFrame(study["points"]), ["start", "resampling"])
+    """A row per start, without and with resampling, and per change to it: means over seeds."""
+    points, variants = pd.DataFrame(study["points"]), pd.DataFrame(study["variants"])
+    points["resampling"] = points["resampling"].map({True: "with", False: "without"})
+    variants["resampling"] = variants["how"].map(HOW)
+    both = pd.concat([points, variants.assign(start="independent")])
+    rows = over_seeds(both, ["start", "resampling"])
     columns = ["start", "resampling", "seeds", "resampled", *MEASURES]
     return rows[columns].replace({"start": STARTS})
 
@@ -623,7 +627,7 @@ def resampling_figure(study: dict) -> go.Figure:
             fig.add_scatter(**at, **look, mode="markers", row=1, col=column)
             ticks = {"tickvals": [0, 1], "ticktext": ["without", "with"], "range": [-0.5, 1.5]}
             fig.update_xaxes(title="resampling", **ticks, col=column)
-    for column, form in enumerate((".0%", ".2%", ".1%", ","), 1):
+    for column, form in enumerate((".0%", ".0%", ".1%", ","), 1):
         fig.update_yaxes(tickformat=form, col=column)
     fig.update_xaxes(title="activations seen", col=1)
     legend = {"orientation": "h", "x": 0, "y": -0.3, "yanchor": "top"}

@@ -139,7 +139,7 @@ def made_up(values: dict[str, list[float]], **l0: float) -> dict:
         for name, of in values.items()
         for seed, v in enumerate(of)
     ]
-    return {"points": points}
+    return {"points": points, "times": [dict.fromkeys(values, 2.0)]}
 
 
 def test_effects_have_the_deviations_sign_and_are_said_whichever_way():
@@ -162,6 +162,10 @@ def test_effects_have_the_deviations_sign_and_are_said_whichever_way():
     original, method = said.split("In the method, ")
     assert "1 of 1 change" in original and "decoder normalised along dimensions −10.3" in original
     assert method.startswith("1 of 1 change") and "Other seeds alone, the null, change" in method
+    slow = {"original": 3, "original+norm": 2, "method": 4, "method-norm": 2}
+    study["times"] = [slow, slow | {"original": 9, "method-norm": 8}, slow]
+    found = [row["Time, with over without"] for row in deviations_views.rows(study)]
+    assert found == ["1.50 (1.50 to 4.50)", "0.500 (0.500 to 2.00)", "–"]
     once = made_up({"method": [0.9], "method-norm": [0.5]})
     assert "0 of 1 change" in deviations_views.sentence(once)
     table = deviations_views.rows(study)
@@ -244,6 +248,8 @@ def test_a_study_measures_every_deviation(small_study):
     assert not set(recovered["method"]) & set(recovered[deviations.OTHER_SEEDS]), "the null"
     assert (other.loc["method", "norms"].map(lambda n: n[1] - n[0]) < 1e-4).all(), "unit features"
     assert {(c["contender"], c["d_mlp"]) for c in study["carried"]} >= {("original", 32)}
+    assert [set(turn) for turn in study["times"]] == [set(deviations.OWN)] * 2
+    assert all(seconds > 0 for turn in study["times"] for seconds in turn.values())
     assert study["models"]["standard"] != study["models"]["attention"]
     said = deviations_views.sentence(study)
     assert "In the original, " in said and "makes another language model" in said
@@ -254,7 +260,7 @@ def test_a_study_measures_every_deviation(small_study):
 
 def test_a_finished_study_is_not_made_again(small_study, monkeypatch):
     run, study, _ = small_study
-    monkeypatch.setattr(stages, "train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(stages, "fit", lambda *_: pytest.fail("trained again"))
     assert deviations.study(run)["points"] == study["points"]
 
 

@@ -274,6 +274,7 @@ def studied() -> dict:
             for s in (0, 1)
         ]
     )
+    disturbed = {"resampled": 7, "l0": [12.3, 16.7], "squared_error": [70.3, 81.9]}
     split = {
         "narrow": 64,
         "wide": 128,
@@ -300,7 +301,7 @@ def studied() -> dict:
         },
         "study_resampling": {
             "points": [
-                point("", s, 0.9, start=start, resampling=on, resampled=7)
+                point("", s, 0.9, start=start, resampling=on, resampled=7, disturbed=disturbed)
                 for start in study_figures.STARTS
                 for on in (False, True)
                 for s in (0, 1)
@@ -312,6 +313,10 @@ def studied() -> dict:
                 for s in (0, 1)
             ],
             "window": 750,
+            "variants": [
+                point("", s, 0.9, resampled=7, how=how) for how in study_figures.HOW for s in (0, 1)
+            ],
+            "how": [{"how": how, "mean": 0.1, "interval": [0, 0.2]} for how in study_figures.HOW],
             "differences": differences,
             "about": about,
         },

@@ -303,7 +303,8 @@ def test_a_study_of_resampling_crosses_starts_with_resampling(study_run, hook):
     assert {c["seed"] for c in curve} == {0, 1} and study["window"] == 750
     last = max(c["activations"] for c in curve)
     assert last == study["points"][0]["activations"]
-    assert len(study_figures.resampling_rows(study)) == 4
+    assert {v["how"] for v in study["variants"]} == set(study_figures.HOW) == set(studies.HOW)
+    assert len(study_figures.resampling_rows(study)) == 4 + len(studies.HOW)
     said = study_figures.resampling_sentence(study)
     assert said.count("from the ") == 2 and said.count("dead features ") == 2
     figure = study_figures.resampling_figure(study)
@@ -312,6 +313,36 @@ def test_a_study_of_resampling_crosses_starts_with_resampling(study_run, hook):
     other = replace(study_run, settings=study_run.settings.model_copy(update={"sae": topk}))
     with pytest.raises(SettingsError, match="recipe topk resamples nothing"):
         studies.resampling_study(other, hook)
+
+
+def test_what_resampling_disturbs_is_said_with_whether_changes_to_it_help():
+    points = [
+        dict(start="independent", resampling=True, seed=seed, dead_share=dead, d_sae=1000)
+        | {"resampled": 100, "disturbed": dict(resampled=50, l0=[20, 45], squared_error=[10, 40])}
+        for seed, dead in enumerate((0.3, 0.4, 0.5))
+    ]
+    variants = [
+        {"how": how, "seed": seed, "dead_share": dead}
+        for how, of in {
+            "moments-kept": (0.3, 0.4, 0.5),
+            "weaker-encoders": (0.1, 0.21, 0.29),
+        }.items()
+        for seed, dead in enumerate(of)
+    ]
+    how = study_figures.how_differences(points, variants[::-1])
+    by = {d["how"]: d for d in how}
+    assert by["moments-kept"]["mean"] == 0 and by["moments-kept"]["interval"] == [0, 0]
+    assert by["weaker-encoders"]["mean"] == pytest.approx(-0.2)
+    expected = scipy.stats.ttest_1samp([-0.2, -0.19, -0.21], 0).confidence_interval(0.95)
+    found = by["weaker-encoders"]["interval"]
+    assert found == pytest.approx([expected.low, expected.high])
+    said = study_figures.how_sentence({"points": points, "how": how})
+    assert "raises the L0 from 20.0 to 45.0 and the squared error 4.00 times" in said
+    assert "fires on 50.0 % of the inputs" in said
+    assert "Of 400 features that are dead in the end at least 300 had never" in said
+    assert "with new encoders a tenth as long −20.0 (" in said
+    points[0] |= {"resampled": 0, "disturbed": None}
+    assert study_figures.how_sentence({"points": points, "how": how}) == ""
 
 
 def test_a_recipe_has_one_colour_in_every_figure(study_run):
