@@ -143,6 +143,22 @@ def sentence(study: dict) -> str:
     return " ".join(said)
 
 
+def brief(study: dict) -> str:
+    """What the two plainest faults change, in the method and in the original, where measured."""
+    table = effects(study).query("measure == @PRIMARY").set_index(["deviation", "base"])
+    shown = {"none shown": "no change shown", "L0 apart": "not compared"}
+    said = []
+    for deviation, what in (("norm", "axis"), ("dead_test", "test")):
+        measured = [base for base in ("method", "original") if (deviation, base) in table.index]
+        rows = {base: table.loc[deviation, base] for base in measured}
+        parts = (
+            f"{shown.get(row['verdict'], signed(row['effect']))} {WHERE[base]}"
+            for base, row in rows.items()
+        )
+        said += [f"of the {what} {' and '.join(parts)}"] if rows else []
+    return f"The effect on the loss recovered, in points: {'; '.join(said)}" if said else ""
+
+
 def _of_base(base: str, of: pd.DataFrame) -> str:
     """The verdicts of one base in words."""
     named = {verdict: [] for verdict in ("change", "none shown", "L0 apart")}
@@ -321,8 +337,8 @@ def full_sentence(study: dict) -> str:
         f" alive; it recovers {percent(record['recovered_zero'])} (zero;"
         f" {percent(FACTS['recovered_zero'])} there) and"
         f" {percent(record['recovered_mean'])} (mean) at L0 {record['l0_mean']:.1f}"
-        f" ({FACTS['l0_mean']:.0f} there). Its λ may be too large for our smaller activations"
-        " (appendix B); this was not tested."
+        f" ({FACTS['l0_mean']:.0f} there). One seed; its λ may be too large for our smaller"
+        " activations (appendix B), which was not tested."
     )
 
 

@@ -62,14 +62,14 @@ def strongest(study: dict) -> dict[str, dict]:
 
 
 def brief(study: dict, named: bool = True) -> str:
-    """On how many of the measures the subject is ahead of every baseline, and on how many behind at
-    least one; `named`: which those are.
+    """On how many of the measures the subject is ahead of every baseline that has it, and on how
+    many behind at least one; `named`: which those are.
     """
     leads = [_short(m) for m, best in strongest(study).items() if best["ahead"]]
     behind = {m: best["above"] for m, best in strongest(study).items() if best["above"]}
     on = [_short(m) + (f" ({', '.join(of)})" if named else "") for m, of in behind.items()]
     what = "a TopK autoencoder" if study["subject"] == "trained" else "the autoencoder"
-    said = f"{what} is ahead of every sanity baseline on {len(leads)}"
+    said = f"{what} is ahead of all sanity baselines that have the measure on {len(leads)}"
     said += f" ({' and '.join(leads)})" if leads else ""
     return said + (f", and behind at least one on {len(on)}: {', '.join(on)}" if on else "")
 

@@ -144,7 +144,7 @@ def agreement_sentence(study: dict) -> str:
     rows = rows[~rows["contender"].str.contains("bfloat16|as given")].set_index("contender")
     agree = (rows["matched"] - rows["matched_data"]).astype(float)
     best, least, most = agree.index[0], agree.idxmin(), agree.idxmax()
-    more = (agree > agree[best]).sum()
+    more, others = (agree > agree[best]).sum(), len(rows) - 1
     link = scipy.stats.spearmanr(rows["recovered_mean"], agree)
     meaning = "no relation is shown"
     if link.pvalue < 0.05:
@@ -153,10 +153,10 @@ def agreement_sentence(study: dict) -> str:
     return (
         f"`{best}` recovers most ({percent(rows['recovered_mean'].iloc[0])}, mean ablation),"
         f" {_lead(study, *rows.index[:2])} Its seeds match by {number(rows['matched'].iloc[0])},"
-        f" {signed(agree[best])} beyond the activations; those of {more} of the other"
-        f" {len(rows) - 1} recipes by more beyond theirs, from {signed(agree[least])} (`{least}`)"
-        f" to {signed(agree[most])} (`{most}`). Over the {len(rows)} recipes reconstruction and"
-        f" this difference have a rank correlation of {signed(link.statistic)}: {meaning}."
+        f" {signed(agree[best])} beyond the activations; {more} of the other {others} recipes do so"
+        f" by more. The differences lie from {signed(agree[least])} (`{least}`) to"
+        f" {signed(agree[most])} (`{most}`). Their rank correlation with what is recovered is"
+        f" {signed(link.statistic)}: {meaning}."
     )
 
 
@@ -195,7 +195,7 @@ def widths_title(study: dict) -> str:
         if not mean > half:
             break
         best = wide
-    said = f"At the same L0 ({study['about']['l0']:.0f}) a wider dictionary"
+    said = f"Near L0 {study['about']['l0']:.0f} a wider dictionary"
     widest = max(point["d_sae"] for point in study["points"])
     if best is None:
         return f"{said} is not shown to recover more"
@@ -273,21 +273,27 @@ def universality_sentences(study: dict) -> list[str]:
     it came out. Primary, declared before the study was run: what is left once the token is
     regressed out; and for the second question with the density held.
     """
-    points, beside = pd.json_normalize(study["points"]), {}
-    for column in ("residual", "raw", "residual_share", "raw_share"):
-        but = []
-        for null, what in [*COMPARED.items()][2:]:
-            ours, theirs = (points[f"compared.{name}.{column}"] for name in ("models", null))
-            mean, half = mean_and_half_width(ours - theirs)
+    points, said = pd.json_normalize(study["points"]), {}
+    by = {"residual": "mean", "residual_share": "share", "raw": "mean", "raw_share": "share"}
+    for column, what in by.items():
+        but, found = [], {name: points[f"compared.{name}.{column}"] for name in COMPARED}
+        for null, described in [*COMPARED.items()][2:]:
+            mean, half = mean_and_half_width(found["models"] - found[null])
             if not mean > half:
                 verdict = "less" if mean < -half else "level"
-                but.append(f"{what.removesuffix(' (null)')} ({verdict})")
-        beside[column] = "more than every null" + (f" but {', '.join(but)}" if but else "")
+                short = described.removesuffix(" (null)")
+                short = short.replace("two untrained language models", "untrained ones")
+                but.append(f"{short} ({verdict})")
+        written = percent if what == "share" else "{:.2f}".format
+        ours, fresh = (written(found[name].mean()) for name in ("models", "fresh"))
+        said[column] = f"({ours}; untrained ones {fresh}) more than every null"
+        said[column] += f" but {', '.join(but)}" if but else ""
+    least = study["about"]["universal"]
     said = [
-        f"By the mean best correlation, two language models agree {beside['residual']} with the"
-        f" current token regressed out, and raw {beside['raw']}; by the share of features with one"
-        f" of at least {study['about']['universal']}, {beside['residual_share']}, and raw"
-        f" {beside['raw_share']}."
+        "Primary is what is left with the current token regressed out: two models agree by the mean"
+        f" best correlation {said['residual']}, and by the share of features with one of at least"
+        f" {least} {said['residual_share']}. Raw they agree by the mean {said['raw']}, and by the"
+        f" share {said['raw_share']}."
     ]
     for quality, what in QUALITIES.items():
         held, free, most, least = (
@@ -318,17 +324,23 @@ def gaussian_sentence(study: dict) -> str:
     verdict = "no difference is shown"
     if abs(mean) > half:
         verdict = f"width buys {'more' if mean < 0 else 'less'} on the activations"
-    said = [
-        f"{percent(of.mean())} ({percent(table[kind, narrow].mean())} to"
-        f" {percent(table[kind, wide].mean())} of the variance)"
-        for kind, of in left.items()
-    ]
+    fell = {kind: [percent(table[kind, width].mean()) for width in (narrow, wide)] for kind in left}
+    said = [" to ".join(fell[kind]) for kind in left]
     return (
-        f"At L0 {study['about']['l0']:.0f}, {count(wide)} features leave {said[0]} of the error of"
-        f" {count(narrow)}; on a Gaussian with the same mean and covariance, {said[1]}. The"
-        f" difference is {signed(100 * mean)} points"
+        f"With TopK at L0 {study['about']['l0']:.0f}, going from {count(narrow)} to {count(wide)}"
+        f" features takes the variance unexplained from {said[0]}; on a Gaussian with the same mean"
+        f" and covariance, from {said[1]}. The shares left differ by {signed(100 * mean)} points"
         f" ({interval(100 * (mean - half), 100 * (mean + half), signed)}): {verdict}."
     )
+
+
+def predicted_by_graphs(study: dict) -> str:
+    """Spearman's correlation of predicted and actual changes of the logits, of the first transcoder
+    in the table: the mean over seeds, the least and the most.
+    """
+    points = pd.json_normalize(study["points"])
+    of = points[points["contender"] == points["contender"][0]]["graphs.spearman"]
+    return f"{number(of.mean())} ({number(of.min())} to {number(of.max())} over seeds)"
 
 
 def transcoder_rows(study: dict) -> pd.DataFrame:
@@ -437,7 +449,10 @@ def how_sentence(study: dict) -> str:
     for d in study["how"]:
         ends = [None if end is None else 100 * end for end in d["interval"]]
         changes.append(f"{HOW[d['how']]} {signed(100 * d['mean'])} ({interval(*ends, signed)})")
-    return f"{said} The dead share changes, in percentage points, {'; '.join(changes)}."
+    return (
+        f"{said} Of changes tried afterwards the dead share moves, in percentage points,"
+        f" {'; '.join(changes)}."
+    )
 
 
 def resampling_rows(study: dict) -> pd.DataFrame:
@@ -568,17 +583,21 @@ def _clearly_above_zero(values: pd.Series) -> bool:
 
 
 def widths_figure(study: dict) -> go.Figure:
-    """What width buys at the same L0: loss recovered, FVU, dead share, and agreement of seeds."""
+    """What width buys near the same L0: loss recovered, FVU, dead share, and agreement of seeds."""
     rows = widths_rows(study)
-    null = rows[["d_sae"]].assign(mmcs=rows["mmcs_null"], of="random directions")
-    both = pd.concat([rows.assign(of="features"), null]).melt(["d_sae", "of"], list(PANELS))
+    nulls = [
+        rows[["d_sae"]].assign(mmcs=rows[column], of=what)
+        for what, column in (("random directions", "mmcs_null"), ("activations", "mmcs_data"))
+    ]
+    both = pd.concat([rows.assign(of="features"), *nulls]).melt(["d_sae", "of"], list(PANELS))
     titles = {"variable": {key: name for key, (name, _) in PANELS.items()}}
-    colours = [figures.PALETTE[0], figures.PALETTE[5]]
+    colours = [figures.PALETTE[0], figures.PALETTE[5], figures.PALETTE[5]]
     how = {"title": widths_title(study), "color_discrete_sequence": colours}
     fig = chart("widths", both.dropna().replace(titles), **how)
     for column, (_, form) in enumerate(PANELS.values(), 1):
         fig.update_yaxes(tickformat=form, col=column)
-    fig.update_traces(line_dash="dot", selector={"name": "random directions"})
+    for null, dash in (("random directions", "dot"), ("activations", "dash")):
+        fig.update_traces(line_dash=dash, selector={"name": null})
     return fig.update_xaxes(tickvals=rows["d_sae"].tolist())
 
 
@@ -648,6 +667,23 @@ def resampling_title(differences: list[dict]) -> str:
         for what, starts in said.items()
     )
     return f"Resampling {', '.join(changes)}"
+
+
+def resampling_brief(differences: list[dict]) -> str:
+    """The same with how much it changes the primary measure, in points."""
+    primary = [d for d in differences if d["measure"] == [*DECIDING][0]]
+    sizes = (f"{signed(100 * d['mean'])} ({STARTS[d['start']]})" for d in primary)
+    said = resampling_title(differences).replace("Resampling", "resampling")
+    return f"{said}: {', '.join(sizes)} points of {DECIDING[primary[0]['measure']]}"
+
+
+def not_at_one_l0(differences: list[dict]) -> str:
+    """Of which starts the loss recovered is not compared, for the figure's caption."""
+    verdicts = {
+        d["start"]: resampling_verdict(d) for d in differences if d["measure"] != "dead_share"
+    }
+    starts = [STARTS[start] for start, of in verdicts.items() if of.startswith("not compared")]
+    return f"; of the {' and the '.join(starts)} the losses are not at one L0" if starts else ""
 
 
 def study_figures(studies: dict[str, dict | None]) -> dict[str, go.Figure]:

@@ -166,7 +166,11 @@ def test_effects_have_the_deviations_sign_and_are_said_whichever_way():
     study["times"] = [slow, slow | {"original": 9, "method-norm": 8}, slow]
     found = [row["Time, with over without"] for row in deviations_views.rows(study)]
     assert found == ["1.50 (1.50 to 4.50)", "0.500 (0.500 to 2.00)", "–"]
+    said = deviations_views.brief(study)
+    assert said.endswith(": of the axis −5.67 in the method and −10.3 in the original")
     once = made_up({"method": [0.9], "method-norm": [0.5]})
+    assert deviations_views.brief(once).endswith(": of the axis no change shown in the method")
+    assert deviations_views.brief(made_up({"method": [0.9], "method-b_dec": [0.5]})) == ""
     assert "0 of 1 change" in deviations_views.sentence(once)
     table = deviations_views.rows(study)
     assert [row["In"] for row in table] == ["original", "method", "method"]

@@ -1671,7 +1671,7 @@ def test_a_larger_run_is_a_column_and_has_the_gallery(tmp_path):
     assert "| 7 |" not in section(text, "4 ") and "| 7 |" in section(text, "Appendix E")
 
 
-@pytest.mark.parametrize(("neurons", "apart"), [(18, "none is shown"), (7, "more often")])
+@pytest.mark.parametrize(("neurons", "apart"), [(18, "no difference is shown"), (7, "more often")])
 def test_the_blind_test_is_told_as_it_came_out(tmp_path, neurons, apart):
     def kind(right: int) -> dict:
         of = {"right": right, "expected": 0.5, "p": 0.0}

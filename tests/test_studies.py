@@ -164,12 +164,15 @@ def agreeing(*values):
 def test_who_recovers_most_is_held_against_who_agrees_most():
     apart = agreeing(("a", 0.9, 0.8), ("b", 0.98, 0.4), ("c", 0.95, 0.6))
     said = study_figures.agreement_sentence(apart)
-    assert said.startswith("`b` recovers most (98.0 %") and "those of 2 of the other 2" in said
-    assert "from +0.400 (`b`) to +0.800 (`a`)" in said and "+3.00 (one seed)" in said
+    assert said.startswith("`b` recovers most (98.0 %") and "2 of the other 2 recipes do so" in said
+    assert (
+        "The differences lie from +0.400 (`b`) to +0.800 (`a`)" in said
+        and "+3.00 (one seed)" in said
+    )
     assert "−1.00: a better reconstruction goes with features that other seeds do not" in said
     together = agreeing(("a", 0.9, 0.4), ("b", 0.98, 0.8), ("c", 0.95, 0.6))
     said = study_figures.agreement_sentence(together)
-    assert "those of 0 of the other 2" in said and said.endswith("that other seeds find too.")
+    assert "0 of the other 2" in said and said.endswith("that other seeds find too.")
     more = agreeing(("a", 0.9, 0.4), ("b", 0.98, 0.8), ("c", 0.95, 0.6), ("d, as given", 1, 0.9))
     assert study_figures.agreement_sentence(more) == said, "it is not at the same L0"
     mixed = agreeing(("a", 0.9, 0.4), ("b", 0.98, 0.8), ("c", 0.95, 0.3), ("d", 0.92, 0.7))
@@ -290,6 +293,16 @@ def test_differences_of_resampling_are_paired_by_seed_and_said_whichever_way_the
         {"differences": study_figures.resampling_differences(points)}
     )
     assert "not compared: L0 20.0 with it, 16.0 without" in other
+    captions = [
+        study_figures.not_at_one_l0(differences)
+        for differences in (found, study_figures.resampling_differences(points))
+    ]
+    assert captions == ["", "; of the independent start the losses are not at one L0"]
+    said = study_figures.resampling_brief(found)
+    assert said.startswith("resampling lowers dead features (independent start)")
+    assert said.endswith(
+        ": +0 (small tied start), −40.0 (independent start) points of dead features"
+    )
     assert "dead features −40.0 (" in other and "; less), loss recovered" in other
 
 
@@ -501,7 +514,7 @@ def test_what_each_step_of_width_adds_is_paired_by_seed():
     assert "; to 256 features +0.333 (−3.46 to +4.13)." in said
     about = {"about": {"l0": 16.0}}
     title = study_figures.widths_title({"points": points} | about)
-    assert title == "At the same L0 (16) a wider dictionary recovers more, up to 128 features"
+    assert title == "Near L0 16 a wider dictionary recovers more, up to 128 features"
     assert study_figures.widths_title({"points": points[:6]} | about).endswith("recovers more")
     worse = study_figures.widths_title({"points": points[3:]} | about)
     assert worse.endswith("is not shown to recover more")
@@ -532,7 +545,19 @@ def test_width_is_held_against_a_gaussian(wide, verdict):
         for seed, fvu in enumerate(of)
     ]
     said = study_figures.gaussian_sentence({"points": points, "about": {"l0": 16.0}})
-    assert said.endswith(f": {verdict}.") and "75.0 % (80.0 % to 60.0 % of the variance)" in said
+    assert said.endswith(f": {verdict}.") and "from 8 to 32 features takes" in said
+    assert "same mean and covariance, from 80.0 % to 60.0 %." in said
+
+
+def test_what_graphs_predict_is_that_of_the_first_transcoder():
+    of = {"transcoder": (0.8, 0.9, 0.7), "skip_transcoder": (0.1, 0.2, 0.3)}
+    points = [
+        {"contender": name, "graphs": {"spearman": value}}
+        for values in zip(*of.values(), strict=True)
+        for name, value in zip(of, values, strict=True)
+    ]
+    said = study_figures.predicted_by_graphs({"points": points})
+    assert said == "0.800 (0.700 to 0.900 over seeds)"
 
 
 def test_the_figure_of_every_published_study_is_drawn_without_a_browser(tmp_path):

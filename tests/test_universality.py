@@ -81,7 +81,7 @@ def test_the_sentences_say_either():
         return {"points": points, "about": {"universal": 0.5}}
 
     above, better, stronger = study_figures.universality_sentences(study(0.6, 0.5))
-    assert above.endswith("than every null.")
+    assert above.endswith("(30.0 %; untrained ones 15.5 %) more than every null.")
     assert "have more of it" in better and "rule" in better and "ablating" in stronger
     no, worse, _ = study_figures.universality_sentences(study(0.3, -0.5))
     assert "every null but neurons" in no and "less of it" in worse
