@@ -18,7 +18,7 @@ TITLES = {
     "resampling_end": "resampling to the end of training",
     "loss_units": "squared error as a mean",
     "b_dec": "b_dec starts at random",
-    "encoder_start": "encoder starts independently",
+    "encoder_start": "encoder starts independently, as in the paper",
     "positions": "one position of each row",
     "attention": "the original's attention",
     NULL: "nothing but other seeds (null)",
@@ -51,7 +51,7 @@ MECHANISMS = {
     "loss_units": (
         "A mean divides the error and its gradient by the layer's width; Adam's step hardly depends"
         " on that scale. Once λ is searched for the same L0, the trade-off is the same.",
-        ("lambda", "λ at that L0", number, -1),
+        ("fvu", "FVU", number, 1),
     ),
     "b_dec": (
         "Features see activations that are not centred until b_dec has moved to their mean. It is"
@@ -301,23 +301,35 @@ def figure(study: dict) -> go.Figure:
 
 
 def carried_rows(study: dict) -> list[dict[str, str]]:
-    """L0 where λ is kept while the layer's width changes."""
-    table = pd.DataFrame(study["carried"]).pivot(
-        index="contender", columns="d_mlp", values="l0_mean"
-    )
-    return [
-        {"Squared error": title}
-        | {f"L0 at {count(width)} neurons": f"{table.loc[name, width]:.1f}" for width in table}
-        for name, title in UNITS.items()
-    ]
+    """L0, and FVU in brackets, where λ is kept while the layer's width changes."""
+    table = pd.DataFrame(study["carried"]).set_index(["contender", "d_mlp"])[["l0_mean", "fvu"]]
+    widths = table.index.unique("d_mlp")
+    found = []
+    for name, title in UNITS.items():
+        cells = {"Squared error": title}
+        for width in widths:
+            l0, fvu = table.loc[name, width]
+            cells[f"L0 (FVU) at {count(width)} neurons"] = f"{l0:.1f} ({fvu:.2f})"
+        found.append(cells)
+    return found
 
 
 def carried_sentence(study: dict) -> str:
-    """How far λ carries over to other widths: the largest L0 over the smallest."""
-    l0 = pd.DataFrame(study["carried"]).groupby("contender", sort=False)["l0_mean"]
-    times = l0.max() / l0.min()
+    """How far λ carries over to other widths: the largest L0 over the smallest, and where FVU is
+    above one half, that this is the ratio of autoencoders that hardly reconstruct.
+    """
+    of = pd.DataFrame(study["carried"]).groupby("contender", sort=False)
+    times, poor = of["l0_mean"].max() / of["l0_mean"].min(), of["fvu"].min() > 0.5
     said = [f"{number(times[name])} ({title})" for name, title in UNITS.items()]
-    return f"Over these widths the largest L0 is this many times the smallest: {'; '.join(said)}."
+    hardly = [title for name, title in UNITS.items() if poor[name]]
+    return (
+        f"Over these widths the largest L0 is this many times the smallest: {'; '.join(said)}."
+        + (
+            f" Hardly anything is reconstructed at this λ with: {'; '.join(hardly)}."
+            if hardly
+            else ""
+        )
+    )
 
 
 def full_sentence(study: dict) -> str:

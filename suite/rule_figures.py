@@ -1,5 +1,5 @@
-"""Figures of the rules: how well they do by kind of unit, and the map of the clusters that they
-name.
+"""What the rules found, as sentences and figures: how well they do by kind of unit, and the map of
+the clusters that they name.
 """
 
 import pandas as pd
@@ -8,7 +8,7 @@ from plotly.colors import qualitative
 from plotly.subplots import make_subplots
 
 from sae_lib.figures import PALETTE
-from sae_lib.formats import number, percent
+from sae_lib.formats import interval, number, percent, signed
 from sae_lib.interpretability.scores import MEASURES
 from suite.charts import chart
 from suite.markup import label
@@ -28,9 +28,42 @@ KINDS = {  # in the order of the figure
     "principal": "principal directions, unmatched",
     "untrained": "untrained model's features, unmatched",
 }
+PAIRS = {  # features of which kind against what
+    "feature - neuron_matched": "matched neurons",
+    "feature_strong - neuron_strong": "matched neurons over the strong half",
+    "feature - random": "random directions",
+    "feature - untrained_matched": "the features of an untrained model",
+}
 LABELS = 14  # clusters whose names are written on the map, and which have colours
 CLUSTERS = qualitative.Prism[:10]  # no recipe's
 UNNAMED = "#d5dae0"
+
+
+def compared(interpretability: dict) -> str:
+    """Features against the other kinds by the primary measure, the median information, whichever
+    way it came out, and without a verdict where densities do not match; AUROC stands beside it.
+    """
+    said, beside = [], []
+    for pair, other in PAIRS.items():
+        if found := interpretability["differences"].get(pair):
+            d, ends = (found["information_median"][key] for key in ("difference", "interval"))
+            match = interpretability["density_match"][pair.split(" - ")[1]]
+            verdict = f"their densities differ by a factor of {number(match['factor'])}: no verdict"
+            if match["matched"]:
+                verdict = _ahead(ends, "features are ahead", "features are behind", "level")
+            within = interval(*(100 * end for end in ends), signed)
+            said.append(f"{other} {signed(100 * d)} ({within}; {verdict})")
+            d, ends = (found["auroc_median"][key] for key in ("difference", "interval"))
+            how = _ahead(ends, "ahead of", "behind", "level with")
+            beside.append(f"{how} {other} ({signed(d)}, {interval(*ends, signed)})")
+    return (
+        "By information, features minus others, in percentage points with 95 % intervals:"
+        f" {'; '.join(said)}. By AUROC, features are {', '.join(beside)}."
+    )
+
+
+def _ahead(ends: list[float], ahead: str, behind: str, level: str) -> str:
+    return ahead if ends[0] > 0 else behind if ends[1] < 0 else level
 
 
 def against_neurons(scores: pd.DataFrame) -> go.Figure:

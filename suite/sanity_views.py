@@ -89,8 +89,8 @@ def sentence(study: dict) -> str:
             rest.append(said.replace("-", "\N{MINUS SIGN}"))
     over = f"over {n} seed{'s' if n != 1 else ''} "
     return (
-        f"The autoencoder ({study['subject']}) is ahead of every baseline, with a 95 % interval"
-        f" {over}above zero, on {len(ahead)} of {len(MEASURES)} measures{named}."
+        f"The autoencoder ({study['subject']}) is ahead of every baseline that has it, with a 95 %"
+        f" interval {over}above zero, on {len(ahead)} of {len(MEASURES)} measures{named}."
         + (f" The strongest baseline on the others: {'; '.join(rest)}." if rest else "")
     )
 
@@ -150,7 +150,7 @@ def figure(study: dict) -> go.Figure:
     colours = {"autoencoder": PALETTE[0], "baseline": PALETTE[5]}
     found = strongest(study)
     ahead = sum(best["ahead"] for best in found.values())
-    title = f"The autoencoder leads every baseline on {ahead} of {len(found)} measures"
+    title = f"The autoencoder leads all baselines that have it on {ahead} of {len(found)} measures"
     how = {"category_orders": order, "color_discrete_map": colours}
     how["title"] = f"{title} (a point per seed)"
     fig = chart("sanity", melted.replace({"measure": titles}), **how)

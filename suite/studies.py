@@ -61,7 +61,7 @@ def study(run: Run, which: str) -> dict:
 
 
 def recipes_study(run: Run, hook: HookPoint) -> dict:
-    """Every recipe at the same L0 with the best of three learning rates, and near two other L0
+    """Every recipe at the same L0 with its best learning rate, and near two other L0
     with one seed; `ward_2024` also as it was given; bfloat16 against float32.
     """
     base, tuning, chosen = run.settings.sae, [], {}

@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -256,16 +257,16 @@ def universality_rows(study: dict) -> pd.DataFrame:
         for column, title in (("raw", "raw"), ("residual", "token regressed out")):
             of = f"compared.{name}.{column}"
             cells[f"Best correlation, {title}"] = with_interval(points[of])
-            cells[f"Universal, {title}"] = percent(points[f"{of}_share"].mean())
+            cells[f"Universal, {title}"] = with_interval(points[f"{of}_share"], percent)
         table.append(cells)
     return pd.DataFrame(table)
 
 
-def with_interval(values: pd.Series) -> str:
+def with_interval(values: pd.Series, written: Callable[[float], str] = "{:.2f}".format) -> str:
     """The mean over seeds, in brackets its 95 % interval where there is one."""
     mean, half = mean_and_half_width(values)
-    ends = "" if np.isnan(half) else f" ({mean - half:.2f} to {mean + half:.2f})"
-    return f"{mean:.2f}{ends}".replace("-", "\N{MINUS SIGN}")
+    ends = "" if np.isnan(half) else f" ({written(mean - half)} to {written(mean + half)})"
+    return f"{written(mean)}{ends}".replace("-", "\N{MINUS SIGN}")
 
 
 def universality_sentences(study: dict) -> list[str]:
@@ -377,6 +378,11 @@ def resampling_differences(points: list[dict]) -> list[dict]:
         apart = {"l0": [of.mean() for of in l0], "apart": max(times.max(), (1 / times).max())}
         found.append(cell | {"interval": [mean - half, mean + half]} | apart)
     return found
+
+
+def l0_apart(one: float, other: float) -> bool:
+    """Whether two L0 are so far apart that the loss recovered is not compared."""
+    return max(one / other, other / one) > MOST_APART
 
 
 def resampling_verdict(d: dict) -> str:
@@ -599,6 +605,23 @@ def widths_figure(study: dict) -> go.Figure:
     for null, dash in (("random directions", "dot"), ("activations", "dash")):
         fig.update_traces(line_dash=dash, selector={"name": null})
     return fig.update_xaxes(tickvals=rows["d_sae"].tolist())
+
+
+def classical_sentence(study: dict) -> str:
+    """How far the best setting's score varies over seeds, beside the best of other widths."""
+
+    def score(record: dict) -> float:
+        return record["fvu"] + record["l0_mean"] / study["d_in"]
+
+    least, most = (end(map(score, study["best"])) for end in (min, max))
+    width = study["best"][0]["d_sae"]
+    other = min((p for p in study["points"] if p["d_sae"] != width), key=score)
+    shown = "is" if score(other) > most else "is not"
+    return (
+        f"The score is FVU + L0 / d_in: {number(least)} to {number(most)} over these seeds, and"
+        f" {number(score(other))} for the best setting with {count(other['d_sae'])} features, so"
+        f" the width {shown} shown to matter."
+    )
 
 
 def classical_figure(study: dict) -> go.Figure:

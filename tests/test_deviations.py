@@ -193,6 +193,23 @@ def test_effects_have_the_deviations_sign_and_are_said_whichever_way():
     assert names == {deviations_views.TITLES[d] for d in ("norm", "other seeds")}
 
 
+def test_how_far_lambda_carries_over_is_said_with_what_hardly_reconstructs():
+    fvu, l0 = {"original": (0.8, 0.9)}, {"method": (12.0, 15.0)}
+    points = [
+        {"contender": name, "d_mlp": width, "fvu": fvu.get(name, (0.2, 0.1))[i]}
+        | {"l0_mean": l0.get(name, (4.0, 1.0))[i]}
+        for name in deviations_views.UNITS
+        for i, width in enumerate((256, 512))
+    ]
+    said = deviations_views.carried_sentence({"carried": points})
+    assert "4.00 (mean over dimensions" in said and "1.25 (sum, activations scaled" in said
+    assert said.endswith("at this λ with: mean over dimensions (original).")
+    rows = deviations_views.carried_rows({"carried": points})
+    assert rows[0]["L0 (FVU) at 512 neurons"] == "1.0 (0.90)"
+    well = [point | {"fvu": 0.1} for point in points]
+    assert "Hardly" not in deviations_views.carried_sentence({"carried": well})
+
+
 def test_for_whom_lambda_was_searched():
     points = [{"contender": "method", "lambda": 2.0}, {"contender": "method", "lambda": 2.0}]
     assert deviations_views.searched({"points": points}) == "on the first seed"

@@ -214,6 +214,20 @@ def test_the_classical_study_keeps_the_best_score(study_run):
     )
 
 
+@pytest.mark.parametrize(("other", "shown"), [(0.4, "is shown"), (0.29, "is not shown")])
+def test_a_width_of_the_classical_recipe_is_held_against_the_spread_of_seeds(other, shown):
+    best = [{"d_sae": 64, "fvu": fvu, "l0_mean": 3.2} for fvu in (0.18, 0.2)]  # 0.28 and 0.30
+    points = [*best, *({"d_sae": 128, "fvu": fvu, "l0_mean": 0.0} for fvu in (other, 0.9))]
+    said = study_figures.classical_sentence({"points": points, "best": best, "d_in": 32})
+    assert "0.280 to 0.300 over these seeds" in said
+    assert f"with 128 features, so the width {shown}" in said
+
+
+def test_loss_recovered_is_compared_near_one_l0():
+    assert not study_figures.l0_apart(16.0, 18.0) and not study_figures.l0_apart(18.0, 16.0)
+    assert study_figures.l0_apart(17.2, 11.2) and study_figures.l0_apart(11.2, 17.2)
+
+
 @pytest.mark.parametrize(
     "best, expected",
     [

@@ -127,18 +127,43 @@ def test_the_title_on_rules_names_who_leads(neurons, said):
     assert f"features 80.0 %, neurons {100 * neurons:.1f} %, random 60.0 %" in by_kind
 
 
+def test_the_verdicts_of_rules_are_those_of_information():
+    def found(ends: tuple[float, float]) -> dict:
+        return {"difference": sum(ends) / 2, "interval": list(ends)}
+
+    differences = {
+        "feature - neuron_matched": {
+            "information_median": found((-0.04, 0.02)),
+            "auroc_median": found((-0.07, -0.03)),
+        },
+        "feature - random": {
+            "information_median": found((0.05, 0.1)),
+            "auroc_median": found((-0.01, 0.02)),
+        },
+    }
+    matches = {kind: {"factor": 1.1, "matched": True} for kind in ("neuron_matched", "random")}
+    ruled = {"differences": differences, "density_match": matches}
+    said = rule_figures.compared(ruled)
+    assert "matched neurons −1.00 (−4.00 to +2.00; level);" in said
+    assert "random directions +7.50 (+5.00 to +10.0; features are ahead)." in said
+    assert "features are behind matched neurons (−0.0500, " in said
+    assert "level with random directions (+0.00500" in said
+    matches["random"] = {"factor": 1.87, "matched": False}
+    assert "their densities differ by a factor of 1.87: no verdict" in rule_figures.compared(ruled)
+
+
 def test_titles_on_clamping_count_features():
     ranks = pd.DataFrame({"p": [0.05, 0.05, 0.1, 1.0]})
     said = "50.0 % of the features beat all 19 random directions; by chance it would be 5 %"
     assert title(clamping_views.ranks_figure(ranks)) == said
     rows = []
-    for direction, kl in (("feature", 2.0), ("random directions", 1.0), ("other features", 3.0)):
+    for direction, kl in (("feature", 2.0), ("random directions", 1.0), ("other features", 1.5)):
         measured = {f"{c}{end}": kl for c in ("kl", "change") for end in ("", "_least", "_most")}
         rows += [{"direction": direction, "value": value} | measured for value in (5.0, 20.0)]
     ahead = pd.DataFrame(rows)
     behind = ahead.assign(kl_most=ahead["kl_most"].where(ahead["direction"] == "feature", 9.0))
     fig = clamping_views.sweep_figure({"a": ahead, "b": behind}, [5.0, 5.0])
-    assert title(fig) == "1 of 2 features beat every random direction at 4 × maximum (KL)"
+    assert title(fig) == "By KL, 1 of 2 features beat every control at 4 × maximum"
 
 
 def test_a_table_is_written_in_words():

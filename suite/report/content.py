@@ -15,7 +15,7 @@ from sae_lib import settings as settings_module
 from sae_lib.errors import ArtefactError
 from sae_lib.settings import Section, Settings
 from sae_lib.toy import metrics
-from suite import deviations_views, project, sanity_views, study_figures
+from suite import deviations_views, project, rule_figures, sanity_views, study_figures
 from suite.original import ORIGINAL
 from suite.runs import Run, settings_hash
 
@@ -112,6 +112,7 @@ def context(run: Run) -> dict[str, Any]:
         "rows": study_figures.rows_of(studies),
         "sanity": sanity_views if studies["sanity"] else None,
         "deviations_views": deviations_views,
+        "rule_figures": rule_figures,
         "by_chance": circuits.writers_by_chance,
         "shares_apart": metrics.shares_apart,
         "rehearsal": rehearsal(),
