@@ -18,7 +18,7 @@ TITLES = {
     "resampling_end": "resampling to the end of training",
     "loss_units": "squared error as a mean",
     "b_dec": "b_dec starts at random",
-    "encoder_start": "encoder starts independently, as in the paper",
+    "encoder_start": "independent encoder, as in the paper",
     "positions": "one position of each row",
     "attention": "the original's attention",
     NULL: "nothing but other seeds (null)",

@@ -29,10 +29,10 @@ KINDS = {  # in the order of the figure
     "untrained": "untrained model's features, unmatched",
 }
 PAIRS = {  # features of which kind against what
-    "feature - neuron_matched": "matched neurons",
-    "feature_strong - neuron_strong": "matched neurons over the strong half",
+    "feature - neuron_matched": "neurons of the same density",
+    "feature_strong - neuron_strong": "such neurons over the strong half",
     "feature - random": "random directions",
-    "feature - untrained_matched": "the features of an untrained model",
+    "feature - untrained_matched": "an untrained model's features",
 }
 LABELS = 14  # clusters whose names are written on the map, and which have colours
 CLUSTERS = qualitative.Prism[:10]  # no recipe's
@@ -60,6 +60,22 @@ def compared(interpretability: dict) -> str:
         "By information, features minus others, in percentage points with 95 % intervals:"
         f" {'; '.join(said)}. By AUROC, features are {', '.join(beside)}."
     )
+
+
+def brief(interpretability: dict) -> str:
+    """The same in a clause each, without the strong half."""
+    said, beside = [], []
+    for pair, other in PAIRS.items():
+        found = interpretability["differences"].get(pair)
+        if found and not pair.startswith("feature_strong"):
+            d, ends = (found["information_median"][key] for key in ("difference", "interval"))
+            how = _ahead(ends, "ahead of", "behind", "level with")
+            if not interpretability["density_match"][pair.split(" - ")[1]]["matched"]:
+                how = "not to be compared with"
+            within = interval(*(100 * end for end in ends), signed)
+            said.append(f"{how} {other} ({signed(100 * d)} points, {within})")
+            beside.append(_ahead(found["auroc_median"]["interval"], "ahead", "behind", "level"))
+    return f"features are {', '.join(said)}; by AUROC {', '.join(beside)}."
 
 
 def _ahead(ends: list[float], ahead: str, behind: str, level: str) -> str:

@@ -274,7 +274,7 @@ def universality_sentences(study: dict) -> list[str]:
     it came out. Primary, declared before the study was run: what is left once the token is
     regressed out; and for the second question with the density held.
     """
-    points, said = pd.json_normalize(study["points"]), {}
+    points, beside = pd.json_normalize(study["points"]), {}
     by = {"residual": "mean", "residual_share": "share", "raw": "mean", "raw_share": "share"}
     for column, what in by.items():
         but, found = [], {name: points[f"compared.{name}.{column}"] for name in COMPARED}
@@ -287,14 +287,14 @@ def universality_sentences(study: dict) -> list[str]:
                 but.append(f"{short} ({verdict})")
         written = percent if what == "share" else "{:.2f}".format
         ours, fresh = (written(found[name].mean()) for name in ("models", "fresh"))
-        said[column] = f"({ours}; untrained ones {fresh}) more than every null"
-        said[column] += f" but {', '.join(but)}" if but else ""
+        beside[column] = f"({ours}; untrained ones {fresh}) more than every null"
+        beside[column] += f" but {', '.join(but)}" if but else ""
     least = study["about"]["universal"]
     said = [
         "Primary is what is left with the current token regressed out: two models agree by the mean"
-        f" best correlation {said['residual']}, and by the share of features with one of at least"
-        f" {least} {said['residual_share']}. Raw they agree by the mean {said['raw']}, and by the"
-        f" share {said['raw_share']}."
+        f" best correlation {beside['residual']}, and by the share of features with one of at least"
+        f" {least} {beside['residual_share']}. Raw they agree by the mean {beside['raw']}, and by"
+        f" the share {beside['raw_share']}."
     ]
     for quality, what in QUALITIES.items():
         held, free, most, least = (

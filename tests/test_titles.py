@@ -144,11 +144,15 @@ def test_the_verdicts_of_rules_are_those_of_information():
     matches = {kind: {"factor": 1.1, "matched": True} for kind in ("neuron_matched", "random")}
     ruled = {"differences": differences, "density_match": matches}
     said = rule_figures.compared(ruled)
-    assert "matched neurons −1.00 (−4.00 to +2.00; level);" in said
+    assert "neurons of the same density −1.00 (−4.00 to +2.00; level);" in said
     assert "random directions +7.50 (+5.00 to +10.0; features are ahead)." in said
-    assert "features are behind matched neurons (−0.0500, " in said
+    assert "features are behind neurons of the same density (−0.0500, " in said
     assert "level with random directions (+0.00500" in said
+    said = rule_figures.brief(ruled)
+    assert said.startswith("features are level with neurons of the same density (−1.00 points, ")
+    assert "), ahead of random directions (" in said and said.endswith("; by AUROC behind, level.")
     matches["random"] = {"factor": 1.87, "matched": False}
+    assert "not to be compared with random directions" in rule_figures.brief(ruled)
     assert "their densities differ by a factor of 1.87: no verdict" in rule_figures.compared(ruled)
 
 
