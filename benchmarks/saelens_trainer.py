@@ -2,9 +2,10 @@
 
 Usage: python saelens_trainer.py SPECIFICATION.json ACTIVATIONS.npy OUT_FOLDER
 The specification has `architecture`, `d_sae`, `batch`, `activations` (how many are trained on),
-`lr`, `seed` and further `values` of SAELens' configuration. The schedule is that of our recipes:
-the rate warmed up over 5 % and falling linearly over the last 30 %, a penalty warmed up over 10 %;
-b_dec starts at the mean of the data, which SAELens leaves at zero.
+`lr`, `seed`, `threads`, `dead_feature_window` in steps, and further `values` of SAELens'
+configuration. The schedule is that of our recipes: the rate warmed up over 5 % and falling linearly
+over the last 30 %, a penalty warmed up over 10 %; b_dec starts at the mean of the data, which
+SAELens leaves at zero.
 """
 
 import json
@@ -26,6 +27,7 @@ def main() -> None:
     architecture, batch = wanted["architecture"], wanted["batch"]
     x, n_steps = np.load(x, mmap_mode="r"), wanted["activations"] // wanted["batch"]
     torch.manual_seed(wanted["seed"])
+    torch.set_num_threads(wanted["threads"])
     kind, config = get_sae_training_class(architecture)
     values = wanted["values"] | {"d_in": x.shape[1], "d_sae": wanted["d_sae"]}
     if architecture in WARM_UP:
@@ -49,7 +51,7 @@ def main() -> None:
         adam_beta1=0.9,
         adam_beta2=0.999,
         train_batch_size_samples=batch,
-        dead_feature_window=1000,
+        dead_feature_window=wanted["dead_feature_window"],
         feature_sampling_window=2000,
         logger=LoggingConfig(log_to_wandb=False),
     )

@@ -127,10 +127,11 @@ def measure(run: Run, hook: HookPoint, settings: SAESettings) -> dict:
     evaluated = {"evaluation": run.settings.evaluation.model_dump(), "choosing": stages.CHOOSING}
     made_from, folder = stages.fingerprint_of(run, settings) | evaluated, folder_of(run, settings)
     where = f"sweep/{run.folder.name}/{folder.name}" if run.parent else f"sweep/{folder.name}"
-    return run.kept_results(where, made_from, partial(_measured, run, hook, settings, folder))
+    return run.kept_results(where, made_from, partial(measured_in, run, hook, settings, folder))
 
 
-def _measured(run: Run, hook: HookPoint, settings: SAESettings, folder: Path) -> dict:
+def measured_in(run: Run, hook: HookPoint, settings: SAESettings, folder: Path) -> dict:
+    """The record of `measure`, of an autoencoder trained into `folder`."""
     stages.make_other_autoencoder(run, hook, settings, folder)
     measured, few = evaluated(run, hook, SparseAutoencoder.load(folder, hook.device))
     summary = stages.read_summary(folder)

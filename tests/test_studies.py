@@ -11,7 +11,7 @@ import pytest
 import scipy.stats
 import torch
 
-from benchmarks import saelens_best
+from benchmarks import saelens_study
 from sae_lib import figures, files
 from sae_lib.errors import SettingsError, TrainingError
 from sae_lib.features.agreement import mmcs
@@ -412,98 +412,82 @@ def test_studies_are_drawn_published_and_found(study_run, tmp_path, monkeypatch)
     )
 
 
-def test_our_seconds_stand_beside_saelens_of_the_same_point():
-    point = {
-        "lr": 1e-3,
-        "threads": 2,
-        "recovered_zero": 0.9,
-        "recovered_mean": 0.95,
-        "fvu": 0.1,
-        "dead_share": 0.0,
-        "alive": 128,
-        "l0_mean": 16.0,
-    }
-    theirs = [
-        point | {"contender": "SAELens standard", "lambda": 3.0, "activations": n, "seconds": s}
-        for n, s in ((1024, 10.0), (4096, 40.0))
-    ]
-    ours = [
-        point
-        | {
-            "contender": "bricken_2023, float32",
-            "lambda": 1.8,
-            "beside": 3.0,
-            "activations": 4096,
-            "seconds": s,
-            "recovered_mean": s / 10,
-        }
-        for s in (7.0, 9.0)
-    ]
-    rows = study_figures.saelens_rows({"points": ours + theirs}).to_dict("records")
-    assert [(r["contender"], r["activations"], r["seeds"]) for r in rows] == [
-        ("SAELens standard", 1024, 1),
-        ("SAELens standard", 4096, 1),
-        ("bricken_2023, float32", 4096, 2),
-    ]
-    assert [r["speed"] for r in rows] == [1, 1, 5] and rows[2]["recovered_mean"] == pytest.approx(
-        0.8
-    )
+def timed(name, activations, seconds, recovered=0.985, l0=16.0):
+    """Records of one number of activations, a seed for each of the seconds."""
+    given = {"contender": name, "activations": activations, "recovered_mean": recovered}
+    return [given | {"seed": i, "seconds": s, "l0_mean": l0} for i, s in enumerate(seconds)]
 
 
-def test_the_time_to_a_quality_is_that_of_the_fastest_training_that_has_it():
-    made = [  # seed, activations, seconds, loss recovered, L0
-        (0, 100, 10.0, 0.985, 16.0),
-        (0, 50, 5.0, 0.981, 16.7),
-        (0, 25, 2.0, 0.99, 16.9),  # too many features
-        (1, 100, 10.0, 0.97, 16.0),  # too little
-        (1, 200, 20.0, 0.98, 15.0),
-    ]
-    names = ("seed", "activations", "seconds", "recovered_mean", "l0_mean")
-    points = [
-        {"contender": "a", "lr": 1e-3, "alive": 9.0, **dict(zip(names, p, strict=True))}
-        for p in made
-    ]
-    points.append(points[3] | {"contender": "b"})
+def test_the_time_to_a_quality_is_that_of_the_first_number_of_activations_that_has_it():
+    short = timed("SAELens topk", 50, [40.0], recovered=0.979)
+    points = short + timed("SAELens topk", 100, [80.0, 100.0, 120.0])
+    points += timed("ours", 50, [9.0, 10.0, 11.0], l0=16.7)
     study = {"points": points, "about": {"l0": 16.0}}
-    rows = study_figures.saelens_best_rows(study).to_dict("records")
-    assert rows[0]["Seconds to 98.0 %"] == "12 (2 of 2 seeds)"  # of 5 and 20
-    assert rows[0]["L0"] == "16.0" and rows[0]["Seconds"] == "10"
-    assert rows[1]["Seconds to 98.0 %"] == "not reached"
+    said = study_figures.saelens_sentence(study)
+    assert "they take 100 s and 10.0 s" in said
+    assert "takes 10.0 times as long (7.27 to 13.3" in said and "8 times, is met" in said
+    rows = study_figures.saelens_times(study).to_dict("records")
+    assert [row["Seeds with 98.0 %"] for row in rows] == ["0 of 1", "3 of 3", "3 of 3"]
+    assert rows[1]["Seconds"] == "80.0 to 120" and rows[0]["Seconds"] == "40.0"
+    for p in points[-3:]:
+        p["seconds"] *= 2
+    assert "8 times, is missed" in study_figures.saelens_sentence(study)
+    points[-1]["l0_mean"] = 16.9  # too many features
+    assert "`ours` did not reach 98.0 % with all seeds" in study_figures.saelens_sentence(study)
 
 
-def test_the_best_of_each_side_trains_on_all_budgets():
+def test_a_trainer_is_shown_at_its_best_rate():
+    values = {"k": 0, "lambda": 0.5, "l0_mean": 16.04, "fvu": 0.1, "dead_share": 0.0, "alive": 9}
+    made = [(0.004, 0.97, False), (0.001, 0.99, True), (0.002, 0.98, False)]
+    names = ("lr", "recovered_mean", "best")
+    tuning = [{"contender": "a", **values, **dict(zip(names, m, strict=True))} for m in made]
+    (row,) = study_figures.saelens_rows({"tuning": tuning}).to_dict("records")
+    assert row["Rate"] == "0.001" and row["Recovered, mean"] == "99.0 %"
+    assert row["Rates tried"] == "0.001, 0.002, 0.004" and row["L0"] == "16.0"
+
+
+def test_ours_is_the_recipe_that_recovers_most_in_the_study_of_recipes(study_run):
+    best = study_figures.recipes_rows(made(study_run, "study_recipes")).iloc[0]
+    ours = saelens_study.Ours(study_run, None)
+    assert ours.name == best["contender"].partition(", ")[0] == ours.given.recipe
+    assert ours.given.lr == best["lr"] and ours.given.precision == "float32"
+    assert ours.given.l1 == (best["lambda"] or None)
+
+
+def test_the_best_of_each_side_is_timed_until_all_seeds_have_the_quality():
     class Contender:
         def __init__(self, recovered):
-            self.recovered, self.trained = recovered, []
+            self.recovered, self.timings = recovered, []
 
-        def at_its_best_rate(self):
-            return {"lr": 1e-3}
+        def at_its_best_rate(self, activations):
+            assert activations == 2048
+            measured = {"l0_mean": 16.0, "recovered_mean": self.recovered}
+            high = measured | {"recovered_mean": 2 - self.recovered}  # not the best one's
+            choosing = {2e-3: high, 1e-3: measured}
+            return {"lr": 1e-3}, [
+                measured | {"lr": lr, "choosing": of} for lr, of in choosing.items()
+            ]
 
-        def of_seeds(self, best, activations):
-            self.trained.append(activations)
-            record = best | {"activations": activations, "recovered_mean": self.recovered}
-            return [record | {"seed": seed} for seed in (0, 1)]
+        def searched(self, best, activations):
+            return best | {"activations": activations}
 
-    given = {"SAELens topk": 0.7, "SAELens standard": 0.9, "ours": 0.8, "ours, too": 0.6}
+        def timed(self, wanted, seed):
+            self.timings.append((wanted["activations"], seed))
+            recovered = 0.9 + wanted["activations"] / 4096 * 0.081 - seed * 0.001
+            return wanted | {"seed": seed, "recovered_mean": recovered, "l0_mean": 16.0}
+
+    given = {"SAELens topk": 0.7, "SAELens standard": 0.9, "ours": 0.99, "ours, too": 0.6}
     contenders = {name: Contender(recovered) for name, recovered in given.items()}
-    found = saelens_best.compared(contenders, 4096, (0.5, 1.0, 2.0))
-    trained = {name: contender.trained for name, contender in contenders.items()}
-    assert trained["SAELens topk"] == trained["ours, too"] == [4096]
-    assert trained["SAELens standard"] == trained["ours"] == [4096, 2048, 8192]
-    assert len(found) == 2 * 8 and found[0]["contender"] == "SAELens topk"
-
-
-def test_a_point_of_saelens_is_drawn_where_it_saw_the_same_activations(study_run):
-    study = made(study_run, "study_recipes")
-    n = study["points"][0]["activations"]
-    theirs = [
-        study["points"][0]
-        | {"contender": "SAELens standard", "lambda": float(i), "activations": n * i}
-        for i in (1, 2)
-    ]
-    for about, drawn in ((study["about"], [1]), (study["about"] | {"lm_tokens": 1}, [])):
-        traces = study_figures.recipes_figure(study, {"points": theirs, "about": about}).data
-        assert [len(t.x) for t in traces if t.name == "SAELens standard"] == drawn
+    budgets = (2.0, 0.5, 1.0, 4.0)
+    found = saelens_study.compared(contenders, 4096, budgets, lambda *_: None)
+    timings = {name: contender.timings for name, contender in contenders.items()}
+    assert timings["SAELens topk"] == timings["ours, too"] == []
+    wanted = [(4096, 0), (4096, 1), (4096, 2), (8192, 0), (8192, 1), (8192, 2)]
+    assert timings["SAELens standard"] == wanted
+    assert timings["ours"] == [(2048, 0), *wanted]  # it had the quality on these before
+    assert [p["contender"] for p in found["points"]] == ["SAELens standard"] * 6 + ["ours"] * 7
+    assert [r["best"] for r in found["tuning"]] == [False, True] * 4
+    assert saelens_study.compared(contenders, 4096, (), lambda *_: None)["points"] == []
 
 
 def test_a_gaussian_has_the_mean_and_covariance_and_nothing_else():

@@ -38,7 +38,7 @@ NOTEBOOK_OF = {
     "study_widths": "`python -m suite study`",
     "study_classical": "`python -m suite study`",
     "study_resampling": "`python -m suite study`",
-    "study_saelens": "`python -m benchmarks.saelens_frontier`",
+    "study_saelens": "`python -m benchmarks.saelens_study`",
     "study_sanity": "`python -m suite sanity`",
     "study_deviations": "`python -m suite study`",
     "study_full_budget": "`python -m suite study`",
